@@ -93,8 +93,8 @@ class Config(BaseModel):
         """Return the model that builds the network of a run in `folder`.
 
         Raises:
-            UsageError: there is none, or its builder needs consent (`trust_builder`), or cannot be imported.
-            RunError: the exported graph of the run is missing or damaged.
+            UsageError: There is none, or its builder needs consent (`trust_builder`), or cannot be imported.
+            RunError: The exported graph of the run is missing or damaged.
         """
         if self.builder is None:
             return registry.find_model(self.model)
@@ -108,7 +108,7 @@ class Config(BaseModel):
         """Return the network with fresh weights.
 
         Args:
-            model: as `find_model` returns it; None: a network of the registry.
+            model: As `find_model` returns it. None: a network of the registry.
         """
         size, channels = self.preprocess.size, self.preprocess.channels
         model = model or registry.find_model(self.model)
@@ -152,7 +152,7 @@ class Classifier:
         """The model that built the network.
 
         Raises:
-            UsageError: it is unknown.
+            UsageError: It is unknown.
         """
         return self._model or registry.find_model(self.config.model)
 

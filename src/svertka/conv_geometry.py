@@ -17,7 +17,7 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilat
     Everything in pixels. At least 1.
 
     Raises:
-        UsageError: the dilated kernel is larger than the padded input.
+        UsageError: The dilated kernel is larger than the padded input.
 
     Source: Dumoulin & Visin 2016, relationship 15.
 
@@ -68,7 +68,7 @@ class ConvShape:
         One number for `stride`, `padding` or `dilation` holds for both axes.
 
         Raises:
-            UsageError: they do not fit together; the message has both shapes.
+            UsageError: They do not fit together; the message has both shapes.
 
         >>> shape = ConvShape.of((16, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
         >>> shape.output
@@ -132,7 +132,7 @@ def to_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """`value` for both axes, (vertical, horizontal); `name`: of the argument.
 
     Raises:
-        UsageError: it is neither a whole number nor two of them.
+        UsageError: It is neither a whole number nor two of them.
     """
     if isinstance(value, int):
         return value, value

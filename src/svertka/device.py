@@ -23,7 +23,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """Return the device `name`: "cpu", "cuda", "cuda:1", or "auto" for cuda if available, else cpu.
 
     Raises:
-        UsageError: no such device on this machine.
+        UsageError: No such device on this machine.
     """
     # Not mps, which has no float64.
     here = {"cuda": torch.cuda.is_available(), "cpu": True}

@@ -27,17 +27,17 @@ def download_file(urls: Sequence[str], path: Path, checksum: str, instead: str =
     need the same file, one downloads it and the other waits.
 
     Args:
-        urls: addresses of the same file.
-        path: where to store it.
+        urls: Addresses of the same file.
+        path: Where to store it.
         checksum: "md5:" or "sha256:" (any name that `hashlib` has) and the first hexadecimal digits of the digest.
-        instead: what to do by hand if the download fails; default: put the file at `path`.
+        instead: What to do by hand if the download fails; default: put the file at `path`.
 
     Returns:
         `path`.
 
     Raises:
-        FetchError: no URL provided a file with this checksum.
-        StorageError: the file cannot be written.
+        FetchError: No URL provided a file with this checksum.
+        StorageError: The file cannot be written.
     """
     if path.exists():
         return path

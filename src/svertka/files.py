@@ -21,7 +21,7 @@ def parse_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that a user gave as a Path; a leading ~ is the home folder.
 
     Raises:
-        UsageError: the path is impossible: empty, too long, or with a NUL or a lone surrogate.
+        UsageError: The path is impossible: empty, too long, or with a NUL or a lone surrogate.
     """
     text = os.fspath(path)
     if not text:
@@ -54,7 +54,7 @@ def cache_folder(*parts: str) -> Path:
     """Return the folder `$XDG_CACHE_HOME/svertka/PARTS`, which is created if missing.
 
     Raises:
-        StorageError: it cannot be created.
+        StorageError: It cannot be created.
     """
     folder = _cache_root().joinpath("svertka", *parts)
     with storage_errors(folder):
@@ -73,11 +73,11 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     """Write `path` atomically: a temporary file beside it is written, synced and renamed.
 
     Args:
-        path: the file; after a failure it is unchanged.
-        content: bytes, or a function that writes to an open file.
+        path: The file; after a failure it is unchanged.
+        content: Bytes, or a function that writes to an open file.
 
     Raises:
-        StorageError: the disk is full, the folder cannot be written, or `path` is a device or a pipe.
+        StorageError: The disk is full, the folder cannot be written, or `path` is a device or a pipe.
     """
     if path.exists() and not path.is_file():  # root could replace a device, for everybody
         kind = "a folder" if path.is_dir() else "a device or a pipe"
@@ -115,8 +115,8 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
     """Return the JSON value in `path`, a file of at most `limit` bytes.
 
     Raises:
-        ValueError: it is larger, not a regular file, not UTF-8, or not JSON; the message is the reason.
-        OSError: it cannot be read.
+        ValueError: It is larger, not a regular file, not UTF-8, or not JSON; the message is the reason.
+        OSError: It cannot be read.
     """
     content = read_regular(path, limit)
     try:
@@ -133,8 +133,8 @@ def read_regular(path: Path, limit: int) -> bytes:
     """Return the content of the regular file `path`. A pipe could block, and a device never end.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not a regular file, or larger than `limit` bytes; the message is the reason.
+        OSError: It cannot be read.
+        ValueError: It is not a regular file, or larger than `limit` bytes; the message is the reason.
     """
     with open_regular(path, limit) as file:
         size = os.fstat(file.fileno()).st_size
@@ -168,7 +168,7 @@ def read_start(path: Path, count: int = 64) -> bytes:
     """Return the first `count` bytes of the regular file `path`; empty for anything else.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: It cannot be read.
     """
     if not path.is_file():
         return b""
@@ -209,7 +209,7 @@ def lock_descriptor(descriptor: int, *, shared: bool = False, wait: bool = True)
     `shared`: beside others that share it (on Windows they exclude each other, too). A lock that is held is changed.
 
     Raises:
-        OSError: the file system has no locks.
+        OSError: The file system has no locks.
     """
     try:
         if sys.platform == "win32":

@@ -65,7 +65,7 @@ class SumPool2d(nn.Module):
     (B, C, H, W) to (B, C, ⌊(H − kernel_size) / stride⌋ + 1, ⌊(W − kernel_size) / stride⌋ + 1).
 
     Args:
-        kernel_size: height and width of the window, pixels.
+        kernel_size: Height and width of the window, pixels.
         stride: None: `kernel_size`.
     """
 
@@ -86,7 +86,7 @@ class ChannelPool(nn.Module):
 
     Args:
         kind: "max", "sum" or "average".
-        kernel_size: number of adjacent channels in a window.
+        kernel_size: Number of adjacent channels in a window.
         stride: None: `kernel_size`.
 
     Raises:
@@ -127,7 +127,7 @@ class LocalResponseNorm(nn.Module):
     `size` times as large for the same result.
 
     Args:
-        size: number of channels in the sum; odd.
+        size: Number of channels in the sum; odd.
 
     Raises:
         UsageError: `size` is even or below 1.

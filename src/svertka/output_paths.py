@@ -19,7 +19,7 @@ def output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = 
     Folders that lack are made. `overwrite`: a file of another kind may be there, too.
 
     Raises:
-        UsageError: it is a folder or a device, or holds something else. StorageError: it cannot be written.
+        UsageError: It is a folder or a device, or holds something else. StorageError: It cannot be written.
     """
     file = parse_path(path)
     with storage_errors(file):
@@ -40,7 +40,7 @@ def output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overw
     Made if absent. `overwrite`: it may hold other things, too.
 
     Raises:
-        UsageError: it is a file, or holds something else. StorageError: it cannot be written.
+        UsageError: It is a file, or holds something else. StorageError: It cannot be written.
     """
     folder = parse_path(path)
     with storage_errors(folder):

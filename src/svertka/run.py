@@ -37,12 +37,12 @@ class Run:
     Attributes:
         folder: The folder.
         config: config.json, the model, class names and preprocessing.
-        weights: model.safetensors.
+        weights: model.safetensors, the weights of the best epoch.
         training: training.json, the settings of the training.
         checkpoint: State of a training in progress.
         manifest: Content hashes of the images by part.
         metrics: metrics.jsonl, the training log.
-        report: report.html.
+        report: report.html, the report on the training.
         lock: Exists while a process trains the run.
 
     Raises:

@@ -34,7 +34,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     """Write `tensors` and the JSON values of `header` to one file, atomically.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     # Cloned where strides or sharing would not survive: safetensors stores contiguous, separate tensors.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -48,7 +48,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of a file and the header that `write_tensors` put in it ({} for files of others).
 
     Raises:
-        RunError: the file is missing, damaged, or not safetensors.
+        RunError: The file is missing, damaged, or not safetensors.
     """
     try:
         # One read: `safe_open` goes back to the path for its tensors, where a training may have put the next file.
@@ -71,7 +71,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name → shape of the tensors in a file, from its header alone.
 
     Raises:
-        RunError: as for `read_tensors`.
+        RunError: As for `read_tensors`.
     """
     try:
         with open_regular(path, total_memory()):  # else a pipe would be waited for

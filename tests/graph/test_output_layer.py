@@ -110,5 +110,5 @@ def test_a_network_that_needs_another_input_is_refused() -> None:
         def forward(self, x: Tensor, text: Tensor, *, scale: float, depth: int = 3) -> Tensor:
             return x.mean((2, 3)) + text * scale
 
-    with pytest.raises(UsageError, match=r"Conditional needs other inputs than images \(text, scale\); wrap it"):
+    with pytest.raises(UsageError, match=r"Conditional needs inputs other than images \(text, scale\); wrap it"):
         count_classes(Conditional(), SHAPE)

@@ -245,5 +245,5 @@ def test_grad_cam_rejects_a_last_stage_of_unknown_positions():
             tokens = self.patches(images).flatten(2).transpose(1, 2).roll(1, 1)
             return self.head(self.norm(tokens)).mean(1)
 
-    with pytest.raises(UsageError, match="the positions of the outputs of layer=head in the image are not known"):
+    with pytest.raises(UsageError, match="outputs in the image, which are not known for layer=head"):
         grad_cam(Reordered(has_class_token=False), torch.zeros(1, 3, 16, 16), 0)

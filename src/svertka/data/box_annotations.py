@@ -145,7 +145,7 @@ def match_to_images(annotations: Iterable[Annotation], paths: Sequence[str]) -> 
     it lies itself.
 
     Raises:
-        DataError: two images, or two annotations, could be meant.
+        DataError: Two images, or two annotations, could be meant.
     """
     by_name: dict[str, list[int]] = defaultdict(list)
     by_stem: dict[str, list[int]] = defaultdict(list)

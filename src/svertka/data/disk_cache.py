@@ -264,7 +264,7 @@ class ArrayStore(RecordStore):
     Args:
         folder: Folder of the store, as for `RecordStore`.
         row_shape: Shape of each row.
-        dtype: dtype of each row.
+        dtype: Dtype of each row.
         limit: Bytes, as for `RecordStore`.
     """
 

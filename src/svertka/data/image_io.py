@@ -353,7 +353,7 @@ def to_rgb(
     Args:
         image: A PIL image, which is rotated upright as its EXIF says; or an array (H, W) or (H, W, 1, 3 or 4) of uint8,
             or (H, W) or (H, W, 1 or 3) of uint16.
-        intensity_range: 16-bit values that become 0 and 255; None for all 16 bits.
+        intensity_range: 16-bit values that become 0 and 255. None: all 16 bits.
 
     Returns:
         (H, W, 3) uint8.

@@ -30,7 +30,7 @@ class Batch:
         labels: (B,) int64, on the device.
         indices: Positions of the images in the rows, (B,).
         count: Images in the whole batch, over all processes.
-        weights: Weight of each image in the loss, (B,) float32 on the device; None for equal weights.
+        weights: Weight of each image in the loss, (B,) float32 on the device. None: equal weights.
     """
 
     images: torch.Tensor
@@ -54,7 +54,7 @@ class BatchLoader:
         seed: Seed of the order and of the augmentations.
         shuffle: Whether the order is random; else it is that of `indices`.
         augmentations: Applied in order.
-        weights: Weight of each row in the loss, (N,) float32; None for equal weights.
+        weights: Weight of each row in the loss, (N,) float32. None: equal weights.
         device: Where batches go (default: CPU).
         memory_format: Memory format of the images.
         prefetch: Prepare batches ahead in a thread; the batches are the same.

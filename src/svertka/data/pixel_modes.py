@@ -96,7 +96,7 @@ class RawImage:
 
         Args:
             factor: Side of the squares of pixels that are averaged to one.
-            intensity_range: Values of a deep image that become 0 and 255; None for all 16 bits.
+            intensity_range: Values of a deep image that become 0 and 255. None: all 16 bits.
 
         Returns:
             (H, W, 3) uint8.

@@ -93,7 +93,7 @@ def describe_intensity_mismatch(ranges: Sequence[Range], trained_with: Range | N
 
     Args:
         ranges: Lowest and highest value of each image.
-        trained_with: Values that are black and white to the network; None for all 16 bits.
+        trained_with: Values that are black and white to the network. None: all 16 bits.
     """
     low, high = choose_intensity_range(ranges) or FULL
     black, white = trained_with or FULL

@@ -30,7 +30,7 @@ class Preprocess(BaseModel):
         mean, std: One value per channel, in units of full scale.
         fit: How an image becomes square: "crop" takes the central square; "pad" adds black above and below, or left and
             right; "squeeze" changes the proportions.
-        intensity_range: 16-bit values that become 0 and 255; None for 0 and 65535.
+        intensity_range: 16-bit values that become 0 and 255. None: 0 and 65535.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -35,25 +35,25 @@ def tune(
     """Time every convolution algorithm on this machine and return the timings.
 
     Args:
-        name: name of a network, as `svertka models` lists them, also "timm:NAME" or "torchvision:NAME"; an nn.Module;
+        name: Name of a network, as `svertka models` lists them, also "timm:NAME" or "torchvision:NAME"; an nn.Module;
             or None: the convolution of `shape` and `weight`.
-        batch: batch size for the network.
-        size: height and width of the network's input, pixels; None: the paper's.
-        shape: input shape of a single convolution, (B, C, H, W).
-        weight: its weight shape, (O, C / groups, KH, KW).
-        stride: its stride.
-        padding: its zero padding, pixels per side.
-        dilation: its dilation.
-        groups: its groups.
-        bfloat16: time bfloat16 tensors instead of float32.
-        threads: CPU threads; None: all cores.
+        batch: Batch size for the network.
+        size: Height and width of the network's input, pixels. None: the paper's.
+        shape: Input shape of a single convolution, (B, C, H, W).
+        weight: Its weight shape, (O, C / groups, KH, KW).
+        stride: Its stride.
+        padding: Its zero padding, pixels per side.
+        dilation: Its dilation.
+        groups: Its groups.
+        bfloat16: Time bfloat16 tensors instead of float32.
+        threads: CPU threads. None: all cores.
 
     Returns:
         One dict per layer, pass and algorithm: `layer`, `pass`, `algorithm`, `seconds`, `gflops` (10⁹ FLOP/s), `error`
         (largest relative to float64) and `taken`; or `why_not`, if the algorithm cannot compute that convolution.
 
     Raises:
-        UsageError: neither a network nor a convolution is given, or both are, or the sizes are impossible.
+        UsageError: Neither a network nor a convolution is given, or both are, or the sizes are impossible.
     """
     if (name is None) == (shape is None) or (shape is None) != (weight is None):
         raise UsageError("name a network, or give --shape and --weight of one convolution; see svertka tune --help")

@@ -65,7 +65,7 @@ def compare(
         source: Labeled images, as for `evaluate`. None: the source that all runs were trained on.
         crops: Crops of each image: "1", "10", "144" or "dense".
         scales: Lengths of the shorter side at which crops are taken, pixels. None: those of the protocol's paper.
-        part: "train", "val", "test" or "all"; None as for `evaluate`.
+        part: "train", "val", "test" or "all". None: as for `evaluate`.
         include_training: Whether to evaluate on images that a run was trained on, too.
         output: HTML file for the comparison. None: no file.
         overwrite: Whether `output` may replace a file that svertka did not write.

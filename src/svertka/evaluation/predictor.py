@@ -28,7 +28,7 @@ class Predictor:
         classifier: The classifier.
         dataset: The data set.
         protocol: The crops.
-        only: Indices of the images that will be classified; None: all.
+        only: Indices of the images that will be classified. None: all.
         device: Device of the network.
         threads: Threads for decoding.
         cache_limit: Size limit of the image cache, bytes.

@@ -30,12 +30,12 @@ def write_hub_folder(folder: Path, classifier: Classifier, run: str) -> None:
     """Write model.safetensors, config.json with `label_names`, and the card README.md; `Classifier.load` reads them.
 
     Args:
-        folder: created if missing.
-        classifier: the network.
-        run: the run or network as the user named it.
+        folder: Created if missing.
+        classifier: The network.
+        run: The run or network as the user named it.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
         an image, at least 1.
 
     Raises:
-        ExportError: the difference exceeds the tolerance, or a most probable class that leads by more changes.
+        ExportError: The difference exceeds the tolerance, or a most probable class that leads by more changes.
     """
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     inside = session.get_inputs()[0].name == PICTURES

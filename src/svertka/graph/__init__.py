@@ -1,1 +1,1 @@
-"""Analysis of any network: its layers, sizes, receptive fields, and where it can be cut."""
+"""Analysis of any network: its layers, shapes, receptive fields and cut points."""

@@ -1,6 +1,6 @@
-"""Capture of a network: the operations of one forward pass, recorded while a copy of it runs on the meta device.
+"""Capture of a network: the operations of one forward pass, recorded while a copy runs on the meta device.
 
-Everything that reads a network from its operations stands on `GraphCapture`: the summary with its receptive fields and
+`GraphCapture` is the base of everything that reads a network as operations: the summary, with its receptive fields and
 convolutions, and the compiler.
 """
 
@@ -28,10 +28,10 @@ from svertka.graph.trace_errors import (
 
 VIEWS = {"view.default", "_unsafe_view.default"}
 READS_VALUES = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique_dim", "masked_select"}
-COPIES = {"contiguous.default", "clone.default"}  # they return equal values, and may occur for some batch sizes only
+COPIES = {"contiguous.default", "clone.default"}  # they return equal values, and may not occur for every batch size
 COMPARE = {"gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or", "logical_xor"}
 DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # functions that make tensors of Python numbers
+FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # functions that make tensors from Python numbers
 
 
 class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -42,18 +42,18 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `check_write`, `find_unknown_tensor`), what they decompose (`splits`) and what a layer returns (`leave_layer`).
 
     Args:
-        network: the network, named in errors.
-        twin: its copy on the meta device, which runs.
-        named: names and tensors of `twin`.
-        constants: names and tensors of `network`; where decisions depend on them, with values.
+        network: The network, for its name in errors.
+        twin: Its copy on the meta device, which runs.
+        named: Tensors of `twin` by name.
+        constants: Tensors of `network` by name, with values if decisions depend on them.
 
     Attributes:
-        operations: in the order in which they run.
-        layers: the calls of layers, in the order in which they begin. Those of functions that only return views, or
-            that compute nothing, are among them.
-        shapes, dtypes: of each value, by its number.
-        own: tensors from outside of the network's modules, by names assigned here.
-        looked_at: names of the constants whose values determined what was captured.
+        operations: The operations in the order in which they run.
+        layers: The calls of layers in the order in which they begin, including functions that only return views or
+            compute nothing.
+        shapes, dtypes: Shape and dtype of each value, by its number.
+        own: Tensors that belong to none of the network's modules, by names assigned here.
+        looked_at: Names of the constants whose values decided what was captured.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.numbers: dict[int, Value | Constant] = {}  # by the id of a tensor
         self._kept: list[Tensor] = []  # keeps ids unique
         self._in_memory: dict[int, set[int]] = {}  # ids of tensors by storage
-        self.stale: dict[int, str] = {}  # id of a tensor modified through another -> module that did it
-        self._views: dict[int, View] = {}  # id of a tensor -> how it is a view
-        self._placeholders: dict[int, Tensor] = {}  # id of a tensor with values -> meta tensor
+        self.stale: dict[int, str] = {}  # id of a tensor modified through another -> module that modified it
+        self._views: dict[int, View] = {}  # id of a tensor -> the view that it is
+        self._placeholders: dict[int, Tensor] = {}  # id of a tensor with values -> its meta tensor
         self.made: dict[int, Operation] = {}  # value -> operation that computed it
         self._of_images = {0}  # values computed from the input
         self._values: dict[int, Tensor] = {}  # tensors of values that do not depend on images, computed on demand
@@ -87,7 +87,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the network on an input of `shape` and return its output, of meta tensors.
 
         Raises:
-            UsageError: the network cannot be traced with such an input.
+            UsageError: The network cannot be traced with such an input.
         """
         try:
             image = torch.empty(shape, device="meta", dtype=dtype)
@@ -97,7 +97,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tracker = tracker = _CaptureTracker(self.twin, self)
         try:
             with ExitStack() as active:
-                # Otherwise TorchScript runs other operations from its second run on.
+                # Otherwise TorchScript runs other operations after the first run.
                 active.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
                 # In inference mode, PyTorch does not decompose operations such as a dense layer over many positions.
                 for mode in (torch.inference_mode(), torch.device("meta"), tracker, self):
@@ -111,7 +111,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tracker.remove_hooks()
 
     def splits(self, operation: Any) -> bool:
-        """Whether to record the operations that `operation` consists of instead, if it consists of others."""
+        """Return whether to record the operations that `operation` decomposes into, instead of itself."""
         return False
 
     def check_operation(self, operation: Any, arguments: Mapping[str, Any]) -> None:
@@ -121,11 +121,11 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Raise UsageError if the operation `name` must not write into the network's tensor `constant`."""
 
     def leave_layer(self, call: LayerCall, output: Any) -> Any:
-        """Do something with the output of a layer. Return it, or, for modules, what takes its place."""
+        """Handle the output of a layer. Return it, or, for modules, its replacement."""
         return output
 
     def find_unknown_tensor(self, tensor: Tensor) -> Value | Constant:
-        """Return the symbol of a meta tensor that no operation of this run has made."""
+        """Return the symbol of a meta tensor that no captured operation has made."""
         if tensor.untyped_storage()._cdata in self._in_memory:
             raise reads_unknown_tensor(self.place)
         name = f"{self.place}.constant.{len(self.own)}"
@@ -135,12 +135,12 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Constant(name)
 
     def depends_on_images(self, value: Value) -> bool:
-        """Whether `value` was computed from the input."""
+        """Return whether `value` was computed from the input."""
         return value.number in self._of_images
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False: otherwise PyTorch would import its compiler, which takes longer than most captures."""
+        """Return False, so that PyTorch does not import its compiler, which takes longer than most captures."""
         return False
 
     @property
@@ -179,7 +179,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 isinstance(leaf, Value | Constant) for leaf in iter_leaves(arguments)
             ):  # a new tensor must not depend on later defaults of dtype and device
                 arguments |= {"device": torch.device("cpu"), "dtype": outputs[0].dtype}
-        if operation_name in VIEWS:  # a feature map in another memory order may need a copy
+        if operation_name in VIEWS:  # these copy a feature map in some memory orders
             operation_name, (x, size) = "reshape.default", arguments.values()
             arguments = {"self": x, "shape": size}
         if operation_name in COPIES and isinstance(arguments["self"], Value):
@@ -193,7 +193,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._record_views(given.get("self"), operation_name, arguments, outputs)
         elif _memory_layout(target) == before:
             self._write_back(target)
-        else:  # such as transpose_, which changes the view itself
+        else:  # such as transpose_, which changes the view, not the values
             self._forget_views(target)
         return result
 
@@ -214,14 +214,14 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return run_on_meta(operation, *positional, **named_only)
 
     def _compute_from_constants(self, operation: Any, name: str, arguments: dict[str, Any]) -> Any:
-        """Return the result of an operation that reads values, if it depends only on tensors of the network."""
+        """Return the result of an operation that reads values, if they are all of tensors of the network."""
         if any(isinstance(leaf, Value) and self.depends_on_images(leaf) for leaf in iter_leaves(arguments)):
             raise depends_on_values(self.place, name)
         results = self._compute(Operation(f"{name}.{operation._overloadname}", arguments, (), self.place))
         return results[0] if len(results) == 1 else results
 
     def _compute(self, operation: Operation) -> tuple[Any, ...]:
-        """Return the results of an operation that depends on no image, with values."""
+        """Return the results, with values, of an operation that does not depend on the input."""
 
         def value(leaf: Any) -> Any:
             if isinstance(leaf, Constant):
@@ -295,7 +295,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._record_new_value(target, "to.dtype", {"self": number, "dtype": target.dtype})
 
     def _record_views(self, base: Any, name: str, arguments: Mapping[str, Any], outputs: tuple[Any, ...]) -> None:
-        """Remember how `outputs` are views of `base`, if they are."""
+        """Record how `outputs` are views of `base`, if they are."""
         for index, output in enumerate(outputs):
             if not (isinstance(base, Tensor) and isinstance(output, Tensor)) or output is base:
                 continue
@@ -324,7 +324,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._append(Operation(name, arguments, (self._add_value(tensor),), self.place))
 
     def _find_layer(self, operation: str) -> LayerCall:
-        """Return the layer that `operation`, which runs, belongs to; a new one if no function called it."""
+        """Return the layer of the running `operation`; a new one if no function called it."""
         assert self._tracker is not None
         if self._tracker.layer:
             return self._tracker.layer
@@ -375,8 +375,8 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def run_on_meta(operation: Any, *args: Any, **kwargs: Any) -> Any:
     """Return the result of an operation on meta tensors.
 
-    Common operations are handled here: PyTorch implements them in Python for meta tensors, which is slower and imports
-    its compiler, a second or two.
+    Common operations are handled here, because PyTorch implements them in Python for meta tensors, which is slower and
+    imports its compiler (a second or two).
     """
     name = operation.overloadpacket.__name__
     inputs: Any = args[0] if args else None
@@ -397,14 +397,14 @@ def _memory_layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _reads_values(operation: Any, name: str, given: Mapping[str, Any]) -> bool:
-    """Whether the size of the result, or a Python number, depends on the values of tensors."""
+    """Return whether the shape of the result, or a Python number, depends on the values of tensors."""
     if name == "index":  # only a mask makes the result's size depend on values
         return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in given["indices"])
     return name in READS_VALUES or bool(DEPENDS_ON_VALUES.intersection(operation.tags))
 
 
 class _CaptureTracker(LayerTracker):
-    """Tells the capture which layer runs, and creates tensors of Python numbers on the CPU, with values.
+    """Tells the capture which layer runs, and keeps tensors made from Python numbers on the CPU, with values.
 
     All other tensors are on the meta device.
     """
@@ -432,7 +432,7 @@ class _CaptureTracker(LayerTracker):
 
 
 def _indices(index: Any) -> Any:
-    """Return an index with tensors in place of lists of integers."""
+    """Return an index whose lists of integers are replaced with tensors."""
     if isinstance(index, tuple):
         return tuple(map(_indices, index))
     numbers = isinstance(index, list) and all(isinstance(leaf, int) for leaf in iter_leaves(index))

@@ -1,4 +1,4 @@
-"""Operations of PyTorch as a forward pass calls them, with numbers in place of the tensors that they compute."""
+"""Calls of PyTorch's operators in a forward pass, with numbers in place of the tensors that they compute."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,12 +28,12 @@ class Operation:
     """A call of an operator.
 
     Attributes:
-        name: of the operator in torch.ops.aten, such as "conv2d.default"; elsewhere with its library, such as
+        name: Name of the operator in torch.ops.aten, such as "conv2d.default"; elsewhere with its library, such as
             "torchvision::nms.default".
-        arguments: name -> number, string, dtype or list; `Value` and `Constant` stand for tensors.
-        results: the numbers of the values it returns; None for each result that is not a tensor.
-        place: the path of the module that calls it.
-        layer: the layer that it belongs to; None if it carries what was written into a tensor to its views.
+        arguments: Numbers, strings, dtypes or lists by argument name; `Value` and `Constant` stand for tensors.
+        results: The numbers of the returned values; None for each result that is not a tensor.
+        place: The path of the module that calls it.
+        layer: The layer that it belongs to; None if it updates a view after its base was written.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Operation:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values it reads."""
+        """The numbers of the values that the operation reads."""
         return tuple(leaf.number for leaf in iter_leaves(self.arguments) if isinstance(leaf, Value))
 
     def run(self, value: Callable[[Any], Any]) -> tuple[Any, ...]:

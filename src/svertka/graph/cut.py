@@ -1,4 +1,4 @@
-"""Cutting a network into a prefix and a rest, at any point where a single tensor connects the two."""
+"""Cuts of a network into a prefix and a rest, at any point where a single tensor connects the two."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ MAX_LISTED_STAGES = 12  # stages listed in an error message
 class Stage:
     """Consecutive layers whose outputs have the same shape, such as conv4_x of ResNet.
 
-    The head, which computes the scores, is the last stage. Dropout belongs to the beginning of a stage; other layers
-    without parameters belong to the end of one. So the input of a stage is small and deterministic.
+    The head, which computes the scores, is the last stage. A stage begins with dropout, if there is any before its
+    first parameters, and ends with layers without parameters. Its input is therefore small and deterministic.
 
     Attributes:
-        name: of its first module, such as "layer4" or "features.24".
-        parameters: number of trainable parameters.
-        shape: of the output for one image, (C, H, W) or (C,).
-        given: of the input for one image.
+        name: Name of the first module, such as "layer4" or "features.24".
+        parameters: Number of trainable parameters.
+        shape: Shape of the output for one image, (C, H, W) or (C,).
+        given: Shape of the input for one image.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class PrefixAndRest:
-    """Two parts of a network, sharing its modules: in inference, `rest(prefix(x))` equals `network(x)`.
+    """The two parts of a network, which share its modules. In inference, `rest(prefix(x))` equals `network(x)`.
 
     Attributes:
         prefix: None if nothing precedes the cut.
-        rest: the remaining layers.
-        shape: of the tensor between the two, for one image.
+        rest: The remaining layers.
+        shape: Shape of the tensor between the two, for one image.
     """
 
     prefix: fx.GraphModule | None
@@ -48,30 +48,30 @@ class PrefixAndRest:
 
 
 def find_stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
-    """Return the stages of `network` from the input to the head; a single one if it cannot be cut.
+    """Return the stages of `network` from the input to the head; one stage if it cannot be cut.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W).
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: the network cannot be traced.
+        UsageError: The network cannot be traced.
     """
     return CutPoints(network, shape).stages
 
 
 def cut_network(network: nn.Module, before: str, shape: tuple[int, ...]) -> PrefixAndRest:
-    """Cut `network` in two; the second part begins with the stage or module called `before`.
+    """Cut `network` in two, so that the second part begins with the stage or module called `before`.
 
     Neither part contains auxiliary classifiers, which only run in training.
 
     Args:
-        network: any nn.Module.
-        before: name of a stage or module.
-        shape: of the input, (1, C, H, W).
+        network: Any nn.Module.
+        before: Name of a stage or module.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: there is no such stage or module, more than one tensor flows into it, or the network cannot be
+        UsageError: There is no such stage or module, more than one tensor flows into it, or the network cannot be
             traced.
     """
     return CutPoints(network, shape).at(before)
@@ -81,11 +81,11 @@ class CutPoints:
     """The graph of a network with all places where it can be cut.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W).
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: the network cannot be traced.
+        UsageError: The network cannot be traced.
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -95,13 +95,13 @@ class CutPoints:
         self.places = sorted(self._places())  # 0: before the first node
 
     def _places(self) -> Iterator[int]:
-        """Yield each number of nodes after which all later nodes depend only on the last one's value."""
+        """Yield each position in the graph after which nodes depend only on the last node before it."""
         order = {node: number for number, node in enumerate(self.nodes)}
         end = len(self.nodes)
         last_use = {
             node: max((order.get(user, end) for user in node.users), default=order[node]) for node in self.nodes
         }
-        needed_until = -1  # by values before the last one
+        needed_until = -1  # last node that reads a value from before the previous node
         for number, node in enumerate(self.nodes):
             if needed_until <= number and node.meta[SHAPE] is not None and number + 1 < end:
                 yield number + 1
@@ -114,7 +114,7 @@ class CutPoints:
 
     @cached_property
     def _begun(self) -> list[tuple[Stage, int]]:
-        """The stages, each with the place at which it begins."""
+        """The stages, each with the place where it begins."""
         begins = self._beginnings()
         found = []
         for begin, end in zip(begins, [*begins[1:], len(self.nodes)], strict=True):
@@ -138,7 +138,7 @@ class CutPoints:
         places = [place for place in self.places if not self._in_block(place)]
         pieces = list(zip(places, [*places[1:], len(self.nodes)], strict=True))
         begins: list[int] = []
-        shape: tuple[int, ...] | None = None  # of the stage's output; None before its first parameters
+        shape: tuple[int, ...] | None = None  # of the stage's output; None before the stage has parameters
         last = max((number for number, piece in enumerate(pieces) if self._learns(*piece)), default=0)
         waiting: int | None = None  # start of dropout that precedes the next parameters
         for number, (begin, end) in enumerate(pieces):
@@ -155,7 +155,7 @@ class CutPoints:
         return begins
 
     def _in_block(self, place: int) -> bool:
-        """Whether the place is inside a module other than nn.Sequential, such as a residual block."""
+        """Return whether the place is inside a module other than nn.Sequential, such as a residual block."""
         common = set(_around(self.nodes[place - 1])) & set(_around(self.nodes[place])) - {""}
         return any(type(self.modules[path]) is not nn.Sequential for path in common)
 
@@ -199,7 +199,7 @@ class CutPoints:
         return self.halves(place)
 
     def before_layer(self, path: str) -> PrefixAndRest:
-        """Return the two parts right before the layer at `path`, also if a stage of that name begins earlier."""
+        """Return the two parts directly before the layer at `path`, even if a stage of that name begins earlier."""
         return self.halves(next(number for number, node in enumerate(self.nodes) if node.target == path))
 
     def halves(self, place: int) -> PrefixAndRest:
@@ -218,7 +218,7 @@ class CutPoints:
         )
 
     def _copy(self, nodes: list[fx.Node], graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-        """Append `nodes`, and the tensors they read, to `graph`. Return `made` with the copy of each."""
+        """Append copies of `nodes` and of the tensors they read to `graph`; return `made` with these copies."""
         own = set(nodes)
         for node in self.graph.nodes:
             if node in own or (node.op == "get_attr" and not own.isdisjoint(node.users)):

@@ -1,4 +1,4 @@
-"""Fully convolutional networks: dense layers become convolutions and global pooling slides, for images of any size."""
+"""Conversion to a fully convolutional network, whose dense layers and global pooling slide over larger images."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,18 +17,18 @@ ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn
 
 
 class FullyConvolutional(nn.Module):
-    """Class scores at every window of an image, (N, K, H', W'). For inference only.
+    """A network that computes class scores at every window of an image, (N, K, H', W'). For inference only.
 
-    The window at (i, j) is about the crop whose first pixel is (i · stride, j · stride). Scores differ from those of
-    the crop where the network pads: a crop is surrounded by zeros, a window by the image. The weights are the network's
-    own, except for a copied dense layer behind adaptive pooling.
+    The window at (i, j) is approximately the crop whose first pixel is (i · stride, j · stride). Scores differ from
+    those of the crop if the network pads: a crop is surrounded by zeros, a window by the image. The weights are shared
+    with the network, except for those of a dense layer behind adaptive pooling, which are a copy.
 
     Attributes:
-        maps: the layers before the feature maps are flattened.
-        gather: the layer that turns each window of feature maps into one vector, as a feature map.
-        vectors: the layers after it, applied to each vector.
-        window: height and width of the network's original input, in pixels.
-        stride: distance between neighboring windows, in pixels.
+        maps: The layers before the feature maps are flattened.
+        gather: The layer that turns each window of feature maps into one vector, as a feature map.
+        vectors: The layers after it, applied to each vector.
+        window: Height and width of the network's original input, in pixels.
+        stride: Distance between neighboring windows, in pixels.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class FullyConvolutional(nn.Module):
 
 
 def make_fully_convolutional(network: nn.Module, shape: tuple[int, ...]) -> FullyConvolutional:
-    """Return `network`, with inputs of `shape`, as a network that is applied at every window of larger images.
+    """Return `network`, whose inputs have `shape`, as a network that is applied at every window of larger images.
 
     Args:
-        network: any nn.Module with a single nn.Flatten.
-        shape: of its input, (1, C, H, W).
+        network: Any nn.Module with a single nn.Flatten.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: the network does not flatten its feature maps exactly once, an earlier layer depends on their size,
+        UsageError: The network does not flatten its feature maps exactly once, an earlier layer depends on their size,
             or the network cannot be traced.
 
     Source: Sermanet et al. 2013, "OverFeat", §3.5; Simonyan & Zisserman 2014, §3.2.
@@ -113,7 +113,7 @@ def _flattening(network: nn.Module, shape: tuple[int, ...]) -> tuple[str, nn.Mod
 
 
 def _skip(node: fx.Node) -> None:
-    """Make the readers of `node` read its only input instead."""
+    """Replace `node` with its only input in all nodes that read it."""
     node.replace_all_uses_with(node.all_input_nodes[0])
 
 
@@ -159,7 +159,7 @@ def output_strides(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int
     """Return the vertical and horizontal stride of the network's feature maps, in pixels of an input of `shape`.
 
     Raises:
-        UsageError: the positions are not evenly spaced.
+        UsageError: The positions are not evenly spaced.
     """
     down, across = output_grids(network, shape)
     if down is None or across is None:

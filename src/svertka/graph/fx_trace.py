@@ -1,4 +1,4 @@
-"""Tracing of a network to a torch.fx graph, with the shape of every value."""
+"""A torch.fx trace of a network with the shape of every value."""
 
 from typing import Any
 
@@ -13,25 +13,25 @@ SHAPE = "shape"  # key in a node's `meta`: the shape of its value, None if not a
 
 
 class LeafModuleTracer(fx.Tracer):
-    """An fx tracer that treats modules without children, and attention, whose code branches, as single operations."""
+    """An fx tracer that treats modules without children, and attention, which branches, as single operations."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether `m` has no children, or is PyTorch's attention."""
+        """Return whether `m` has no children, or is PyTorch's attention."""
         return next(m.children(), None) is None or isinstance(m, nn.MultiheadAttention)
 
 
 def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
-    """Return what `network` does in inference, as a graph of modules and functions.
+    """Return the graph of the modules and functions that `network` calls in inference.
 
     Each node's `meta` contains the shape of its value under SHAPE, and the enclosing modules under "nn_module_stack".
     Nothing is computed and `network` is not changed.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (N, C, H, W).
+        network: Any nn.Module.
+        shape: Shape of the input, (N, C, H, W).
 
     Raises:
-        UsageError: the network makes decisions based on values, or cannot run on such an input.
+        UsageError: The network makes decisions based on values, or cannot run on such an input.
     """
     twin = copy_without_values(network, hooks=False)[0]
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
@@ -48,7 +48,7 @@ def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and stores the shapes of its values."""
+    """An interpreter that stores the shapes of a graph's values."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

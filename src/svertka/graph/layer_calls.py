@@ -1,7 +1,7 @@
 """The calls of a network's layers during a forward pass: modules without children, and functions between them.
 
-Whatever reads a network in layers stands on `LayerTracker`: the summary, which runs a copy without values, and the
-inspection of activations, which runs the network itself. So a layer has the same name and number in both.
+The summary, which runs a copy without values, and the inspection of activations, which runs the network itself, are
+both based on `LayerTracker`. A layer therefore has the same name and number in both.
 """
 
 from collections import Counter
@@ -23,11 +23,11 @@ class LayerCall:
     """One call of a layer.
 
     Attributes:
-        name: the path of the module; for a function, the path of the calling module and the name of the function, such
+        name: The path of the module; for a function, the path of the calling module and the name of the function, such
             as "layer1.0.add". In-place variants have the same name.
-        kind: the class, or the function.
-        number: how often this name was called so far, from 1; None for an operation that is not called from Python.
-        is_module: whether it is a module.
+        kind: The class, or the function.
+        number: How often this name has been called, from 1; None for an operation that is not called from Python.
+        is_module: Whether it is a module.
     """
 
     name: str
@@ -52,7 +52,7 @@ class LayerTracker(TorchFunctionMode):
         super().__init__()
         self.network = network
         self._paths: list[str] = []  # of the running modules, outermost first
-        self._running: list[str | LayerCall] = []  # the same, but a layer from the module or function that is one
+        self._running: list[str | LayerCall] = []  # the same, with a LayerCall for each layer
         self._counts: Counter[str] = Counter()
         self._failed = ""  # name of the function that raised the latest exception
         self._handles: list[RemovableHandle] = []
@@ -63,16 +63,16 @@ class LayerTracker(TorchFunctionMode):
             self._handles.append(module.register_forward_hook(self._leave))
 
     def begin_pass(self) -> None:
-        """Do something before each forward pass of the network."""
+        """Called before each forward pass of the network."""
 
     def end_pass(self) -> None:
-        """Do something after each forward pass of the network."""
+        """Called after each forward pass of the network."""
 
     def enter_layer(self, call: LayerCall) -> None:
-        """Do something before a layer runs."""
+        """Called before a layer runs."""
 
     def leave_layer(self, call: LayerCall, output: Any) -> Any:
-        """Do something with the output of a layer. Return it, or, for modules, what takes its place."""
+        """Called with the output of a layer. Return it, or, for modules, its replacement."""
         return output
 
     def call_function(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:

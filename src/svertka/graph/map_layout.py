@@ -1,9 +1,9 @@
-"""Where the rows and columns of feature maps lie in a tensor: (N, C, H, W), (N, H, W, C) or tokens (N, L, C).
+"""The positions of feature maps in a tensor: (N, C, H, W), (N, H, W, C) or tokens (N, L, C).
 
 Every dimension of a tensor is a product of parts, the first varying slowest. Parts are the images of the batch, the
 rows and columns of the image at some resolution, the tokens of a transformer, and anything else. The parts of the input
-are propagated through PyTorch's operations. Attention keeps the positions of its queries, and a residual sum those of
-either term. An operation without a rule loses them: a layout is right, or unknown.
+are propagated through PyTorch's operations. Attention keeps the positions of its queries; a residual sum keeps those of
+either term. The result of an operation without a rule has unknown positions, so a known layout is always right.
 """
 
 import math
@@ -29,7 +29,7 @@ class Role(Enum):
 
 
 class Part(NamedTuple):
-    """A factor of a dimension. Among tokens, the `size_of_maps` positions begin at `start`, row by row."""
+    """A factor of a dimension. For tokens, the `size_of_maps` positions begin at index `start`, row by row."""
 
     size: int
     role: Role = Role.OTHER
@@ -48,10 +48,10 @@ class MapLayout:
     """How to read the output of a layer as feature maps.
 
     Attributes:
-        dims: the dimensions of images, channels, rows and columns; the last two are equal for tokens.
-        size: rows and columns of the feature maps.
-        start: among tokens, the index of the first position.
-        is_read: whether the network reads the positions afterwards, not only other tokens such as a class token.
+        dims: The dimensions of images, channels, rows and columns; the last two are equal for tokens.
+        size: Rows and columns of the feature maps.
+        start: Among tokens, the index of the first position.
+        is_read: Whether the network reads the positions later, and not only other tokens such as a class token.
     """
 
     dims: tuple[int, int, int, int]
@@ -74,7 +74,7 @@ class MapLayout:
 
 
 def image_layout(shape: Sequence[int]) -> Layout:
-    """Return the layout of the input, (N, C, H, W); of other inputs only the images are known."""
+    """Return the layout of the input, (N, C, H, W); for other inputs only the images are known."""
     roles = [Role.IMAGES, Role.OTHER, Role.ROWS, Role.COLUMNS]
     if len(shape) != 4:
         roles = [Role.IMAGES] + [Role.OTHER] * (len(shape) - 1)
@@ -82,7 +82,7 @@ def image_layout(shape: Sequence[int]) -> Layout:
 
 
 def has_positions(layout: Layout | None) -> bool:
-    """Whether rows, columns or tokens of the image are known to lie in a tensor."""
+    """Return whether a tensor is known to hold rows, columns or tokens of the image."""
     return any(part.role in POSITIONS for parts in layout or () for part in parts)
 
 
@@ -120,13 +120,13 @@ def find_maps(layout: Layout, shape: Sequence[int], is_read: bool) -> MapLayout 
 def propagate_layout(
     operation: Any, arguments: Arguments, operands: Sequence[tuple[Operand, Layout | None]], shape: tuple[int, ...]
 ) -> Layout | None:
-    """Return the layout of the result of `operation`, of `shape`.
+    """Return the layout of the result of `operation`.
 
     Args:
-        operation: of torch.ops.aten.
-        arguments: its arguments by name, with an Operand for each tensor.
-        operands: the tensors among them, with their layouts.
-        shape: of the result.
+        operation: An operation of torch.ops.aten.
+        arguments: Arguments of the operation by name, with an Operand for each tensor.
+        operands: The tensors among them, with their layouts.
+        shape: Shape of the result.
     """
     name = operation.overloadpacket.__name__
     if name != "convolution" and not any(layout for _, layout in operands):
@@ -144,17 +144,17 @@ def propagate_layout(
 def reads_positions(
     operation: Any, arguments: Arguments, operand: Operand, layout: Layout, output: Layout | None, is_output_read: bool
 ) -> bool:
-    """Whether the network reads the positions among the tokens of `operand`.
+    """Return whether the network reads the positions among the tokens of `operand`.
 
     A class token that is selected is not a position.
 
     Args:
-        operation: that reads `operand`.
-        arguments: of the operation, with an Operand for each tensor.
-        operand: a tensor among them.
-        layout: of `operand`.
-        output: the layout of the operation's result.
-        is_output_read: whether the network reads the positions in the result.
+        operation: The operation that reads `operand`.
+        arguments: Arguments of the operation, with an Operand for each tensor.
+        operand: A tensor among them.
+        layout: Layout of `operand`.
+        output: Layout of the operation's result.
+        is_output_read: Whether the network reads the positions in the result.
     """
     name = operation.overloadpacket.__name__
     if name in MATRIX_PRODUCTS:
@@ -206,7 +206,7 @@ Rule = Callable[[Arguments, Sequence[Input], tuple[int, ...]], Layout | None]
 
 
 def _elementwise(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
-    """Broadcasting aligns the last dimensions; each dimension is as in the first operand that knows most of it."""
+    """Return the layout of an elementwise result: each dimension as in the operand with the most known roles."""
     found = list(_unknown(shape))
     for _given, layout in inputs:
         for place, parts in enumerate(layout, start=len(shape) - len(layout)):
@@ -220,7 +220,7 @@ def _like_first(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -
 
 
 def _window(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout | None:
-    """Convolution, pooling and padding: a dimension of rows or columns stays one, of another size."""
+    """Return the layout after convolution, pooling or padding, which only change the number of rows and columns."""
     layout = inputs[0][1]
     if len(layout) != len(shape):
         return None
@@ -239,12 +239,12 @@ def _convolution(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int
     if found is None:
         return None
     if len(shape) == 4 and not any(_is_positions(parts) for parts in found):
-        return image_layout(shape)  # what a 2-D convolution reads is an image, even after unknown operations
+        return image_layout(shape)  # a 2-D convolution reads an image, even after unknown operations
     return (found[0], (Part(shape[1]),), *found[2:])
 
 
 def _reshape(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout | None:
-    """The parts in their order, in other products. Blocks of rows are rows of another size; tokens are not divided."""
+    """Return the layout after reshaping. The parts keep their order; rows may be split into blocks, tokens may not."""
     left = [part for parts in inputs[0][1] for part in parts]
     found: list[Dim] = []
     for place, size in enumerate(shape):
@@ -301,7 +301,7 @@ def _cut(parts: Dim, start: int, length: int, step: int = 1) -> Dim:
 
 
 def _tokens(size: int, start: int, size_of_maps: tuple[int, int]) -> Dim:
-    """Return the parts of `size` tokens with positions from `start`; without them if some positions are missing."""
+    """Return the parts of `size` tokens whose positions begin at `start`; none if some positions are missing."""
     rows, columns = size_of_maps
     if (start, size) == (0, rows * columns):
         return Part(rows, Role.ROWS), Part(columns, Role.COLUMNS)
@@ -317,7 +317,7 @@ def _select(arguments: Arguments, inputs: Sequence[Input], _: tuple[int, ...]) -
 
 
 def _split(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
-    """A part of the channels; which part of the positions is not known here."""
+    """Return the layout after a split of the channels. A split of positions loses them."""
     layout = list(inputs[0][1])
     dim = arguments["dim"] % len(layout)
     if shape[dim] != _size(layout[dim]):
@@ -352,7 +352,7 @@ def _linear(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> La
 
 
 def _matrix_product(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
-    """Rows as in the first matrix, columns as in the second."""
+    """Return the layout of a matrix product: rows as in the first matrix, columns as in the second."""
     first, second = (layout for _, layout in inputs[-2:])
     batch = first[:-2] if not all(map(_is_other, first[:-2])) else second[:-2]
     return (*batch, first[-2], second[-1])
@@ -371,7 +371,7 @@ def _reduction(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int, 
     return tuple(parts for dim, parts in enumerate(layout) if dim not in dims)
 
 
-MATRIX_PRODUCTS = {  # the arguments that are multiplied
+MATRIX_PRODUCTS = {  # operation -> the arguments that are multiplied
     "linear": ("input", "weight"),
     "mm": ("self", "mat2"),
     "bmm": ("self", "mat2"),

@@ -14,17 +14,17 @@ from svertka.errors import UsageError
 
 
 def copy_network(network: nn.Module, copies: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy, which keeps the mode of `network` and is accelerated if `network` is.
+    """Return a deep copy in the same mode, accelerated if `network` is.
 
-    A tensor that the network has computed and keeps, such as cached attention biases, is copied without the operations
-    that it was computed by; copy.deepcopy rejects it.
+    A tensor that the network has computed and stored, such as cached attention biases, is copied without its autograd
+    graph, because copy.deepcopy rejects tensors with one.
 
     Args:
-        network: any nn.Module.
-        copies: id -> the object that replaces it in the copy; deepcopy adds all others.
+        network: Any nn.Module.
+        copies: Objects to use in the copy, by the id of those that they replace; deepcopy adds all others.
 
     Raises:
-        UsageError: something in the network cannot be copied.
+        UsageError: Something in the network cannot be copied.
     """
     memo = {} if copies is None else copies
     for _, tensor in named_tensors(network):
@@ -43,11 +43,11 @@ def copy_without_values(network: nn.Module, *, hooks: bool = True) -> tuple[nn.M
     """Return a copy in inference mode with meta tensors, and these tensors by their names in `network`.
 
     Args:
-        network: any nn.Module.
-        hooks: whether the copy keeps the forward hooks.
+        network: Any nn.Module.
+        hooks: Whether the copy keeps the forward hooks.
 
     Raises:
-        UsageError: something in the network cannot be copied.
+        UsageError: Something in the network cannot be copied.
     """
     copies = {id(tensor): _without_values(tensor) for _, tensor in named_tensors(network)}
     named = [(name, copies[id(tensor)]) for name, tensor in named_tensors(network)]
@@ -62,7 +62,7 @@ def copy_for_comparison(network: nn.Module) -> nn.Module:
     """Return a copy in inference mode that shares the parameters and has its own buffers.
 
     Raises:
-        UsageError: something in the network cannot be copied.
+        UsageError: Something in the network cannot be copied.
     """
     shared = {id(parameter): parameter for parameter in network.parameters()}
     own = {id(tensor): tensor.detach().clone() for _, tensor in named_tensors(network) if id(tensor) not in shared}
@@ -91,7 +91,7 @@ def _copy_for_inference(network: nn.Module, copies: dict[int, Any]) -> nn.Module
 
 
 def isolate_hook(hook: Callable[..., Any], copies: dict[int, Any]) -> Callable[..., Any]:
-    """Return `hook` with copies of what it may modify: closure variables and global lists, dicts and sets."""
+    """Return `hook` with copies of its closure variables and of global lists, dicts and sets, which it may modify."""
     if isinstance(hook, functools.partial):
         return functools.partial(isolate_hook(hook.func, copies), *hook.args, **hook.keywords)
     if not isinstance(hook, types.FunctionType):

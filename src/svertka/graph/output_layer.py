@@ -10,24 +10,24 @@ from svertka.graph.network_copy import copy_without_values
 from svertka.graph.summary import Layer, trace
 from svertka.graph.trace_errors import cannot_be_traced, describe_error
 
-BATCH = 2  # images; with one, a network that mixes up batch and classes is not noticed
+BATCH = 2  # images; with one, a network that confuses batch and classes would pass
 
 
 def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the number of class scores that `network` computes for each image; nothing is computed.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W).
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: the network needs other inputs, cannot run on such an input, or returns anything but (N, K) scores.
+        UsageError: The network needs other inputs, cannot run on such an input, or returns anything but (N, K) scores.
     """
     name = type(network).__name__
     twin = copy_without_values(network, hooks=False)[0]
     if needed := _other_inputs(twin):
         raise UsageError(
-            f"{name} needs other inputs than images ({', '.join(needed)}); wrap it in a module whose forward takes "
+            f"{name} needs inputs other than images ({', '.join(needed)}); wrap it in a module whose forward takes "
             "images only"
         )
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
@@ -74,14 +74,14 @@ def _other_inputs(network: nn.Module) -> list[str]:
 def find_output_layer(network: nn.Module, shape: tuple[int, ...]) -> str | None:
     """Return the path of the linear layer or 1×1 convolution whose outputs are the class scores; None without one.
 
-    Behind it may be only layers without parameters and with a single input, such as pooling or an activation function.
+    Only layers without parameters and with a single input, such as pooling or an activation function, may follow it.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W).
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: the network cannot be traced.
+        UsageError: The network cannot be traced.
     """
     layers = {layer.name: layer for layer in trace(network, shape).layers}
     modules = dict(network.named_modules())
@@ -95,7 +95,7 @@ def find_output_layer(network: nn.Module, shape: tuple[int, ...]) -> str | None:
 
 
 def is_output_layer(module: nn.Module | None) -> bool:
-    """Whether `module` is a linear layer, or a 1×1 convolution with stride 1 and one group."""
+    """Return whether `module` is a linear layer, or a 1×1 convolution with stride 1 and one group."""
     if isinstance(module, nn.Conv2d):
         settings = module.kernel_size, module.stride, module.padding, module.groups
         return settings == ((1, 1), (1, 1), (0, 0), 1)

@@ -1,8 +1,8 @@
 """Propagation of receptive fields through PyTorch's operations.
 
-A tensor inside a network has one `FieldAxis` for each axis of the image: the receptive fields, and the dimension along
-which their positions lie. The result of an operation without a rule is assumed to see all of its inputs, which is never
-too little.
+A tensor inside a network has one `FieldAxis` for each axis of the image: the receptive fields and the dimension of
+their positions. The result of an operation without a rule is assumed to depend on all of its inputs, so a receptive
+field is never too small.
 """
 
 import math
@@ -20,7 +20,7 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """A tensor among the arguments or results of an operation, known by its shape; `symbol` says which it is."""
+    """A tensor among the arguments or results of an operation: its shape, and the `symbol` that identifies it."""
 
     shape: tuple[int, ...]
     symbol: Any = None
@@ -35,8 +35,8 @@ class FieldAxis(NamedTuple):
     """The receptive fields along one axis of the image.
 
     Attributes:
-        field: one interval for each position.
-        dim: the dimension of the tensor that holds the positions; None if all elements see the same single interval.
+        field: One interval for each position.
+        dim: The dimension of the tensor that holds the positions; None if all elements have the same interval.
     """
 
     field: ReceptiveField
@@ -48,7 +48,7 @@ class FieldAxis(NamedTuple):
 
 
 def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
-    """Return the axis of elements that read both."""
+    """Return the axis of elements that read both axes."""
     if one.dim is None and other.dim is not None:
         one, other = other, one
     if one.dim is not None and other.dim is None:
@@ -62,7 +62,7 @@ def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
 
 @cache
 def has_field_rule(operation: Any) -> bool:
-    """Whether there is a rule for an operation of torch.ops.aten; otherwise it is decomposed."""
+    """Return whether there is a rule for an operation of torch.ops.aten; otherwise it is decomposed."""
     return _rule(operation) is not None
 
 
@@ -74,7 +74,7 @@ def propagate_field(
     if axis.dim is None or rule is None or not _is_data(operation, arguments, tensor):
         return axis.gathered()
     moved = rule(arguments, tensor, axis.field, axis.dim, output)
-    # Fall back if a rule does not fit the shape of the result.
+    # If a rule does not fit the shape of the result, all positions are assumed to be read.
     fits = moved.dim is None or (moved.dim < output.ndim and output.shape[moved.dim] == len(moved.field.intervals))
     return moved if fits else axis.gathered()
 
@@ -93,7 +93,7 @@ def _rule(operation: Any) -> Rule | None:
 
 
 def _is_data(operation: Any, arguments: Arguments, tensor: Operand) -> bool:
-    """Whether the rule applies to `tensor`: for a convolution to its input, not to computed weights."""
+    """Return whether the rule applies to `tensor`; a convolution's applies to its input, not to computed weights."""
     if torch.Tag.pointwise in operation.tags:
         return True
     first = next(iter(arguments.values()))
@@ -112,7 +112,7 @@ def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, o
 
 
 def _along_dim(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    """Reductions, softmax and concatenation along the dimensions `dim`, or along all if there are none."""
+    """Return the axis after a reduction, softmax or concatenation along `dim`, or along all dimensions without it."""
     given = arguments["dim"]
     dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
     dims = {one % tensor.ndim for one in dims}
@@ -164,7 +164,7 @@ def _padding(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: 
 
 
 def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    """The elements in the order in which they were, in another shape."""
+    """Return the axis after reshaping, which keeps the order of the elements."""
     size, before = tensor.shape[dim], math.prod(tensor.shape[:dim])
     for place, other in enumerate(output.shape):
         if other == size and math.prod(output.shape[:place]) == before:

@@ -1,4 +1,4 @@
-"""A network applied to many crops of one image: the first layers run once on the image, the others on each crop."""
+"""A network for many crops of one image, whose first layers run once on the image and whose others run per crop."""
 
 from bisect import bisect_left
 
@@ -14,8 +14,8 @@ from svertka.graph.summary import Trace, trace
 
 Ints = npt.NDArray[np.int64]
 
-# The fraction of multiply-adds that may be recomputed per window. A larger one is slower, and its scores are closer
-# to those of separate crops, because windows see less of the surrounding image.
+# The fraction of multiply-adds that may be recomputed per window. A larger one is slower, but its scores are closer to
+# those of separate crops, because windows see less of the surrounding image.
 MAX_RECOMPUTED_SHARE = 0.5
 BATCH = 32  # windows per batch
 
@@ -23,16 +23,16 @@ BATCH = 32  # windows per batch
 class SharedCrops(nn.Module):
     """A network applied to windows of an image that is larger than the network's input. For inference only.
 
-    `first` runs on the whole image. Crops of size `side` of its feature maps go through `rest`. Where `first` pads its
-    maps, a window sees the surrounding image and a separate crop sees zeros; otherwise both give the same. The weights
-    are the network's own.
+    `first` runs on the whole image, and `rest` on crops of size `side` of its feature maps. If `first` pads its maps, a
+    window sees the surrounding image where a separate crop sees zeros; otherwise the results are equal. The weights are
+    shared with the network.
 
     Attributes:
-        window: height and width of the network's input, in pixels.
-        stride: distance between possible windows, in pixels of the image.
-        shape: of the input of `rest`, (C, H, W).
-        share: the fraction of the network's multiply-adds in `rest`.
-        place: the cut, one of `CutPoints.places`.
+        window: Height and width of the network's input, in pixels.
+        stride: Distance between possible windows, in pixels of the image.
+        shape: Shape of the input of `rest`, (C, H, W).
+        share: The fraction of the network's multiply-adds that are in `rest`.
+        place: The cut, one of `CutPoints.places`.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class SharedCrops(nn.Module):
 def share_crops(network: nn.Module, shape: tuple[int, ...], place: int | None = None) -> SharedCrops:
     """Cut `network`, with inputs of `shape`, (1, C, H, W), so that windows of larger images share its first layers.
 
-    By default it is cut as early as MAX_RECOMPUTED_SHARE allows, but not before the first layer that pads: up to there,
-    the feature maps of a crop are a part of those of the image, so that a network without padding gives the same as for
-    separate crops. Dense layers are not counted, so that the cut does not depend on the head.
+    By default it is cut as early as MAX_RECOMPUTED_SHARE allows, but not before the first layer that pads. Before that
+    layer, the feature maps of a crop are a part of those of the image, so a network without padding gives the results
+    of separate crops. Dense layers are not counted, so that the cut does not depend on the head.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W).
-        place: the cut, from a network with the same first layers; None for the default.
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W).
+        place: The cut, from a network with the same first layers. None: the default.
 
     Raises:
-        UsageError: the network cannot be traced, or its first layers depend on the size of the whole image.
+        UsageError: The network cannot be traced, or its first layers depend on the size of the whole image.
     """
     cuts, whole = CutPoints(network, shape), trace(network, shape)
     place = _place(cuts, whole, shape) if place is None else place
@@ -105,7 +105,7 @@ def _of_maps(traced: Trace) -> int:
 
 
 def _is_exact(halves: PrefixAndRest, shape: tuple[int, ...]) -> bool:
-    """Whether the receptive fields of the prefix's outputs lie entirely inside an input of `shape`."""
+    """Return whether the receptive fields of the prefix's outputs lie inside an input of `shape`."""
     if halves.prefix is None:
         return True
     fields = output_grids(halves.prefix, shape)

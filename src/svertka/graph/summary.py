@@ -25,27 +25,28 @@ from svertka.graph.map_layout import (
 from svertka.graph.network_copy import copy_without_values, named_tensors
 from svertka.graph.receptive_field import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
 
-INPUT = "input"  # the name of the image among the inputs of layers
-COPIES = ("clone", "_to_copy", "_unsafe_view")  # they return their input, as views do
+INPUT = "input"  # name of the image among the inputs of layers
+COPIES = ("clone", "_to_copy", "_unsafe_view")  # like views, they return their input
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a network, as it ran.
+    """One call of a layer in a forward pass.
 
     Attributes:
-        name: the path of the module, such as "layer1.0.conv2"; for a function, the path of the calling module and the
+        name: The path of the module, such as "layer1.0.conv2"; for a function, the path of the calling module and the
             name of the function, such as "layer1.0.add". Repeated calls get the suffixes ":2", ":3".
-        kind: the class, or the function.
-        shape: of the output.
-        parameters: number of parameters it reads that no earlier layer has read.
-        multiply_adds: of convolutions and matrix products, without biases.
-        fields: receptive fields along each axis of the image; a single interval if all units see the same.
-        inputs: names of the layers whose outputs it reads; `INPUT` is the image.
-        call: identifies the call when the network runs: the name without suffix and the number of the call, from 1.
+        kind: The class, or the function.
+        shape: Shape of the output.
+        parameters: Number of parameters that it reads and no earlier layer has read.
+        multiply_adds: Multiply-adds of convolutions and matrix products, without biases.
+        fields: Receptive fields along each axis of the image; a single interval if all units have the same.
+        inputs: Names of the layers whose outputs it reads; `INPUT` is the image.
+        call: The name without suffix and the number of the call, from 1, which identify the call in another pass.
             None if the layer returns no tensor, or is an operation that is not called from Python.
-        maps: how to read the output as feature maps; None where it holds none, or where that is not known.
-        conv_arguments: of its convolution, for `ConvShape.of`; None if it has none, or only a transposed one.
+        maps: How to read the output as feature maps; None if it holds none or their positions are unknown.
+        conv_arguments: Arguments of its convolution for `ConvShape.of`; None without a convolution, or if it is
+            transposed.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Layer:
     conv_arguments: tuple[Any, ...] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layer as JSON data, with the extents of its receptive fields and their grids, or null."""
+        """Return JSON values, with the extents of the receptive fields and their grids (None if irregular)."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -91,7 +92,7 @@ class Trace:
 
     @property
     def convolutions(self) -> dict[str, ConvShape]:
-        """The sizes of the convolutions of images, by layer. Padding by a separate operation is part of the input."""
+        """The shapes of the convolutions, by layer. Padding by a separate operation counts as part of the input."""
         return {layer.name: ConvShape.of(*layer.conv_arguments) for layer in self.layers if layer.conv_arguments}
 
 
@@ -108,11 +109,11 @@ def count_network(network: nn.Module, shape: tuple[int, ...]) -> NetworkSize:
     """Return the size of `network`, including layers that only run in training.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W).
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: the network cannot be traced with such an input.
+        UsageError: The network cannot be traced with such an input.
     """
     parameters = list(network.parameters())
     return NetworkSize(
@@ -129,11 +130,11 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     without children, and functions called between them, except those that only return a view.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W) for one image.
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W) for one image.
 
     Raises:
-        UsageError: the network cannot run on such an input, or makes decisions based on values.
+        UsageError: The network cannot run on such an input, or makes decisions based on values.
     """
     twin, named = copy_without_values(network, hooks=False)
     capture = _LayerCapture(network, twin, named, dict(named_tensors(network)))
@@ -143,18 +144,18 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
 
 
 class _LayerCapture(GraphCapture):  # type: ignore[no-untyped-call]
-    """A capture in which every operation has a rule for receptive fields, and every layer an output of its own."""
+    """A capture in which every operation has a rule for receptive fields and every layer has its own output."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.outputs: dict[LayerCall, tuple[tuple[int, ...], int | None]] = {}  # shape and number
 
     def splits(self, operation: Any) -> bool:
-        """Whether the operation has no rule."""
+        """Return whether the operation has no rule."""
         return not has_field_rule(operation)
 
     def leave_layer(self, call: LayerCall, output: Any) -> Any:
-        """Note the layer's output; of several tensors, the first. A module that returns its input gets a view of it."""
+        """Record the layer's first output tensor. A module that returns its input returns a view of it instead."""
         if call.is_module and isinstance(output, Tensor) and output.is_meta:
             value = self.to_symbol(output)
             made = self.made.get(value.number) if isinstance(value, Value) else None
@@ -169,12 +170,12 @@ class _LayerCapture(GraphCapture):  # type: ignore[no-untyped-call]
 
 @dataclass
 class _Origin:
-    """What a tensor depends on.
+    """The layers, receptive fields and parameters that a tensor depends on.
 
     Attributes:
-        makers: the layers that computed it; empty if it does not depend on the image.
-        axes: its receptive fields.
-        parameters: ids of the parameters that it was computed from and that no layer has counted yet.
+        makers: The layers that computed it; empty if it does not depend on the image.
+        axes: Its receptive fields.
+        parameters: Ids of the parameters that it was computed from and that no layer has counted yet.
     """
 
     makers: tuple[LayerCall, ...] = ()
@@ -182,7 +183,7 @@ class _Origin:
     parameters: frozenset[int] = frozenset()
 
     def joined(self, other: "_Origin") -> "_Origin":
-        """Return what a tensor computed from both depends on."""
+        """Return the origin of a tensor computed from both."""
         axes = self.axes or other.axes
         if self.axes and other.axes:
             axes = tuple(unite_axes(one, another) for one, another in zip(self.axes, other.axes, strict=True))
@@ -191,7 +192,7 @@ class _Origin:
 
 @dataclass
 class _Draft:
-    """A layer whose operations are being read; `inputs` is an ordered set."""
+    """A layer whose operations are still being read; the keys of `inputs` are an ordered set."""
 
     output: int | None = None
     parameters: int = 0
@@ -201,7 +202,7 @@ class _Draft:
 
 
 class _LayerAnalysis:
-    """Reads the layers of a capture off its operations."""
+    """Derives the layers of a capture from its operations."""
 
     def __init__(self, capture: _LayerCapture, shape: tuple[int, ...]) -> None:
         self._capture = capture
@@ -247,7 +248,7 @@ class _LayerAnalysis:
             )
 
     def _read(self, operation: Operation) -> None:
-        """Add an operation to its layer, and find what its results depend on."""
+        """Add an operation to its layer and derive the origins of its results."""
         call, overload = operation.layer, find_overload(operation.name)
         defaults = {argument.name: argument.default_value for argument in overload._schema.arguments}
         arguments = defaults | map_leaves(dict(operation.arguments), self._operand)
@@ -285,7 +286,7 @@ class _LayerAnalysis:
         inputs: list[tuple["Operand", _Origin]],
         shape: tuple[int, ...],
     ) -> _Origin:
-        """Return what a result of `shape` depends on, from what the operands do."""
+        """Return the origin of a result of `shape`, given those of the operands."""
         whole = _Origin()
         for operand, origin in inputs:
             axes = tuple(propagate_field(overload, arguments, operand, axis, Operand(shape)) for axis in origin.axes)

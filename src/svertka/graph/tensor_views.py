@@ -1,4 +1,4 @@
-"""Views of tensors: how to take each from its base, and how to write it back after it was modified."""
+"""Views of tensors: how to take a view from its base, and how to write it back after it was modified."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class View:
     """A view of `base`.
 
     Attributes:
-        base: the tensor viewed.
-        taken: operator and arguments that return the view, given the base as "self".
-        put_back: operator and arguments that return the modified base, given the base as "self" and the view as "src";
-            if the view covers the whole base, given the view as "self".
+        base: The tensor viewed.
+        taken: Operator and arguments that return the view; the base is the argument "self".
+        put_back: Operator and arguments that return the modified base; the base is "self" and the view "src", or, if
+            the view covers the whole base, the view is "self".
     """
 
     base: Tensor

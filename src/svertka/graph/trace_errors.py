@@ -1,4 +1,4 @@
-"""The errors of networks that cannot be traced: one wording, whatever the trace is for."""
+"""Errors of networks that cannot be traced, with the same wording for every kind of trace."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ NEW_TENSOR = "make a new tensor there, as torch.where and torch.cat do"
 
 
 class TraceRunError(UsageError):
-    """The network raised an error of its own, or one of PyTorch's, while it was traced."""
+    """An error of the network or of PyTorch that was raised during a trace."""
 
 
 def describe_error(error: Exception) -> str:
@@ -21,10 +21,10 @@ def cannot_be_traced(network: nn.Module, shape: tuple[int, ...], error: Exceptio
     """Return the message for a network that fails while it is traced.
 
     Args:
-        network: named in the message.
-        shape: of the input.
-        error: raised by the network or by PyTorch.
-        where: name of the layer or module that runs; "" if it is the network itself.
+        network: Named in the message.
+        shape: Shape of the input.
+        error: Raised by the network or by PyTorch.
+        where: Name of the running layer or module; "" for the network itself.
     """
     size = "×".join(map(str, shape))
     return f"{type(network).__name__} cannot be traced with an input of {size}; {where or THE_NETWORK} says: " + (
@@ -33,7 +33,7 @@ def cannot_be_traced(network: nn.Module, shape: tuple[int, ...], error: Exceptio
 
 
 def depends_on_values(place: str, operation: str) -> UsageError:
-    """Return the error of a decision, size or index that depends on the values of images."""
+    """Return the error for a decision, size or index that depends on the values of images."""
     return UsageError(
         f"{place} depends on the values of a tensor ({operation}), which may differ for each image; write that part of "
         "the network without it, for example with torch.where"
@@ -41,7 +41,7 @@ def depends_on_values(place: str, operation: str) -> UsageError:
 
 
 def writes_in_unknown_way(place: str, operation: str) -> UsageError:
-    """Return the error of an operation that writes into a tensor and has no form that returns a new one."""
+    """Return the error for an operation that writes into a tensor and has no variant that returns a new one."""
     return UsageError(
         f"{place} writes into a tensor ({operation}) in a way that cannot be traced; use an operation that returns a "
         "new tensor"
@@ -49,7 +49,7 @@ def writes_in_unknown_way(place: str, operation: str) -> UsageError:
 
 
 def reads_written_part(place: str) -> UsageError:
-    """Return the error of a tensor that is read after the module at `place` has written into an unknown part of it."""
+    """Return the error for a tensor that is read after the module at `place` has written into an unknown part of it."""
     return UsageError(
         f"{place} writes into a part or another view of a tensor that is read later, which cannot be traced; "
         + NEW_TENSOR
@@ -57,7 +57,7 @@ def reads_written_part(place: str) -> UsageError:
 
 
 def reads_unknown_tensor(place: str) -> UsageError:
-    """Return the error of a tensor that no recorded operation has made."""
+    """Return the error for a tensor that no recorded operation has made."""
     return UsageError(
         f"{place} reads a tensor that was made in a way that cannot be traced, such as .data; write it with operations "
         "of PyTorch, or make it a buffer"

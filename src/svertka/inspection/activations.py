@@ -37,14 +37,14 @@ def list_layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """Return the layers of `network` whose outputs can be read, in the order in which they run in inference.
 
     Args:
-        network: any nn.Module.
-        shape: of the input, (N, C, H, W); an N of 0 is replaced by 1.
+        network: Any nn.Module.
+        shape: Shape of the input, (N, C, H, W); an N of 0 is replaced by 1.
 
     Returns:
         Layers with `name`, `kind`, output `shape`, receptive `fields` and `inputs`.
 
     Raises:
-        UsageError: the network cannot be traced with such an input.
+        UsageError: The network cannot be traced with such an input.
     """
     network, shape = unwrap_compiled(network), (max(1, shape[0]), *shape[1:]) if shape else shape
     with force_eager():
@@ -55,7 +55,7 @@ def find_layer(known: Sequence[Layer], name: str) -> Layer:
     """Return the layer of `known` called `name`.
 
     Raises:
-        UsageError: there is none; the message suggests similar names.
+        UsageError: There is none; the message suggests similar names.
     """
     for layer in known:
         if layer.name == name:
@@ -67,7 +67,7 @@ def find_layer(known: Sequence[Layer], name: str) -> Layer:
 
 
 def is_activation_function(layer: Layer) -> bool:
-    """Whether `layer` is an elementwise activation function such as ReLU, SiLU or GELU, as a module or a function."""
+    """Return whether `layer` is an elementwise activation function such as ReLU or GELU, a module or a function."""
     return layer.kind.lower().replace("_", "") in ACTIVATION_FUNCTIONS
 
 
@@ -78,7 +78,7 @@ def follow_to_activation(known: Sequence[Layer], name: str) -> Layer:
     otherwise, or if several layers read the output, layer `name` itself.
 
     Raises:
-        UsageError: there is no such layer.
+        UsageError: There is no such layer.
     """
     found = layer = find_layer(known, name)
     while not is_activation_function(layer):
@@ -112,7 +112,7 @@ def feature_map_size(layer: Layer) -> tuple[int, int]:
     """Return the rows and columns of a layer's feature maps.
 
     Raises:
-        UsageError: the output is not (N, C, H, W) with H and W along the axes of the image.
+        UsageError: The output is not (N, C, H, W) with H and W along the axes of the image.
     """
     if not (layer.maps and layer.maps.is_standard):
         raise UsageError(
@@ -130,18 +130,18 @@ def _num_positions(layer: Layer) -> tuple[int, ...]:
 def hook_layers(network: nn.Module, known: Sequence[Layer], hooks: Mapping[str, LayerHook]) -> Iterator[None]:
     """Call a function with the output of each named layer whenever `network` runs in the body.
 
-    A hook receives the output tensor itself, before a later layer can modify it in place; of several tensors, the
-    first. Its return value is ignored, and an exception ends the forward pass. In the body the network is in evaluation
-    mode, and nn.MultiheadAttention does not use its fused path, which rounds differently. Afterwards the network is bit
-    for bit as before, without what it has cached in the body.
+    A hook receives the output tensor itself, before a later layer can modify it in place; if there are several, the
+    first one. Its return value is ignored, and an exception ends the forward pass. In the body the network is in
+    evaluation mode, and nn.MultiheadAttention does not use its fused path, which rounds differently. Afterwards the
+    network is restored bit for bit, without anything that it cached in the body.
 
     Args:
-        network: any nn.Module.
-        known: its layers, from `list_layers`.
-        hooks: layer name -> function.
+        network: Any nn.Module.
+        known: Layers of the network, from `list_layers`.
+        hooks: Maps layer names to functions.
 
     Raises:
-        UsageError: there is no such layer; or, in the body, a named layer did not run.
+        UsageError: There is no such layer; or, in the body, a named layer did not run.
     """
     calls = {name: find_layer(known, name).call for name in hooks}
     hook_of_call = {call: hooks[name] for name, call in calls.items() if call}
@@ -185,15 +185,15 @@ def layer_outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> d
     """Return copies of the outputs of layers. Gradients are recorded if they are enabled at the call.
 
     Args:
-        network: any nn.Module; runs in evaluation mode.
+        network: Any nn.Module; it runs in evaluation mode.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
-        names: of the layers, as in `list_layers`.
+        names: Names of the layers, as in `list_layers`.
 
     Returns:
-        Layer name -> output, such as (N, C', H', W').
+        The output of each layer, such as (N, C', H', W'), by its name.
 
     Raises:
-        UsageError: there is no such layer, or the network cannot be traced with such images.
+        UsageError: There is no such layer, or the network cannot be traced with such images.
     """
     network = unwrap_compiled(network)
     images = prepare_input(network, images)

@@ -1,7 +1,7 @@
 """Backpropagation with modified ReLU rules: deconvolution and guided backpropagation.
 
-PyTorch's autograd runs the backward pass; only the operations that ReLU derivatives consist of are replaced. They are
-the same for a ReLU module, function or in-place ReLU. ReLU6 counts as a ReLU; `clamp` does not.
+PyTorch's autograd runs the backward pass; only the derivative of ReLU is replaced. It is the same operation for a ReLU
+module, function or in-place ReLU. ReLU6 counts as a ReLU; `clamp` does not.
 """
 
 from enum import Enum
@@ -15,7 +15,7 @@ RELU, HARDTANH = torch.ops.aten.threshold_backward.default, torch.ops.aten.hardt
 
 
 class ReLURule(Enum):
-    """What a ReLU passes back, for the incoming gradient g and the input x of the forward pass; elsewhere 0.
+    """The gradient that a ReLU passes back, given the incoming gradient g and the forward input x; 0 elsewhere.
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2014, "Striving for simplicity", figure 1.
     """
@@ -30,11 +30,11 @@ def backward(outputs: Tensor, inputs: Tensor, gradient: Tensor, rule: ReLURule, 
     No other gradient is computed or stored.
 
     Args:
-        outputs: computed from `inputs` with gradients enabled.
-        inputs: of any shape.
-        gradient: with respect to `outputs`, of their shape.
-        rule: what a ReLU passes back.
-        retain_graph: keep the graph for another backward pass.
+        outputs: Outputs that were computed from `inputs` with gradients enabled.
+        inputs: Inputs of any shape.
+        gradient: Gradient with respect to `outputs`, of the same shape.
+        rule: What a ReLU passes back.
+        retain_graph: Whether to keep the graph for another backward pass.
 
     Returns:
         A tensor of the shape of `inputs`.
@@ -50,7 +50,7 @@ class _ReLUBackwardMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False: otherwise PyTorch imports its compiler, which takes longer than most passes."""
+        """Return False, so that PyTorch does not import its compiler, which takes longer than most passes."""
         return False
 
     def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:

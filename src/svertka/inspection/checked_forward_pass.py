@@ -34,8 +34,8 @@ def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
     """Return `images` as a batch on the network's device; floating-point images in the network's dtype.
 
     Args:
-        network: any nn.Module.
-        images: (N, C, H, W) or (C, H, W), floating-point or integers.
+        network: Any nn.Module.
+        images: (N, C, H, W) or (C, H, W), floating point or integer.
 
     Raises:
         UsageError: `images` has another shape, dtype or layout.
@@ -60,7 +60,7 @@ def make_differentiable(network: nn.Module, images: Tensor) -> Tensor:
     """Convert prepared `images` to floating point, so that gradients with respect to them exist.
 
     Raises:
-        UsageError: they are integers and the network's output changes with the conversion.
+        UsageError: They are integers and the network's output changes with the conversion.
     """
     if images.is_floating_point():
         return images
@@ -81,7 +81,7 @@ def call_network(network: nn.Module, images: Tensor) -> Any:
     """Return `network(images)`.
 
     Raises:
-        UsageError: the network fails. `StopForward`, MemoryError and svertka's own errors pass unchanged.
+        UsageError: The network fails. `StopForward`, MemoryError and svertka's own errors pass unchanged.
     """
     try:
         return network(images)
@@ -100,14 +100,14 @@ def run_with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, T
     If the network computes under `torch.no_grad()`, `forward` runs again with that disabled.
 
     Args:
-        network: named in the error.
-        forward: returns outputs, and a tensor that they are computed from.
+        network: Named in the error.
+        forward: Returns outputs, and a tensor that they are computed from.
 
     Returns:
         What `forward` returned; the outputs are differentiable with respect to the second tensor.
 
     Raises:
-        UsageError: the network cuts off gradients in another way.
+        UsageError: The network cuts off gradients in another way.
     """
     outputs, source = forward()
     if not _depends_on(outputs, source):

@@ -17,7 +17,7 @@ ClassIndices = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
 
 
 class OutputActivation(Enum):
-    """The function that turns scores into probabilities; NONE: the values already are probabilities."""
+    """The function that turns scores into probabilities. NONE: the values are probabilities already."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
@@ -61,17 +61,17 @@ class ClassScores(NamedTuple):
 def compute_class_scores(network: nn.Module, images: Tensor, classes: Tensor, multilabel: bool = False) -> ClassScores:
     """Return the scores of `network` before a final sigmoid or softmax.
 
-    Without such a function at the end, the scores stand for sigmoid probabilities if there is only one score or with
-    `multilabel`, and for softmax probabilities otherwise.
+    If the network does not end in such a function, probabilities are the sigmoid of the scores if there is only one
+    score or with `multilabel`, and their softmax otherwise.
 
     Args:
-        network: any classifier.
+        network: Any classifier.
         images: (N, C, H, W).
         classes: (N,) int64, checked against the number of scores.
-        multilabel: each score decides about its class alone.
+        multilabel: Whether an image may have several classes.
 
     Raises:
-        UsageError: the output is not (N, K) scores, contains NaN, or has no such class.
+        UsageError: The output is not (N, K) scores, contains NaN, or has no such class.
     """
     with _LastActivation() as last:
         output = call_network(network, images)
@@ -96,7 +96,7 @@ def parse_class_indices(classes: ClassIndices, count: int) -> Tensor:
     """Convert `classes`, one for all or one for each of `count` images, to (count,) int64.
 
     Raises:
-        UsageError: they are not integers, or not as many as images.
+        UsageError: They are not integers, or not as many as images.
     """
     try:
         with torch.inference_mode(False):  # autograd saves them for the backward pass

@@ -42,9 +42,9 @@ from svertka.type_checking import check_types
 Indices = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
 ForwardFunction = Callable[[Tensor], Tensor]
 
-PIXELS_PER_BATCH = 200_000  # over all crops; with twice as many the batch leaves the caches and takes longer
-FULL_CONTRAST_RMS = 4  # values of this many times their root mean square get full contrast
-CROP_TOLERANCE = 1e-3  # of the largest value: crop and whole image differ by rounding only, which is far less
+PIXELS_PER_BATCH = 200_000  # of all crops in a batch; a batch of twice as many does not fit in the CPU's caches
+FULL_CONTRAST_RMS = 4  # root mean squares at which contrast is full
+CROP_TOLERANCE = 1e-3  # of the largest value; rounding differences between a crop and the whole image are far smaller
 
 
 class Projection(NamedTuple):
@@ -59,11 +59,11 @@ class Deconvnet:
     """Projects activations of `network` back to pixels.
 
     Args:
-        network: any nn.Module.
-        shape: of its input, (N, C, H, W); N does not matter.
+        network: Any nn.Module.
+        shape: Shape of the input, (N, C, H, W); N does not matter.
 
     Raises:
-        UsageError: the network cannot be traced with such images.
+        UsageError: The network cannot be traced with such images.
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -79,7 +79,7 @@ class Deconvnet:
         positions: Indices | None = None,
         image_indices: Indices | None = None,
     ) -> list[Projection]:
-        """Return the projections of N units, as the function of this name does.
+        """Return the projections of N units, as the function `project` does.
 
         Only the pixels in a unit's receptive field, and some around them, are computed.
         """
@@ -110,7 +110,7 @@ class Deconvnet:
 
     @contextmanager
     def _forward_to(self, layer: Layer) -> Iterator[ForwardFunction]:
-        """Give a function that runs images through the network up to `layer` and returns its output."""
+        """Yield a function that runs images through the network up to `layer` and returns its output."""
         found: list[Tensor] = []
 
         def stop(output: Tensor) -> None:
@@ -157,19 +157,19 @@ def project(
     evaluation mode and is left unchanged. For networks without ReLU or max-pooling, see `describe_missing_layers`.
 
     Args:
-        network: any nn.Module.
+        network: Any nn.Module.
         images: (B, C, H, W) or (C, H, W), as the network takes them.
-        layer: its name, as in `list_layers`.
-        units: (N,) channels of the layer, or one for all images.
-        positions: (N, 2), or one for all: row and column in the feature map; None: the maximum of the unit.
-        image_indices: (N,), indices in `images`; None: unit n goes with image n, and a single unit or image with all of
-            the other.
+        layer: Name of the layer, as in `list_layers`.
+        units: (N,) channels of the layer, or one channel for all images.
+        positions: (N, 2), or one for all: row and column in the feature map. None: where the unit is largest.
+        image_indices: (N,) indices in `images`. None: unit n is projected into image n, a single unit into every
+            image, or every unit into a single image.
 
     Returns:
-        (N, C, H, W), in units of the network's input.
+        (N, C, H, W), on the scale of the network's input.
 
     Raises:
-        UsageError: there is no such layer, unit, position or image; the layer has no feature maps; the network rejects
+        UsageError: There is no such layer, unit, position or image; the layer has no feature maps; the network rejects
             the images.
 
     Example:
@@ -194,8 +194,8 @@ def project(
 def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
     """Convert projections to images: 0 becomes gray, and the contrast adapts to each projection.
 
-    Full contrast is at four times the root mean square of the nonzero values. About one value in a hundred exceeds it
-    and is clipped; in deep layers the largest value is ten times the others.
+    Full contrast is at four times the root mean square of the nonzero values, because in deep layers the largest value
+    is ten times the others. About one value in a hundred exceeds it and is clipped.
 
     Args:
         projections: (N, C, H, W), floating point. One channel is shown in gray, and so is the mean of more than three.
@@ -204,7 +204,7 @@ def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
         (N, H, W, 3) uint8.
 
     Raises:
-        UsageError: the projections have another shape, dtype or layout.
+        UsageError: The projections have another shape, dtype or layout.
     """
     if not has_values(projections):
         raise UsageError("projections are a sparse, nested, quantized or meta tensor; to_images() needs a dense one")
@@ -227,8 +227,8 @@ def describe_missing_layers(network: nn.Module, shape: tuple[int, ...]) -> str |
     """Return a sentence on what projections show in a network without ReLU or max-pooling; None if it has both.
 
     Args:
-        network: any nn.Module; nothing is computed.
-        shape: of its input, (N, C, H, W).
+        network: Any nn.Module; nothing is computed.
+        shape: Shape of the input, (N, C, H, W).
     """
     copy = copy_without_values(network, hooks=False)[0]
     floating = next((one.dtype for one in copy.parameters() if one.is_floating_point()), None)

@@ -24,7 +24,7 @@ class FirstLayerFilters:
     """The filters of the convolution that reads the image.
 
     Attributes:
-        layer: its name.
+        layer: Name of the layer.
         weights: (units, h, w, C) float32 with C 1 or 3 (RGB), in the network's order.
     """
 
@@ -39,17 +39,17 @@ class FirstLayerFilters:
 
     @cached_property
     def similarity_order(self) -> Ints:
-        """(units,): an order in which neighboring filters look alike, whatever their contrast, phase and sign.
+        """Return an order of the units, (units,), in which neighboring filters look alike.
 
-        The similarity of two filters is the cosine of their amplitude spectra: shifting or inverting an edge does not
-        matter; its direction, width and colors do. The units are sorted by the second eigenvector of the similarity
-        graph's Laplacian, then 2-opt shortens the path through all filters.
+        The similarity of two filters is the cosine of their amplitude spectra, which depend on the direction, width and
+        colors of an edge, but not on its contrast, position and sign. The units are sorted by the second eigenvector of
+        the similarity graph's Laplacian, then 2-opt shortens the path through all filters.
 
         Source: Atkins, Boman & Hendrickson 1998, "A spectral algorithm for seriation and the consecutive ones problem";
         Croes 1958, "A method for solving traveling-salesman problems".
         """
         axes = self.weights @ OPPONENT_AXES.T if self.weights.shape[-1] == 3 else self.weights
-        # Zero-padding to twice the side: the frequencies of so few pixels do not separate neighboring directions.
+        # Zero-padded to twice the side, because the spectrum of so few pixels does not separate similar directions.
         sides = [2 * side for side in self.weights.shape[1:3]]
         spectra = np.abs(np.fft.rfft2(axes, s=sides, axes=(1, 2))).reshape(len(axes), -1)
         lengths = np.linalg.norm(spectra, axis=1, keepdims=True)
@@ -85,10 +85,10 @@ def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
     """Return the filters of the first nn.Conv2d of `network`.
 
     Args:
-        network: any nn.Module.
+        network: Any nn.Module.
 
     Raises:
-        UsageError: the network has no convolution, its first one reads neither 1 nor 3 channels, or its weights have no
+        UsageError: The network has no convolution, its first one reads neither 1 nor 3 channels, or its weights have no
             values.
     """
     for name, layer in unwrap_compiled(network).named_modules():

@@ -31,25 +31,25 @@ from svertka.type_checking import check_types
 Floats = npt.NDArray[np.float32]
 Data = Tensor | BatchLoader | Iterable[Tensor | Batch | tuple[Tensor, Tensor]]
 
-BATCH_SIZE = 32  # for data given as one tensor
-IMAGES_PER_UPDATE = 256  # maxima are collected for this many images before the statistics are updated
-MAX_COUNT = 10_000  # patches per unit
+BATCH_SIZE = 32  # images, for data given as one tensor
+IMAGES_PER_UPDATE = 256  # images between two updates of the statistics
+MAX_COUNT = 10_000  # largest number of patches per unit
 
 
 @dataclass(frozen=True, eq=False)
 class LayerPatches:
     """The patches that activate the units of one layer most, and statistics of the units.
 
-    The activation of a unit in an image is the maximum of its feature map; values of 0 or less count as inactive. That
-    is where a ReLU is 0, and where the output of SiLU, Hardswish, GELU or Mish stays within −0.31 and 0.
+    The activation of a unit in an image is the maximum of its feature map. Values of 0 or less count as inactive: a
+    ReLU gives 0 there, and SiLU, Hardswish, GELU and Mish give −0.31 to 0.
 
     Attributes:
-        layer: the name that was asked for.
-        observed_layer: the layer whose output was read: the activation function of `layer` where one follows.
+        layer: Name of the layer that was requested.
+        observed_layer: The layer whose output was read: the activation function of `layer` where one follows.
         feature_map_size: (rows, columns).
-        num_images: images in the data set.
-        values: (units, k) float32, the activations in the `k` strongest images, strongest first, the first of equals
-            first; NaN where fewer images activate the unit.
+        num_images: Images in the data set.
+        values: (units, k) float32, the activations in the `k` strongest images, strongest first, equal ones in the
+            order of the images; NaN where fewer images activate the unit.
         images: (units, k) int64, indices in the data set; −1 where there are fewer, as in the next two.
         positions: (units, k, 2) int64, row and column in the feature map.
         boxes: (units, k, 4) int64, the receptive field of the position in pixels: top, left, bottom, right, the last
@@ -82,7 +82,7 @@ class LayerPatches:
 
     @property
     def is_dead(self) -> npt.NDArray[np.bool_]:
-        """(units,): whether no image activates the unit: its output is never above 0."""
+        """Whether no image activates the unit, (units,) bool."""
         return np.equal(self.activation_rate, 0)
 
 
@@ -104,18 +104,18 @@ def top_patches(
     Memory does not depend on the number of images. The network runs in evaluation mode with channels-last inputs.
 
     Args:
-        network: any nn.Module.
+        network: Any nn.Module.
         data: `BatchLoader`, one tensor (N, C, H, W), or an iterable of such tensors, alone or paired with labels (N,);
             all images of one shape.
-        layers: layer names as in `list_layers`; None for every convolution. Each is read after its activation function
+        layers: Layer names as in `list_layers`; None for every convolution. Each is read after its activation function
             where one follows (`follow_to_activation`).
-        count: patches per unit, 1 to `MAX_COUNT`, at most one from each image.
+        count: Patches per unit, 1 to `MAX_COUNT`, at most one from each image.
 
     Returns:
         The patches of each layer, by its name.
 
     Raises:
-        UsageError: a layer does not exist or has no feature maps; `count` is out of range; the network rejects the
+        UsageError: A layer does not exist or has no feature maps; `count` is out of range; the network rejects the
             images.
         DataError: `data` is empty, or its images differ in shape.
     """
@@ -160,7 +160,7 @@ def _split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Return the images of `batch`, and its labels where it has them.
 
     Raises:
-        UsageError: it is neither a tensor nor a pair of tensors.
+        UsageError: It is neither a tensor nor a pair of tensors.
     """
     images, labels = (batch, None) if isinstance(batch, Tensor) else batch if _is_pair(batch) else (None, None)
     if images is None:

@@ -1,9 +1,9 @@
-"""Image crops around the receptive fields of positions: the network computes the same values there as in the image.
+"""Image crops around receptive fields, in which the network computes the same values as in the whole image.
 
-A crop starts at a multiple of the network's stride and is a whole number of strides smaller than the image. So every
-layer has its positions in the crop at the same pixels as in the image, the last ones included, and a position whose
-receptive field lies inside the crop gets the same value from the same numbers. This does not hold where a network
-depends on the size of its input in another way; callers must check (`deconvnet`).
+A crop starts at a multiple of the network's stride and is a whole number of strides smaller than the image. The
+positions of every layer are then at the same pixels in the crop as in the image, and a position whose receptive field
+lies inside the crop has the same value. Networks may depend on the size of their input in other ways, so callers must
+compare the values (`deconvnet`).
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from svertka.conv_geometry import ReceptiveField
 from svertka.data.dataset import Ints
 from svertka.graph.summary import Layer
 
-MAX_CROP_AREA = 0.85  # of the image: beyond it whole images are better, since one serves several positions
-SIZE_STEPS = 2  # crop sizes differ by the receptive field over this; finer steps make batches small
+MAX_CROP_AREA = 0.85  # of the image; above this, one whole image for several positions is faster
+SIZE_STEPS = 2  # sizes per receptive field; with more, few crops have the same size
 
 
 def crops_for_positions(layer: Layer, positions: Ints) -> tuple[Ints, Ints]:
     """Return a crop for each position of `layer`.
 
     Args:
-        layer: with feature maps.
+        layer: A layer with feature maps.
         positions: (N, 2), row and column in the feature map of the whole image.
 
     Returns:

@@ -33,7 +33,7 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
     is ignored.
 
     Args:
-        network: any classifier; one with a single score has only class 0.
+        network: Any classifier; one with a single score has only class 0.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
         classes: (N,) or one index for all images.
 
@@ -41,7 +41,7 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
         (N, C, H, W).
 
     Raises:
-        UsageError: the network has no such class, does not return scores (N, K), cannot run on `images`, or cuts off
+        UsageError: The network has no such class, does not return scores (N, K), cannot run on `images`, or cuts off
             gradients.
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2014, "Striving for simplicity", §3.4.
@@ -68,11 +68,11 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
 def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tensor:
     """Return the Grad-CAM heat map of each image's class score.
 
-    The feature maps of the last stage (`last_feature_map_layer`), each weighted with the mean gradient of the score
-    over it, summed and rectified. The tokens of a transformer are read as feature maps.
+    It is the sum of the last stage's feature maps (`last_feature_map_layer`), each weighted with the mean gradient of
+    the score over it, rectified. The tokens of a transformer are read as feature maps.
 
     Args:
-        network: any classifier with a convolution, or a transformer.
+        network: Any classifier with a convolution, or a transformer.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
         classes: (N,) or one index for all images.
 
@@ -80,7 +80,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
         (N, H', W') at the resolution of those feature maps, 0 or more.
 
     Raises:
-        UsageError: the network has no such class, does not return scores (N, K), cannot be traced, or has no layer
+        UsageError: The network has no such class, does not return scores (N, K), cannot be traced, or has no layer
             with feature maps.
 
     Source: Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization",
@@ -115,19 +115,19 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
 def last_feature_map_layer(known: Sequence[Layer]) -> tuple[Layer, MapLayout]:
     """Return the layer that Grad-CAM reads, and how its output holds feature maps.
 
-    It is the last layer whose feature maps are as large as those of the last convolution or dense layer over positions,
-    and larger than 1×1. If the network reads only the class token there, it is the last layer of the same shape, not a
-    dense one, whose other tokens are read: the input of the last attention.
+    This is the last layer whose feature maps have the size of the last convolution's, or of the last dense layer's over
+    positions, and are larger than 1×1. If the network reads only the class token of that layer, it is the last layer of
+    the same shape, other than a dense one, whose other tokens are read: the input of the last attention.
 
     Raises:
-        UsageError: no layer among them has such feature maps, or a later stage has positions of unknown order.
+        UsageError: No layer among them has such feature maps, or a later stage has positions of unknown order.
     """
     stages = [(layer, layer.maps) for layer in known if layer.maps and layer.call and math.prod(layer.maps.size) > 1]
     multiplying = [index for index, (layer, _) in enumerate(stages) if layer.multiply_adds]
     if not multiplying:
         raise UsageError(
-            "the network has no convolution with feature maps larger than 1×1, and no tokens whose positions in the "
-            "image are known, which Grad-CAM needs; use a larger image, or occlusion"
+            "Grad-CAM needs feature maps larger than 1×1, or tokens with known positions in the image, and the network "
+            "has neither; use a larger image, or occlusion"
         )
     of_last_stage = multiplying[-1]
     size = stages[of_last_stage][1].size
@@ -135,8 +135,8 @@ def last_feature_map_layer(known: Sequence[Layer]) -> tuple[Layer, MapLayout]:
     unknown = [layer.name for layer in known[known.index(last) :] if _has_unknown_positions(layer)]
     if unknown:
         raise UsageError(
-            f"the positions of the outputs of layer={unknown[-1]} in the image are not known, which Grad-CAM needs of "
-            "the last stage; use occlusion"
+            f"Grad-CAM needs the positions of the last stage's outputs in the image, which are not known for "
+            f"layer={unknown[-1]}; use occlusion"
         )
     if maps.is_read:
         return last, maps
@@ -149,7 +149,7 @@ def last_feature_map_layer(known: Sequence[Layer]) -> tuple[Layer, MapLayout]:
 
 
 def _has_unknown_positions(layer: Layer) -> bool:
-    """Whether `layer` is a dense layer or convolution over positions of unknown order."""
+    """Return whether `layer` is a dense layer or convolution over positions of unknown order."""
     is_product = "matmul" in layer.kind or "attention" in layer.kind
     sizes = [size for size in layer.shape[1:] if size > 1]
     return bool(layer.multiply_adds) and not is_product and layer.maps is None and len(sizes) > 1
@@ -160,27 +160,27 @@ def _has_unknown_positions(layer: Layer) -> bool:
 def occlusion(
     network: nn.Module, images: Tensor, classes: ClassIndices, side: int, stride: int, multilabel: bool = False
 ) -> Tensor:
-    """Return the probability of each image's class while a square covers part of the image, for a grid of squares.
+    """Return the probability of each image's class with part of the image covered, for a grid of covering squares.
 
     The probability is the softmax of the scores, or the sigmoid of the class's own score if the network has a single
     score, ends in a sigmoid, or is `multilabel`. Probabilities that the network itself returns are used as they are.
     The network runs once for each square, in evaluation mode, and is left unchanged.
 
     Args:
-        network: any classifier.
+        network: Any classifier.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
         classes: (N,) or one index for all images.
-        side: of the square, pixels. It is filled with 0, which is the mean color of normalized inputs: the paper's
+        side: Side of the square, pixels. It is filled with 0, which is the mean color of normalized inputs: the paper's
             gray.
-        stride: distance between squares, pixels. The first is in the upper left corner; the last reach or cross the
-            other borders.
-        multilabel: each score decides about its class alone.
+        stride: Distance between squares, pixels. The first square is in the upper left corner; the last ones reach or
+            cross the right and lower borders.
+        multilabel: Whether an image may have several classes.
 
     Returns:
         (N, rows, columns) in 0 to 1, float32, or float64 if the network computes in it.
 
     Raises:
-        UsageError: the network has no such class or does not return scores (N, K); `side` exceeds the image; `side` or
+        UsageError: The network has no such class or does not return scores (N, K); `side` exceeds the image; `side` or
             `stride` is below 1.
 
     Source: Zeiler & Fergus 2014, §4.2, figure 6 (d).

@@ -9,17 +9,17 @@ from torch import Tensor
 NUM_SIMILAR = 6  # similar units reported per unit
 BINS_PER_OCTAVE = 4  # linearly spaced
 LOWEST_EXPONENT, OCTAVES = -24, 48  # the histogram starts at 2^-24; values outside fall into the outermost bins
-TINY = 1e-300  # avoids division by zero
+TINY = 1e-300  # to avoid division by zero
 
 
 class UnitStatistics:
-    """Accumulate the strongest images of each unit, and sums over all images.
+    """The strongest images of each unit, and sums over all images.
 
     The activation of a unit in an image is the maximum of its feature map; values of 0 or less count as 0.
 
     Args:
-        num_units: channels of the layer.
-        count: strongest images kept per unit.
+        num_units: Channels of the layer.
+        count: Strongest images kept per unit.
     """
 
     def __init__(self, num_units: int, count: int) -> None:

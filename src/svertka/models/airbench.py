@@ -92,7 +92,7 @@ class AirBench(nn.Module):
 
         Args:
             images: (N, channels, H, W) float, normalized training images; a few thousand are enough.
-            eps: added to the variance in each direction, so that rare directions are not amplified too much.
+            eps: Added to the variance in each direction, so that rare directions are not amplified too much.
 
         Raises:
             UsageError: `images` has another shape, is empty, or its images are smaller than 2×2 pixels.

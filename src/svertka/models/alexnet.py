@@ -23,7 +23,7 @@ class AlexNet(nn.Module):
     images from 64×64.
 
     Args:
-        size: height and width of the images, at least 8. Below 64 the first convolution is 5×5 with stride 1, as in
+        size: Height and width of the images, at least 8. Below 64 the first convolution is 5×5 with stride 1, as in
             the author's networks for CIFAR-10, and the hidden fully connected layers have 1024 units (7,561,610
             parameters for ten classes). Weights are then drawn from N(0, 2 / fan-in) (He et al. 2015, "Delving deep
             into rectifiers", eq. 10) and biases are zero: with the paper's initialization this form does not learn
@@ -88,7 +88,7 @@ class AlexNetOWT(nn.Module):
     footnote 1 has 384, and apply dropout before each hidden fully connected layer.
 
     Args:
-        size: height and width of the images, at least 15. Below 64 the first convolution is 5×5 with stride 1 and the
+        size: Height and width of the images, at least 15. Below 64 the first convolution is 5×5 with stride 1 and the
             hidden fully connected layers have 1024 units (5,871,434 parameters for ten classes).
 
     Source: Krizhevsky 2014, §5.

@@ -47,9 +47,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     are printed.
 
     Raises:
-        UsageError: the file does not exist, has another suffix, is damaged, or would run code when read; or its tensors
+        UsageError: The file does not exist, has another suffix, is damaged, or would run code when read; or its tensors
             are not dense and finite.
-        RunError: a .safetensors file is damaged.
+        RunError: A .safetensors file is damaged.
     """
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
         raise UsageError(f"{path} is not a weights file; give a file that ends in {' or '.join(SUFFIXES)}")

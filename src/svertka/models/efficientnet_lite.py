@@ -79,8 +79,8 @@ class InvertedResidual(nn.Module):
     (B, in_channels, H, W) to (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
 
     Args:
-        expansion: channels of the depthwise convolution / in_channels; with 1 there is no 1×1 expansion.
-        drop_rate: probability of dropping the residual of an image in training.
+        expansion: Channels of the depthwise convolution / in_channels; with 1 there is no 1×1 expansion.
+        drop_rate: Probability of dropping the residual of an image in training.
 
     Source: Sandler et al. 2018, "MobileNetV2", figure 3.
     """
@@ -165,7 +165,7 @@ def bundled_weights() -> Path:
     No code of that package is run.
 
     Raises:
-        UsageError: the package is not installed.
+        UsageError: The package is not installed.
     """
     try:
         files = metadata.files(PACKAGE) or []

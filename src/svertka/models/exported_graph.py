@@ -22,13 +22,13 @@ def write_graph(path: Path, network: nn.Module, shape: tuple[int, ...]) -> None:
     """Export what `network` computes in inference, for batches of any size; the file holds no weights.
 
     Args:
-        path: of the file.
-        network: any nn.Module.
-        shape: of its input, (1, C, H, W).
+        path: Path of the file.
+        network: Any nn.Module.
+        shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: it cannot be exported.
-        StorageError: the file cannot be written.
+        UsageError: It cannot be exported.
+        StorageError: The file cannot be written.
     """
     twin = copy_for_comparison(network)
     if any(tensor.device.type != "cpu" for tensor in twin.state_dict().values()):
@@ -59,7 +59,7 @@ def read_graph(path: Path) -> nn.Module:
     PyTorch unpickles parts of the file: read only files that the caller trusts.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: It is missing or damaged.
     """
     try:
         content = path.read_bytes()
@@ -81,7 +81,7 @@ class ExportedNetwork(nn.Module):
     An exported module refuses eval(), checks the size of its input, which callers do, and saves all its constants.
 
     Args:
-        module: as `ExportedProgram.module` returns it, with a state_dict on the meta device.
+        module: As `ExportedProgram.module` returns it, with a state_dict on the meta device.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:

@@ -43,13 +43,13 @@ def open_model(model: str | nn.Module | Function, *, head_layer: str | None = No
     """Return the model that the caller of svertka names, whose code is imported without asking.
 
     Args:
-        model: the name of a network of the registry; "timm:NAME", "torchvision:NAME", "package.module:function" or
+        model: The name of a network of the registry; "timm:NAME", "torchvision:NAME", "package.module:function" or
             "file.py:function"; a function from the number of classes to a network; or a network.
-        head_layer: path of the layer that computes the class scores; None: found in a trace.
-        sizes: of the input, to be tried before SIZES, pixels.
+        head_layer: Path of the layer that computes the class scores. None: found in a trace.
+        sizes: Sizes of the input to try before SIZES, pixels.
 
     Raises:
-        UsageError: there is no such network; it cannot be imported or built; or it does not compute class scores from
+        UsageError: There is no such network; it cannot be imported or built; or it does not compute class scores from
             images.
     """
     if isinstance(model, str) and ":" not in model:
@@ -72,14 +72,14 @@ def list_models(name: str | nn.Module | None = None) -> list[dict[str, Any]]:
     """List the networks with their size, source and reported errors, as `svertka models --json` prints them.
 
     Args:
-        name: one network, to list only that one with its layers: its name, also "timm:NAME", "torchvision:NAME",
+        name: One network, to list only that one with its layers: its name, also "timm:NAME", "torchvision:NAME",
             "package.module:function" or "file.py:function", or an nn.Module; None: all networks of svertka.
 
     Returns:
         One dict per network, as `describe_model` returns it; with `name`, also `layers`, one dict per layer.
 
     Raises:
-        UsageError: there is no network called `name`, or it cannot be traced.
+        UsageError: There is no network called `name`, or it cannot be traced.
     """
     if name is None:
         return [describe_model(model) for model in MODELS.values()]
@@ -94,14 +94,14 @@ def open_builder(
     """Return the model of a run in `folder`, if its builder needs no consent or is trusted.
 
     Args:
-        builder: of config.json.
-        folder: of the run.
-        trust_builder: whether code that config.json names may run.
-        size, channels, classes: of the run.
+        builder: The builder in config.json.
+        folder: Folder of the run.
+        trust_builder: Whether code that config.json names may run.
+        size, channels, classes: Those of the run.
 
     Raises:
-        UsageError: consent is needed, or the builder cannot be imported.
-        RunError: the exported graph is missing or damaged.
+        UsageError: Consent is needed, or the builder cannot be imported.
+        RunError: The exported graph is missing or damaged.
     """
     require_consent(builder, str(folder), trust_builder=trust_builder)
     if builder.is_graph:
@@ -137,10 +137,10 @@ class _Build:
     """A model's `builder`: (classes, channels, size) → the network; on the meta device from a template.
 
     Attributes:
-        function: number of classes → network, with any number of classes if it has its own.
-        head_layer: the layer that is replaced if there are other classes; None: no layer can be.
-        own_classes: the number of classes of a network that has its own; None: the function heeds the number.
-        adapt: (size, channels) → the function for such images; None: any size.
+        function: Number of classes → network, with any number of classes if it has its own.
+        head_layer: The layer that is replaced if there are other classes. None: no layer can be.
+        own_classes: The number of classes of a network that has its own. None: the function heeds the number.
+        adapt: (size, channels) → the function for such images. None: any size.
     """
 
     function: Function
@@ -240,7 +240,7 @@ def _call(function: Function, classes: int, name: str, arguments: Mapping[str, o
     """Return the network that `function` builds.
 
     Raises:
-        UsageError: it fails, or returns something else.
+        UsageError: It fails, or returns something else.
     """
     try:
         network: object = function(classes, **arguments)
@@ -269,11 +269,11 @@ def _probe(
     """Return what is found out about `network` from traces.
 
     Args:
-        network: any nn.Module.
-        name: for messages.
-        head_layer: path of its head; None: found.
-        sizes: to be tried first.
-        preprocess: its published preprocessing; None: that in its `pretrained_cfg`, if any.
+        network: Any nn.Module.
+        name: Name for messages.
+        head_layer: Path of its head. None: found.
+        sizes: Sizes to try first, pixels.
+        preprocess: Published preprocessing. None: that in the network's `pretrained_cfg`, if any.
     """
     _refuse_unusual_parameters(network, name)
     published = preprocess or known_packages.preprocess_of(getattr(network, "pretrained_cfg", None))

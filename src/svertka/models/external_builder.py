@@ -68,9 +68,9 @@ def require_consent(builder: Builder, origin: str, *, trust_builder: bool) -> No
     """Raise UsageError if reading the network would run code of unknown origin without `trust_builder`.
 
     Args:
-        builder: what config.json says.
-        origin: the run folder, for the message.
-        trust_builder: whether the caller trusts it.
+        builder: What config.json says.
+        origin: The run folder, for the message.
+        trust_builder: Whether the caller trusts it.
     """
     if trust_builder or not builder.needs_consent:
         return
@@ -87,7 +87,7 @@ def import_function(target: str) -> Callable[..., Any]:
     """Import the function of "package.module:function" or "path/file.py:function"; its module's code is run.
 
     Raises:
-        UsageError: there is no such file, module or function, or the import fails.
+        UsageError: There is no such file, module or function, or the import fails.
     """
     in_file, in_module = FILE.fullmatch(target), FUNCTION.fullmatch(target)
     if in_file:

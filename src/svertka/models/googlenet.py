@@ -28,8 +28,8 @@ class ConvBNReLU(nn.Sequential):
     """A convolution without bias, batch normalization and ReLU.
 
     Args:
-        kernel: height and width, or one number for both; odd.
-        padding: zeros on each side of the input, one number or (vertical, horizontal); None keeps height and width
+        kernel: Height and width, or one number for both; odd.
+        padding: Zeros on each side of the input, one number or (vertical, horizontal); None keeps height and width
             at stride 1.
     """
 
@@ -58,9 +58,9 @@ class Inception(nn.Module):
     (B, in_channels, H, W) to (B, ch1x1 + ch3x3 + ch5x5 + pool_proj, H, W).
 
     Args:
-        ch1x1, ch3x3red, ch3x3, ch5x5red, ch5x5, pool_proj: channels, in the order of table 1.
+        ch1x1, ch3x3red, ch3x3, ch5x5red, ch5x5, pool_proj: Channels, in the order of table 1.
         conv: ConvReLU, or ConvBNReLU for the form with batch normalization.
-        large_kernel: kernel of the branch that is 5×5 in the paper.
+        large_kernel: Kernel of the branch that is 5×5 in the paper.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class InceptionAux(nn.Module):
     """An auxiliary classifier: (B, in_channels, H, W) to logits (B, classes); used in training only.
 
     Args:
-        pool: pooling to a 4×4 grid.
+        pool: Pooling to a 4×4 grid.
 
     Source: Szegedy et al. 2014, §5: average pooling to 4×4, 128 1×1 filters, 1024 units, 70 % dropout.
     """
@@ -140,9 +140,9 @@ class GoogLeNet(nn.Module):
     weight 0.3. The paper does not give the constants of its local response normalization; AlexNet's are used.
 
     Args:
-        size: height and width of the images. Below 64 the network is built for 32×32 images: the first convolution is
+        size: Height and width of the images. Below 64 the network is built for 32×32 images: the first convolution is
             3×3 with stride 1 and the first two poolings are left out.
-        batch_norm: build the form that GoogLeNetBN describes.
+        batch_norm: Build the form that GoogLeNetBN describes.
 
     Source: Szegedy et al. 2014, §5, table 1 and figure 3.
     """

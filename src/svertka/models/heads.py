@@ -72,7 +72,7 @@ def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int)
             "adaptation", AdaptationHead.
 
     Raises:
-        UsageError: the last layer is not fully connected.
+        UsageError: The last layer is not fully connected.
     """
     if kind == "linear":
         return
@@ -99,7 +99,7 @@ def head_path(model: Model) -> str:
     """Return the path of the module that computes the logits of `model`.
 
     Raises:
-        UsageError: the network is somebody else's, and no layer does.
+        UsageError: The network is somebody else's, and no layer does.
     """
     if model.reference is not None:
         if model.reference.head_layer is None:

@@ -8,8 +8,8 @@ class ChallengeResult:
     """The result of one entry on the challenge's test images.
 
     Attributes:
-        layers: layers with weights from the image to the logits; None: not a deep network.
-        top5_error: per cent of the images whose class was not among five guesses, without additional training data.
+        layers: Layers with weights from the image to the logits. None: not a deep network.
+        top5_error: Per cent of the images whose class was not among five guesses, without additional training data.
     """
 
     name: str

@@ -227,10 +227,10 @@ class ScaledResidualBranches(Branches):
     """A residual block: relu(x + scale · conv1×1(branches(x))), (B, channels, H, W) to the same shape.
 
     Args:
-        channels: of the input and the output.
-        width: channels of all branches together.
-        scale: of the residual; without scaling, wide residual blocks die early in training (§3.3).
-        activation: apply the final ReLU.
+        channels: Channels of the input and the output.
+        width: Channels of all branches together.
+        scale: Scale of the residual; without scaling, wide residual blocks die early in training (§3.3).
+        activation: Apply the final ReLU.
     """
 
     def __init__(

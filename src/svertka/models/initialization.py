@@ -53,7 +53,7 @@ def init_head(network: nn.Module, tensors: Iterable[str]) -> None:
     """Initialize the head in place, so that all classes start alike: weights from N(0, 0.01²), biases 0.
 
     Args:
-        tensors: names of the head's tensors. Names of buffers are ignored: LeNet-5's last layer has nothing else.
+        tensors: Names of the head's tensors. Names of buffers are ignored: LeNet-5's last layer has nothing else.
     """
     parameters = dict(network.named_parameters())
     for name in sorted(parameters.keys() & set(tensors)):

@@ -29,9 +29,9 @@ def build_arguments(package: str, name: str, size: int | None, channels: int) ->
 
     Args:
         package: "timm" or "torchvision".
-        name: of the network.
-        size: of the image, pixels; None: the package's.
-        channels: of the image.
+        name: Name of the network.
+        size: Height and width of the image, pixels. None: the package's.
+        channels: Channels of the image.
     """
     arguments: dict[str, Argument] = {}
     if package == "timm":
@@ -48,7 +48,7 @@ def network_function(package: str, name: str) -> Callable[..., nn.Module]:
     """Return the function (classes, **arguments) → the network `name` of `package`, with fresh weights.
 
     Raises:
-        UsageError: the package is not installed, or has no such network.
+        UsageError: The package is not installed, or has no such network.
     """
     return partial(_build_timm if package == "timm" else _build_torchvision, name)
 
@@ -71,7 +71,7 @@ def native_preprocess(package: str, name: str) -> Preprocess:
     """Return the preprocessing that `package` publishes for its network `name`.
 
     Raises:
-        UsageError: the package is not installed, or has no such network, or its images are not square.
+        UsageError: The package is not installed, or has no such network, or its images are not square.
     """
     if package == "timm":
         found = preprocess_of(_timm_config(name).to_dict())
@@ -98,7 +98,7 @@ def preprocess_of(config: Any) -> Preprocess | None:
     """Return the preprocessing of timm's `pretrained_cfg`; None if it does not name one.
 
     Raises:
-        UsageError: its images are not square.
+        UsageError: Its images are not square.
     """
     if not isinstance(config, dict) or not {"input_size", "mean", "std"} <= config.keys():
         return None
@@ -123,8 +123,8 @@ def pretrained_state_dict(package: str, name: str) -> dict[str, torch.Tensor]:
     """Return the published weights of `name`, from the local cache of its package or fetched.
 
     Raises:
-        UsageError: the package publishes none for it.
-        FetchError: they are in no cache, and cannot be fetched.
+        UsageError: The package publishes none for it.
+        FetchError: They are in no cache, and cannot be fetched.
     """
     return _timm_weights(name) if package == "timm" else read_state_dict(_torchvision_file(name))
 
@@ -201,7 +201,7 @@ def _package(name: str) -> Any:
     """Import a package, or one of its modules.
 
     Raises:
-        UsageError: it is not installed, or does not import beside this PyTorch.
+        UsageError: It is not installed, or does not import beside this PyTorch.
     """
     package = name.partition(".")[0]
     try:

@@ -61,7 +61,7 @@ class PartiallyConnectedConv2d(nn.Module):
     of `connections`.
 
     Args:
-        connections: the input channels of each output channel.
+        connections: The input channels of each output channel.
     """
 
     positions: torch.Tensor
@@ -110,7 +110,7 @@ class LeNet5(nn.Module):
     1.7159 tanh(2/3 a). Images should be normalized so that the background is −0.1 and the foreground 1.175 (§II.B).
 
     Args:
-        size: height and width of the images, at least 16. C5 covers all of S4, as in the paper, and grows with it.
+        size: Height and width of the images, at least 16. C5 covers all of S4, as in the paper, and grows with it.
     """
 
     def __init__(self, classes: int = 10, channels: int = 1, size: int = 32) -> None:

@@ -28,11 +28,11 @@ class PretrainedWeights:
     """Published weights of a model.
 
     Attributes:
-        urls: mirrors of the file; empty: the weights are in an installed package.
-        top1_error, top5_error: on the 50,000 validation images of ImageNet with one central crop, per cent, according
-            to `source`.
-        note: how the network and its inputs depart from the paper.
-        names: class names in order.
+        urls: Mirrors of the file; empty: the weights are in an installed package.
+        top1_error, top5_error: Errors on the 50,000 validation images of ImageNet with one central crop, percent,
+            according to `source`.
+        note: How the network and its inputs depart from the paper.
+        names: Class names in order.
     """
 
     urls: tuple[str, ...]
@@ -59,8 +59,8 @@ class PretrainedWeights:
         """Return the path of the file, and download it into the cache if it is not there.
 
         Raises:
-            FetchError: the download failed.
-            UsageError: the package that contains the file is not installed.
+            FetchError: The download failed.
+            UsageError: The package that contains the file is not installed.
         """
         if not self.urls:
             return bundled_weights()
@@ -159,9 +159,9 @@ class StateDictFormat:
     """A format of published weights with parameter names other than the network's.
 
     Attributes:
-        marker: a parameter name that occurs in this format only.
+        marker: A parameter name that occurs in this format only.
         convert: state_dict in this format → state_dict of the network.
-        preprocess: what the weights expect; None: the same as the published weights.
+        preprocess: What the weights expect. None: the same as the published weights.
     """
 
     marker: str

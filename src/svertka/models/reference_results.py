@@ -17,12 +17,12 @@ class ReferenceResult:
     """The reported error of a network, or of an ensemble of it.
 
     Attributes:
-        top1_error, top5_error: per cent; None if not reported.
+        top1_error, top5_error: Per cent; None if not reported.
         crops: "1", "6", "10", "12", "144", or "dense" (all positions, and mirrored); "" if not reported.
-        scales: lengths of the images' shorter side, pixels; empty if not reported.
-        networks: size of the ensemble, whose probabilities are averaged.
-        dataset: data set and split.
-        note: how the evaluated network differs from the one here.
+        scales: Lengths of the images' shorter side, pixels; empty if not reported.
+        networks: Size of the ensemble, whose probabilities are averaged.
+        dataset: Data set and split.
+        note: How the evaluated network differs from the one here.
     """
 
     top1_error: float | None

@@ -35,18 +35,18 @@ class Model:
 
     Attributes:
         builder: (classes, channels, size) → the network.
-        channels, size, classes: of the paper; `size` is the height and width of the images, pixels.
-        resize: to which images are resized before they are cropped or padded to `size`, pixels.
-        min_size: the smallest `size` that the network supports.
-        source: paper, and where in it.
-        mean, std: normalization of every channel, where 1 is full scale; None: computed from the training images.
+        channels, size, classes: Those of the paper; `size` is the height and width of the images, pixels.
+        resize: Height and width to which images are resized before they are cropped or padded to `size`, pixels.
+        min_size: The smallest `size` that the network supports.
+        source: Paper, and where in it.
+        mean, std: Normalization of every channel, where 1 is full scale. None: computed from the training images.
         warm_start: (trained network, deeper network of the same family) → tensors that the deeper one starts from.
         init_from_data: (network, training images (N, C, H, W), normalized) → None; initializes the network before the
             first step.
-        reference: of a network of somebody else, how config.json names it; None: a network of the registry.
-        preprocess: of a network of somebody else, its published preprocessing; None: unknown.
-        is_exported: the network is an exported graph, which ends in the head that it was trained with.
-        has_own_weights: the network is built with weights that training starts from, which may be pretrained.
+        reference: How config.json names a network that is not in the registry. None: a network of the registry.
+        preprocess: Published preprocessing of a network that is not in the registry. None: unknown.
+        is_exported: The network is an exported graph, which ends in the head that it was trained with.
+        has_own_weights: The network is built with weights that training starts from, which may be pretrained.
     """
 
     name: str
@@ -143,7 +143,7 @@ def find_model(name: str) -> Model:
     """Return the model called `name`.
 
     Raises:
-        UsageError: there is none; the message lists models with similar names, or all.
+        UsageError: There is none; the message lists models with similar names, or all.
     """
     if name in MODELS:
         return MODELS[name]

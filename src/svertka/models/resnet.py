@@ -145,8 +145,8 @@ class ResNet(nn.Module):
     Parameter names are those of the published PyTorch weights.
 
     Args:
-        depths: number of blocks in each stage.
-        size: height and width of the images. Below 64 the network is built for 32×32 images: the first convolution is
+        depths: Number of blocks in each stage.
+        size: Height and width of the images. Below 64 the network is built for 32×32 images: the first convolution is
             3×3 with stride 1 and there is no max-pooling.
         shortcuts: False builds the plain network.
     """
@@ -192,8 +192,8 @@ class CIFARResNet(nn.Module):
     Parameter names are those of the widely published CIFAR-10 weights.
 
     Args:
-        depth: number of blocks in each of the three stages.
-        size: changes nothing; the paper's is 32.
+        depth: Number of blocks in each of the three stages.
+        size: Changes nothing; the paper's is 32.
         shortcuts: False builds the plain network.
     """
 

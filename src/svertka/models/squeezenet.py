@@ -98,7 +98,8 @@ def convert_caffe_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torc
     std=(1/255,) * 3)`.
 
     Args:
-        tensors: by Caffe's names ("fire2/squeeze1x1.weight"), for BGR images from 0 to 255 minus (104, 117, 123).
+        tensors: Tensors by Caffe's names ("fire2/squeeze1x1.weight"), for BGR images from 0 to 255 minus
+            (104, 117, 123).
     """
     converted = {}
     for name, tensor in tensors.items():

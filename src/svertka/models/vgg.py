@@ -39,12 +39,12 @@ class VGG(nn.Module):
     standard deviation of 0.1 each layer with 512 input channels would multiply the signal by 0.1·√(9·512 / 2) = 4.8.)
 
     Args:
-        configuration: column of table 1, a key of CONFIGURATIONS.
-        size: height and width of the images. Below 64 the five blocks reduce 32×32 pixels to one, and as is customary
+        configuration: Column of table 1, a key of CONFIGURATIONS.
+        size: Height and width of the images. Below 64 the five blocks reduce 32×32 pixels to one, and as is customary
             for CIFAR (Liu & Deng 2015, "Very deep convolutional neural network based image classification using small
             training sample size") the hidden fully connected layers have 512 units instead of 4096 (15,245,130
             parameters for D and ten classes). Poolings then round up, so that images may have any size.
-        batch_norm: add batch normalization after each convolution, as in the published `_bn` weights; it is younger
+        batch_norm: Add batch normalization after each convolution, as in the published `_bn` weights; it is younger
             than the paper.
 
     Raises:
@@ -105,7 +105,7 @@ def warm_start_tensors(shallow: VGG, deep: VGG) -> dict[str, torch.Tensor]:
     the same position in the same block, and of all fully connected layers. Load them with `strict=False`.
 
     Raises:
-        UsageError: a tensor of `shallow` has no counterpart in `deep`, or one of another shape.
+        UsageError: A tensor of `shallow` has no counterpart in `deep`, or one of another shape.
 
     Source: Simonyan & Zisserman 2014, §3.1.
     """

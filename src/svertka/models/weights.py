@@ -22,11 +22,11 @@ class Weights:
     """Pretrained weights of a model, and what predictions with them need.
 
     Attributes:
-        tensors: the state_dict.
-        names: class names in order; None if unknown.
-        title: what messages call the weights.
-        note: how the weights depart from the paper's network, or "".
-        partial: the state_dict may lack tensors, which keep their initial values.
+        tensors: The state_dict.
+        names: Class names in order; None if unknown.
+        title: What messages call the weights.
+        note: How the weights depart from the paper's network, or "".
+        partial: The state_dict may lack tensors, which keep their initial values.
     """
 
     model: Model
@@ -42,7 +42,7 @@ class Weights:
         """`names`, or "0", "1", … if they are unknown.
 
         Raises:
-            UsageError: as for `classes`.
+            UsageError: As for `classes`.
         """
         return self.names or tuple(map(str, range(self.classes)))
 
@@ -51,7 +51,7 @@ class Weights:
         """The number of classes of the head and of the auxiliary classifiers' heads.
 
         Raises:
-            UsageError: there is no head, or the heads disagree.
+            UsageError: There is no head, or the heads disagree.
         """
         heads = head_tensors(self.model)
         rows = {len(tensor) if tensor.dim() else 0 for name, tensor in self.tensors.items() if name in heads}
@@ -67,7 +67,7 @@ class Weights:
         """Check that the weights fit `network`, except for its number of classes; it may be on the meta device.
 
         Raises:
-            UsageError: names or shapes differ.
+            UsageError: Names or shapes differ.
         """
         own = network.state_dict()
         difference = checkpoint_files.describe_mismatch(own, self._complete(network), head_tensors(self.model))
@@ -90,7 +90,7 @@ class Weights:
         otherwise.
 
         Raises:
-            UsageError: names or shapes differ.
+            UsageError: Names or shapes differ.
         """
         self.check(network)
         heads = head_tensors(self.model)
@@ -158,8 +158,8 @@ def load_pretrained(model: Model, text: str) -> Weights:
     A file gets the class names and the preprocessing of the published weights with the same number of classes.
 
     Raises:
-        UsageError: there are no weights of that name; or the file is damaged, or would run code when read.
-        FetchError: the download failed.
+        UsageError: There are no weights of that name; or the file is damaged, or would run code when read.
+        FetchError: The download failed.
     """
     if model.reference is not None and model.reference.package is not None and text == known_packages.PRETRAINED:
         return _published_by_package(model, model.reference.package)

@@ -43,11 +43,11 @@ def render_page(title: str, body: str, *, kind: str = "report", beside: bool = F
     """Return a complete HTML document with its style and scripts inside.
 
     Args:
-        title: text.
+        title: Text.
         body: HTML.
         kind: "report", "atlas", "overlays", "upload" or "docs"; selects style and scripts.
-        beside: see `content_security_policy`.
-        served: see `content_security_policy`.
+        beside: See `content_security_policy`.
+        served: See `content_security_policy`.
     """
     document = render_template(
         "page.html",
@@ -64,9 +64,9 @@ def content_security_policy(kind: str = "report", *, beside: bool = False, serve
     """Return the policy of a page: only its own style, scripts and inline images, whatever a class name contains.
 
     Args:
-        kind: as for `render_page`.
-        beside: also allow images and scripts from the folder of the page.
-        served: also allow requests to the server of the page, and images chosen by the user.
+        kind: As for `render_page`.
+        beside: Also allow images and scripts from the folder of the page.
+        served: Also allow requests to the server of the page, and images chosen by the user.
     """
     # A page opened from disk has no origin: files beside it are allowed by their scheme.
     folder = " 'self' file:" if beside else ""

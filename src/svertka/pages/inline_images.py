@@ -89,8 +89,8 @@ def contact_sheet(images: Sequence[Pixels], columns: int, *, gap: int) -> Pixels
 
     Args:
         images: (h, w, 1 | 3 | 4) uint8, each centered in its square.
-        columns: of the grid.
-        gap: between the squares, pixels.
+        columns: Columns of the grid.
+        gap: Between the squares, pixels.
 
     Returns:
         (H, W, 4) uint8, transparent outside the images.

@@ -73,11 +73,11 @@ def render_curves(
     """Render the panels as one HTML figure.
 
     Args:
-        panels: from top to bottom.
-        axis: the shared x axis.
-        readings: the values that can be read out, by rising x.
-        mark: index of the reading to highlight, or None.
-        label: text at the highlighted reading.
+        panels: Panels from top to bottom.
+        axis: The shared x axis.
+        readings: The values that can be read out, by rising x.
+        mark: Index of the reading to highlight, or None.
+        label: Text at the highlighted reading.
     """
     marked = None if mark is None else readings[mark]
     shown = marked or (readings[-1] if readings else None)

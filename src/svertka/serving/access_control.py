@@ -43,11 +43,11 @@ class AccessControl:
 
     Args:
         app: ASGI application.
-        hosts: accepted names of the server; None accepts any, which is safe with a token.
-        allowed: further accepted names, such as a proxy's, whose pages may send requests, too.
-        token: token that each request must carry; None for no token.
-        unguarded: prefix of paths that are secret themselves.
-        root: path prefix behind a proxy, "" or "/name"; requests may come with or without it.
+        hosts: Accepted names of the server; None accepts any, which is safe with a token.
+        allowed: Further accepted names, such as a proxy's, whose pages may send requests, too.
+        token: Token that each request must carry. None: no token.
+        unguarded: Prefix of paths that are secret themselves.
+        root: Path prefix behind a proxy, "" or "/name"; requests may come with or without it.
     """
 
     def __init__(

@@ -98,12 +98,12 @@ class App:
     """The application; `asgi` is what a server runs.
 
     Args:
-        runs: the served networks; requests that name no run get the first.
-        hosts: see `AccessControl`.
-        token: see `AccessControl`.
-        threads: threads that read requests and prepare images, and decoder processes up to MAX_DECODERS.
-        allowed: see `AccessControl`.
-        root: see `AccessControl`.
+        runs: The served networks; requests that name no run get the first.
+        hosts: See `AccessControl`.
+        token: See `AccessControl`.
+        threads: Threads that read requests and prepare images, and decoder processes up to MAX_DECODERS.
+        allowed: See `AccessControl`.
+        root: See `AccessControl`.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ class DecoderPool:
         """Return what `then`, in a thread, returns for the pixels of the image in `data`; see `decode_image`.
 
         Raises:
-            ImageError: it cannot be read. HTTPError: 503, too many large ones are waiting.
+            ImageError: It cannot be read. HTTPError: 503, too many large ones are waiting.
         """
         first, second = self._lanes
         try:
@@ -151,7 +151,7 @@ class WorkerGroup:
         """Return what `then` returns for the pixels of the image in `data`.
 
         Raises:
-            ImageError: it cannot be read. TooMuchError, MoreError: not within the limits.
+            ImageError: It cannot be read. TooMuchError, MoreError: It is not within the limits.
             HTTPError: 503, too many wait.
         """
         if account.seconds > REQUEST_SECONDS:
@@ -270,7 +270,7 @@ class Worker:
         """Return the image in `data`, (H, W, 3) uint8 RGB; blocks until it is decoded.
 
         Raises:
-            ImageError: it cannot be read. TooMuchError, MoreError: not within the limits of the process.
+            ImageError: It cannot be read. TooMuchError, MoreError: It is not within the limits of the process.
             HTTPError: 503, the process does not work.
         """
         text = json.dumps(settings).encode()

@@ -73,10 +73,10 @@ class DecodingSettings(NamedTuple):
     """How to decode an image.
 
     Attributes:
-        min_side: shorter side in pixels to which the image will be resized.
-        max_pixels: larger images are refused.
-        square: whether only the central square is needed.
-        intensity_range: see `image_io.Decoding`.
+        min_side: Shorter side in pixels to which the image will be resized.
+        max_pixels: Larger images are refused.
+        square: Whether only the central square is needed.
+        intensity_range: See `image_io.Decoding`.
     """
 
     min_side: int
@@ -89,8 +89,8 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
     """Decode the image in `data` to (H, W, 3) uint8 RGB; H equals W if `settings.square`.
 
     Raises:
-        ImageError: the image cannot be read.
-        LimitExceededError: the image exceeds `limits`.
+        ImageError: The image cannot be read.
+        LimitExceededError: The image exceeds `limits`.
     """
     decoding = Decoding.up_to(settings.max_pixels).with_intensity_range(settings.intensity_range)
     try:

@@ -24,9 +24,9 @@ class Batcher:
     not at all if there is none.
 
     Args:
-        compute: maps a list of images to rows of results.
-        thread: runs `compute`.
-        free: an event that is set except while `compute` runs.
+        compute: Maps a list of images to rows of results.
+        thread: Runs `compute`.
+        free: An event that is set except while `compute` runs.
     """
 
     def __init__(

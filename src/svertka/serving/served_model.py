@@ -34,9 +34,9 @@ class ServedModel:
     """A network ready to serve; `key` is its name in URLs.
 
     Args:
-        run: run folder, or name of a network with weights.
-        device: where it computes.
-        taken: keys of other runs.
+        run: Run folder, or name of a network with weights.
+        device: Where it computes.
+        taken: Keys of other runs.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ServedModel:
         """Run once for each batch size, so that no request waits for memory plans and timings.
 
         Raises:
-            RunError: the network gives NaN.
+            RunError: The network gives NaN.
         """
         for number in BATCH_SIZES:
             self.classifier.require_finite(self.probabilities([self._nothing()] * number))
@@ -95,14 +95,14 @@ class ServedModel:
         """Return the input of the network, the Grad-CAM overlay for a class, and the most active units.
 
         Args:
-            pixels: decoded image, (H, W, 3) uint8.
-            label: index of the class; None for the most probable.
+            pixels: Decoded image, (H, W, 3) uint8.
+            label: Index of the class. None: the most probable.
 
         Returns:
             The fields of `schemas.Explanation`.
 
         Raises:
-            RunError: the network computes NaN for it.
+            RunError: The network computes NaN for it.
         """
         preprocess = self.classifier.preprocess
         square = preprocess.square(pixels)

@@ -14,8 +14,8 @@ def render_upload_page(runs: Sequence[ServedModel], files: str, address: str) ->
     """Return the page as HTML. Its links are relative, so that it works behind any proxy.
 
     Args:
-        runs: the served runs; the page begins with the first.
-        files: path under which the server has the files of the runs.
+        runs: The served runs; the page begins with the first.
+        files: Path under which the server has the files of the runs.
         address: URL of the server, for an example; the page's script replaces it by the one in the browser.
     """
     body = render_template(

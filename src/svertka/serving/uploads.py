@@ -77,7 +77,7 @@ def decode_base64(text: memoryview) -> bytes:
     Accepts line breaks, the URL-safe alphabet and missing padding.
 
     Raises:
-        ImageError: it is not base64.
+        ImageError: It is not base64.
     """
     content = bytes(text)
     if b"\\" in content:

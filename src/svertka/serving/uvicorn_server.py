@@ -90,7 +90,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens on `host` and `port`.
 
     Raises:
-        UsageError: the port is in use, or the address does not belong to this machine.
+        UsageError: The port is in use, or the address does not belong to this machine.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"port={port} must be 1 to 65535, or 0 for any that is free")

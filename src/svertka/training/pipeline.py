@@ -108,9 +108,9 @@ class ResolvedOptions:
 
     Attributes:
         began: `time.monotonic()` at the start.
-        start_from: the weights to start from; None: fresh weights.
-        fit: the option, checked; None: not given.
-        budget: seconds to train for; None: not given.
+        start_from: The weights to start from. None: fresh weights.
+        fit: The option, checked. None: not given.
+        budget: Seconds to train for. None: not given.
     """
 
     options: TrainingOptions
@@ -131,10 +131,10 @@ class PreparedTraining:
     """The divided images and the network with its first weights.
 
     Attributes:
-        recipe: with all that depends on the images.
-        stored_side: side of the squares from which random crops are drawn, pixels.
-        frozen: the classifier's network in two parts; None if all of it is trained.
-        notes: sentences about the weights.
+        recipe: The recipe with everything that depends on the images.
+        stored_side: Side of the squares from which random crops are drawn, pixels.
+        frozen: The classifier's network in two parts; None if all of it is trained.
+        notes: Sentences about the weights.
     """
 
     parts: DataSplits
@@ -152,9 +152,9 @@ class MeasuredTraining:
     """How the training will run, decided by timing it.
 
     Attributes:
-        recipe: with the measured learning rate and the number of epochs that fit into the time.
-        seconds: estimate of the whole training, from here to the report.
-        found: the learning rate range test, if there was one.
+        recipe: The recipe with the measured learning rate and the number of epochs that fit into the time.
+        seconds: Estimate of the whole training, from here to the report.
+        found: The learning rate range test, if there was one.
     """
 
     recipe: Recipe
@@ -170,7 +170,7 @@ def train_run(options: TrainingOptions) -> Run:
     """Train as `options` say and return the finished run.
 
     Raises:
-        UsageError, DataError, TrainingError, Interrupted: as `svertka.train`.
+        UsageError, DataError, TrainingError, Interrupted: As `svertka.train`.
     """
     with show_spinner("reading the dataset"):
         resolved = resolve(options)
@@ -212,8 +212,8 @@ def resolve(options: TrainingOptions) -> ResolvedOptions:
     """Open the source, fill in what `options` leave open and check them against one another.
 
     Raises:
-        UsageError: an option has an impossible value, or contradicts another one.
-        DataError: the source cannot be read.
+        UsageError: An option has an impossible value, or contradicts another one.
+        DataError: The source cannot be read.
     """
     began = time.monotonic()
     place, threads = choose_device(options.device), set_threads(options.threads)
@@ -288,8 +288,8 @@ def prepare(resolved: ResolvedOptions) -> PreparedTraining:
     """Decode and divide the images and build the network with its first weights.
 
     Raises:
-        UsageError: the weights are of another network, or the size is too small for it.
-        DataError: there are too few usable images.
+        UsageError: The weights are of another network, or the size is too small for it.
+        DataError: There are too few usable images.
     """
     options, model, place, threads = resolved.options, resolved.model, resolved.device, resolved.threads
     dataset, boxes = resolved.dataset, options.boxes
@@ -357,7 +357,7 @@ def measure(resolved: ResolvedOptions, prepared: PreparedTraining) -> MeasuredTr
     are.
 
     Raises:
-        UsageError: the time is too short for any training.
+        UsageError: The time is too short for any training.
     """
     options, place, recipe, parts = resolved.options, resolved.device, prepared.recipe, prepared.parts
     classifier, frozen, batches = prepared.classifier, prepared.frozen, prepared.batches

@@ -65,12 +65,12 @@ def resume(
     returned as it is.
 
     Args:
-        folder: the run folder.
-        source: where the images are now, if they have moved; or the images in memory that the run was trained on.
-        boxes: where the bounding boxes are now, if they have moved.
-        tensorboard: also write TensorBoard logs.
-        model: the module or the function that the run was trained with, if its config.json names no importable builder.
-        trust_builder: whether the run may import the code that builds its network, if it is not svertka's, timm's or
+        folder: The run folder.
+        source: Where the images are now, if they have moved; or the images in memory that the run was trained on.
+        boxes: Where the bounding boxes are now, if they have moved.
+        tensorboard: Also write TensorBoard logs.
+        model: The module or the function that the run was trained with, if its config.json names no importable builder.
+        trust_builder: Whether the run may import the code that builds its network, if it is not svertka's, timm's or
             torchvision's.
 
     Returns:
@@ -78,8 +78,8 @@ def resume(
 
     Raises:
         RunError: `folder` is not a run or is damaged, its images have changed, or another process trains it.
-        UsageError: the images are not there.
-        TrainingError: the loss diverged, or a worker process was lost.
+        UsageError: The images are not there.
+        TrainingError: The loss diverged, or a worker process was lost.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     run = Run(folder)
@@ -140,15 +140,15 @@ def train_to_the_end(
     """Train from the checkpoint in `run` to the last epoch, score the kept weights and write the report.
 
     Args:
-        run: the run folder, with a checkpoint of step 0 or later.
-        settings: the content of training.json.
-        parts: its images, divided.
-        place: the device.
-        tensorboard: also write TensorBoard logs.
-        classifier: the run's classifier in any state, accelerated if the settings say so; None: loaded from the run.
-        frozen: its frozen part, from `freeze_classifier`, if it has any. Only with `classifier`.
-        model: without `classifier`, what builds the network; None: what config.json says.
-        trust_builder: without `classifier`, whether config.json may name code that is not svertka's.
+        run: The run folder, with a checkpoint of step 0 or later.
+        settings: The content of training.json.
+        parts: The images, split into parts.
+        place: The device.
+        tensorboard: Also write TensorBoard logs.
+        classifier: The run's classifier in any state, accelerated if the settings say so. None: loaded from the run.
+        frozen: Its frozen part, from `freeze_classifier`, if it has any. Only with `classifier`.
+        model: Without `classifier`, what builds the network. None: what config.json says.
+        trust_builder: Without `classifier`, whether config.json may name code that is not svertka's.
 
     Returns:
         The finished run.

@@ -77,7 +77,7 @@ def train(
     The options are those of `svertka train`. Settings of the recipe that are None keep the recipe's value.
 
     Args:
-        source: labeled images, as one of
+        source: Labeled images, as one of
             digits, mnist, fashion-mnist, cifar10 or cifar100;
             the path of a folder of images, or of a table that labels images;
             a list of (path, label) pairs;
@@ -85,73 +85,73 @@ def train(
             a PyTorch Dataset of (image, label), the images as PIL images or uint8 arrays.
             Labels are integers or strings. The run records the content of the images, not the objects: pass them again
             to `resume`, `evaluate` and `check`.
-        model: name of a network, as `svertka models` lists them, "timm:NAME" or "torchvision:NAME"; an nn.Module, which
+        model: Name of a network, as `svertka models` lists them, "timm:NAME" or "torchvision:NAME"; an nn.Module, which
             is copied, and whose head is replaced if it has another number of classes; a function from the number of
             classes to an nn.Module, or its name, "package.module:function" or "file.py:function". Modules and functions
             start from the weights that they come with. None: the one that suits `source`.
-        head_layer: path of the linear layer or 1×1 convolution that computes the class scores of a network that is not
+        head_layer: Path of the linear layer or 1×1 convolution that computes the class scores of a network that is not
             svertka's; None: found in a trace.
-        weights: weights to start from, with the preprocessing that belongs to them: "imagenet" or "bundled" if they are
+        weights: Weights to start from, with the preprocessing that belongs to them: "imagenet" or "bundled" if they are
             published for `model`, "pretrained" for those of timm and torchvision, a run folder, whose network is then
             the model, or a file. None: fresh weights; for a source of your own without `model`, the bundled
             EfficientNet-Lite0.
-        recipe: a recipe, or the name of one; None: the one that suits `source`, `model` and `weights`.
-        unfreeze: layers to train when starting from weights: "head" (the default), "last", a number of stages below the
+        recipe: A recipe, or the name of one. None: the one that suits `source`, `model` and `weights`.
+        unfreeze: Layers to train when starting from weights: "head" (the default), "last", a number of stages below the
             head, the name of a stage, or "all".
-        head: last layer: "linear", "cosine" or "adaptation"; in closed form: "logistic" or "nearest-mean".
-        initial: weight initialization: "gaussian", "glorot" or "he"; None: the network's own.
-        size: height and width of the network's input, pixels; None: that of the weights, or of the images.
-        boxes: bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. The head is then trained on patches,
+        head: Last layer: "linear", "cosine" or "adaptation"; in closed form: "logistic" or "nearest-mean".
+        initial: Weight initialization: "gaussian", "glorot" or "he". None: the network's own.
+        size: Height and width of the network's input, pixels. None: that of the weights, or of the images.
+        boxes: Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. The head is then trained on patches,
             with one more class for background.
-        fit: how images are made square: "crop", "pad" or "squeeze"; None: as the weights expect, else "crop".
-        augment: apply the recipe's random augmentations.
-        val: share of the training images held out for validation if `source` has no val part, 0 to 1.
-        test: share held out for testing if `source` has no test part, 0 to 1.
-        split_seed: draws another random split into train, val and test for each number; None: the default split.
-        repeats: train on this many random splits, 2 to 1000, and return a `Repeats` with a confidence interval.
-        group: regular expression; images in whose file names it finds the same text stay in one part.
-        columns: which columns of a table hold what, such as "path=file,label=class".
-        max_pixels: largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
-        epochs: passes over the training set.
-        time: train for as many epochs as fit into "90s", "10m" or "1.5h"; a number is in seconds.
-        lr: highest learning rate, or "find" for a learning rate range test.
-        batch_size: images per step, over all processes.
+        fit: How images are made square: "crop", "pad" or "squeeze". None: as the weights expect, else "crop".
+        augment: Apply the recipe's random augmentations.
+        val: Share of the training images held out for validation if `source` has no val part, 0 to 1.
+        test: Share held out for testing if `source` has no test part, 0 to 1.
+        split_seed: Draws another random split into train, val and test for each number. None: the default split.
+        repeats: Train on this many random splits, 2 to 1000, and return a `Repeats` with a confidence interval.
+        group: Regular expression; images in whose file names it finds the same text stay in one part.
+        columns: Which columns of a table hold what, such as "path=file,label=class".
+        max_pixels: Largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
+        epochs: Passes over the training set.
+        time: Train for as many epochs as fit into "90s", "10m" or "1.5h"; a number is in seconds.
+        lr: Highest learning rate, or "find" for a learning rate range test.
+        batch_size: Images per step, over all processes.
         optimizer: "sgd" or "adamw".
-        schedule: learning rate schedule: "constant", "step", "plateau", "cosine" or "polynomial".
-        warmup: epochs over which the learning rate rises.
-        momentum: momentum, at least 0 and below 1.
-        nesterov: use Nesterov momentum.
-        weight_decay: weight decay, as PyTorch's optimizers define it.
-        label_smoothing: label smoothing, at least 0 and below 1.
-        clip: largest norm of the gradient.
-        accumulate: number of parts in which each batch is computed, to save memory.
-        class_weights: weight classes by inverse frequency.
-        early_stop: stop after this many epochs without a lower validation error.
-        stage_rate: factor of the learning rate for each stage further below the head, above 0 and at most 1.
-        gradual: unfreeze one more stage each epoch, from the head down.
-        seed: seed of weights, order and augmentation.
+        schedule: Learning rate schedule: "constant", "step", "plateau", "cosine" or "polynomial".
+        warmup: Epochs over which the learning rate rises.
+        momentum: Momentum, at least 0 and below 1.
+        nesterov: Use Nesterov momentum.
+        weight_decay: Weight decay, as PyTorch's optimizers define it.
+        label_smoothing: Label smoothing, at least 0 and below 1.
+        clip: Largest norm of the gradient.
+        accumulate: Number of parts in which each batch is computed, to save memory.
+        class_weights: Weight classes by inverse frequency.
+        early_stop: Stop after this many epochs without a lower validation error.
+        stage_rate: Factor of the learning rate for each stage further below the head, above 0 and at most 1.
+        gradual: Unfreeze one more stage each epoch, from the head down.
+        seed: Seed of weights, order and augmentation.
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads; None: all cores.
-        accelerate: on the CPU, compute each convolution with the fastest algorithm.
-        bfloat16: multiply in bfloat16 on CPUs with AVX512-BF16.
-        prefetch: prepare batches in a background thread; None: if that is faster.
-        cache: compute the features of frozen layers once and store them, if that saves time.
-        variants: stored augmented variants of each image; None: as many as save time.
-        half_features: store features as float16.
-        cache_limit: disk space for decoded images, and for features, GB each (10⁹ bytes); None: a share of the free
+        threads: CPU threads. None: all cores.
+        accelerate: On the CPU, compute each convolution with the fastest algorithm.
+        bfloat16: Multiply in bfloat16 on CPUs with AVX512-BF16.
+        prefetch: Prepare batches in a background thread. None: if that is faster.
+        cache: Compute the features of frozen layers once and store them, if that saves time.
+        variants: Stored augmented variants of each image. None: as many as save time.
+        half_features: Store features as float16.
+        cache_limit: Disk space for decoded images, and for features, GB each (10⁹ bytes). None: a share of the free
             disk.
-        output: run folder, or with `repeats` the folder of the runs; None: a free name under runs/.
-        tensorboard: also write TensorBoard logs.
-        trust_builder: whether a run that is given as `weights` may import the code that builds its network, if it is
+        output: Run folder, or with `repeats` the folder of the runs. None: a free name under runs/.
+        tensorboard: Also write TensorBoard logs.
+        trust_builder: Whether a run that is given as `weights` may import the code that builds its network, if it is
             not svertka's, timm's or torchvision's.
 
     Returns:
         The finished `Run`; with `repeats`, a `Repeats` with the runs, their errors and their confidence interval.
 
     Raises:
-        UsageError: an option has an impossible value, or the run folder exists.
-        DataError: the images do not allow the training.
-        TrainingError: the loss diverged, or a worker process was lost.
+        UsageError: An option has an impossible value, or the run folder exists.
+        DataError: The images do not allow the training.
+        TrainingError: The loss diverged, or a worker process was lost.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
     given = locals()

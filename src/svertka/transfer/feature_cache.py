@@ -54,7 +54,7 @@ def cache_on_disk(
         digests: Content hash of each row of `batches`.
         variants: Augmented variants of each image; epoch k uses variant k, and a random one after the last.
         half: Whether to store float16.
-        limit: Bytes of all cached features; None: a share of the free disk.
+        limit: Bytes of all cached features. None: a share of the free disk.
         title: Title of the progress bar.
 
     Returns:

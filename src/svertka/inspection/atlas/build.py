@@ -1,4 +1,4 @@
-"""Building an atlas: a folder with a page that shows what each unit of a network responds to.
+"""The atlas: a folder with a page that shows what each unit of a network responds to.
 
 atlas/index.html      the page; opens from disk and loads nothing from outside its folder
 atlas/data/*.js       data about each layer's units and about each image
@@ -39,7 +39,7 @@ from svertka.progress import format_duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
 
-FORMAT_VERSION = 2  # an unfinished atlas of another version is not resumed
+FORMAT_VERSION = 2  # an atlas of another version is not resumed
 PAGE = "index.html"
 
 
@@ -48,15 +48,15 @@ class Atlas:
     """A finished atlas.
 
     Attributes:
-        page: the file to open.
-        network: name of the model.
-        layers: number of layers.
-        units: number of units.
-        dead: number of units that no image activates.
-        images: number of images in the data set.
-        bytes: size of the folder.
-        seconds: duration of this call.
-        scope: which images of which source were used.
+        page: The file to open.
+        network: Name of the model.
+        layers: Number of layers.
+        units: Number of units.
+        dead: Number of units that no image activates.
+        images: Number of images in the data set.
+        bytes: Size of the folder.
+        seconds: Duration of this call.
+        scope: Which images of which source were used.
     """
 
     page: Path
@@ -111,26 +111,29 @@ def look(
     """Build the atlas of a network. An interrupted build resumes when called again.
 
     Args:
-        run: a run directory, or a model with its weights, as for `Classifier.load`; a Classifier or an nn.Module.
-        source: images, as for `train`; None for the test set of the run.
-        layers: their names; None for every convolution.
-        units: number of units per layer, the first ones; None for all.
-        images: number of images, drawn at random; None for all.
-        include_training: use images from the training set, too.
-        output: folder for the atlas; None for RUN/atlas, or atlas-NAME for a pretrained model.
-        device: "auto", "cpu" or "cuda".
-        threads: CPU threads; None for all cores.
-        cache_limit: size limit of the image cache, GB (10⁹ bytes); None for a share of the free disk.
-        max_pixels: limit for an image that is read; None for `image_io.PIXEL_LIMIT`.
-        trust_builder: as for `Classifier.load`.
+        run: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
+        source: Images, as for `train`. None: the test set of the run.
+        layers: Names of layers. None: every convolution.
+        units: Number of units per layer, taken from the first. None: all.
+        images: Number of images, drawn at random. None: all.
+        include_training: Whether to use images from the training set, too.
+        output: Folder for the atlas. None: RUN/atlas, or atlas-NAME for a pretrained model.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        threads: CPU threads. None: all cores.
+        cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
+        max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.
+        trust_builder: As for `Classifier.load`.
+
+    Returns:
+        The page, counts, and which images were used.
 
     Raises:
         Interrupted: Ctrl-C; finished files are kept.
-        UsageError: a layer does not exist or has no feature maps; the source does not exist; the folder exists and is
-            not this atlas.
-        DataError: there are no images, or the source of the run no longer exists.
-        RunError: the run is missing or damaged.
-        StorageError: the disk is full or the folder cannot be written.
+        UsageError: A layer does not exist or has no feature maps; the source does not exist; or the folder exists and
+            is not this atlas.
+        DataError: There are no images, or the source of the run no longer exists.
+        RunError: The run is missing or damaged.
+        StorageError: The disk is full or the folder cannot be written.
     """
     if units is not None and units < 1:
         raise UsageError(f"units={units} must be at least 1")
@@ -224,7 +227,7 @@ def _select_layers(traced: Trace, layers: Sequence[str] | None) -> list[str]:
 def _first_layer_filters(inputs: AtlasInputs) -> FirstLayerFilters | None:
     try:
         return get_first_layer_filters(inputs.classifier.network)
-    except UsageError:  # the first layer is not a convolution over an image
+    except UsageError:  # the first layer is not a convolution of an image
         return None
 
 

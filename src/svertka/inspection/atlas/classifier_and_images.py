@@ -22,7 +22,7 @@ from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
 from svertka.run import Run, training_boxes, training_columns
 
-BATCH_SIZE = 32  # a larger batch would determine peak memory
+BATCH_SIZE = 32  # images; a larger batch would determine peak memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,13 @@ class AtlasInputs:
     """A classifier and images for it.
 
     Attributes:
-        classifier: with its preprocessing.
-        training_source: the source of its run; None for pretrained weights.
-        dataset: the selected images in their order. Its labels are the source's; the classifier need not know them.
-        rows: the decoded squares of all images.
+        classifier: The classifier with its preprocessing.
+        training_source: The source of its run; None with pretrained weights.
+        dataset: The selected images in order. Its labels are the source's, which the classifier need not know.
+        rows: The decoded squares of all images.
         indices: (N,), the row of each selected image.
-        digests: hashes of the selected images' contents.
-        scope: which images of the source are selected.
+        digests: Hashes of the selected images' contents.
+        scope: Which images of the source are selected.
     """
 
     classifier: Classifier
@@ -124,20 +124,20 @@ def open_inputs(
     """Load the classifier of `run` and open the images of `source`, or the test set of the run.
 
     Args:
-        run: as for `Classifier.open`.
-        source: as for `train`; None for the source of the run.
-        images: maximum number of images, drawn at random with a fixed seed; None for all.
-        include_training: as for `select_images`.
-        device: for the network.
-        threads: for decoding.
-        cache_limit: bytes of decoded images kept on disk.
-        max_pixels: limit for an image that is read.
-        trust_builder: as for `Classifier.load`.
+        run: As for `Classifier.open`.
+        source: As for `train`. None: the source of the run.
+        images: Maximum number of images, drawn at random with a fixed seed. None: all.
+        include_training: As for `select_images`.
+        device: Device of the network.
+        threads: Threads that decode images.
+        cache_limit: Size limit of the image cache, bytes.
+        max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.
+        trust_builder: As for `Classifier.load`.
 
     Raises:
-        UsageError: no source is known, or it does not exist; `images` is below 1.
-        DataError: there are no images, or the source of the run no longer exists.
-        RunError: the run is missing or damaged.
+        UsageError: No source is known, or it does not exist; `images` is below 1.
+        DataError: There are no images, or the source of the run no longer exists.
+        RunError: The run is missing or damaged.
     """
     if images is not None and images < 1:
         raise UsageError(f"images={images} must be at least 1")

@@ -20,7 +20,7 @@ PASS_FILE = "patches.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class DatasetPass:
-    """The `patches` of each layer, by its name, and the `seconds_per_image` of the pass."""
+    """The result of a pass: the `patches` of each layer by its name, and `seconds_per_image`."""
 
     patches: dict[str, LayerPatches]
     seconds_per_image: float
@@ -30,8 +30,8 @@ def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Seque
     """Run all images through the network, or read the results of an earlier pass from `folder`.
 
     Raises:
-        UsageError: a layer has no feature maps, or the network rejects the images.
-        StorageError: the disk is full or the folder cannot be written.
+        UsageError: A layer has no feature maps, or the network rejects the images.
+        StorageError: The disk is full or the folder cannot be written.
     """
     path = folder.path / PASS_FILE
     if PASS_FILE in folder:
@@ -46,7 +46,7 @@ def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Seque
     with progress("finding patches", batches.steps, "batches") as shown:
 
         def with_progress() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            # Without the batches' own indices, so that images are numbered from 0.
+            # Without the batches' indices, so that `top_patches` numbers the images from 0.
             for batch in batches.epoch(0):
                 yield batch.images, batch.labels
                 shown.advance()

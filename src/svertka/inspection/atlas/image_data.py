@@ -36,9 +36,9 @@ class AtlasImages:
     """The images that an atlas contains: those among the strongest of any unit.
 
     Attributes:
-        indices: (n,) indices in the data set, rising; the atlas numbers its images from 0 in this order.
-        slots: (N,) the inverse: the number within the atlas of each image of the data set, −1 for the others.
-        with_overlays: numbers within the atlas of the images that get saliency overlays.
+        indices: (n,) indices in the data set, ascending; the atlas numbers its images from 0 in this order.
+        slots: (N,) number within the atlas of each image of the data set; −1 if it is not in the atlas.
+        with_overlays: Numbers within the atlas of the images that get saliency overlays.
     """
 
     indices: Ints
@@ -47,14 +47,14 @@ class AtlasImages:
 
 
 def select_atlas_images(patches: Sequence[LayerPatches], labels: Ints) -> AtlasImages:
-    """Select the strongest images of all units, and for overlays some of every class in turn."""
+    """Select the strongest images of all units, and some of every class for overlays."""
     indices = np.unique(np.concatenate([one.images.ravel() for one in patches]))
     indices = indices[indices >= 0]
     if not len(indices):  # all units are dead; the receptive fields are still drawn over an image
         indices = np.zeros(1, np.int64)
     slots = np.full(len(labels), -1, np.int64)
     slots[indices] = np.arange(len(indices))
-    # First the first image of each class, then the second.
+    # The first image of each class comes first, then the second of each, and so on.
     rank_in_class = np.zeros(len(indices), np.int64)
     for label in np.unique(labels[indices]):
         of_class = labels[indices] == label
@@ -73,14 +73,14 @@ def write_image_data(
     """Write the missing files of the images.
 
     Args:
-        images: of the atlas.
-        layers: of the atlas.
-        inputs: classifier and images.
-        folder: of the atlas.
-        advance: called with the number of images just finished.
+        images: Images of the atlas.
+        layers: Layers of the atlas.
+        inputs: Classifier and images.
+        folder: Folder of the atlas.
+        advance: Called with the number of images just finished.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     _write_sheets(images, inputs, folder)
     known = list_layers(inputs.classifier.network, inputs.input_shape)
@@ -158,7 +158,7 @@ def _strongest_units(maxima: Tensor, layer: AtlasLayer) -> list[list[tuple[int, 
 
 
 def num_overlay_passes(size: int) -> int:
-    """Return about how many forward passes the overlays of one image take."""
+    """Return the approximate number of forward passes for the overlays of one image."""
     side, stride = _occlusion_square(size)
     return (-(-(size - side) // stride) + 1) ** 2 + 8
 
@@ -197,10 +197,10 @@ def occlusion_per_pixel(values: Tensor, side: int, stride: int, size: int) -> Te
     """Average, for each pixel, the values of the squares that cover it.
 
     Args:
-        values: (rows, columns), one for each square.
-        side: of the squares, pixels.
-        stride: between squares, pixels.
-        size: side of the image, pixels.
+        values: (rows, columns), one value for each square.
+        side: Side of the squares, pixels.
+        stride: Distance between squares, pixels.
+        size: Side of the image, pixels.
 
     Returns:
         (size, size).

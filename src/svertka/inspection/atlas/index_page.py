@@ -1,4 +1,4 @@
-"""index.html of an atlas: the network diagram, a strip of patches for each layer, and facts for the scripts."""
+"""index.html of an atlas: the network diagram, a strip of patches for each layer, and data for the scripts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -38,15 +38,15 @@ KEYS = (
 
 @dataclass(frozen=True, eq=False)
 class IndexPage:
-    """Everything on index.html.
+    """The content of index.html.
 
     Attributes:
-        inputs: classifier and images.
-        diagram: of the network.
-        layers: of the atlas.
-        total_units: units of each layer, shown or not.
-        images: of the atlas.
-        note: a sentence on what projections show in this network, or "".
+        inputs: Classifier and images.
+        diagram: Diagram of the network.
+        layers: Layers of the atlas.
+        total_units: Units of each layer, shown or not.
+        images: Images of the atlas.
+        note: A sentence about projections in this network, from `describe_missing_layers`, or "".
     """
 
     inputs: AtlasInputs
@@ -63,12 +63,12 @@ class IndexPage:
 
     @property
     def num_units(self) -> int:
-        """Units shown, of all layers."""
+        """Number of units shown, in all layers."""
         return sum(layer.num_units for layer in self.layers)
 
     @property
     def num_dead(self) -> int:
-        """Units shown that no image activates."""
+        """Number of units shown that no image activates."""
         return sum(layer.num_dead for layer in self.layers)
 
     @property
@@ -94,7 +94,7 @@ class IndexPage:
             keys=KEYS,
             navigation=render_navigation(self.diagram, links, size, EXAMPLE),
             layers=[self._describe(layer) for layer in self.layers],
-            facts=Markup(facts.replace("<", "\\u003c")),  # nothing in it can end the element
+            facts=Markup(facts.replace("<", "\\u003c")),  # so that no text in it ends the element
         )
         return render_page(f"{self.name} – svertka", body, kind="atlas", beside=True)
 
@@ -173,7 +173,7 @@ class IndexPage:
 
 
 def _sheets(layer: AtlasLayer) -> Iterator[dict[str, Any]]:
-    """Yield the sprite sheets of a layer, which the page shows where scripts do not run."""
+    """Yield the sprite sheets of a layer, which the page shows if scripts are disabled."""
     for index, first in enumerate(range(0, layer.num_units, UNITS_PER_SHEET)):
         last = min(first + UNITS_PER_SHEET, layer.num_units) - 1
         for kind in ("patches", "projections"):

@@ -25,7 +25,7 @@ from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.pages.inline_images import PIXEL_DENSITY, contact_sheet, encode_webp, enlarge
 
 PATCH_QUALITY = 55
-PROJECTION_SIDE = 56  # pixels in the file: half of the size on a unit's page, and more than on a layer's page
+PROJECTION_SIDE = 56  # pixels in the file: half the size on a unit's page, more than the size on a layer's page
 PROJECTION_QUALITY = 35
 PATCHES_PER_UNIT = 9
 CLASSES_PER_UNIT = 6
@@ -38,11 +38,11 @@ class AtlasLayer:
     """A layer of an atlas.
 
     Attributes:
-        index: its place among the layers of the atlas.
-        layer: its entry in the trace of the network.
-        patches: of the units shown.
-        filters: of the first convolution, if it is this layer.
-        image_size: side of the network's input, pixels.
+        index: Index of the layer among the layers of the atlas.
+        layer: The layer's entry in the trace of the network.
+        patches: Patches of the units shown.
+        filters: Filters of the first convolution, if this layer is it; else None.
+        image_size: Side of the network's input, pixels.
     """
 
     index: int
@@ -53,27 +53,27 @@ class AtlasLayer:
 
     @property
     def num_units(self) -> int:
-        """Units shown."""
+        """Number of units shown."""
         return len(self.patches.values)
 
     @property
     def num_dead(self) -> int:
-        """Units shown that no image activates."""
+        """Number of units shown that no image activates."""
         return int(self.patches.is_dead.sum())
 
     @property
     def folder(self) -> str:
-        """Folder of its sheets, inside the atlas."""
+        """Folder of the layer's sheets inside the atlas."""
         return f"layers/{self.index}"
 
     @property
     def key(self) -> str:
-        """Key of its data in `atlasData`."""
+        """Key of the layer's data in `atlasData`."""
         return f"layer-{self.index}"
 
     @property
     def script(self) -> str:
-        """Path of its data, which is written last."""
+        """Path of the layer's data, which is written last."""
         return f"data/{self.key}.js"
 
     @property
@@ -84,17 +84,17 @@ class AtlasLayer:
 
     @cached_property
     def tile(self) -> Tile:
-        """Tile of its patches."""
+        """Tile of the layer's patches."""
         return choose_tile(max(self.extent), self.image_size)
 
     @cached_property
     def projection_tile(self) -> Tile:
-        """Tile of its projections."""
+        """Tile of the layer's projections."""
         return choose_tile(max(self.extent), self.image_size, side=PROJECTION_SIDE)
 
 
 def take_first_units(patches: LayerPatches, num_units: int | None) -> LayerPatches:
-    """Return `patches` of the first `num_units` units only; None for all."""
+    """Return `patches` of the first `num_units` units only. None: of all."""
     if num_units is None or num_units >= len(patches.values):
         return patches
     by_unit = "values images positions boxes activation_rate histogram class_shares similar_units correlations"
@@ -110,18 +110,18 @@ def write_layer_data(
     image_slots: Ints,
     advance: Callable[[int], None],
 ) -> None:
-    """Write the missing files of a layer; its data come last and mark it as complete.
+    """Write the missing files of a layer. Its data come last and mark the layer as complete.
 
     Args:
-        layer: of the atlas.
-        inputs: classifier and images.
-        deconvnet: computes the projections.
-        folder: of the atlas.
+        layer: A layer of the atlas.
+        inputs: Classifier and images.
+        deconvnet: The network's `Deconvnet`, which computes the projections.
+        folder: Folder of the atlas.
         image_slots: (images,), the index of each image within the atlas.
-        advance: called with the number of units just finished.
+        advance: Called with the number of units just finished.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     if layer.filters is not None:
         tiles = list(to_rgb(layer.filters.to_images()[: layer.num_units]))
@@ -184,7 +184,7 @@ def _draw_projection(projection: Projection, box: Ints, tile: Tile) -> Pixels:
     inside[0, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[
         :, rows.start - first_row : rows.stop - first_row, columns.start - first_column : columns.stop - first_column
     ]
-    if tile.kept < tile.window:  # resized before conversion: in bytes, neighboring opposite signs would cancel to gray
+    if tile.kept < tile.window:  # resized before the conversion to bytes, in which opposite signs would cancel to gray
         size = [max(1, round(length * tile.kept / tile.window)) for length in inside.shape[2:]]
         inside = F.interpolate(inside, size, mode="bilinear", antialias=True)
     image: Pixels = to_images(inside)[0]
@@ -192,7 +192,7 @@ def _draw_projection(projection: Projection, box: Ints, tile: Tile) -> Pixels:
 
 
 def _encode_strip(layer: AtlasLayer, inputs: AtlasInputs) -> bytes:
-    """Return the strongest patches of some units in a row, the units evenly spaced among those that are not dead."""
+    """Return one row of patches: the strongest of some units, evenly spaced among those that are not dead."""
     alive = np.flatnonzero(~layer.patches.is_dead)
     if not len(alive):
         return encode_webp(np.zeros((1, 1, 4), np.uint8), exact=True)
@@ -206,7 +206,7 @@ def _encode_strip(layer: AtlasLayer, inputs: AtlasInputs) -> bytes:
 
 
 def units_to_json(layer: AtlasLayer, image_slots: Ints) -> dict[str, object]:
-    """Return the data of a layer's units for JSON, as lists by unit."""
+    """Return the data of a layer's units as JSON values: lists with one entry per unit."""
     found = layer.patches
     used = np.flatnonzero(found.histogram.any(0))
     first, last = (used[0], used[-1] + 1) if len(used) else (0, 1)
@@ -244,7 +244,7 @@ def _preferred_classes(patches: LayerPatches) -> list[list[tuple[int, float]]]:
 
 
 def order_by_similarity(patches: LayerPatches) -> list[int]:
-    """Return the units in an order where each is followed by the most similar unit not yet listed."""
+    """Return an order of the units in which each is followed by the most similar unit not yet listed."""
     left = dict.fromkeys(range(len(patches.values)))
     order: list[int] = []
     while left:

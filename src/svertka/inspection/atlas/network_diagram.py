@@ -12,7 +12,7 @@ from svertka.pages.templates import render_template
 
 ROW_HEIGHT = 48  # pixels per node
 LANE_WIDTH = 12  # pixels between two branches
-MAX_LANES = 6  # further branches share the last lane
+MAX_LANES = 6  # more branches share the last lane
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Node:
     """A layer together with the element-wise layers that follow it: normalization, activation function, dropout.
 
     Attributes:
-        name: of the first layer.
-        kind: of the first layer.
-        members: names of all its layers.
-        shape: of the output, (channels, height, width) or (features,).
-        parameters: of all its layers.
-        multiply_adds: of all its layers.
-        extent: rows and columns of the receptive field.
-        inputs: indices of the nodes that it reads, −1 for the image.
-        lane: column in the diagram, 0 at the left.
+        name: Name of the first layer.
+        kind: Kind of the first layer.
+        members: Names of all its layers.
+        shape: Shape of the output, (channels, height, width) or (features,).
+        parameters: Parameters of all its layers.
+        multiply_adds: Multiply-adds of all its layers.
+        extent: Rows and columns of the receptive field, pixels.
+        inputs: Indices of the nodes that the layer reads; −1 is the image.
+        lane: Column in the diagram, 0 at the left.
     """
 
     name: str
@@ -60,7 +60,7 @@ class NetworkDiagram:
 
     @property
     def num_lanes(self) -> int:
-        """Columns of the diagram."""
+        """Number of columns of the diagram."""
         return 1 + max(edge.lane for edge in self.edges)
 
     def index_of(self, layer: str) -> int:
@@ -107,7 +107,7 @@ def _channels_first(layer: Layer) -> tuple[int, ...]:
 
 
 def _is_elementwise(layer: Layer, before: Layer) -> bool:
-    """Return whether `layer` only changes the values of `before`, each by itself."""
+    """Return whether `layer` is an element-wise operation on the output of `before`."""
     return layer.multiply_adds == 0 and layer.shape == before.shape and layer.fields == before.fields
 
 
@@ -171,10 +171,10 @@ def render_navigation(diagram: NetworkDiagram, links: dict[int, str], size: tupl
     """Render the diagram as HTML, with a link and a receptive field for each node.
 
     Args:
-        diagram: of the network.
-        links: node -> address of its page.
-        size: rows and columns of the image.
-        example: address of an image.
+        diagram: Diagram of the network.
+        links: Address of each node's page, by the node's index.
+        size: Rows and columns of the image.
+        example: Address of an image.
     """
     return render_template(
         "network_navigation.html",

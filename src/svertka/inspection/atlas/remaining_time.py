@@ -1,4 +1,4 @@
-"""Estimate of the time that building an atlas still takes, from the duration of the pass over the images."""
+"""An estimate of the time left to build an atlas, from the duration of the pass over the images."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,20 +8,20 @@ from svertka.inspection.atlas.layer_data import AtlasLayer
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.progress import Progress
 
-SECONDS_PER_TILE = 1.5e-3  # to crop, scale and compress a patch and its projection
+SECONDS_PER_TILE = 1.5e-3  # for cropping, scaling and compressing a patch and its projection
 PROJECTION_COST = 1.6  # a projection through the whole network, in forward passes
-CROP_MARGIN = 1.4  # side of the crop that is computed for a unit, in receptive fields
+CROP_MARGIN = 1.4  # side of the crop computed for a unit, relative to its receptive field
 
 
 class RemainingTime:
-    """The expected seconds for each part of an atlas.
+    """The expected duration of each part of an atlas.
 
     Args:
-        trace: of the network.
-        layers: of the atlas.
-        images: of the atlas.
-        seconds_per_image: of the pass over the images.
-        size: side of the images, pixels.
+        trace: Trace of the network.
+        layers: Layers of the atlas.
+        images: Images of the atlas.
+        seconds_per_image: Duration of the pass over the images, seconds per image.
+        size: Side of the images, pixels.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class RemainingTime:
         self._total = self._done = 0.0
 
     def estimate(self, folder: ResumableFolder) -> float:
-        """Return the expected seconds for everything that is missing in `folder`, and count progress against them."""
+        """Return the expected seconds for all files missing in `folder`; they become 100 % of the progress."""
         units = sum(self._seconds_per_unit[one.key] * one.num_units for one in self._layers if one.script not in folder)
         images = self._seconds_per_image * len(self._images.indices)
         self._total = units + images + self._seconds_per_overlay_image * len(self._images.with_overlays)
         return self._total
 
     def advance_units(self, shown: Progress, layer: AtlasLayer) -> Callable[[int], None]:
-        """Return a function that advances `shown`, which counts to 100, by a number of finished units."""
+        """Return a function that advances `shown`, a bar from 0 to 100, by a number of finished units."""
         return lambda count: self._advance(shown, count * self._seconds_per_unit[layer.key], layer.layer.name)
 
     def advance_images(self, shown: Progress) -> Callable[[int], None]:
-        """Return a function that advances `shown`, which counts to 100, by a number of finished images."""
+        """Return a function that advances `shown`, a bar from 0 to 100, by a number of finished images."""
         share = len(self._images.with_overlays) / max(1, len(self._images.indices))
         seconds = self._seconds_per_image + share * self._seconds_per_overlay_image
         return lambda count: self._advance(shown, count * seconds, "images")

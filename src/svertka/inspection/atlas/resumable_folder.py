@@ -11,18 +11,18 @@ STATE_FILE = "atlas.json"  # marks a folder as an atlas
 
 
 class ResumableFolder:
-    """A folder of files that are each complete or absent.
+    """A folder in which every file is either complete or absent.
 
     Args:
-        path: of the folder; created if it does not exist.
-        fingerprint: of everything that the files are made from.
+        path: Path of the folder; created if it does not exist.
+        fingerprint: Hash of everything that the files are made from. Files made from something else are refused.
 
     Attributes:
-        summary: what `finish` stored; None while the folder is incomplete.
+        summary: The summary passed to `finish`; None while the folder is incomplete.
 
     Raises:
-        UsageError: the folder holds other files, or files made from something else.
-        StorageError: the folder cannot be written.
+        UsageError: The folder holds other files, or files made from something else.
+        StorageError: The folder cannot be written.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
@@ -47,7 +47,7 @@ class ResumableFolder:
         """Write the file `name` and create its folder.
 
         Raises:
-            StorageError: the disk is full or the folder cannot be written.
+            StorageError: The disk is full or the folder cannot be written.
         """
         path = self.path / name
         with storage_errors(path):
@@ -55,8 +55,8 @@ class ResumableFolder:
         write_atomic(path, content)
 
     def write_script(self, name: str, key: str, value: object) -> None:
-        """Write a script that assigns `value` to `atlasData[key]`: pages opened from disk can load it, unlike JSON."""
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII, the same in every encoding
+        """Write a script that assigns `value` to `atlasData[key]`; pages opened from disk cannot load JSON."""
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII, for any encoding
         self.write(name, f"(self.atlasData??={{}})[{json.dumps(key)}]={text};\n".encode())
 
     def num_bytes(self, exclude: str) -> int:

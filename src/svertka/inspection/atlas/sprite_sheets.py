@@ -1,4 +1,4 @@
-"""Sprite sheets: many small images in one file, which a page loads instead of thousands of files."""
+"""Sprite sheets: files that hold many small images each, so that a page loads few files."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +10,8 @@ from svertka.data.dataset import Pixels
 from svertka.pages.inline_images import encode_webp, shrink
 
 TILE_SIDE = 48  # CSS pixels, approximately
-MAX_CRISP_IMAGE = 64  # pixels: images up to this side keep every pixel and are enlarged by whole factors
-MAX_CRISP_PATCH = 24  # pixels: so are patches of larger images up to this side
+MAX_CRISP_IMAGE = 64  # pixels; smaller images keep every pixel and are enlarged by whole factors
+MAX_CRISP_PATCH = 24  # pixels; so are patches of this side in larger images
 UNITS_PER_SHEET = 32
 IMAGE_SHEET_SIDE = 640  # pixels, approximately
 
@@ -21,10 +21,10 @@ class Tile:
     """How the patches of a layer are stored and shown.
 
     Attributes:
-        window: side of a patch in the image, pixels.
-        kept: side in the file, pixels.
-        shown: side on the page, CSS pixels.
-        crisp: every pixel is stored and shown as a square.
+        window: Side of a patch in the image, pixels.
+        kept: Side in the file, pixels.
+        shown: Side on the page, CSS pixels.
+        crisp: Every pixel is stored and shown as a square.
     """
 
     window: int
@@ -34,11 +34,11 @@ class Tile:
 
     @property
     def reduced(self) -> "Tile":
-        """The same tile for patches that are already at the scale of the file."""
+        """The same tile, for patches that already have the scale of the file."""
         return replace(self, window=self.kept)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for a JSON file."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -58,8 +58,9 @@ def place_in_tile(patch: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
 
     Args:
         patch: (h, w, 1 | 3) uint8.
-        box: its place in the image: top, left, bottom, right, the last two excluded; at most the tile's window.
-        tile: how it is stored.
+        box: Position of the patch in the image: top, left, bottom, right, the last two excluded. At most the tile's
+            window.
+        tile: How the patch is stored.
 
     Returns:
         (kept, kept, 4) uint8.
@@ -97,5 +98,5 @@ def encode_sheet(tiles: Sequence[Pixels], columns: int, *, crisp: bool, quality:
 
 
 def images_per_row(image_size: int) -> int:
-    """Return how many whole images of side `image_size` fit into a row, and rows into a sheet."""
+    """Return how many images of side `image_size` fit in a row of a sheet, which has as many rows."""
     return max(1, IMAGE_SHEET_SIDE // image_size)

@@ -16,7 +16,7 @@ from svertka.inspection.activations import convolution_names, find_layer, follow
 from svertka.inspection.checked_forward_pass import call_network, prepare_input, unwrap_compiled
 
 UNITS_PER_LAYER = 6
-MAX_FILE_SIZE = 1 << 26  # bytes of an atlas file that is read
+MAX_FILE_SIZE = 1 << 26  # bytes; larger files are not read
 
 LargestActivations = Mapping[str, npt.NDArray[np.float64]]
 
@@ -26,11 +26,11 @@ class UnitActivation:
     """The activation of a unit in one image.
 
     Attributes:
-        layer: name of the layer.
-        unit: its channel.
-        value: the maximum of its feature map.
-        share: of the largest activation recorded in the atlas; None without an atlas.
-        box: the receptive field of the maximum in the network's input, pixels: top, left, bottom, right, the last two
+        layer: Name of the layer.
+        unit: Channel of the unit.
+        value: The maximum of its feature map.
+        share: Share of the largest activation recorded in the atlas; None without an atlas.
+        box: The receptive field of the maximum in the network's input, pixels: top, left, bottom, right, the last two
             excluded.
     """
 
@@ -43,16 +43,17 @@ class UnitActivation:
 
 @torch.inference_mode()
 def find_top_units(network: nn.Module, image: Tensor, largest: LargestActivations) -> list[UnitActivation]:
-    """Return the units of each convolution that an image activates most, in the order of the layers.
+    """Return the units of each convolution that an image activates most, layer by layer.
 
     Args:
-        network: any nn.Module.
+        network: Any nn.Module.
         image: (C, H, W), as the network takes it.
-        largest: activations recorded in an atlas, from `read_largest_activations`. With them, units are ranked by their
-            share of their own largest activation, and only recorded layers are included. Without, by activation.
+        largest: Activations recorded in an atlas, from `read_largest_activations`. Units are ranked by their activation
+            relative to their largest one, and only recorded layers are included. Empty: units are ranked by
+            activation.
 
     Raises:
-        UsageError: the network cannot be traced.
+        UsageError: The network cannot be traced.
     """
     network = unwrap_compiled(network)
     known = list_layers(network, (1, *image.shape))
