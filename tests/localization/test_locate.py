@@ -21,7 +21,7 @@ CSV = "path,label,xmin,ymin,xmax,ymax\nlamp.png,bright,70,30,110,60\n"
 
 
 def test_what_is_bright_is_found(lamp: Path, bright_or_dark: Maker) -> None:
-    (found,) = svertka.locate(bright_or_dark(), lamp).images
+    (found,) = svertka.locate(bright_or_dark(), lamp, top=2).images
     assert [one.name for one in found.classes] == ["dark", "bright"]  # most of the picture is dark
     bright = found.classes[1]
     assert LAMP.contains(*bright.region.peak)
@@ -66,7 +66,9 @@ def test_bad_boxes_are_told(rows: str, error: type[Exception], message: str, lam
 
 
 def test_the_result_shows_itself(lamp: Path, bright_or_dark: Maker) -> None:
-    located = svertka.locate(bright_or_dark(), lamp, np.zeros((3, 3, 3), np.uint8), output=lamp.with_name("shown"))
+    located = svertka.locate(
+        bright_or_dark(), lamp, np.zeros((3, 3, 3), np.uint8), top=2, output=lamp.with_name("shown")
+    )
     page = lamp.with_name("shown") / "index.html"
     assert repr(located) == f"Located(2\u00a0images, 1 of them not processed; open {page})"
     html = located._repr_html_()
