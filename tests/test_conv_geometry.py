@@ -101,7 +101,7 @@ def test_a_convolution_fits_where_pytorch_convolves(
 @pytest.mark.parametrize(
     ("inputs", "weight", "settings", "sentence"),
     [
-        ((3, 8, 8), (4, 3, 3, 3), {}, "the input has 3 axes; give it 4: pictures, channels, rows, columns"),
+        ((3, 8, 8), (4, 3, 3, 3), {}, "the input has 3 axes; give it 4: images, channels, rows, columns"),
         (
             (1, 3, 8, 8),
             (4, 27),

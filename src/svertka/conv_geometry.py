@@ -1,4 +1,4 @@
-"""Sizes that convolution and pooling give, and what they see."""
+"""Output sizes and receptive fields of convolution and pooling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from svertka.errors import UsageError
 
-LARGEST = 2**31 - 1  # stride, padding or dilation: what PyTorch and the kernels take
-SMALL = 64  # pixels: below this side, networks for photographs are built in their form for 32×32
+LARGEST = 2**31 - 1  # largest stride, padding or dilation that PyTorch and the kernels accept
+SMALL = 64  # pixels; below this side, networks for photographs are built in their variant for 32×32
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
-    """Number of positions of a kernel along one axis: ⌊(size + 2·padding − dilation·(kernel − 1) − 1) / stride + 1⌋.
+    """Return the kernel positions along one axis: ⌊(size + 2·padding − dilation·(kernel − 1) − 1) / stride + 1⌋.
 
-    Everything in pixels. At least 1.
+    All arguments are in pixels. The result is at least 1.
 
     Raises:
         UsageError: The dilated kernel is larger than the padded input.
@@ -35,11 +35,11 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilat
 
 @dataclass(frozen=True)
 class ConvShape:
-    """All sizes of one 2-D convolution: what an algorithm is asked for, and what a choice of algorithm is kept under.
+    """All sizes of one 2-D convolution, for which an algorithm is chosen and under which the choice is stored.
 
-    Pairs are (vertical, horizontal), in pixels. `padding`: zeros on each side. `kernel`: taps, so with `dilation` d one
-    of k taps spans d·(k − 1) + 1 pixels. Group g of `groups` makes its share of the output channels from its share of
-    the input's, in order. `batch` may be 0. The constructor trusts its caller; `of` checks.
+    Pairs are (vertical, horizontal), in pixels. `kernel` is a number of taps: with `dilation` d, k taps span
+    d·(k − 1) + 1 pixels. `padding` is the number of zeros on each side. `batch` may be 0. The constructor does not
+    check its arguments; `of` does.
     """
 
     batch: int
@@ -63,9 +63,9 @@ class ConvShape:
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
     ) -> "ConvShape":
-        """That of pictures of shape `inputs`, (N, C, H, W), and weights of shape `weight`, (O, C / groups, kh, kw).
+        """Return the shape for images of shape `inputs`, (N, C, H, W), and weights `weight`, (O, C / groups, kh, kw).
 
-        One number for `stride`, `padding` or `dilation` holds for both axes.
+        A single number for `stride`, `padding` or `dilation` applies to both axes.
 
         Raises:
             UsageError: They do not fit together; the message has both shapes.
@@ -93,7 +93,7 @@ class ConvShape:
 
     @property
     def input(self) -> tuple[int, int, int, int]:
-        """Shape of the pictures, (N, C, H, W)."""
+        """Shape of the images, (N, C, H, W)."""
         return self.batch, self.in_channels, self.height, self.width
 
     @property
@@ -123,13 +123,13 @@ class ConvShape:
 
     @property
     def multiply_adds(self) -> int:
-        """Products that the definition asks for, those with padding included; each of the three passes has as many."""
+        """Products in the definition, including those with padding; the same for each of the three passes."""
         each = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
         return self.batch * self.out_channels * self.out_height * self.out_width * each
 
 
 def to_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """`value` for both axes, (vertical, horizontal); `name`: of the argument.
+    """Return `value`, the argument called `name`, as (vertical, horizontal).
 
     Raises:
         UsageError: It is neither a whole number nor two of them.
@@ -149,9 +149,9 @@ def _misfit(
     dilation: tuple[int, int],
     groups: int,
 ) -> str | None:
-    """What keeps pictures and weights of these shapes from being convolved, and what would mend it."""
+    """Return why images and weights of these shapes cannot be convolved and what to do, or None if they can."""
     if len(inputs) != 4:
-        return f"the input has {len(inputs)} axes; give it 4: pictures, channels, rows, columns"
+        return f"the input has {len(inputs)} axes; give it 4: images, channels, rows, columns"
     if len(weight) != 4:
         return f"the weights have {len(weight)} axes; give them 4: output channels, input channels, rows, columns"
     if min(inputs[1:]) < 1 or min(weight) < 1:
@@ -175,7 +175,7 @@ def _misfit(
 
 
 class Grid(NamedTuple):
-    """In a picture without borders, position i sees pixels start + i·jump to start + i·jump + extent − 1."""
+    """Evenly spaced receptive fields: position i of an unbounded image sees `extent` pixels from start + i·jump on."""
 
     start: int
     jump: int
@@ -184,12 +184,14 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What each position of a layer sees of the picture, along one axis.
+    """The pixels of the image that each position of a layer depends on, along one axis.
 
-    `size`: of the picture, pixels. `intervals`: the first and the last pixel that each position sees, exactly: inside
-    the picture, and with what strides and borders skip left out; pixels between them may still be skipped. A position
-    that sees nothing but padding has a last pixel before its first. `grid`: the same without borders, as papers state
-    it; None where positions are not evenly spaced, as behind a dense layer.
+    Attributes:
+        size: Size of the image, pixels.
+        intervals: The exact first and last pixel inside the image that each position depends on; it may skip pixels
+            between them. For a position that sees only padding, the last pixel is before the first.
+        grid: The receptive fields in an unbounded image, as papers state them; None if the positions are not evenly
+            spaced, as behind a dense layer.
 
     Source: the grid is that of Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural
     networks", eq. 2 and 4.
@@ -208,29 +210,30 @@ class ReceptiveField:
 
     @classmethod
     def of_pixels(cls, size: int) -> "ReceptiveField":
-        """That of the picture itself: pixel i sees pixel i."""
+        """Return the receptive fields of the image itself: pixel i sees pixel i."""
         return cls(size, tuple((pixel, pixel) for pixel in range(size)), Grid(start=0, jump=1, extent=1))
 
     def of(self, position: int) -> tuple[int, int]:
-        """The first and the last pixel that `position` sees."""
+        """Return the first and the last pixel that `position` sees."""
         return self.intervals[position]
 
     @property
     def extent(self) -> int:
-        """Pixels that a position sees: the grid's, or without one those of the position that sees most."""
+        """Number of pixels that a position sees: the grid's, or, without a grid, the largest of all positions."""
         return self.grid.extent if self.grid else max(last - first + 1 for first, last in self.intervals)
 
     @property
     def whole(self) -> bool:
-        """Whether every position sees the picture from its first pixel to its last."""
+        """Whether every position sees the whole image."""
         return all(interval == (0, self.size - 1) for interval in self.intervals)
 
     def through(
         self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, positions: int | None = None
     ) -> "ReceptiveField":
-        """That of a convolution or pooling over this one; `positions`: of its output, None: as many as fit.
+        """Return the receptive fields of a convolution or pooling over this layer.
 
-        `padding`: before the first position. Behind the last one there is as much as `positions` need.
+        `padding` is before the first position; behind the last one there is as much as the positions need.
+        `positions` is the size of the output; None: as many as fit.
         """
         if positions is None:
             positions = output_size(len(self.intervals), kernel, stride, padding, dilation)
@@ -242,7 +245,7 @@ class ReceptiveField:
         return self.reading([range(start, start + dilation * kernel, dilation) for start in starts], grid)
 
     def reading(self, taps: Sequence[Sequence[int]], grid: Grid | None = None) -> "ReceptiveField":
-        """That of a layer whose position i reads the positions `taps[i]` of this one; those that are none are padding.
+        """Return those of a layer whose position i reads the positions `taps[i]` of this one; others are padding.
 
         >>> ReceptiveField.of_pixels(4).through(kernel=2).reading([[0, 1], [2], [3]]).intervals
         ((0, 2), (2, 3), (4, -1))
@@ -252,7 +255,7 @@ class ReceptiveField:
         return ReceptiveField(self.size, tuple(self._hull(intervals) for intervals in seen), grid)
 
     def united(self, other: "ReceptiveField") -> "ReceptiveField":
-        """That of a layer whose position i reads position i of both, which have equally many.
+        """Return those of a layer whose position i reads position i of both, which have equally many.
 
         >>> short, long = ReceptiveField.of_pixels(5), ReceptiveField.of_pixels(5).through(kernel=3, padding=1)
         >>> short.united(long) == long
@@ -269,7 +272,7 @@ class ReceptiveField:
         return ReceptiveField(self.size, tuple(self._hull(pair) for pair in pairs), grid)
 
     def gathered(self) -> "ReceptiveField":
-        """That of one position which reads all of this one: a dense layer, a mean.
+        """Return that of one position that reads all positions, such as of a dense layer or a mean.
 
         >>> ReceptiveField.of_pixels(6).through(kernel=1, stride=2).gathered().intervals
         ((0, 4),)

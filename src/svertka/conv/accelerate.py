@@ -1,4 +1,4 @@
-"""Replacement of the convolutions of a network by the fastest algorithms, and its reversal.
+"""Replacement of a network's convolutions with the fastest algorithms, and its reversal.
 
 The method that computes the convolution is replaced on the layer instance: `_conv_forward` of nn.Conv2d, `forward` of
 nn.ConvTranspose2d. Layers whose class or instance overrides these methods are left unchanged, and later wrappers around
@@ -23,7 +23,7 @@ from svertka.type_checking import check_types
 
 Network = TypeVar("Network", bound=nn.Module)
 CONVOLVES, TRANSPOSES = "_conv_forward", "forward"
-# torch.jit.script looks up this attribute; the replacement raises an error, and marks accelerated layers.
+# torch.jit.script looks up this attribute. The replacement marks accelerated layers and raises an error.
 SCRIPTED = "__prepare_scriptable__"
 # The methods that determine what a layer computes.
 METHODS = ("__call__", "__getattr__", "_call_impl", "forward", "_conv_forward")
@@ -40,8 +40,8 @@ def accelerate(model: Network, *, strict: bool = False) -> Network:
     torch.jit.script requires `restore` first.
 
     Args:
-        model: any nn.Module.
-        strict: use only algorithms in which a NaN or a huge value affects no result but those that read it; see
+        model: Any nn.Module.
+        strict: Use only algorithms in which a NaN or a huge value affects no result but those that read it; see
             `conv2d`.
 
     Returns:
@@ -63,7 +63,7 @@ def restore(model: Network) -> Network:
     """Make `model` compute its convolutions with PyTorch again, in place.
 
     Args:
-        model: any nn.Module, whether `accelerate` has changed it or not.
+        model: Any nn.Module, whether `accelerate` has changed it or not.
 
     Returns:
         `model` itself.
@@ -99,7 +99,7 @@ def _is_plain(layer: nn.Module, kind: type[nn.Module], replaced: str) -> bool:
 
 
 def _is_from_pytorch(function: Any) -> bool:
-    """Return whether `function` is defined in torch.nn.modules.conv: the class itself may have been patched."""
+    """Return whether `function` is defined in torch.nn.modules.conv; a patched class may have another one."""
     code = getattr(function, "__code__", None)
     return code is not None and code.co_filename == nn.modules.conv.__file__
 
@@ -109,7 +109,7 @@ def _is_replacement(function: Any) -> bool:
 
 
 def _is_accelerated(layer: nn.Module) -> bool:
-    """Return whether `layer` is accelerated now; after `restore`, a wrapper may still call the replacement."""
+    """Return whether `layer` is still accelerated; after `restore`, a wrapper may call the replacement."""
     mark = vars(layer).get(SCRIPTED)
     return isinstance(mark, partial) and mark.func is _refuse_script
 
@@ -158,7 +158,7 @@ def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, 
 def _describe_call(
     layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, *, strict: bool
 ) -> tuple[Any, ...] | None:
-    """Return all that the choice of algorithms for a call depends on, or None if `conv2d` has to check the call."""
+    """Return everything that the choice of algorithm depends on, or None if `conv2d` must check the call."""
     if (
         type(x) is not Tensor
         or type(weight) is not nn.Parameter
@@ -182,7 +182,7 @@ def _describe_call(
 
 
 def _is_left_to_pytorch(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, *, strict: bool) -> bool:
-    """Return whether PyTorch's method is fastest for this call, from memory after the first such call."""
+    """Return whether PyTorch's method is fastest for this call; the answer is cached."""
     call = _describe_call(layer, x, weight, bias, strict=strict)
     if call is None:
         return False
@@ -190,7 +190,7 @@ def _is_left_to_pytorch(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tenso
         return autotune.calls_left_to_pytorch[call]
     except KeyError:
         pass
-    except TypeError:  # a setting that is no number or tuple of numbers
+    except TypeError:  # a setting that is neither a number nor a tuple of numbers
         return False
     (inputs, weights, *settings), _, (*_, of_bias) = call
     if not all(isinstance(one, tuple) for one in settings[:3]) or of_bias not in (True, weights[:1]):

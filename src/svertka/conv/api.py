@@ -1,4 +1,4 @@
-"""conv2d and conv_transpose2d, with the arguments of torch.nn.functional; all arguments are checked here."""
+"""The functions conv2d and conv_transpose2d, with the arguments of torch.nn.functional and all checks of them."""
 
 from functools import lru_cache
 from typing import Any
@@ -38,23 +38,24 @@ def conv2d(
         x: (N, C, H, W) or (C, H, W).
         weight: (O, C / groups, kh, kw).
         bias: (O,), or None.
-        stride: step of the kernel, in pixels.
-        padding: pixels on each side, "same" (keeps the size; needs stride 1) or "valid" (none).
+        stride: Step of the kernel, in pixels.
+        padding: Pixels on each side, "same" (keeps the size; needs stride 1) or "valid" (none).
         padding_mode: "zeros", "reflect", "replicate" or "circular".
-        dilation: distance between taps, in pixels.
-        groups: number of channel groups.
-        algorithm: a key of `autotune.ALGORITHMS`, or "auto" for the fastest, which is timed at the first call with a
+        dilation: Distance between taps, in pixels.
+        groups: Number of channel groups.
+        algorithm: A key of `autotune.ALGORITHMS`, or "auto" for the fastest, which is timed at the first call with a
             shape.
-        strict: use only algorithms whose results depend on nothing outside their window; CPU only. The others transform
-            whole tiles (Winograd) or images (FFT): a NaN, infinite or huge value also affects neighboring results, and
-            since they add before they multiply, values or results above 1e30 may overflow to inf or NaN.
+        strict: Whether to use only algorithms whose results depend on nothing outside their window; CPU only. The
+            others transform whole tiles (Winograd) or images (FFT), so that a NaN, an infinite or a huge value also
+            affects neighboring results. They add before they multiply, so that values or results above 1e30 may
+            overflow to inf or NaN.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in the dtype of `x`, or of autocast if it is enabled, on the device of `x`;
         channels-last if `x` or `weight` is, as in PyTorch.
 
     Raises:
-        UsageError: shapes, dtypes or devices do not match, or the algorithm does not support the convolution.
+        UsageError: Shapes, dtypes or devices do not match, or the algorithm does not support the convolution.
     """
     check_tensors(x, weight, bias)
     x = x.to(dtype_here(x))
@@ -92,18 +93,18 @@ def conv_transpose2d(
         x: (N, C, H, W) or (C, H, W).
         weight: (C, O / groups, kh, kw).
         bias: (O,), or None.
-        stride: stride of that convolution, in pixels.
-        padding: zero padding of that convolution, in pixels.
-        output_padding: additional rows and columns of the result; smaller than stride or dilation.
-        dilation: distance between taps, in pixels.
-        groups: number of channel groups.
-        strict: as in `conv2d`.
+        stride: Stride of that convolution, in pixels.
+        padding: Zero padding of that convolution, in pixels.
+        output_padding: Additional rows and columns of the result; smaller than stride or dilation.
+        dilation: Distance between taps, in pixels.
+        groups: Number of channel groups.
+        strict: As in `conv2d`.
 
     Returns:
         (N, O, H', W') or (O, H', W') with H' = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1.
 
     Raises:
-        UsageError: shapes, dtypes or devices do not match, or `strict` is used on another device than the CPU.
+        UsageError: Shapes, dtypes or devices do not match, or `strict` is used on a device other than the CPU.
 
     Source: Dumoulin & Visin 2016, relationship 14.
     """
@@ -162,7 +163,7 @@ def _padded(
     mode: str,
     dilation: tuple[int, int],
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Return the padded input and the zero padding that is left to the algorithm."""
+    """Return the padded input, and the zero padding that the algorithm adds."""
     if not isinstance(mode, str) or mode not in PADDING_MODES:
         raise UsageError(f"padding_mode={mode} is not known; use {', '.join(PADDING_MODES)}")
     if padding == "valid":

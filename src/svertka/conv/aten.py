@@ -15,7 +15,7 @@ MIN_STRIDED_CHANNELS = 16
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> None:
-    """Return None: it supports every convolution that PyTorch supports."""
+    """Return None, because it supports every convolution that PyTorch supports."""
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -29,7 +29,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
-    # Only the input's shape matters, not its values: one expanded value saves the memory.
+    # Only the input's shape matters, so one expanded value saves its memory.
     x = gradient.new_empty(1).expand(shape.input)
     return _backward(gradient, x, weight.to(gradient.dtype), shape, (True, False, False))[0]
 

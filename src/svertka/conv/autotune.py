@@ -1,4 +1,4 @@
-"""The choice of the fastest convolution algorithm on this machine: timed once for each shape, cached on disk.
+"""The choice of the fastest convolution algorithm on this machine, timed once for each shape and cached on disk.
 
 The fastest algorithm depends on the shape, the pass, the dtype, the memory order, the number of threads and the CPU,
 and cannot be predicted. The first convolution of each shape therefore times all algorithms that support it and writes
@@ -36,20 +36,20 @@ from svertka.progress import say
 
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = ("forward", "input_gradient", "weight_gradient")
-DTYPES = torch.float32, torch.bfloat16  # the dtypes for which there is more than PyTorch's own algorithm
+DTYPES = torch.float32, torch.bfloat16  # the dtypes with a choice of algorithms
 
-REQUIRED_RATIO = 0.95  # of PyTorch's time: a smaller gain is within the noise
+REQUIRED_RATIO = 0.95  # of PyTorch's time; a smaller gain is within the noise
 DROP_RATIO = 2.0  # times the best time so far: slower algorithms are not timed again
-# Seconds that a pass through svertka takes longer than in PyTorch: autograd in Python costs more than a call.
+# Seconds that a pass takes longer in svertka than in PyTorch, because its autograd functions are in Python.
 CALL_OVERHEAD: dict[str, float] = {"forward": 5e-5, "input_gradient": 1e-4, "weight_gradient": 1e-4}
 MAX_ROUNDS = 25
 TIMING_BUDGET = 0.05  # seconds for all rounds of the fastest algorithm
-MAX_WORKSPACE = 1 << 30  # bytes: an algorithm that needs more beside input and output is not timed
+MAX_WORKSPACE = 1 << 30  # bytes; an algorithm that needs more besides input and output is not timed
 
 CACHE_FORMAT = 3  # of the cache file; files of another format are ignored
 CACHE_FILE = "convolutions.json"  # in the cache folder
 
-# Names in caches and checkpoints written by earlier versions.
+# Names in caches and checkpoints of earlier versions, and the current ones.
 FORMER_NAMES = {
     "direct": "aten",
     "widened": "upcast",
@@ -61,7 +61,7 @@ FORMER_NAMES = {
 class Algorithm(Protocol):
     """The interface of an algorithm module: three passes that do not check their arguments.
 
-    Results and input gradients have the dtype of `x` or `gradient`. Beside bfloat16 images, weights and bias may be
+    Results and input gradients have the dtype of `x` or `gradient`. With bfloat16 images, weights and bias may be
     float32, as under autocast; the weight gradient is then float32.
 
     `IS_LOCAL`: whether each value of a result or an input gradient depends only on the values inside its window, as in
@@ -106,9 +106,9 @@ class Trial:
     """The timing of one algorithm.
 
     Attributes:
-        seconds: the shortest run, or None if the algorithm was not timed.
-        why_not: why it was not timed, or None.
-        error: the largest difference from the float64 result, over the root mean square of that result.
+        seconds: The shortest run, or None if the algorithm was not timed.
+        why_not: Why it was not timed, or None.
+        error: The largest difference from the float64 result, over the root mean square of that result.
     """
 
     seconds: float | None
@@ -131,7 +131,7 @@ def weight_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def is_local(name: str, dtype: torch.dtype) -> bool:
     """Return whether the algorithm called `name` is local in `dtype`; see `Algorithm`."""
-    # PyTorch multiplies bfloat16 values in pairs: it reads the value beside a window, too, with a weight of 0.
+    # PyTorch multiplies bfloat16 values in pairs, so it also reads the value beside a window, with a weight of 0.
     return ALGORITHMS[name].IS_LOCAL and not (name == "aten" and dtype == torch.bfloat16)
 
 
@@ -178,16 +178,16 @@ def select_algorithm(
     """Return the algorithm called `name`; for "auto" or "strict" the fastest one for this pass.
 
     Args:
-        name: a key of ALGORITHMS, "auto" (the fastest of all) or "strict" (the fastest that is local).
-        one_pass: the pass to compute.
-        shape: the sizes and settings of the convolution.
-        like: the first tensor of the pass; its device, dtype and memory order count.
-        other: the second tensor of the pass, whose memory order counts, too, or None.
+        name: A key of ALGORITHMS, "auto" (the fastest of all) or "strict" (the fastest that is local).
+        one_pass: The pass to compute.
+        shape: The sizes and settings of the convolution.
+        like: The first tensor of the pass; its device, dtype and memory order count.
+        other: The second tensor of the pass, whose memory order counts, too, or None.
     """
     if name not in SELECTORS:
         return ALGORITHMS[name]
     if like.device.type != "cpu" or like.dtype not in DTYPES:
-        return aten  # second derivatives may arrive in other dtypes, for which nothing here is faster
+        return aten  # second derivatives may have other dtypes, for which no algorithm is faster
     layout = memory_order(like) if other is None else memory_order(like, other)
     key = one_pass, shape, layout, torch.get_num_threads(), like.dtype, name == "strict"
     if key not in _chosen:
@@ -202,7 +202,7 @@ def get_choices() -> dict[str, str]:
 
 @contextmanager
 def pin_choices(choices: dict[str, str]) -> Iterator[None]:
-    """Use `choices`, from `get_choices`, in the body without timing, so that a resumed training rounds as before."""
+    """Use `choices` of `get_choices` in the body, without timing, so that a resumed training rounds identically."""
     pinned_before, chosen_before = dict(_pinned), dict(_chosen)
     _pinned.update(choices)
     _chosen.clear()
@@ -229,13 +229,13 @@ def time_algorithms(
     """Time each algorithm for one pass, in alternating rounds.
 
     Args:
-        one_pass: the pass to time.
-        shape: the sizes and settings of the convolution.
-        layout: the memory order of the tensors.
-        dtype: the dtype of the images.
-        thorough: also time algorithms that hardly ever win, and measure the error of each one.
-        strict: time only local algorithms.
-        only: the names of the algorithms to time, or None for all.
+        one_pass: The pass to time.
+        shape: The sizes and settings of the convolution.
+        layout: The memory order of the tensors.
+        dtype: The dtype of the images.
+        thorough: Whether to time algorithms that rarely win, too, and measure the error of each one.
+        strict: Whether to time only local algorithms.
+        only: The names of the algorithms to time, or None for all.
 
     Returns:
         A Trial for each algorithm, by name.
@@ -256,7 +256,7 @@ def time_algorithms(
         for rounds in range(1 + MAX_ROUNDS):
             for name in candidates:
                 best[name] = min(best[name], _time_once(name, one_pass, tensors, shape, layout))
-            # The first round also warms up threads, memory and libraries, which takes some milliseconds.
+            # The first round also warms up threads, memory and libraries, which takes a few milliseconds.
             limit = max(DROP_RATIO * min(best.values()), 0 if rounds else TIMING_BUDGET)
             candidates = [name for name in candidates if best[name] <= limit]
             if rounds > 1 and rounds * min(best.values()) > TIMING_BUDGET:
@@ -272,7 +272,7 @@ def time_algorithms(
 
 
 def select_fastest(tried: dict[str, Trial], one_pass: Pass = "forward") -> str:
-    """Return the fastest algorithm, or PyTorch's own if none is clearly faster, the overhead of `one_pass` included."""
+    """Return the fastest algorithm, or PyTorch's if none is clearly faster, including the overhead of `one_pass`."""
     seconds = {name: trial.seconds for name, trial in tried.items() if trial.seconds is not None}
     fastest, own = min(seconds, key=seconds.__getitem__), "aten" if "aten" in seconds else "upcast"
     return fastest if seconds[fastest] + CALL_OVERHEAD[one_pass] < REQUIRED_RATIO * seconds[own] else own
@@ -376,7 +376,7 @@ def _time_once(
 
 
 def _describe(key: Key) -> str:
-    """Return the description under which caches and checkpoints keep the choice for `key`."""
+    """Return the description under which caches and checkpoints store the choice for `key`."""
     one_pass, shape, layout, threads, dtype, strict = key
     sizes = "×".join(map(str, shape.input)), "×".join(map(str, shape.weight))
     settings = f"stride {shape.stride} padding {shape.padding} dilation {shape.dilation} groups {shape.groups}"
@@ -396,7 +396,7 @@ def _look_up(key: Key) -> str | None:
 
 
 def describe_environment(names: Iterable[str]) -> str:
-    """Return what all timings depend on beside the shape: the CPU, PyTorch's version and the algorithms `names`."""
+    """Return what timings depend on besides the shape: the CPU, PyTorch's version and the algorithms `names`."""
     return f"{cpu_name()}, torch {torch.__version__}, algorithms {', '.join(names)}"
 
 
@@ -412,9 +412,9 @@ def load_choices(place: str) -> dict[str, str]:
 
 
 def save_choice(place: str, description: str, name: str) -> None:
-    """Keep one choice in memory and, if the cache can be written, on disk beside those of other processes."""
+    """Store one choice in memory and, if the cache can be written, add it to those on disk."""
     load_choices(place)[description] = name
-    with suppress(StorageError):  # the next process then times it again
+    with suppress(StorageError):  # then the next process times it again
         path = cache_folder() / CACHE_FILE
         with lock_file(path.with_suffix(".lock")):
             everything = _read_cache()
@@ -423,9 +423,9 @@ def save_choice(place: str, description: str, name: str) -> None:
 
 
 def _choices_for(place: str, everything: dict[str, Any]) -> dict[str, str]:
-    """Return the choices for `place`, those that an earlier version wrote under its own names included."""
+    """Return the choices for `place`, including those written by earlier versions under other names."""
     found: dict[str, str] = {}
-    for key in sorted(everything, key=place.__eq__):  # `place` itself last: its choices are newer
+    for key in sorted(everything, key=place.__eq__):  # `place` itself last, because its choices are newer
         machine, separator, names = key.rpartition(", algorithms ")
         current = ", ".join(FORMER_NAMES.get(name, name) for name in names.split(", "))
         if machine + separator + current == place and isinstance(everything[key], dict):

@@ -5,26 +5,26 @@ correlation into a product (the convolution theorem, with the conjugate since th
 
     yₒ(q) = Σ_c Σᵢ w_oc(i) x_c(q + i)     ⟺     ŷₒ = Σ_c conj(ŵ_oc) · x̂_c.
 
-At each frequency that is a product of matrices over the channels, as in the other algorithms, but of complex numbers: 3
-or 4 real multiplications for each of L² / 2 frequencies (images are real, so half suffice), against kh · kw a pixel.
+At each frequency this is a product of complex matrices over the channels. It takes 3 or 4 real multiplications for each
+of L² / 2 frequencies (images are real, so half of L² suffice), where the direct convolution takes kh · kw per pixel.
 
-**The circle.** A image of H pixels with p zeros before and behind it fits on a circle of L ≥ H + p: the zeros before
-it are the same as those behind. The image lies at 0, so result i, of stride s, is found at q = s · i − p, mod L. The
-kernel, its taps `dilation` apart, must not overlap itself, so L ≥ its span. L is rounded up to the next number without
-prime factors above 5, for which the fast transform is fastest. Rows and columns each have their own L.
+**The circle.** An image of H pixels with p zeros on each side fits on a circle of L ≥ H + p, on which both sides share
+their zeros. The image begins at 0, so result i, with stride s, is at q = s · i − p, mod L. The kernel, with taps
+`dilation` apart, must not overlap itself, so L is at least its span. L is rounded up to the next number without prime
+factors above 5, for which the fast Fourier transform is fastest. Rows and columns have separate L.
 
-**The three passes.** The forward pass lays x and w on the circle, multiplies, and reads the results at their places.
-Each of these is a linear map, so that gradients go back through the transposes: that of the results is laid where they
-were read, and correlation with w becomes convolution with w, whose factor is ŵ without the conjugate. And since the
-sum Σ x(q + i) w(i) y(q) treats w and y alike, the gradient of the weights is the correlation of x with that of y.
+**The three passes.** The forward pass places x and w on the circle, multiplies, and reads the results at their
+positions. Each of these is a linear map, and gradients go back through the transposed maps: the gradient of the results
+is placed where they were read, and correlation with w becomes convolution with w, whose factor is ŵ without the
+conjugate. Since the sum Σ x(q + i) w(i) y(q) is symmetric in w and y, the weight gradient is the correlation of x with
+the gradient of y.
 
 The error does not grow with the kernel. Measured in float32 against float64, 256 channels of 28×28 pixels, normal input
 and weights, relative to the root mean square of the results: 3.5e-7 for 3×3, 3.2e-7 for 11×11, 3.1e-7 for 27×27, and
 1.9e-6 at most (`tests/conv/test_fft.py` holds it to that). A non-finite value makes all results of its image and
 group non-finite.
 
-Source: Mathieu, Henaff & LeCun 2014, "Fast training of convolutional networks through FFTs", §2; the circle that shares
-its zeros is ours.
+Source: Mathieu, Henaff & LeCun 2014, "Fast training of convolutional networks through FFTs", §2, without shared zeros.
 """
 
 import torch
@@ -67,15 +67,15 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -
 
 
 def find_fft_size(least: int) -> int:
-    """Return the smallest number from `least` ≥ 1 on that has no prime factor above 5.
+    """Return the smallest number that is at least `least` ≥ 1 and has no prime factor above 5.
 
-    >>> [good_size(least) for least in (1, 7, 61, 121)]
+    >>> [find_fft_size(least) for least in (1, 7, 61, 121)]
     [1, 8, 64, 125]
     """
     size = least
     while (
         60 ** size.bit_length() % size
-    ):  # this power of 60 = 2² · 3 · 5 is divisible by every good size of so many bits
+    ):  # this power of 60 = 2² · 3 · 5 is divisible by every such size of as many bits
         size += 1
     return size
 
@@ -121,7 +121,7 @@ def _result_spectra(gradient: torch.Tensor, shape: ConvShape) -> torch.Tensor:
 
 def _spectra(signals: torch.Tensor, circles: tuple[int, int]) -> torch.Tensor:
     """Return the transforms of the last two axes, zero-padded to the size of `circles`."""
-    if signals.numel() == 0:  # MKL refuses to transform nothing
+    if signals.numel() == 0:  # MKL raises an error for empty tensors
         return signals.new_zeros(*signals.shape[:-2], circles[0], circles[1] // 2 + 1, dtype=signals.dtype.to_complex())
     spectra: torch.Tensor = torch.fft.rfft2(signals, circles)
     return spectra

@@ -1,14 +1,13 @@
-"""Convolution as a dense matrix product: every patch is a column of one matrix (im2col).
+"""Convolution as a dense matrix product, in which every patch is a column of one matrix (im2col).
 
 With the patches of an image as the columns of P, (C / groups · kh · kw, H' · W'), and the weights of a group as the
 rows of W, (O / groups, C / groups · kh · kw), the result is W P. Its gradients are products of the same matrices:
 (∂L/∂y) Pᵀ for the weights and, for the patches, Wᵀ (∂L/∂y), whose columns are added up where patches overlap.
 
-A pixel stands in up to kh · kw patches, so P is that much larger than the image: the price of using the machine's
-matrix product.
+A pixel is in up to kh · kw patches, so P takes up to kh · kw times the memory of the image.
 
-Padding is multiplied like any pixel: a non-finite gradient of a result at the border makes the gradients of the taps
-that read only padding there NaN. Elsewhere non-finite values affect only what reads them.
+Padding is multiplied like any pixel, so a non-finite gradient of a result at the border makes the gradients of taps
+that read padding there NaN. Otherwise non-finite values affect only the results that read them.
 
 Source: Chellapilla, Puri & Simard 2006, "High performance convolutional neural networks for document processing", §3.1.
 """
@@ -56,7 +55,7 @@ def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShap
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input."""
-    # One product per image, then their sum: avoids a copy that joins the patches of all images.
+    # One product per image and their sum avoid a copy that joins the patches of all images.
     return (_split_groups(gradient, shape) @ _patches(x, shape).mT).sum(0).reshape(shape.weight)
 
 

@@ -1,4 +1,4 @@
-"""Convolution as one sparse matrix: all three passes from the list of its entries.
+"""Convolution as one sparse matrix, whose entries define all three passes.
 
 A convolution is linear in the image, so it is a matrix A with a row for each value of the result and a column for each
 value of the image. A 2×2 kernel w on a 3×3 image, both read row by row, is
@@ -8,18 +8,18 @@ value of the image. A 2×2 kernel w on a 3×3 image, both read row by row, is
      ·   ·   ·  w₀₀ w₀₁  ·  w₁₀ w₁₁  ·
      ·   ·   ·   ·  w₀₀ w₀₁  ·  w₁₀ w₁₁
 
-Stride leaves out rows, padding lets entries fall off the sides, dilation moves the diagonals apart, groups make blocks.
-The gradient with respect to the image is Aᵀ times that of the result, which is also the transposed convolution. The
-weights are sums over their diagonals, so that the gradient of each is a sum over the entries which it stands in.
+Stride leaves out rows, padding cuts off entries at the sides, dilation moves the diagonals apart, and groups make
+blocks. The gradient with respect to the image is Aᵀ times that of the result, which is also the transposed convolution.
+Each weight fills a diagonal, so its gradient is a sum over the entries of that diagonal.
 
-This is slow; in float64 it is the reference in the tests of the other algorithms.
+It is slow; in float64 it is the reference for the tests of the other algorithms.
 """
 
 import torch
 
 from svertka.conv_geometry import ConvShape
 
-# Each entry is two indices, its weight's index and its value, 32 bytes: 1 GiB, and as much again while it is sorted.
+# An entry has two indices, the index of its weight and its value, 32 bytes. 1 GiB in all, twice that during sorting.
 MAX_ENTRIES = 2**25
 
 
@@ -39,7 +39,7 @@ def build_matrix(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     `build_matrix(weight, shape) @ image.flatten()` is the result, flat.
 
     >>> weight = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    >>> matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape)).to_dense().int()
+    >>> build_matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape)).to_dense().int()
     tensor([[1, 2, 0, 3, 4, 0, 0, 0, 0],
             [0, 1, 2, 0, 3, 4, 0, 0, 0],
             [0, 0, 0, 1, 2, 0, 3, 4, 0],
@@ -65,7 +65,8 @@ def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShap
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input.
 
-    Each entry of the matrix adds the gradient at its row times the input at its column to that of its weight.
+    Each entry of the matrix adds the product of the gradient at its row and the input at its column to the gradient of
+    its weight.
     """
     rows, columns, taps = _entries(shape, x.device)
     products = (gradient.flatten(1)[:, rows] * x.flatten(1)[:, columns]).sum(0)
@@ -81,7 +82,7 @@ def _entries(shape: ConvShape, device: torch.device) -> tuple[torch.Tensor, torc
 
     o, c, i, j = axis(out_channels, 0), axis(group_channels, 1), axis(kernel[0], 2), axis(kernel[1], 3)
     p, q = axis(shape.out_height, 4), axis(shape.out_width, 5)
-    # Result (o, p, q) reads, by weight (o, c, i, j), the image at (channel, y, x); padding is no column.
+    # Result (o, p, q) reads the image at (channel, y, x) with weight (o, c, i, j); padding has no column.
     channel = o // (out_channels // shape.groups) * group_channels + c
     y = p * shape.stride[0] - shape.padding[0] + i * shape.dilation[0]
     x = q * shape.stride[1] - shape.padding[1] + j * shape.dilation[1]

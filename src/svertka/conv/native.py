@@ -1,11 +1,11 @@
 """The compiled kernels (`native/`): availability, instruction sets and preparation of their tensors.
 
-This is the only module that imports them; `native_winograd` and others use them from here.
+Only this module imports the kernels; `native_winograd` and others use them through it.
 """
 
 import os
 
-import torch  # before the kernels, so that they find the threads that PyTorch has started
+import torch  # before the kernels, so that they use the threads that PyTorch has started
 from torch import Tensor
 
 from svertka.errors import UsageError
@@ -29,7 +29,7 @@ DTYPES = torch.float32, torch.bfloat16
 
 MISSING: str | None = None
 try:
-    import svertka.conv._kernels as kernels  # `from svertka.conv` would not say whether it is missing or broken
+    import svertka.conv._kernels as kernels  # `from` would not tell missing kernels from broken ones
 except ModuleNotFoundError:
     MISSING = "the package was installed without a C++ compiler, hence without kernels"
 except ImportError as error:
@@ -37,7 +37,7 @@ except ImportError as error:
 
 
 def _use_one_thread() -> None:
-    """Use one thread in a forked process: GNU OpenMP has lost its threads, and waiting for them would deadlock."""
+    """Use one thread in a forked process, in which GNU OpenMP would wait for its lost threads forever."""
     torch.set_num_threads(1)
 
 
@@ -55,7 +55,7 @@ def why_not(dtype: torch.dtype = torch.float32) -> str | None:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Return the usable ones of "avx512bf16", "avx512", "avx2", "baseline", the fastest first."""
+    """Return the supported ones of "avx512bf16", "avx512", "avx2", "baseline", the fastest first."""
     return () if MISSING else tuple(kernels.instruction_sets())
 
 
@@ -75,7 +75,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def poison_scratch(on: bool) -> None:
-    """For tests: fill scratch memory with NaN in every call, so that uninitialized reads show."""
+    """Fill scratch memory with NaN in every call, so that tests notice uninitialized reads."""
     if not MISSING:
         kernels.poison_scratch(on)
 
@@ -87,7 +87,7 @@ def to_channels_last(tensor: Tensor) -> Tensor:
             f"the kernels compute float32 and bfloat16 on the CPU; this tensor is "
             f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}; use algorithm=auto"
         )
-    # `resolve_neg`: the memory of a lazily negated view holds the values before negation.
+    # The memory of a lazily negated view holds the values before negation.
     return tensor.resolve_neg().contiguous(memory_format=torch.channels_last)
 
 

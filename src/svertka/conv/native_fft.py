@@ -1,15 +1,15 @@
-"""The convolution by Fourier transforms in compiled kernels (`native/`): large kernels, on the CPU.
+"""Convolution by Fourier transforms in compiled kernels (`native/`), for large kernel sizes on the CPU.
 
-The mathematics of `fft`, for channels-last images: a vector holds one place of as many channels, so that transforms
-need no shuffling, and at each frequency there is a product of complex matrices over the channels. Images that are
-large compared with the kernel are cut into tiles. Results and gradients are channels-last; tensors in other
-orders are copied first. Results do not depend on the number of threads. bfloat16 is upcast to float32; results except
-the weight gradient are rounded to bfloat16.
+The mathematics is that of `fft`. Images are channels-last: a vector holds several channels of one pixel, so transforms
+need no shuffling, and at each frequency there is a product of complex matrices over the channels. Images that are large
+compared with the kernel are cut into tiles. Results and gradients are channels-last; tensors in other orders are copied
+first. Results do not depend on the number of threads. bfloat16 is upcast to float32; all results but the weight
+gradient are rounded to bfloat16.
 
 Against float64, 256 channels of 28×28 pixels, 11×11 and 27×27 taps, normal input and weights, the error of each pass
-relative to the root mean square of its results is below 4e-7, and below 4e-6 at most (`tests/conv/test_native_fft.py`
-holds it to that). A value that is not finite can make all results of the tiles that read it not finite: of an image no
-larger than a circle, all.
+relative to the root mean square of its results is below 4e-7 on average and below 4e-6 at most (asserted in
+`tests/conv/test_native_fft.py`). A non-finite value can make all results of the tiles that read it non-finite; if the
+image is a single tile, all of its results.
 
 Source: Mathieu, Henaff & LeCun 2014, "Fast training of convolutional networks through FFTs", §2.
 """
@@ -23,7 +23,7 @@ from svertka.conv import native
 from svertka.conv.native import empty_channels_last, to_kernel_input
 from svertka.conv_geometry import ConvShape
 
-MIN_TAPS = 25  # with fewer, a transform costs more than it saves
+MIN_TAPS = 25  # with fewer, transforms cost more than they save
 
 IS_LOCAL = False  # whole circles
 
@@ -77,7 +77,7 @@ def _sizes(shape: ConvShape) -> "native.kernels.Correlation":
 
 @lru_cache(4096)
 def _adjoint_sizes(shape: ConvShape) -> "native.kernels.Correlation":
-    """Of the input gradient as a correlation with the rotated kernel: the results' gradients lie `stride` apart."""
+    """Return the sizes of the input gradient as a correlation with the rotated kernel."""
     sizes = (shape.out_height, shape.out_width), (shape.height, shape.width)
     y, x = (
         native.kernels.Axis(size, out_size, taps, span - 1 - pad, dilation, spacing=stride, stride=1)

@@ -1,8 +1,8 @@
-"""Grouped convolution in compiled kernels (`native/`): depthwise and other groups, on the CPU.
+"""Grouped and depthwise convolution in compiled kernels (`native/`), on the CPU.
 
-The input gradient is the convolution of the gradient with flipped taps, in which inputs and outputs of each group are
-exchanged; with a stride, zeros are inserted into the gradient first. The weight gradient is PyTorch's. Results are
-channels-last; tensors in other orders are copied first. Results do not depend on the number of threads.
+The input gradient is the convolution of the gradient with the rotated kernels, in which the inputs and outputs of each
+group are exchanged; with a stride, zeros are inserted into the gradient first. The weight gradient is PyTorch's.
+Results are channels-last; tensors in other orders are copied first. Results do not depend on the number of threads.
 """
 
 from functools import lru_cache
@@ -90,7 +90,7 @@ def _sizes(shape: ConvShape) -> "native.kernels.Window":
 
 @lru_cache(4096)
 def _adjoint_sizes(shape: ConvShape) -> "native.kernels.Window":
-    """Of the input gradient as a convolution with stride 1, so that each tap returns to where it read."""
+    """Return the sizes of the input gradient as a convolution with stride 1."""
     sizes = _spread(shape)[2:], (shape.height, shape.width)
     y, x = (
         native.kernels.WindowAxis(size, out_size, taps, 1, span - 1 - pad, dilation)

@@ -1,11 +1,11 @@
-"""Winograd's convolution in compiled kernels (`native/`): 3×3, stride 1, on the CPU.
+"""Winograd convolution in compiled kernels (`native/`), for 3×3 with stride 1 on the CPU.
 
-The same F(4×4, 3×3) as in `winograd`, channels-last, its steps fused so that they stay in a cache; the weight gradient
-is F(3×3, 4×4). Results and gradients are channels-last; tensors in other orders are copied first. bfloat16
-is converted to float32 in registers; results are rounded once, the weight gradient is not.
+The algorithm is F(4×4, 3×3) as in `winograd`, with its steps fused so that their data stays in a cache; the weight
+gradient is F(3×3, 4×4). Results and gradients are channels-last; tensors in other orders are copied first. bfloat16 is
+converted to float32 in registers; results are rounded once, the weight gradient is not.
 
 Measured against float64, 256 channels of 28×28 pixels, normal input and weights, the error relative to the root mean
-square of the results is 8.1e-7, of the weight gradient 9.3e-7, and 1e-5 at most. A non-finite value can make
+square of the results is 8.1e-7 (weight gradient: 9.3e-7) on average and 1e-5 at most. A non-finite value can make
 all 4×4 results of the tiles that read it non-finite.
 """
 
@@ -36,7 +36,7 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, *, pairs: bool = False) -> Tensor:
     """Return `x`, (N, C, H, W), convolved with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W').
 
-    `pairs`: whether what is multiplied is bfloat16, as in `native_pairs`.
+    `pairs`: whether bfloat16 numbers are multiplied, as in `native_winograd_bf16`.
     """
     order = native.kernels.Order.PLAIN
     return _forward(x, to_kernel_input(weight), order, _sizes(shape), shape.output, bias, pairs=pairs)
@@ -51,7 +51,7 @@ def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape, *, pairs:
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: bool = False) -> Tensor:
     """Return the weight gradient, (O, C, 3, 3); `gradient`: of the result; `x`: the input.
 
-    The same numbers again with as many threads. `pairs`: of bfloat16 tensors only.
+    It is reproducible with the same number of threads. `pairs`: as for `forward`, for bfloat16 tensors only.
     """
     gradient, x, result = to_channels_last(gradient), to_channels_last(x), empty_channels_last(shape.weight)
     native.kernels.winograd_weight_gradient(
@@ -84,7 +84,7 @@ def forward_fused(
 ) -> Tensor:
     """Return the convolution of `x` with packed weights and a fused epilogue: bias, (O), residual and ReLU.
 
-    `residual`: of the result's shape, (N, O, H', W'). For inference.
+    For inference. `residual`: (N, O, H', W'), the shape of the result.
     """
     return _forward(x, packed, native.kernels.Order.PACKED, _sizes(shape), shape.output, bias, residual, relu)
 
@@ -133,7 +133,7 @@ def _sizes(shape: ConvShape) -> "native.kernels.Convolution":
 
 @lru_cache(4096)
 def _adjoint_sizes(shape: ConvShape) -> "native.kernels.Convolution":
-    """Of the input gradient as a convolution: with 2 − padding, so that each tap goes back to where it read."""
+    """Return the sizes of the input gradient as a convolution, with a padding of 2 − padding."""
     channels, (pad_y, pad_x) = (shape.out_channels, shape.in_channels), shape.padding
     return native.kernels.Convolution(
         shape.batch, *channels, shape.out_height, shape.out_width, shape.height, shape.width, 2 - pad_y, 2 - pad_x

@@ -1,11 +1,11 @@
-"""Winograd's convolution of bfloat16 images with products of bfloat16, for processors that have instructions for it.
+"""Winograd convolution of bfloat16 images with bfloat16 products, for CPUs with AVX512-BF16.
 
-As `native_winograd`, in the same kernels, but what is multiplied is bfloat16, too: transformed tiles and weights are
-rounded, and pairs of them multiplied and added by one instruction (AVX512-BF16). Transforms and sums are float32, and
-so is the weights' gradient. Half as much memory is read between the steps, and twice as much multiplied at a time.
+It uses the kernels of `native_winograd`, but rounds the transformed tiles and weights to bfloat16; one instruction
+multiplies and adds pairs of them. Transforms, sums and the weight gradient are float32. The steps exchange half as much
+memory, and one instruction does twice as many multiplications.
 
 Against float64, 256 channels of 28×28 pixels, normal input and weights, the error relative to the root mean square of
-the results is below LIMIT, of the weight gradient 1.1 %. With the points 0, ±1, ±2, ∞ it would be twice that.
+the results is below LIMIT (weight gradient: 1.1 %). With the points 0, ±1, ±2, ∞ it would be twice that.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from svertka.conv import native_winograd
 from svertka.conv_geometry import ConvShape
 
-LIMIT = 0.015  # of the error's root mean square: what an algorithm for bfloat16 may lose; PyTorch's own loses 0.0024
+LIMIT = 0.015  # root mean square error allowed for an algorithm of bfloat16; PyTorch's is 0.0024
 
 IS_LOCAL = False  # whole tiles
 

@@ -1,8 +1,8 @@
 """Convolution as a PyTorch operator that runs the fastest algorithm.
 
-A convolution is linear in its input and in its weights, and so are its two gradients. Hence three operators,
-`convolution`, `input_gradient` and `weight_gradient`, each of which has the two others as its derivatives, to
-any order. They do not check their arguments; `svertka.conv.api` does.
+A convolution is linear in its input and in its weights, and so are its two gradients. Each of the three operators
+`convolution`, `input_gradient` and `weight_gradient` therefore has the two others as its derivatives, to any order.
+They do not check their arguments; `svertka.conv.api` does.
 
 Weights may be float32 when images are bfloat16, as under autocast. Their gradients are then float32.
 """
@@ -18,11 +18,11 @@ from svertka import torch_internals
 from svertka.conv import aten, autotune
 from svertka.conv_geometry import ConvShape, output_size
 
-_library: Any = torch.library  # which PyTorch leaves without types
+_library: Any = torch.library  # has no type annotations
 LIBRARY = _library.Library("svertka", "DEF")
 SETTINGS = "int[2] stride, int[2] padding, int[2] dilation, int groups, str algorithm"
 AUTOCAST = "cpu", "cuda"  # devices
-CAST = torch.float32, torch.bfloat16, torch.float16  # float64 stays as it is, also in PyTorch
+CAST = torch.float32, torch.bfloat16, torch.float16  # like PyTorch, without float64
 LIBRARY.define(f"convolution(Tensor x, Tensor weight, Tensor? bias, {SETTINGS}) -> Tensor")
 LIBRARY.define(f"input_gradient(Tensor gradient, Tensor weight, SymInt[2] size, {SETTINGS}) -> Tensor")
 LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {SETTINGS}) -> Tensor")
@@ -47,7 +47,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
-        x = x.contiguous(memory_format=_layout(x, weight))  # once, not again in each pass
+        x = x.contiguous(memory_format=_layout(x, weight))  # once, instead of in each pass
         result = _Convolution.apply(x, weight, bias, (*layout, name))  # type: ignore[no-untyped-call]
     else:
         result = _convolution(x, weight, bias, *layout, name)
@@ -70,7 +70,7 @@ def convolve_transposed(
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)
         return result.contiguous(memory_format=_layout(x, weight))
-    # Output padding beyond the stride adds a kernel position, whose input is zero.
+    # Output padding beyond the stride adds a kernel position whose input is zero.
     x = F.pad(x, (0, shape.out_width - x.shape[3], 0, shape.out_height - x.shape[2]))
     size, settings = (shape.height, shape.width), (*layout, name)
     if not eager:
@@ -191,7 +191,7 @@ def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: 
 
 
 class _Convolution(torch.autograd.Function):
-    """The convolution without the operator dispatch: a fifth of the time for small tensors."""
+    """The convolution without the operator's dispatch, which takes four fifths of the time for small tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
@@ -205,7 +205,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """The same for a transposed convolution."""
+    """The transposed convolution without the operator's dispatch."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, weight: Tensor, size: Pair, settings: tuple[Any, ...]) -> Tensor:
@@ -219,13 +219,13 @@ class _InputGradient(torch.autograd.Function):
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Save the two tensors in which the result is linear, and the settings."""
+    """Save the settings and the two tensors in which the result is linear."""
     ctx.save_for_backward(*inputs[:2])
     ctx.settings = inputs[3:]
 
 
 def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
-    """Return the three passes for `tensors`: operators, or in eager mode without grad the functions that they call."""
+    """Return the three passes for `tensors`: operators, or in eager mode without gradients, their implementations."""
     if _is_batched(*tensors):
         convolution, input_gradient, weight_gradient = (
             partial(_by_pytorch, one) for one in (_convolution, _input_gradient, _weight_gradient)

@@ -1,16 +1,16 @@
-"""Strided convolution as convolution with stride 1 by space-to-depth: the phases of the image become channels.
+"""Strided convolution as convolution with stride 1 by space-to-depth, which turns phases of the image into channels.
 
-Along one axis, with stride s, write the place of a tap as u = s·a + r, 0 ≤ r < s. What the kernel reads there at its
-i-th position, x(s·i + u), is pixel i + a of phase r of the image, Xᵣ(i) = x(s·i + r). So with the phases as channels
-the kernel has ⌈k / s⌉ taps, a step apart:
+Along one axis, with stride s, write the position of a tap as u = s·a + r, 0 ≤ r < s. The pixel that it reads at the
+i-th kernel position, x(s·i + u), is pixel i + a of phase r of the image, Xᵣ(i) = x(s·i + r). With the phases as
+channels, the kernel has ⌈k / s⌉ taps and stride 1:
 
     y(i) = Σᵤ w(u) x(s·i + u) = Σᵣ Σₐ w(s·a + r) Xᵣ(i + a)
 
-Taps beyond the kernel are zero, which costs (s·⌈k / s⌉ / k)² times as many multiplications. If three taps remain, as
-for AlexNet's 11 with stride 4 and for 5 with stride 2, the Winograd kernels need a quarter of them. Gradients use the
-same mapping.
+Taps beyond the kernel are zero, so there are (s·⌈k / s⌉ / k)² times as many multiplications. With three taps, as for
+11 with stride 4 (AlexNet) and 5 with stride 2, the Winograd kernels need only a quarter of them. Gradients use the same
+mapping.
 
-A non-finite value is also multiplied by those zeros, and can make all results of its tiles non-finite
+A non-finite value is also multiplied by those zeros and can make all results of its tiles non-finite
 (`native_winograd`).
 """
 
@@ -56,7 +56,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
 
 
 def _folded(shape: ConvShape) -> ConvShape:
-    """Of the same convolution over phases: without stride, and without padding, which is folded like any pixel."""
+    """Return the sizes of the convolution over phases; it has no stride, and its padding is part of the image."""
     (sy, sx), (ky, kx) = shape.stride, shape.kernel
     taps = -(-ky // sy), -(-kx // sx)
     height, width = shape.out_height + taps[0] - 1, shape.out_width + taps[1] - 1
@@ -64,7 +64,7 @@ def _folded(shape: ConvShape) -> ConvShape:
 
 
 def _fold(x: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
-    """`x`, (N, C, H, W), as its phases, (N, sy · sx · C, h, w), channels-last; what no tap reads is left out."""
+    """Return the phases of `x`, (N, C, H, W), as (N, sy · sx · C, h, w), channels-last, without unread pixels."""
     (sy, sx), (py, px) = shape.stride, shape.padding
     bottom, right = folded.height * sy - py - shape.height, folded.width * sx - px - shape.width
     x = F.pad(x, (px, right, py, bottom)).permute(0, 2, 3, 1)
@@ -73,7 +73,7 @@ def _fold(x: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
 
 
 def _unfold(phases: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
-    """The image, (N, C, H, W), channels-last, of which `phases` are those; 0 where they have none."""
+    """Return the image, (N, C, H, W), channels-last, with these phases; 0 at pixels that are in none."""
     (sy, sx), (py, px) = shape.stride, shape.padding
     split = phases.permute(0, 2, 3, 1).reshape(shape.batch, folded.height, folded.width, sy, sx, shape.in_channels)
     x = split.transpose(2, 3).reshape(shape.batch, folded.height * sy, folded.width * sx, shape.in_channels)
@@ -82,7 +82,7 @@ def _unfold(phases: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
 
 
 def _fold_weight(weight: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
-    """`weight`, (O, C, kh, kw), as that of the phases, (O, sy · sx · C, 3, 3)."""
+    """Return `weight`, (O, C, kh, kw), as weights for the phases, (O, sy · sx · C, 3, 3)."""
     (sy, sx), (ky, kx), (ny, nx) = shape.stride, shape.kernel, folded.kernel
     whole = F.pad(weight, (0, nx * sx - kx, 0, ny * sy - ky))
     split = whole.reshape(shape.out_channels, shape.in_channels, ny, sy, nx, sx)
@@ -90,7 +90,7 @@ def _fold_weight(weight: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
 
 
 def _unfold_weight(weight: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
-    """The inverse of `_fold_weight`, for gradients: those of the added zeros are left out."""
+    """Return the inverse of `_fold_weight` for gradients, without those of the added zeros."""
     (sy, sx), (ky, kx), (ny, nx) = shape.stride, shape.kernel, folded.kernel
     split = weight.reshape(shape.out_channels, sy, sx, shape.in_channels, ny, nx).permute(0, 3, 4, 1, 5, 2)
     return split.reshape(shape.out_channels, shape.in_channels, ny * sy, nx * sx)[:, :, :ky, :kx]

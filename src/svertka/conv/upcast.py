@@ -1,4 +1,4 @@
-"""PyTorch's convolution of bfloat16 tensors, upcast to float32: for CPUs that emulate bfloat16.
+"""PyTorch's convolution of bfloat16 tensors upcast to float32, for CPUs that emulate bfloat16.
 
 Without hardware support, PyTorch's bfloat16 products take several times as long as float32. Results are rounded to
 bfloat16 once, at the end; the weight gradient stays float32.

@@ -1,6 +1,7 @@
-"""Winograd convolution F(m, r): m neighboring results of an r-tap kernel from m + r − 1 products instead of m · r.
+"""Winograd convolution F(m, r), m neighboring results of an r-tap kernel from m + r − 1 products instead of m · r.
 
-**One axis.** The results yᵢ = Σⱼ gⱼ xᵢ₊ⱼ, i < m, j < r, of a tile of n = m + r − 1 pixels come from polynomials.
+**One axis.** The results yᵢ = Σⱼ gⱼ xᵢ₊ⱼ, i < m, j < r, of a tile of n = m + r − 1 pixels are derived from products of
+polynomials.
 
 1. The product s(t) = g(t) d(t) of polynomials with r and m coefficients has n coefficients, so its values at n points
    determine it, and each value is one multiplication: s(α) = g(α) d(α). A point may be ∞, where the value of a
@@ -9,29 +10,30 @@
 
        s = V_n⁻¹ [(V_r g) ⊙ (V_m d)].
 
-2. Pair s with any x: Σₖ xₖ sₖ = Σᵢⱼ xᵢ₊ⱼ gⱼ dᵢ. That is the sum Σᵢ dᵢ yᵢ, so the y that is wanted is its derivative
-   with respect to d, and with G = V_r, A = V_m, B = V_n⁻ᵀ (Tellegen's transposition)
+2. For any x, Σₖ xₖ sₖ = Σᵢⱼ xᵢ₊ⱼ gⱼ dᵢ = Σᵢ dᵢ yᵢ. So y is the derivative of this sum with respect to d, and with
+   G = V_r, A = V_m, B = V_n⁻ᵀ (Tellegen's transposition)
 
        y = Aᵀ [(G g) ⊙ (B x)].
 
 3. Row k of B holds the coefficients of Πₗ≠ₖ (t − αₗ), over Nₖ = Πₗ≠ₖ (αₖ − αₗ), by Lagrange's interpolation. Here the
-   divisors move to G, so that dyadic points make B and A exact in binary. Their place changes no rounding error by
-   more than a hundredth: the error is relative, and the row's factor cancels.
+   divisors move to G, so that A and B are exact in binary for dyadic points. This changes rounding errors by less than
+   1 %, because the row's factor cancels in the relative error.
 
 4. The sum is Σₖ (G g)ₖ (A d)ₖ (B x)ₖ, the same form in each of the three. Its derivative with respect to g is the
-   gradient of the weights, Gᵀ [(A d) ⊙ (B x)], where d is that of the results: the algorithm F(r, m), which is F(m, r)
-   with A and G exchanged. That with respect to x, the gradient of the input, is again a convolution, with the
-   kernel rotated, and computed as such.
+   weight gradient, Gᵀ [(A d) ⊙ (B x)], where d is the gradient of the results. This is the algorithm F(r, m): F(m, r)
+   with A and G exchanged. The derivative with respect to x, the input gradient, is computed as a convolution with the
+   rotated kernel.
 
-**Two axes.** Rows, then columns: Y = Aᵀ [(G g Gᵀ) ⊙ (B x Bᵀ)] A, so F(4×4, 3×3) takes 36 products for 144. Sums over
-channels, or over tiles and images, are taken of the products, before the last transform, as one product of matrices
-for each of the n². Tiles that reach over the border are filled with zeros, and what they compute outside is dropped.
+**Two axes.** Rows, then columns: Y = Aᵀ [(G g Gᵀ) ⊙ (B x Bᵀ)] A, so F(4×4, 3×3) takes 36 products instead of 144. The
+products are summed over channels (for weight gradients, over tiles and images) before the last transform, as one matrix
+product for each of the n². Tiles that extend beyond the border are filled with zeros, and their results outside are
+dropped.
 
-**Points.** Rounding is magnified √(Σᵢₖ Aₖᵢ² ‖Gₖ‖² ‖Bₖ‖² / (m r)) times an axis. Its minimum over all points, found
-numerically, lies at 0, ±1, ∞ for F(2, 3), at 0, ±0.651, ±1.535, ∞ for F(4, 3), to which 5/8 and 3/2 are near and short
-in binary, and at 0, ±0.501, ±1, ±1.99, ∞ for F(4, 5). Measured in float32 against float64, forward, 256 to 256
+**Points.** Each axis magnifies rounding errors √(Σᵢₖ Aₖᵢ² ‖Gₖ‖² ‖Bₖ‖² / (m r)) times. The minimum over all points,
+found numerically, is at 0, ±1, ∞ for F(2, 3), at 0, ±0.651, ±1.535, ∞ for F(4, 3), near which 5/8 and 3/2 have few
+binary digits, and at 0, ±0.501, ±1, ±1.99, ∞ for F(4, 5). Measured in float32 against float64, forward, 256 to 256
 channels, 28×28 pixels, normal input and weights, 4 draws, on a Xeon with MKL; relative to the root mean square of the
-results (`tests/conv/test_winograd.py` holds them to it; the first column is of both axes):
+results (asserted in `tests/conv/test_winograd.py`; the first column is for both axes):
 
                                               magnified   RMS error   largest
     F(2×2, 3×3)                                     1.7      2.2e-7    1.2e-6
@@ -64,7 +66,7 @@ from svertka.conv_geometry import ConvShape
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-# The n − 1 finite points for n products; ∞ is always the last. n = 1 is a kernel one pixel wide.
+# The n − 1 finite points for n products, to which ∞ is added. n = 1 is a kernel one pixel wide.
 POINTS: dict[int, tuple[Fraction, ...]] = {
     1: (),
     4: (Fraction(0), Fraction(1), Fraction(-1)),
@@ -77,8 +79,8 @@ POINTS: dict[int, tuple[Fraction, ...]] = {
 class WinogradTransforms:
     """F(outputs, taps) along one axis: results = `inverse`ᵀ [(`kernel` · taps) ⊙ (`data` · pixels)], exactly.
 
-    A row for each of the n = outputs + taps − 1 products. `inverse`: A, (n, outputs). `data`: B, (n, n); Lavin & Gray
-    write it Bᵀ. `kernel`: G, (n, taps).
+    There is one row for each of the n = outputs + taps − 1 products. `inverse`: A, (n, outputs). `data`: B, (n, n);
+    Lavin & Gray write it Bᵀ. `kernel`: G, (n, taps).
     """
 
     inverse: Matrix
@@ -144,7 +146,7 @@ def make_transforms(outputs: int, taps: int) -> WinogradTransforms:
 def choose_tile(size: int, taps: int) -> WinogradTransforms:
     """Return F(2, taps) or F(4, taps), whichever needs fewer products for `size` results; F(1, 1) for one tap."""
     candidates = [make_transforms(m, taps) for m in ((2, 4) if taps > 1 else (1,)) if m + taps - 1 in POINTS]
-    # Of equals, min returns the smaller tile, which rounds better.
+    # With equal costs, min returns the smaller tile, which rounds better.
     return min(candidates, key=lambda each: -(-size // each.outputs) * each.products)
 
 
@@ -177,7 +179,8 @@ def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the gradient with respect to the input, (N, C, H, W): a convolution of `gradient`, that of the result.
 
-    A pixel adds tap i to the result i before it, so the kernel is rotated by half a turn and its channels exchanged.
+    A pixel contributes through tap i to the result i pixels before it, so the kernel is rotated by half a turn and its
+    channels are exchanged.
     """
     out_channels, group_channels, *kernel = shape.weight
     grouped = weight.reshape(shape.groups, out_channels // shape.groups, group_channels, *kernel)
@@ -209,7 +212,7 @@ def correlate(
     axes: tuple[WinogradTransforms, WinogradTransforms],
     groups: int,
 ) -> torch.Tensor:
-    """Return the correlation of `x` and `weight`, (N, O, *size), from `before` pixels above and left of `x` on.
+    """Return the correlation of `x` and `weight`, (N, O, *size), starting `before` pixels above and left of `x`.
 
     `axes`: the transforms of rows and columns. `x` is zero outside; a negative `before` starts inside.
     """
@@ -232,7 +235,8 @@ def _pixel_tiles(
     """Return B x Bᵀ of every tile that `size` results need, (a, b, C, N, down, across); a, b: products."""
     rows, columns = axes
     down, across = -(-size[0] // rows.outputs), -(-size[1] // columns.outputs)
-    # Neighboring tiles share the pixels by which they are larger than their results. F.pad crops where it is negative.
+    # Neighboring tiles overlap by the number of pixels by which they exceed their results. F.pad crops where it is
+    # negative.
     below = (down - 1) * rows.outputs + rows.products - x.shape[2] - before[0]
     beside = (across - 1) * columns.outputs + columns.products - x.shape[3] - before[1]
     padded = F.pad(x, (before[1], beside, before[0], below))
@@ -247,8 +251,8 @@ def _by_group(transformed: torch.Tensor, groups: int) -> torch.Tensor:
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return `left` @ `right`, summed in slices of 32 terms to reduce rounding."""
-    # The rounding of these sums is most of the error: F(4×4, 3×3) of 256 channels errs by 1.06e-6 of the root mean
-    # square of the results in one sum, by 6.7e-7 in slices.
+    # These sums cause most of the error: for F(4×4, 3×3) with 256 channels it is 1.06e-6 of the root mean square of
+    # the results in one sum, and 6.7e-7 in slices.
     total = left[..., :32] @ right[..., :32, :]
     for start in range(32, left.shape[-1], 32):
         total += left[..., start : start + 32] @ right[..., start : start + 32, :]
