@@ -1,1 +1,1 @@
-"""Compile a network into a faster one for inference on the CPU."""
+"""A compiler for networks: a captured network becomes a faster one for inference on the CPU."""

@@ -1,4 +1,4 @@
-"""The check that an optimized network agrees with the original, within rounding or, in bfloat16, a stated error."""
+"""The check that an optimized network agrees with the original within rounding or, in bfloat16, within fixed limits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +11,13 @@ from svertka.compiler.supported_networks import dtype_hint
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_network
 
-# Largest float32 error relative to the largest value; the built-in models stay below 1e-5.
+# Largest float32 error relative to the largest value. The built-in models stay below 1e-5.
 TOLERANCE = 1e-3
-# A network that amplifies rounding may be this many times as far from float64 as PyTorch's float32 is.
+# Error from float64 that is allowed in a network that amplifies rounding, relative to PyTorch's float32 error.
 TIMES = 5
-# The scale of a channel's error is at least this fraction of the largest value of all channels.
+# A channel's error is relative to its largest value, or to this fraction of the largest value of all channels.
 LEAST = 0.02
-# In bfloat16: root mean square error relative to that of the values, and fraction of images with another class.
+# In bfloat16: root mean square error relative to that of the values, and fraction of images whose class changes.
 BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
 
 
@@ -27,14 +27,14 @@ def measure_error(
     """Return the largest error of `optimized` relative to the largest value of `original`.
 
     Args:
-        optimized: called with images, (N, C, H, W) float32.
-        original: in inference mode; not shared with other users.
-        example: images, (N, C, H, W) float32.
-        sizes: batch sizes to compare beside that of `example`; their images are derived from it.
-        bf16: whether `optimized` uses bfloat16.
+        optimized: Called with images, (N, C, H, W) float32.
+        original: The original network in inference mode; not shared with other users.
+        example: Images, (N, C, H, W) float32.
+        sizes: Batch sizes to compare besides that of `example`; their images are derived from it.
+        bf16: Whether `optimized` uses bfloat16.
 
     Raises:
-        UsageError: the error is too large, or the original cannot run.
+        UsageError: The error is too large, or the original cannot run.
     """
     name, worst = type(original).__name__, 0.0
     for batch_size in (len(example), *sorted(sizes - {len(example)})):
@@ -60,10 +60,10 @@ def measure_error(
 
 
 def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, theirs: Tensor) -> bool:
-    """Whether output `number` is nearly as close to `original` in float64 as PyTorch's float32 is."""
+    """Return whether output `number` is nearly as close to `original` in float64 as PyTorch's float32 output is."""
     try:
         exact = list(find_tensors(copy_network(original).double()(x.double())))[number]
-    except Exception:  # the network may only support float32
+    except Exception:  # the network may support only float32
         return False
     return channel_error(ours, exact) <= TIMES * channel_error(theirs, exact) < torch.inf
 
@@ -78,7 +78,7 @@ def make_similar_batch(example: Tensor, batch_size: int) -> Tensor:
 
 
 def max_error(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference over the largest value; for nonfinite values 0 if they are equal, otherwise inf."""
+    """Return the largest difference relative to the largest value; with non-finite values 0 if equal, otherwise inf."""
     return _relative_error(ours, theirs, lambda values: values.amax())
 
 
@@ -117,7 +117,7 @@ def _check_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> No
 
 
 def _check_bf16_error(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None:
-    """Raise UsageError unless bfloat16 outputs are near enough and, with `scores`, predict the same classes."""
+    """Raise UsageError if bfloat16 outputs differ too much or, with `scores`, predict other classes."""
     if not theirs.is_floating_point() or not theirs.numel():
         if not torch.equal(ours, theirs):
             raise UsageError(f"in bfloat16 {name} gives other whole numbers; use precision='fp32'")

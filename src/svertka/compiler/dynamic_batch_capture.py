@@ -28,7 +28,7 @@ def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
     `DynamicBatchCapture.make_batch_size_check` tells whether another batch size leads to the same ones.
 
     Raises:
-        UsageError: as for `RepeatableCapture`.
+        UsageError: As for `RepeatableCapture`.
     """
     return DynamicBatchCapture(network, shape[1:]).capture(shape[0])
 
@@ -95,7 +95,7 @@ class BatchSizeCheck:
         """Return whether it does for `batch_size` images.
 
         Raises:
-            UsageError: the network cannot run on a batch of this size.
+            UsageError: The network cannot run on a batch of this size.
         """
         if batch_size not in self._known:
             self._known[batch_size] = _matches(self._recording, self._followed._capture_runs(batch_size))

@@ -1,4 +1,4 @@
-"""The executor: an optimized network for one batch size, with a kernel and memory for each step."""
+"""The executor of an optimized network for one batch size, with a kernel and memory for each step."""
 
 import itertools
 import math
@@ -32,23 +32,23 @@ from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native
 from svertka.graph.captured_operations import Constant, Operation, Value
 
-ARENA, INPUT, OUTPUT = range(3)  # the memories of a run
-OWN, BEFORE, AFTER, RESIDUALS = range(4)  # the memories of a tile step; further residuals follow
+ARENA, INPUT, OUTPUT = range(3)  # numbers of the memories of a run
+OWN, BEFORE, AFTER, RESIDUALS = range(4)  # numbers of the memories of a tile step; more residuals follow
 
 
 class MapLocation(NamedTuple):
-    """The location of a feature map: `memory`, `offset` in it, and distance from pixel to pixel, `step`, in numbers."""
+    """The location of a feature map: `memory`, `offset` in it and `step`, the distance between pixels, in numbers."""
 
     memory: int
     offset: int
     step: int
 
     def after(self, pixels: int) -> "MapLocation":
-        """Return the location of the pixel `pixels` further on."""
+        """Return the location of the pixel that is `pixels` further on."""
         return MapLocation(self.memory, self.offset + pixels * self.step, self.step)
 
     def place(self, more: int = 0) -> "native.kernels.Place":
-        """Return the location as kernels take it, `more` numbers further on."""
+        """Return the location for a kernel, moved by `more` numbers."""
         return native.kernels.Place(self.memory, self.offset + more)
 
 
@@ -64,7 +64,7 @@ class Operand(NamedTuple):
     strides: tuple[int, ...]
 
     def further(self, more: int) -> Any:
-        """Return where it begins, `more` numbers further on, as kernels take it."""
+        """Return where it begins, for a kernel, moved by `more` numbers."""
         if isinstance(self.where, Tensor):
             return self.where.as_strided((1,), (1,), self.where.storage_offset() + more)
         return native.kernels.Place(self.where[0], self.where[1] + more)
@@ -72,14 +72,14 @@ class Operand(NamedTuple):
 
 @dataclass(frozen=True)
 class OperationCall:
-    """An operation of PyTorch, and the values that are no longer needed after it."""
+    """An operation of PyTorch, and the values that no later step needs."""
 
     operation: Operation
     over: list[int]
 
 
 class ExecutionPlan:
-    """The steps of `fused` for batches of `batch_size` images, with packed `weights` by name."""
+    """The execution of `fused` for batches of `batch_size` images, with packed `weights` by name."""
 
     def __init__(self, fused: FusedNetwork, weights: Mapping[str, PackedWeights], batch_size: int) -> None:
         self.fused, self.weights, self.batch_size = fused, weights, batch_size
@@ -108,7 +108,7 @@ class ExecutionPlan:
         self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
         self.program = native.kernels.Program()
         self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
-        # Ranges of steps in the native program, and between them operations of PyTorch.
+        # Ranges of steps in the native program, separated by operations of PyTorch.
         self.parts: list[tuple[int, int] | OperationCall] = []
         last, begin = find_last_uses(steps, returned), 0
         for number, step in enumerate([*steps, None]):
@@ -121,7 +121,7 @@ class ExecutionPlan:
             if step is not None:
                 values = [*step.inputs, *step_results(step)]
                 self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
-        self._arenas: list[Tensor] = []  # unused; each call takes one, so threads do not share it
+        self._arenas: list[Tensor] = []  # unused ones; each call takes one, so threads do not share any
 
     def run(self, x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
         """Return the network's output for `x`, (N, C, H, W) float32, channels-last.
@@ -129,7 +129,7 @@ class ExecutionPlan:
         Feature maps in the output, (N, C, H, W), are in `memory_format`.
 
         Raises:
-            ValueError: an operation returns another shape or dtype than captured.
+            ValueError: An operation returns another shape or dtype than captured.
         """
         arena = self._arena()
         output = None if self.output is None else _empty_floats(self.shapes[self.output])
@@ -225,7 +225,7 @@ class ExecutionPlan:
         return MapLocation(*self._locate(value), self.layouts.step_of(value))
 
     def _make_epilogue(self, step: FusedConvolution, residual: MapLocation, more: int = 0) -> "native.kernels.Epilogue":
-        """What comes after the sum of each result, of the channels from `more` on."""
+        """Return the epilogue of `step` for the channels from `more` on."""
         bias = self.fused.tensors[step.bias][more:] if step.bias else None
         activation = native.kernels.Activation[step.activation]
         return native.kernels.Epilogue(
@@ -267,7 +267,7 @@ class ExecutionPlan:
         self._add_strided(self._operand(step.result), self._operand(step.x), y, step)
 
     def _add_strided(self, result: Operand, x: Operand, y: Operand | None, step: Elementwise) -> None:
-        """Add the combination and the epilogue of `step`, for these operands instead of its own."""
+        """Add the combination and the epilogue of `step` with these operands instead of its own."""
         strides_of_y = broadcast_strides(result.shape, (), ()) if y is None else broadcast_strides(result.shape, *y[1:])
         operands = [result.strides, broadcast_strides(result.shape, *x[1:]), strides_of_y]
         sizes, strides = collapse_axes(result.shape, operands)
@@ -275,7 +275,7 @@ class ExecutionPlan:
         axes = [[0] * missing + one[more:] for one in strides]
         strided = native.kernels.Strided([1] * missing + sizes[more:], axes[1], axes[2], axes[0])
         combination, ending = native.kernels.Combination[step.combination], _make_ending(step)
-        for index in itertools.product(*map(range, sizes[:more])):  # an operation for each index of further axes
+        for index in itertools.product(*map(range, sizes[:more])):  # one operation for each index of the further axes
             to, of_x, of_y = (sum(map(operator.mul, index, one)) for one in strides)
             other = None if y is None else y.further(of_y)
             self.program.add_elementwise(strided, combination, x.further(of_x), other, ending, result.further(to))
@@ -298,7 +298,7 @@ class ExecutionPlan:
         self.program.add_normalize(settings, before, weight, bias, _make_ending(step), after)
 
     def _add_concatenation(self, step: Concatenation) -> None:
-        """Copy the parts that are not computed in place, unless a concatenation that begins alike has copied them."""
+        """Copy the parts that are not computed in place, nor copied by a concatenation with the same beginning."""
         whole, result = self.layouts.find_longest(step), self._operand(step.result)
         channel = 0
         for number, part in enumerate(step.inputs):
@@ -337,12 +337,13 @@ class ExecutionPlan:
             program.add_direct(window, places[0], numbers, packed.precision, ending, places[1])
 
     def _add_winograd(self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation) -> None:
-        """Add one 3×3 Winograd convolution; for larger kernels four, each added to the result of the one before."""
+        """Add one 3×3 Winograd convolution; for larger kernels four, each added to the previous result."""
         packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
         sizes = before.height, before.width, after.height, after.width
         plain = replace(step, bounds=UNBOUNDED, activation="NONE", multiply=False, residual_last=False)
         last = len(packed.numbers) - 1
-        # The last of four sums is the residual of the next kernel, so other residuals than summands come after it.
+        # Each of four sums is the residual of the next kernel, so a residual that is not a summand is applied
+        # afterwards.
         apart = last > 0 and step.residual is not None and (step.multiply or step.residual_last)
         for number, numbers in enumerate(packed.numbers):
             pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
@@ -431,12 +432,12 @@ class ExecutionPlan:
         self._add_direct(program, step, before, after, x, residual, result)
 
     def _locate_in_image(self, memory: int, value: int) -> MapLocation:
-        """Return the location of `value` in `memory`, which begins at the current image."""
+        """Return the location of `value` in `memory`, where the memory begins at the current image."""
         return MapLocation(memory, 0, self._where(value).step)
 
 
 def _make_ending(step: Elementwise | Normalization) -> "native.kernels.Epilogue":
-    """What comes after each result: activation function and clamp."""
+    """Return the activation function and clamp of `step`, for a kernel."""
     activation = native.kernels.Activation[step.activation]
     return native.kernels.Epilogue(None, NO_LOCATION.place(), 0, *step.bounds, activation, step.slope)
 

@@ -1,7 +1,7 @@
-"""Fusion of captured operations into a few steps.
+"""Fusion of captured operations into fewer steps.
 
-Batch norm and factors of channels are folded into weights; bias, residual, activation function and clamp become the
-epilogue of the convolution before them. A dense layer of any rank is a 1×1 convolution of the map that holds the same
+Batch norm and channel-wise factors are folded into weights. Bias, residual, activation function and clamp become the
+epilogue of the preceding convolution. A dense layer of any rank is a 1×1 convolution of the feature map with the same
 numbers in memory: (N, H, W, C) and (N, L, C) are channels-last maps.
 """
 
@@ -36,14 +36,14 @@ PADS = {"pad.default", "constant_pad_nd.default"}
 # Operations that return their input in inference.
 NO_OPS = {"dropout.default", "feature_dropout.default", "alpha_dropout.default", "clone.default", "detach.default"}
 NO_OPS |= {"alias.default", "contiguous.default", "lift_fresh.default"}
-# Operations with one result that arrange the values of their input in another way.
+# Operations that return the values of their input in another arrangement.
 VIEWS = {"permute.default", "transpose.int", "reshape.default", "flatten.using_ints", "unflatten.int", "movedim.int"}
 VIEWS |= {"unsqueeze.default", "squeeze.dim", "squeeze.dims", "swapaxes.default", "view.default", "t.default"}
 # Operations that read only the shape and dtype of their input.
 FILLS = {"new_zeros.default", "new_ones.default", "new_full.default", "zeros_like.default", "ones_like.default"}
 FILLS |= {"full_like.default"}
-NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]  # the axes of permutations between them
-EPILOGUES = FusedConvolution, Elementwise, Normalization  # steps that an activation function can extend
+NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]  # axes of the permutations to these orders
+EPILOGUES = FusedConvolution, Elementwise, Normalization  # steps that can have an activation function
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ def to_plain_tensor(tensor: Tensor) -> Tensor:
 
 
 class FusionState:
-    """The steps built so far, which rules read and change."""
+    """The steps built so far, which the rules read and change."""
 
     def __init__(self, recording: CapturedGraph) -> None:
         self.shapes: dict[int, Any] = dict(recording.shapes)
         self.dtypes = dict(recording.dtypes)
         self.tensors: dict[str, Tensor] = {name: to_plain_tensor(one) for name, one in recording.constants.items()}
         self.same: dict[int, Any] = {}  # value -> the value or constant that equals it
-        self.steps: dict[int, Step] = {}  # by their first result, in order
-        self.uses: Counter[int] = Counter()  # how often operations and the output read each value
+        self.steps: dict[int, Step] = {}  # first result -> step, in order
+        self.uses: Counter[int] = Counter()  # number of times that operations and the output read each value
         self.map_of: dict[int, int] = {}  # value (..., C) -> map with the same numbers in memory, channels-last
 
     def resolve(self, leaf: Any) -> Any:
@@ -88,11 +88,11 @@ class FusionState:
         return leaf
 
     def is_map(self, value: Any) -> bool:
-        """Whether `value` is a nonempty feature map, (N, C, H, W) float32; only N may depend on the batch size."""
+        """Return whether `value` is a nonempty map, (N, C, H, W) float32; only N may depend on the batch size."""
         return self._is_of_rank(value, 4)
 
     def is_rows(self, value: Any) -> bool:
-        """Whether `value` is nonempty, (N, C) float32, with C independent of the batch size."""
+        """Return whether `value` is nonempty, (N, C) float32, with C independent of the batch size."""
         return self._is_of_rank(value, 2)
 
     def _is_of_rank(self, value: Any, rank: int) -> bool:
@@ -102,15 +102,15 @@ class FusionState:
         return len(shape) == rank and 0 not in shape and all(isinstance(side, int) for side in shape[1:])
 
     def is_nonempty(self, value: Any) -> bool:
-        """Whether `value` is float32 and has elements."""
+        """Return whether `value` is float32 and has elements."""
         return isinstance(value, Value) and self.is_float(value) and 0 not in self.shapes[value.number]
 
     def is_float(self, value: Value) -> bool:
-        """Whether `value` is float32."""
+        """Return whether `value` is float32."""
         return self.dtypes[value.number] == torch.float32
 
     def are_float(self, *names: str | None) -> bool:
-        """Whether the tensors of these names are float32; None is skipped."""
+        """Return whether the tensors with these names are float32; None is skipped."""
         return all(self.tensors[name].dtype == torch.float32 for name in names if name is not None)
 
     def find_producer(self, value: Any) -> Any:
@@ -118,7 +118,7 @@ class FusionState:
         return self.steps.get(value.number) if isinstance(value, Value) and self.uses[value.number] == 1 else None
 
     def find_epilogue(self, value: Any) -> tuple[Any, list[Operation]]:
-        """Return the step that computes `value`, and the views between them, if nothing else reads any of them.
+        """Return the step that computes `value`, and the views between, if nothing else reads any of them.
 
         Returns:
             (step, views), or (None, []) if something else does, or the step has no epilogue.
@@ -131,18 +131,18 @@ class FusionState:
         return (step, views) if isinstance(step, EPILOGUES) else (None, [])
 
     def extend(self, step: Any, given: "Arguments") -> bool:
-        """Replace the step with the result `step.result`; the current operation's result is its input. Return True."""
+        """Replace the step that computes `step.result` and remove the current operation. Return True."""
         self.steps[step.result] = step
         return self.drop(given)
 
     def drop(self, given: "Arguments") -> bool:
-        """Remove the current operation, whose result is its input `given.x`. Return True."""
+        """Remove the current operation, whose result equals its input `given.x`. Return True."""
         self.same[given.result] = given.x
         self.uses[given.x.number] += self.uses[given.result] - 1
         return True
 
     def release(self, value: int) -> None:
-        """Count one reader of `value` less, and so on for the inputs of views that nothing reads any more."""
+        """Remove one reader of `value`, and of the inputs of views that nothing reads any more."""
         self.uses[value] -= 1
         step = self.steps.get(value)
         if self.uses[value] == 0 and isinstance(step, Operation) and step.name in VIEWS:
@@ -163,9 +163,9 @@ class FusionState:
         self.steps[result] = Operation(name, {"self": Value(x), **more}, (result,), place)
 
     def as_map(self, value: Value, place: str) -> int | None:
-        """Return the map (N, C, H, W) with the numbers of `value`, (N, …, C), in memory; None if there is none.
+        """Return the map (N, C, H, W) with the same numbers in memory as `value`, (N, …, C); None if there is none.
 
-        The caller is to read the map instead of `value`.
+        The caller must read the map instead of `value`.
         """
         number = value.number
         if number in self.map_of:
@@ -184,7 +184,7 @@ class FusionState:
         return found
 
     def append_rows(self, number: int, result: int, place: str) -> None:
-        """Append the views from map `number` to value `result`, (N, …, C), with the same numbers in memory."""
+        """Append views that turn map `number` into value `result`, (N, …, C), with the same numbers in memory."""
         first, *middle, channels = self.shapes[result]
         shape, found = (first, channels, *middle), number
         if len(middle) != 2:
@@ -209,7 +209,7 @@ class FusionState:
         return name
 
     def make_contiguous(self, name: str | None, new_name: str) -> str | None:
-        """Return the name of a tensor whose memory is contiguous, as kernels need it; None stays None."""
+        """Return the name of a contiguous copy of a tensor, which kernels need; None for None."""
         if name is None or self.tensors[name].is_contiguous():
             return name
         return self.add_tensor(new_name, self.tensors[name])
@@ -220,10 +220,10 @@ class FusionState:
         """Return `step` with `scale` and `shift`, (O) or scalars, folded into its weights and bias.
 
         Args:
-            step: the convolution.
-            result: number of the value that an operation with scale and shift computes.
-            scale: factor of each output channel.
-            shift: summand of each output channel, or None.
+            step: The convolution.
+            result: Number of the value with the scale and shift applied.
+            scale: Factor of each output channel.
+            shift: Summand of each output channel, or None.
         """
         weight = self.tensors[step.weight].double()
         scale = scale.double().expand(len(weight))
@@ -296,7 +296,7 @@ def _convolution(assembly: FusionState, given: Arguments) -> bool:
 
 
 def _only_adds_zeros(pad: Operation) -> bool:
-    """Whether a padding operation only adds zeros around images."""
+    """Return whether a padding operation only adds zeros around images."""
     width = pad.arguments["pad"]
     value = pad.arguments.get("value") or 0
     return len(width) == 4 and min(width) >= 0 and pad.arguments.get("mode", "constant") == "constant" and value == 0
@@ -326,7 +326,7 @@ def _linear(assembly: FusionState, given: Arguments) -> bool:
 
 
 def _linear_of_rows(assembly: FusionState, given: Arguments, matrix: Tensor, bias: str | None) -> bool:
-    """Make a dense layer of (N, …, C) a convolution of the map with the same numbers in memory."""
+    """Turn a dense layer of (N, …, C) into a convolution of the map with the same numbers in memory."""
     x = assembly.as_map(given.x, given.place)
     if x is None:
         return False
@@ -342,7 +342,7 @@ def _linear_of_rows(assembly: FusionState, given: Arguments, matrix: Tensor, bia
 
 
 def _permute(assembly: FusionState, given: Arguments) -> bool:
-    """Remember which map has the same numbers in memory as (N, H, W, C), and remove permutations that undo another."""
+    """Record which map has the same numbers in memory as (N, H, W, C), and remove a permutation that undoes another."""
     axes = [axis % 4 for axis in given.get("dims")]
     if axes == NHWC and assembly.is_map(given.x):
         assembly.map_of[given.result] = given.x.number
@@ -373,7 +373,7 @@ def _batch_norm(assembly: FusionState, given: Arguments) -> bool:
         return assembly.extend(assembly.scale_convolution(before, given.result, scale, shift), given)
     if not assembly.is_map(given.x):
         return False
-    # A scale and a shift per channel are a depthwise 1×1 convolution.
+    # A scale and a shift of each channel are a depthwise 1×1 convolution.
     names = f"{given.place}.scale.{given.result}", f"{given.place}.shift.{given.result}"
     assembly.add_tensor(names[0], scale[:, None, None, None])
     assembly.add_tensor(names[1], shift)
@@ -382,16 +382,16 @@ def _batch_norm(assembly: FusionState, given: Arguments) -> bool:
 
 
 def _can_fold(step: Any, *, with_bounds: bool = False) -> bool:
-    """Whether factors and summands of channels can be folded into the weights of `step`.
+    """Return whether channel-wise factors and summands can be folded into the weights of `step`.
 
-    It has no epilogue yet, or, if `with_bounds`, only bounds.
+    The step must have no epilogue, or, if `with_bounds`, only bounds.
     """
     plain = isinstance(step, FusedConvolution) and step.residual is None and step.activation == "NONE"
     return plain and (with_bounds or step.bounds == UNBOUNDED)
 
 
 def _channel_axis(assembly: FusionState, step: FusedConvolution, views: Sequence[Operation]) -> int | None:
-    """Return the axis of the last of `views` that holds the channels of `step`, if one axis holds exactly these."""
+    """Return the axis that holds exactly the channels of `step` in the last of `views`, or None."""
     axis, shape = 1, assembly.shapes[step.result]
     for view in views:
         after = assembly.shapes[step_results(view)[0]]
@@ -450,7 +450,7 @@ def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]
 
 
 def _combination(name: str) -> Any:
-    """The rule of an operation on two values, or on a value and a constant or number."""
+    """Return the rule for an operation on two values, or on a value and a constant or number."""
 
     def rule(assembly: FusionState, given: Arguments) -> bool:
         one, other = assembly.resolve(given.get("self")), assembly.resolve(given.get("other"))
@@ -487,7 +487,7 @@ def _combine(assembly: FusionState, given: Arguments, name: str, one: Value, oth
 
 
 def _fold_constant(assembly: FusionState, given: Arguments, name: str, one: Value, other: Constant) -> bool:
-    """Whether a factor or summand of each channel was folded into the convolution that computes `one`."""
+    """Fold a channel-wise factor or summand into the convolution that computes `one`; return whether it worked."""
     before, views = assembly.find_epilogue(one)
     tensor = assembly.tensors[other.name].double()
     can_fold = _can_fold(before, with_bounds=tensor.numel() == 1)
@@ -523,11 +523,11 @@ def _fold_constant(assembly: FusionState, given: Arguments, name: str, one: Valu
 
 
 def _add_residual(assembly: FusionState, given: Arguments, name: str, one: Value, other: Value) -> bool:
-    """Whether one operand became the residual of the convolution that computes the other."""
+    """Make one operand the residual of the convolution that computes the other; return whether it worked."""
     same = assembly.shapes[one.number] == assembly.shapes[other.number]
     if name not in ("ADD", "MULTIPLY") or one == other or not same:
         return False
-    order = {value: number for number, value in enumerate(assembly.steps)}  # extend the one computed last
+    order = {value: number for number, value in enumerate(assembly.steps)}  # extend the one that is computed last
     pairs = sorted(((one, other), (other, one)), key=lambda pair: -order.get(pair[0].number, -1))
     for first, second in pairs:
         before, views = assembly.find_epilogue(first)
@@ -546,7 +546,7 @@ def _add_residual(assembly: FusionState, given: Arguments, name: str, one: Value
         late, multiply = before.activation != "NONE", name == "MULTIPLY"
         step = replace(before, residual=residual, residual_last=late, multiply=multiply)
         moved: list[Step] = [step, *views]
-        for part in moved:  # after what computes the residual
+        for part in moved:  # after the step that computes the residual
             assembly.replace_step(step_results(part)[0], part, step_results(part)[0])
         given.x = first
         return assembly.drop(given)
@@ -689,7 +689,7 @@ class GraphFuser(FusionState):
         for operation in operations:
             operation = replace(
                 operation, arguments=map_leaves(operation.arguments, self.resolve)
-            )  # what changed since
+            )  # rules of what changed since
             if not self._try_fuse(operation):
                 first = next((result for result in operation.results if result is not None), -len(self.steps) - 1)
                 self.steps[first] = operation
@@ -710,7 +710,7 @@ class GraphFuser(FusionState):
         return output
 
     def _try_remove(self, operation: Operation) -> bool:
-        """Whether the operation returns its input, or a constant that is computed here."""
+        """Remove an operation that returns its input, or compute a constant; return whether it was either."""
         given = list(iter_leaves(operation.arguments))
         one = operation.results[0] if len(operation.results) == 1 else None
         if one is None:
@@ -725,7 +725,7 @@ class GraphFuser(FusionState):
         return False
 
     def _compute(self, operation: Operation, result: int) -> None:
-        """Make `result` a constant: it depends on no value, or only on the shape and dtype of one."""
+        """Make `result` a constant, because it depends on no value, or only on the shape and dtype of one."""
 
         def value(leaf: Any) -> Any:
             if isinstance(leaf, Value):
@@ -738,14 +738,14 @@ class GraphFuser(FusionState):
         self.same[result] = Constant(name)
 
     def _try_fuse(self, operation: Operation) -> bool:
-        """Whether a rule made the operation a step, or part of one."""
+        """Apply a rule that turns the operation into a step or a part of one; return whether there is one."""
         rule = RULES.get(operation.name)
         if rule is None or len(operation.results) != 1 or operation.results[0] is None:
             return False
         if operation.name not in FLATTENS and any(
             isinstance(leaf, BatchDependentSize) for leaf in iter_leaves(operation.arguments)
         ):
-            return False  # kernels have the same settings for any batch size
+            return False  # kernels need settings that do not depend on the batch size
         arguments = Arguments(operation, self)
         return arguments.x is not None and rule(self, arguments)
 
@@ -762,7 +762,7 @@ def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
 
 
 def list_constants(step: Step, *, packed: bool = True) -> Any:
-    """Return what a step reads, its constants among them; without weights that kernels pack unless `packed`."""
+    """Return what a step reads, including constants, but not weights that kernels pack unless `packed`."""
     if isinstance(step, Operation):
         return step.arguments
     if isinstance(step, FusedConvolution | Normalization):

@@ -32,7 +32,7 @@ def to_plain_images(x: Any) -> Tensor:
 
 
 def _hint(x: Tensor) -> str:
-    """Return how to convert `x`, as the end of an error message."""
+    """Return the end of an error message, which says how to convert `x`."""
     if x.dim() == 3:
         return "; for one image use x[None]"
     if x.device.type not in ("cpu", "meta"):
@@ -41,7 +41,7 @@ def _hint(x: Tensor) -> str:
 
 
 def is_traced(x: Any) -> bool:
-    """Whether `x` is being traced or transformed, so that it has no memory to read."""
+    """Return whether `x` is being traced or transformed, so that it has no memory to read."""
     if not isinstance(x, Tensor):
         return False
     return (

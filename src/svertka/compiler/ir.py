@@ -1,7 +1,7 @@
-"""The intermediate representation: captured ATen operations, and the fused steps that they become.
+"""The intermediate representation: captured ATen operations, and the fused steps made from them.
 
-A network is first a list of `Operation`s (`CapturedGraph`). Fusion turns many of them into `FusedConvolution`, `Pool`,
-`Elementwise`, `Normalization` and `Concatenation` steps, which native kernels compute; the others stay operations.
+A `CapturedGraph` is a list of `Operation`s. Fusion turns most of them into `FusedConvolution`, `Pool`, `Elementwise`,
+`Normalization` and `Concatenation` steps, which native kernels compute; the others remain operations.
 """
 
 import math
@@ -17,8 +17,8 @@ from svertka.graph.captured_operations import Constant, Operation
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)
-POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # native names; PADDED_MEAN counts padding
-# Activation functions by their native names; the second argument is the slope.
+POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # names in the kernels; PADDED_MEAN counts padding
+# Activation functions by their names in the kernels; the second argument is the slope.
 ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "NONE": lambda x, _: x,
     "SIGMOID": lambda x, _: x.sigmoid(),
@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "ELU": lambda x, slope: F.elu(x, slope),
     "LEAKY_RELU": lambda x, slope: F.leaky_relu(x, slope),
 }
-# Combinations of two values by their native names; "FIRST" is the first alone.
+# Combinations of two values by their names in the kernels; "FIRST" is the first value alone.
 COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ADD": torch.add,
     "SUBTRACT": torch.sub,
@@ -63,12 +63,12 @@ class CapturedGraph:
     """The operations of a network, with its tensors and its output.
 
     Attributes:
-        operations: in the order in which they run.
-        shapes, dtypes: of each value, by its number.
-        constants: the network's tensors, by name.
-        output: an `OutputStructure` with Value, Constant and BatchDependentSize as leaves.
-        batch_size: the only batch size for which the graph is valid; None if it is valid for any.
-        looked_at: names of the constants whose values determined what was captured.
+        operations: The operations in the order in which they run.
+        shapes, dtypes: Shape and dtype of each value, by its number.
+        constants: The network's tensors, by name.
+        output: An `OutputStructure` with Value, Constant and BatchDependentSize as leaves.
+        batch_size: The only batch size for which the graph is valid; None if it is valid for any.
+        looked_at: Names of the constants whose values decided what was captured.
     """
 
     operations: tuple[Operation, ...]
@@ -85,16 +85,16 @@ class FusedConvolution:
     """A convolution or dense layer with its epilogue: bias, residual, activation function and clamp to `bounds`.
 
     Attributes:
-        x, result: numbers of the input and output values.
-        weight: name of the weights, (O, C / groups, kh, kw). The kernel of a dense layer covers the whole feature map.
-        bias: name of the bias, (O), or None.
-        padding: rows above and columns to the left. Those below and to the right follow from the shape of the result.
-        bounds: lower and upper bound of the result.
-        residual: number of the value added before the activation function, or None.
-        place: the path of the module.
-        activation, slope: one of ACTIVATIONS, and its second argument.
-        multiply: whether the residual is a factor instead of a summand.
-        residual_last: whether the residual comes after the activation function.
+        x, result: Numbers of the input and output values.
+        weight: Name of the weights, (O, C / groups, kh, kw). The kernel of a dense layer covers the whole feature map.
+        bias: Name of the bias, (O), or None.
+        padding: Rows above and columns to the left; the shape of the result determines those below and to the right.
+        bounds: Lower and upper bound of the result.
+        residual: Number of the value added before the activation function, or None.
+        place: The path of the module.
+        activation, slope: One of ACTIVATIONS, and its second argument.
+        multiply: Whether the residual is a factor instead of a summand.
+        residual_last: Whether the residual comes after the activation function.
     """
 
     x: int
@@ -115,7 +115,7 @@ class FusedConvolution:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values it reads."""
+        """The numbers of the values that the step reads."""
         return (self.x,) if self.residual is None else (self.x, self.residual)
 
     def run(self, values: list[Tensor], size: Pair, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -151,7 +151,7 @@ class Pool:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values it reads."""
+        """The numbers of the values that the step reads."""
         return (self.x,)
 
     def run(self, values: list[Tensor]) -> Tensor:
@@ -167,12 +167,12 @@ class Elementwise:
     """`combination` of value `x` with `y`, broadcast, then an activation function and a clamp to `bounds`.
 
     Attributes:
-        x, result: numbers of the first operand and of the result.
-        y: number of the second operand, a Constant, or None for combination "FIRST".
-        combination: one of COMBINATIONS, or "FIRST".
-        activation, slope: one of ACTIVATIONS, and its second argument.
-        bounds: lower and upper bound of the result.
-        place: the path of the module.
+        x, result: Numbers of the first operand and of the result.
+        y: Number of the second operand, a Constant, or None for combination "FIRST".
+        combination: One of COMBINATIONS, or "FIRST".
+        activation, slope: One of ACTIVATIONS, and its second argument.
+        bounds: Lower and upper bound of the result.
+        place: The path of the module.
     """
 
     x: int
@@ -186,7 +186,7 @@ class Elementwise:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values it reads."""
+        """The numbers of the values that the step reads."""
         return (self.x, self.y) if isinstance(self.y, int) else (self.x,)
 
     def run(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -200,13 +200,13 @@ class Normalization:
     """Layer norm over the last axis of value `x`, or group norm if `groups` is not None; then a clamp to `bounds`.
 
     Attributes:
-        x, result: numbers of the input and output values.
-        weight, bias: names of the factors and summands of each channel, or None.
-        epsilon: added to the variance.
-        groups: number of groups of channels, axis 1.
-        activation, slope: one of ACTIVATIONS, and its second argument.
-        bounds: lower and upper bound of the result.
-        place: the path of the module.
+        x, result: Numbers of the input and output values.
+        weight, bias: Names of the factors and summands of each channel, or None.
+        epsilon: Added to the variance.
+        groups: Number of groups of channels, axis 1.
+        activation, slope: One of ACTIVATIONS, and its second argument.
+        bounds: Lower and upper bound of the result.
+        place: The path of the module.
     """
 
     x: int
@@ -222,7 +222,7 @@ class Normalization:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values it reads."""
+        """The numbers of the values that the step reads."""
         return (self.x,)
 
     def run(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -249,7 +249,7 @@ class Concatenation:
 
 @dataclass(frozen=True)
 class Chain:
-    """Convolutions computed together; only the next one reads the output of each."""
+    """Convolutions that are computed together; only the next one reads the output of each."""
 
     steps: tuple[FusedConvolution, ...]
 
@@ -260,7 +260,7 @@ class Chain:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values they read, without those that they compute themselves."""
+        """The numbers of the values that they read and do not compute themselves."""
         made = {step.result for step in self.steps}
         return tuple(value for step in self.steps for value in step.inputs if value not in made)
 

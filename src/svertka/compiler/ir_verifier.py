@@ -1,4 +1,4 @@
-"""The check that steps fit the shapes of their values, because native kernels do not check sizes themselves."""
+"""The check that steps fit the shapes of their values, which kernels do not check themselves."""
 
 from collections.abc import Mapping
 
@@ -11,16 +11,16 @@ Sizes = tuple[int, ...]
 def check_step_shapes(
     step: Step, shapes: Mapping[int, Sizes], weights: Mapping[str, Sizes], tensors: Mapping[str, Sizes]
 ) -> None:
-    """Raise ValueError if the shapes around `step` do not fit. Operations are checked when they have run.
+    """Raise ValueError if shapes of inputs and results of `step` do not fit. Operations are checked after they run.
 
     Args:
-        step: any step.
-        shapes: value -> shape, for one batch size.
-        weights: name -> shape, of convolutions.
-        tensors: name -> shape, of others.
+        step: Any step.
+        shapes: Shape of each value for one batch size.
+        weights: Shapes of the weights of convolutions, by name.
+        tensors: Shapes of other tensors, by name.
 
     Raises:
-        ValueError: something does not fit; the message names the step and the shapes.
+        ValueError: Something does not fit; the message names the step and the shapes.
     """
     if isinstance(step, FusedConvolution):
         bias = None if step.bias is None else tensors[step.bias]
@@ -44,7 +44,7 @@ def check_step_shapes(
 
 
 def _broadcasts(operands: tuple[Sizes, ...], result: Sizes) -> bool:
-    """Whether `result` is the shape of the broadcast operands."""
+    """Return whether `result` is the shape of the broadcast operands."""
     longest = max(map(len, operands))
     sides = list(zip(*((1,) * (longest - len(shape)) + shape for shape in operands), strict=True))
     fits = all(len({side for side in sizes if side != 1}) <= 1 for sizes in sides)
@@ -87,7 +87,7 @@ def _pool_fits(step: Pool, x: Sizes, result: Sizes) -> bool:
     if min(settings) < 1 or x[:2] != result[:2]:
         return False
     axes = zip(x[2:], result[2:], step.kernel, step.stride, step.padding, step.dilation, strict=True)
-    # Each window begins in the map or the padding before it; the last does not extend beyond the padding and stride.
+    # Each window begins in the map or the padding before it, and the last one ends within the padding or the stride.
     return all(
         (made - 1) * stride - pad < size and (made - 1) * stride + dilation * (taps - 1) < size + 2 * pad + stride
         for size, made, taps, stride, pad, dilation in axes

@@ -1,8 +1,8 @@
 """The layouts of values in memory, for one batch size.
 
-Kernels compute values in memory of their own, channels-last. Views of these values, such as permutations, slices and
-splits, cost nothing: they are other strides of the same memory. Steps that need a map whose memory is not one get a
-copy.
+Kernels store each value channels-last in its own memory. Views of these values, such as permutations, slices and
+splits, are other strides of the same memory and cost nothing. A step that needs a channels-last map reads a copy if the
+value is stored in another order.
 """
 
 import math
@@ -27,13 +27,13 @@ from svertka.compiler.ir import (
 from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves
 
 Sizes = tuple[int, ...]
-# Operations that may have to copy their input to return it in another shape.
+# Operations that may need a copy of their input to return it in another shape.
 RESHAPES = {"reshape.default", "flatten.using_ints", "unflatten.int", "clone.default", "contiguous.default"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a value lies: in the memory of value `root`, from number `offset` on, its elements `strides` apart."""
+    """The location of a value: in the memory of value `root`, from number `offset`, with elements `strides` apart."""
 
     root: int
     offset: int
@@ -50,7 +50,7 @@ def dense_strides(shape: Sizes, order: Iterable[int]) -> Sizes:
 
 
 def default_order(shape: Sizes) -> list[int]:
-    """Return the order of axes in memory: channels-last for maps, otherwise that of the axes."""
+    """Return the order of axes in memory: channels-last for maps, otherwise row-major."""
     return [0, 2, 3, 1] if len(shape) == 4 else list(range(len(shape)))
 
 
@@ -89,16 +89,16 @@ class Layouts:
     """The layouts of the values of a network for one batch size, and the steps with the copies that they need.
 
     Args:
-        steps: of the network.
-        shapes: of its values, for this batch size.
-        batch_size: the batch size.
-        inner: values that lie inside a concatenation: value -> (concatenation, index of the part).
+        steps: Steps of the network.
+        shapes: Shapes of its values, for this batch size.
+        batch_size: The batch size.
+        inner: The concatenation and the index of the part, for each value inside a concatenation.
 
     Attributes:
-        steps: those that do something, in order: all but views.
-        shapes: of the values and of copies.
-        of: value -> its layout, for each value that a kernel reads or writes, or that is a view of one.
-        stored: values computed by operations of PyTorch that are copied to their layout for kernels.
+        steps: The steps in order, without views.
+        shapes: Shapes of the values and of copies.
+        of: The layout of each value that a kernel reads or writes, and of its views.
+        stored: Values computed by operations of PyTorch that are copied to their layout for kernels.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Layouts:
         self.steps.append(step)
 
     def _follow_views(self, step: Operation) -> dict[int, Layout] | None:
-        """Return the layouts of the results, if all are views of a value that has one."""
+        """Return the layouts of the results if they are all views of a value with a layout."""
         read = [leaf.number for leaf in iter_leaves(step.arguments) if isinstance(leaf, Value)]
         if len(read) != 1 or read[0] not in self.of:
             return None
@@ -178,9 +178,9 @@ class Layouts:
         return value
 
     def _copy_to_shape(self, x: int, result: int, place: str) -> bool:
-        """Append a copy of `x` that has the shape of `result` as a view, if there is one.
+        """Append a copy of `x` of which `result` is a view, if there is one.
 
-        Its contiguous axis is that of `x` if possible, so that kernels copy whole vectors.
+        It is contiguous along the same axis as `x` if possible, so that kernels copy whole vectors.
         """
         shape, strides = self.shapes[x], self.of[x].strides
         contiguous = [axis for axis, stride in enumerate(strides) if stride == 1 and shape[axis] > 1]
@@ -269,11 +269,11 @@ class Layouts:
 
 
 def collapse_axes(shape: Sizes, operands: Sequence[Sizes]) -> tuple[list[int], list[list[int]]]:
-    """Return the sizes and strides of an elementwise operation with as few axes as possible, the innermost last.
+    """Return the sizes and strides of an elementwise operation with as few axes as possible, innermost last.
 
     Args:
-        shape: of the result.
-        operands: strides of the result, then of each operand, 0 along broadcast axes.
+        shape: Shape of the result.
+        operands: Strides of the result, then of each operand, 0 along broadcast axes.
 
     Returns:
         sizes, and for each operand its strides.
@@ -296,7 +296,7 @@ def collapse_axes(shape: Sizes, operands: Sequence[Sizes]) -> tuple[list[int], l
 
 
 def broadcast_strides(shape: Sizes, of: Sizes, strides: Sizes) -> Sizes:
-    """Return the strides of an operand of shape `of` as one of shape `shape`: 0 along axes that are repeated."""
+    """Return the strides of an operand of shape `of` that is broadcast to `shape`: 0 along repeated axes."""
     missing = len(shape) - len(of)
     return (0,) * missing + tuple(0 if size == 1 else stride for size, stride in zip(of, strides, strict=True))
 

@@ -1,4 +1,4 @@
-"""Memory planning: offsets in one arena, reused for values that are not needed at the same time."""
+"""Memory planning: offsets in one arena, which values share if they are not needed at the same time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from svertka import torch_internals
 from svertka.compiler.ir import Chain, Concatenation, Step, step_results
 from svertka.graph.captured_operations import Operation, find_overload
 
-ALIGNMENT = 64  # numbers: a multiple of vector and cache line sizes
+ALIGNMENT = 64  # numbers; a multiple of the sizes of vectors and cache lines
 
 
 @cache
 def may_alias(name: str) -> bool:
     """Whether the operator `name` may return a view of its input, or the input itself.
 
-    Operators with their own kernels declare this in their schema. Composite operators need not: in inference dropout
-    returns its input, and einsum of one operand a transposed view.
+    Operators with their own kernels declare this in their schema. Composite operators do not: in inference, dropout
+    returns its input, and einsum of one operand returns a transposed view.
     """
     function = find_overload(name)
     declared = any(returned.alias_info is not None for returned in function._schema.returns)
@@ -24,7 +24,7 @@ def may_alias(name: str) -> bool:
 
 
 def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[int, int]:
-    """Return value -> index of the last step that may read its memory; len(steps) for the `kept` values.
+    """Return, for each value, the index of the last step that may read its memory; len(steps) for `kept` values.
 
     Reading a view of a value counts as reading the value.
     """
@@ -57,14 +57,14 @@ class FeatureMapSize:
 
 
 def find_concatenated_in_place(steps: Sequence[Step | Chain], made: set[int]) -> dict[int, tuple[int, int]]:
-    """Return the values that are parts of a concatenation in memory: value -> (concatenation, index of the part).
+    """Return the concatenation and the index of the part, for each value that is stored inside a concatenation.
 
     A concatenation that is the beginning of another one is its part 0. DenseNet concatenates the outputs of all earlier
-    layers of a block before each layer (Huang et al. 2017, equation 2); so each output is written only once.
+    layers of a block before each layer (Huang et al. 2017, equation 2), and each output is then written only once.
 
     Args:
-        steps: in the order in which they run.
-        made: values that native kernels compute; only these can be written anywhere.
+        steps: The steps in the order in which they run.
+        made: Values that native kernels compute; only these can be stored inside another.
     """
     concatenations = [step for step in steps if isinstance(step, Concatenation)]
     found: dict[int, tuple[int, int]] = {}
@@ -92,10 +92,10 @@ def assign_offsets(
     Memories that are needed at the same time, directly or through views, do not overlap.
 
     Args:
-        steps: in the order in which they run.
-        sizes: of each memory in the arena, by the value that owns it.
-        roots: value -> the value that owns its memory; other values are not stored in the arena.
-        kept: values needed to the end.
+        steps: The steps in the order in which they run.
+        sizes: Size of each memory in the arena, by the value that owns it.
+        roots: The value that owns the memory of each value; values without one are not stored in the arena.
+        kept: Values needed to the end.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}

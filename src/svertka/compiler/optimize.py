@@ -1,4 +1,4 @@
-"""Optimization of a network for inference on the CPU: fused, with packed weights and planned memory."""
+"""Optimization of a network for inference on the CPU, by fusion, packed weights and planned memory."""
 
 import dataclasses
 import math
@@ -29,9 +29,9 @@ from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
 from svertka.progress import show_spinner
 
-MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
+MIN_NUM_IMAGES = 64  # fewer images do not justify the second that optimizing takes
 MAX_PLANS = 8  # batch sizes for which memory is kept
-CHECKED_BATCH_SIZES = 1, 3, 2  # compared beside the example's, until there are three
+CHECKED_BATCH_SIZES = 1, 3, 2  # compared besides the example's, until there are three
 SAVED_BATCH_SIZES = 0, 1, 7, 16, 33, 100, 256, 1000  # checked before a network is saved for any batch size
 
 
@@ -62,21 +62,21 @@ def optimize(
     Winograd.
 
     Args:
-        network: any nn.Module with float32 parameters on the CPU.
-        example: typical images, (N, C, H, W) float32; or a shape, (C, H, W) or (N, C, H, W), for which random images
+        network: Any nn.Module with float32 parameters on the CPU.
+        example: Typical images, (N, C, H, W) float32; or a shape, (C, H, W) or (N, C, H, W), for which random images
             are drawn from a normal distribution. The result takes images of this size, in batches of any size if the
             network allows it.
         precision: "fp32" or "bf16". With "bf16", weights are stored in bfloat16, and multiplied in bfloat16 where the
             CPU supports it; sums and feature maps stay float32.
-        dense: the same for dense layers only; default: `precision`. For single images, their time is that of reading
-            their weights.
-        strict: whether to use only algorithms whose result at each position depends only on its receptive field.
+        dense: The precision of dense layers. None: `precision`. For single images, reading their weights takes most of
+            their time.
+        strict: Whether to use only algorithms whose result at each position depends only on its receptive field.
 
     Returns:
         The optimized network.
 
     Raises:
-        UsageError: the network cannot be captured (the message names the module), the results differ too much, or an
+        UsageError: The network cannot be captured (the message names the module), the results differ too much, or an
             option is invalid.
     """
     dense = precision if dense is None else dense
@@ -111,7 +111,7 @@ def optimize(
 
 
 def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
-    """Return the captured graph and a check of other batch sizes; without hooks, if only these depend on values."""
+    """Return the captured graph and a check of batch sizes; without hooks, if only these depend on values."""
     try:
         recording = (followed := DynamicBatchCapture(network, shape[1:])).capture(shape[0])
     except UsageError:
@@ -125,7 +125,7 @@ def _draw_images(shape: Sequence[int]) -> Tensor:
     """Return images of `shape`, (C, H, W) or (N, C, H, W), from a normal distribution.
 
     Raises:
-        UsageError: it is no such shape.
+        UsageError: It is no such shape.
     """
     if len(shape) not in (3, 4) or not all(type(side) is int and side > 0 for side in shape):
         raise UsageError(f"example={shape!r} is no shape; give (C, H, W), such as (3, 224, 224), or images")
@@ -164,7 +164,7 @@ def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_image
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """Return the memory format of `x`, in which PyTorch returns maps, too; contiguous if it is in both or neither."""
+    """Return the memory format of `x`, in which PyTorch also returns maps; contiguous if `x` has both or neither."""
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return torch.channels_last
     return torch.contiguous_format
@@ -178,7 +178,7 @@ class OptimizedLayer:
         name: Path of the module in the original network.
         kernel: How it is computed: "winograd", "direct", "depthwise", "grouped", or "torch" without kernels.
         shape: Shape of its weights, (O, C / groups, kh, kw).
-        precision: Of the stored weights, "fp32" or "bf16".
+        precision: Precision of the stored weights, "fp32" or "bf16".
     """
 
     name: str
@@ -190,16 +190,16 @@ class OptimizedLayer:
 class Optimized(nn.Module):
     """A network made by `optimize`, for inference on the CPU. It has no parameters and cannot be trained.
 
-    It may be called from several threads at once. In torch.compile it is called as it is. Under torch.export, torch.jit
-    or torch.func it consists of PyTorch's operations with the folded weights.
+    It may be called from several threads at once. torch.compile does not compile it, but calls it. torch.export,
+    torch.jit and torch.func see PyTorch's operations with the folded weights.
 
     Args:
         steps: The fused operations and their weights.
         info: As below.
-        repeats: Tells for which batch sizes the original network does the same; None: for all.
+        repeats: Returns whether the original network computes the same graph for a batch size. None: it always does.
 
     Attributes:
-        info: the example's shape, the settings, and the error on the example.
+        info: The example's shape, the settings, and the error on the example.
     """
 
     def __init__(self, steps: FusedNetwork, info: OptimizedInfo, repeats: BatchSizeCheck | None = None) -> None:
@@ -236,7 +236,7 @@ class Optimized(nn.Module):
 
     @property
     def winograd_layers(self) -> tuple[str, ...]:
-        """The modules computed by Winograd tiles, where nonfinite values spread further; see `optimize`."""
+        """Paths of the modules computed by Winograd tiles, in which non-finite values spread; see `optimize`."""
         return tuple(layer.name for layer in self.layers if layer.kernel == "winograd")
 
     @property
@@ -273,7 +273,7 @@ class Optimized(nn.Module):
             info: The shape of the images and the settings.
 
         Raises:
-            UsageError: it was made with others.
+            UsageError: It was made with others.
         """
         settings = [(one.example[1:], one.precision, one.dense, one.strict) for one in (info, self.info)]
         if settings[0] != settings[1]:
@@ -298,7 +298,7 @@ class Optimized(nn.Module):
         """Return what the network returns for `x`, without gradients.
 
         Args:
-            x: images, (N, C, H, W) float32 on the CPU.
+            x: Images, (N, C, H, W) float32 on the CPU.
 
         Raises:
             UsageError: `x` does not have the size of the example, or the network computes something else for this batch
@@ -329,11 +329,11 @@ class Optimized(nn.Module):
         """Write the network to one file, which `load` reads on any machine.
 
         Args:
-            path: of the file.
+            path: Path of the file.
 
         Raises:
-            StorageError: the disk is full or the folder cannot be written.
-            UsageError: the path is invalid; the network contains an operation or output that cannot be stored, or
+            StorageError: The disk is full or the folder cannot be written.
+            UsageError: The path is invalid; the network contains an operation or output that cannot be stored, or
                 computes something else for some batch sizes.
         """
         whole = {name: packed.unpack() for name, packed in self._packed.items()}
@@ -345,16 +345,16 @@ class Optimized(nn.Module):
         """Return the network in a file that `save` wrote. The file contains no code.
 
         Args:
-            path: of the file.
+            path: Path of the file.
 
         Raises:
-            RunError: the file is missing, damaged, or not an optimized network.
+            RunError: The file is missing, damaged, or not an optimized network.
         """
         return cls(*serialize.read_network(parse_path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
         alone = {"info": self._info_for_saving(), "_plans": {}, "_repeats": None, "_lock": None}
-        return {**self.__dict__, **alone}  # plans contain memory addresses
+        return {**self.__dict__, **alone}  # execution plans contain memory addresses
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -391,15 +391,15 @@ class Optimized(nn.Module):
             )
 
     def _supports_batch_size(self, batch_size: int) -> bool:
-        """Whether the network computes the captured graph for batches of this size.
+        """Return whether the network computes the captured graph for batches of this size.
 
         Raises:
-            UsageError: it cannot run on batches of this size.
+            UsageError: It cannot run on batches of this size.
         """
         return self._repeats is None or batch_size in self._same or self._repeats(batch_size)
 
     def _run_traced(self, x: Tensor) -> Any:
-        """Run PyTorch's operations, for callers that trace or transform them."""
+        """Run PyTorch's operations, which callers can trace or transform."""
         if x.dim() != 4 or tuple(x.shape[1:]) != self.info.example[1:]:
             raise UsageError(
                 f"an optimized network is traced with (N, {', '.join(map(str, self.info.example[1:]))}) float32"
@@ -423,10 +423,10 @@ class Optimized(nn.Module):
         return plan
 
     def _info_for_saving(self) -> OptimizedInfo:
-        """Return the info for a copy that cannot capture the original again.
+        """Return the info for a copy without the original network.
 
         Raises:
-            UsageError: the original computes something else for some larger batches.
+            UsageError: The original computes something else for some larger batches.
         """
         if self._repeats is None or self._steps.batch_size is not None:
             return self.info

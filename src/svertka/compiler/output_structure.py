@@ -1,4 +1,4 @@
-"""Nested network outputs: tensors in lists, tuples, dicts and dataclasses, flattened and rebuilt."""
+"""Nested outputs of networks: tensors in lists, tuples, dicts and dataclasses, flattened and rebuilt."""
 
 import copy
 import dataclasses
@@ -22,8 +22,8 @@ class OutputStructure:
     """A nested output, flattened.
 
     Attributes:
-        template: an object of the same types, without tensors.
-        leaves: the tensors, numbers and strings, in order.
+        template: An object of the same types, without tensors.
+        leaves: The tensors, numbers and strings, in order.
     """
 
     template: Any
@@ -34,7 +34,7 @@ class OutputStructure:
         """Flatten `structure`, with `leaf(part)` for each tensor, number or string in it.
 
         Raises:
-            UsageError: it contains an object that cannot be flattened.
+            UsageError: It contains an object that cannot be flattened.
         """
         parts: list[Any] = []
         template = _rebuild(structure, lambda part: parts.append(_atom(part)))
@@ -58,11 +58,11 @@ def find_tensors(structure: Any) -> Iterator[Tensor]:
 
 
 def copy_for_caller(part: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
-    """Copy a part of an output if it is a tensor, so that it is neither a tensor of the network nor the input itself.
+    """Return a copy of a tensor in an output, so that callers cannot change the network or its input through it.
 
     Args:
-        part: a tensor, or any other object, which is returned as it is.
-        memory_format: of the copy of a tensor with four axes; other tensors become contiguous.
+        part: A tensor, or another object, which is returned unchanged.
+        memory_format: Memory format of the copy of a tensor with four axes; other tensors become contiguous.
     """
     if not isinstance(part, Tensor):
         return part
@@ -95,7 +95,7 @@ def _rebuild(structure: Any, leaf: Callable[[Any], Any]) -> Any:
         return new
     if dataclasses.is_dataclass(structure) and not isinstance(structure, (type, Value, BatchDependentSize)):
         new = copy.copy(structure)
-        for field in dataclasses.fields(structure):  # bypass __init__, which may have side effects
+        for field in dataclasses.fields(structure):  # without __init__, which may have side effects
             if hasattr(structure, field.name):
                 object.__setattr__(new, field.name, _rebuild(getattr(structure, field.name), leaf))
         return new

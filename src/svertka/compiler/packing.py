@@ -1,4 +1,4 @@
-"""Weights of an optimized network in the memory layout and precision that its kernels read."""
+"""Packed weights of an optimized network, in the memory order and precision that its kernels read."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +12,10 @@ from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native
 from svertka.graph.captured_operations import Constant, iter_leaves
 
-MIN_WINOGRAD_CHANNELS = 16  # with fewer, transforming tiles costs more than it saves
-MIN_WINOGRAD_GROUP = 24  # the same in a group, against the grouped kernels
-MAX_GROUPED_CHANNELS = 64  # of a group: with more, its weights do not stay in the cache of the grouped kernels
-MAX_FLOAT32_INPUTS = 4  # kernels read images of so few channels in place, with float32 weights
+MIN_WINOGRAD_CHANNELS = 16  # with fewer, tile transforms cost more than they save
+MIN_WINOGRAD_GROUP = 24  # the same for a group, compared with the grouped kernels
+MAX_GROUPED_CHANNELS = 64  # of a group; with more, the weights of the grouped kernels do not stay in the cache
+MAX_FLOAT32_INPUTS = 4  # kernels read images with so few channels in place, with float32 weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by precision
 
@@ -24,14 +24,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by preci
 class PackedWeights:
     """Weights packed for one kind of kernel: "winograd", "direct", "depthwise" or "grouped".
 
-    Winograd kernels have 3×3 taps. Kernels of 4×4 to 6×6 are padded with zeros to 6×6 and split into four of 3×3, whose
-    results are added; those of groups are not split.
+    Winograd kernels have 3×3 taps. Convolutions of 4×4 to 6×6 are padded with zeros to 6×6 and split into four of 3×3,
+    whose results are added. Grouped convolutions are not split.
 
     Attributes:
-        kernel: the kind of kernel.
-        shape: of the weights before packing, (O, C / groups, kh, kw).
-        groups: of the convolution.
-        numbers: the packed weights. "winograd" and "direct": (group or 3×3 kernel, output panel, …, output in panel),
+        kernel: The kind of kernel.
+        shape: Shape of the weights before packing, (O, C / groups, kh, kw).
+        groups: Groups of the convolution.
+        numbers: The packed weights. "winograd" and "direct": (group or 3×3 kernel, output panel, …, output in panel),
             the middle being (input, tap) for "winograd" and (tap, input) for "direct"; float32 or bfloat16. Two
             consecutive bfloat16 numbers of a direct kernel are adjacent. "grouped" and "depthwise": (tap y, tap x,
             input in group, output), always float32.
@@ -47,16 +47,16 @@ class PackedWeights:
         """Pack the weights of `step` for the kernel that computes it.
 
         Args:
-            step: the convolution.
+            step: The convolution.
             weight: (O, C / groups, kh, kw), float32 or bfloat16.
-            dense: whether the step is a dense layer.
-            strict: whether to exclude Winograd kernels.
+            dense: Whether the step is a dense layer.
+            strict: Whether to exclude Winograd kernels.
         """
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else select_kernel(step, shape, strict=strict)
         if kernel in ("depthwise", "grouped"):
-            # a file from another CPU may have bfloat16 weights here
+            # a file from another CPU may contain bfloat16 weights
             return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
         panel = native.kernels.panel_width()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
@@ -94,13 +94,13 @@ class PackedWeights:
 def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:
     """Return the steps with the weights of their convolutions in the given precision.
 
-    Small groups of channels stay float32, and so do convolutions of few inputs where kernels do not multiply bfloat16:
-    these would not be faster.
+    Small groups of channels stay float32, and so do convolutions of few inputs on CPUs without bfloat16 multiplication,
+    because they would not be faster.
 
     Args:
-        fused: the network.
-        precision: of convolutions, "fp32" or "bf16".
-        dense: of dense layers, "fp32" or "bf16".
+        fused: The network.
+        precision: Precision of convolutions, "fp32" or "bf16".
+        dense: Precision of dense layers, "fp32" or "bf16".
     """
     tensors = dict(fused.tensors)
     for step in fused.steps:
@@ -114,12 +114,12 @@ def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNet
 
 
 def is_linear_layer(fused: FusedNetwork, step: FusedConvolution) -> bool:
-    """Whether `step` is a dense layer, whose results are vectors."""
+    """Return whether `step` is a dense layer, whose results are vectors."""
     return len(fused.shapes[step.result]) == 2
 
 
 def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
-    """Return the steps with a separate name for each way in which a shared weight is read.
+    """Return the steps with a separate name for each packed form of a shared weight.
 
     Convolutions that share a weight share its packed form only if the same kernel reads it with the same groups.
     PyTorch's operations read it unpacked.
@@ -151,9 +151,9 @@ def select_kernel(step: FusedConvolution, shape: tuple[int, ...], *, strict: boo
     """Return the kind of kernel that computes `step`: "depthwise", "grouped", "winograd" or "direct".
 
     Args:
-        step: the convolution.
-        shape: of its weights.
-        strict: whether to exclude Winograd, whose results depend on values outside of the receptive field.
+        step: The convolution.
+        shape: Shape of its weights.
+        strict: Whether to exclude Winograd, whose results depend on values outside of the receptive field.
     """
     if step.groups == shape[0] > 1 and shape[1] == 1:
         return "depthwise"

@@ -1,4 +1,4 @@
-"""The steps of an optimized network in PyTorch's operations: for machines without kernels, for export and for tests."""
+"""Execution of an optimized network with PyTorch's operations, for machines without kernels, export and tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +16,12 @@ def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tenso
     """Return the output of the network.
 
     Args:
-        fused: the network.
-        weight: called with a name; returns these weights, (O, C / groups, kh, kw).
-        x: images, (N, C, H, W).
+        fused: The network.
+        weight: A function that returns the weights with a name, (O, C / groups, kh, kw).
+        x: Images, (N, C, H, W).
 
     Raises:
-        ValueError: a step's result has another shape than captured.
+        ValueError: A step's result has another shape than captured.
     """
     batch_size = x.shape[0]  # a symbol in torch.export
     values: dict[int, Tensor] = {0: x}

@@ -1,4 +1,4 @@
-"""Capture of a network for the compiler: operations that give the same results in every run, or an error."""
+"""Capture of a network for the compiler, with an error for operations whose results may differ in another run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,19 +19,19 @@ KEEPS_NOTHING = "an optimized network keeps nothing from one run to the next"
 
 
 class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]
-    """A capture of one run that every later run repeats, for any images.
+    """A capture of a run whose operations every later run repeats, for any images.
 
     Args:
-        network: the network, named in errors.
-        twin: its copy on the meta device, which runs.
-        named: names and tensors of `twin`.
-        shape: of the input, (N, C, H, W).
-        constants: names and tensors of `network`, with values.
-        earlier: the capture of the previous run of `twin`, if any. What that run has stored may be read unless it
-            depends on the images.
+        network: The network, for its name in errors.
+        twin: Its copy on the meta device, which runs.
+        named: Tensors of `twin` by name.
+        shape: Shape of the input, (N, C, H, W).
+        constants: Tensors of `network` by name, with values.
+        earlier: The capture of the previous run of `twin`, if any. Tensors that it stored may be read unless they
+            depend on the images.
 
     Raises:
-        UsageError: the network makes decisions based on the values of images, writes through an unknown kind of view,
+        UsageError: The network makes decisions based on the values of images, writes through an unknown kind of view,
             draws random numbers, changes or stores what the next run reads, or cannot run on such an input.
     """
 
@@ -50,7 +50,7 @@ class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]
         output = self.run(shape, torch.float32)
         self.output = OutputStructure.of(output, lambda leaf: self.to_symbol(self.placeholder(leaf)))
         self.recording = CapturedGraph(
-            tuple(replace(operation, layer=None) for operation in self.operations),  # layers are not of the graph
+            tuple(replace(operation, layer=None) for operation in self.operations),  # layers are not part of the graph
             self.shapes,
             self.dtypes,
             self.constants | self.own,
@@ -81,7 +81,7 @@ class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]
             )
 
     def check_write(self, constant: str, name: str) -> None:
-        """Raise UsageError: the next run reads what is written into a tensor of the network."""
+        """Raise UsageError, because the next run would read what is written into a tensor of the network."""
         raise UsageError(f"{self.place} writes into {constant} ({name}), which the next run reads; {KEEPS_NOTHING}")
 
     def find_unknown_tensor(self, tensor: Tensor) -> Constant:

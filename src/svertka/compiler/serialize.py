@@ -34,7 +34,7 @@ from svertka.graph.captured_operations import Constant, Operation, Value, find_o
 from svertka.tensor_files import read_tensors, write_tensors
 
 FORMAT = 4
-# Names of steps and leaves in a file: part of the format, independent of class names.
+# Names of steps and leaves in files. They belong to the format and do not follow class names.
 STEP_KINDS: dict[str, Any] = {
     "Convolution": FusedConvolution,
     "Pool": Pool,
@@ -46,11 +46,11 @@ STEP_KINDS: dict[str, Any] = {
 LEAF_KINDS: dict[str, Any] = {"Value": Value, "Constant": Constant, "Size": BatchDependentSize}
 KIND_NAMES = {kind: name for name, kind in (STEP_KINDS | LEAF_KINDS).items()}
 NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}  # attributes of torch
-LARGEST = 1 << 40  # upper limit of every number passed to a kernel
+LARGEST = 1 << 40  # largest number passed to a kernel
 # Operations that create a tensor from numbers only.
 MAKERS = {"zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "empty", "range"}
 MAKERS |= {"tril_indices", "triu_indices", "hann_window", "hamming_window", "bartlett_window", "blackman_window"}
-# The private operations of PyTorch that networks use.
+# Private operations of PyTorch that networks use.
 INNER = {"_to_copy", "_softmax", "_log_softmax", "_unsafe_view", "_adaptive_avg_pool2d", "_reshape_alias"}
 # Errors caused by a damaged or modified header.
 ERRORS = (
@@ -67,15 +67,15 @@ ERRORS = (
 
 @dataclass(frozen=True)
 class OptimizedInfo:
-    """How an optimized network was made, and its error.
+    """The settings with which a network was optimized, and its error.
 
     Attributes:
-        example: the shape of the example images.
-        precision: of convolutions, "fp32" or "bf16".
-        dense: of dense layers, "fp32" or "bf16".
-        error: the largest difference from the original on the example, relative to the largest value.
-        strict: as for `optimize`.
-        least: the smallest batch size that the network can run.
+        example: The shape of the example images.
+        precision: Precision of convolutions, "fp32" or "bf16".
+        dense: Precision of dense layers, "fp32" or "bf16".
+        error: The largest difference from the original on the example, relative to the largest value.
+        strict: As for `optimize`.
+        least: The smallest batch size that the network can run.
     """
 
     example: tuple[int, ...]
@@ -90,8 +90,8 @@ def write_network(path: Path, fused: FusedNetwork, info: OptimizedInfo) -> None:
     """Write `fused`, with unpacked weights, and `info` to a file.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
-        UsageError: an operation or the output cannot be stored in a file so that `read_network` restores it.
+        StorageError: The disk is full or the folder cannot be written.
+        UsageError: An operation or the output cannot be stored in a file so that `read_network` restores it.
     """
     for step in fused.steps:
         if isinstance(step, Operation):
@@ -116,10 +116,10 @@ def write_network(path: Path, fused: FusedNetwork, info: OptimizedInfo) -> None:
 
 
 def read_network(path: Path) -> tuple[FusedNetwork, OptimizedInfo]:
-    """Return a network that `write_network` wrote, after checking all sizes, which kernels rely on.
+    """Return a network that `write_network` wrote, after checking all sizes that kernels rely on.
 
     Raises:
-        RunError: the file is missing, damaged, from a newer version, or not an optimized network.
+        RunError: The file is missing, damaged, from a newer version, or not an optimized network.
     """
     tensors, header = read_tensors(path)
     content = header.get("optimized")
@@ -161,7 +161,7 @@ def _encode_output(output: OutputStructure) -> Any:
     """Return an output structure as JSON.
 
     Raises:
-        UsageError: it has a type that only code could restore.
+        UsageError: It has a type that only code could restore.
     """
     parts = iter(output.leaves)
 
@@ -246,7 +246,7 @@ def _decode(written: Any) -> Any:
 
 
 def _check_operation(name: str) -> None:
-    """Raise UsageError unless the operation only computes: it must not read files or write memory."""
+    """Raise UsageError unless the operation only computes; it must not read files or write memory."""
     try:
         schema = find_overload(name)._schema
     except (AttributeError, ValueError) as error:
@@ -313,7 +313,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
-    """Raise ValueError unless all steps fit one another and have the types that kernels take.
+    """Raise ValueError unless all steps fit one another and have the types that kernels expect.
 
     Sizes are checked for the batch size of the example; an execution plan checks them again for its own.
     """

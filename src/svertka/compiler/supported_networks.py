@@ -1,4 +1,4 @@
-"""The networks that can be optimized: dense tensors with values on the CPU, in float32."""
+"""Checks that a network can be optimized: its tensors must be dense float32 with values on the CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ def unwrap_network(network: nn.Module) -> nn.Module:
     """Return `network` without the wrapper of torch.compile.
 
     Raises:
-        UsageError: it is not an nn.Module, or one that cannot be optimized; the message says what to do.
+        UsageError: It is not an nn.Module, or one that cannot be optimized; the message says what to do.
     """
     if not isinstance(network, nn.Module):
         hint = "; use its .module()" if callable(getattr(network, "module", None)) else ""
@@ -38,7 +38,7 @@ def _check_plain(name: str, tensor: Tensor) -> None:
 
 
 def dtype_hint(network: nn.Module) -> str:
-    """Return what to do about parameters that are not float32, as the end of an error message; "" if all are."""
+    """Return the end of an error message about parameters that are not float32; "" if all are."""
     others = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - {torch.float32}
     if not others:
         return ""

@@ -1,8 +1,8 @@
-"""Tiling: chains of convolutions computed a few rows at a time, so that intermediate rows stay in the cache.
+"""Tiling of chains of convolutions, computed a few rows at a time so that intermediate rows stay in the cache.
 
 The blocks of MobileNet-v2 expand feature maps by 1×1 convolutions, apply a depthwise convolution, and reduce them again
-(Sandler et al. 2018, figure 3). The intermediate maps are six times as large as the input and output. A row of the
-result needs only a few rows of them.
+(Sandler et al. 2018, figure 3). The intermediate maps are six times as large as the input and output, but a row of the
+result needs only a few of their rows.
 """
 
 from collections import Counter
@@ -15,23 +15,23 @@ from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
 
 MIN_TILED_NUMBERS = 1 << 16  # smaller intermediate maps stay in the L2 cache as a whole
-MAX_TILE_NUMBERS = 1 << 18  # of intermediate rows per thread: about the size of an L2 cache
+MAX_TILE_NUMBERS = 1 << 18  # of intermediate rows per thread, about the size of an L2 cache
 
 
 def form_chains(
     steps: Sequence[Step], maps: Mapping[int, FeatureMapSize], weights: Mapping[str, PackedWeights], kept: Iterable[int]
 ) -> list[Step | Chain]:
-    """Return `steps` with chains in place of runs of convolutions that are faster together.
+    """Return `steps` with chains instead of consecutive convolutions that are faster together.
 
-    A chain contains depthwise convolutions and the direct convolutions around them. It is extended while the
-    intermediate map of one image is larger than MIN_TILED_NUMBERS, and than the weights on both sides, which are read
+    A chain contains depthwise convolutions and the direct convolutions around them. It is extended as long as the
+    intermediate map of one image is larger than MIN_TILED_NUMBERS and than the weights on both sides, which are read
     again for each image.
 
     Args:
-        steps: in the order in which they run.
-        maps: the sizes of values.
-        weights: packed weights by name.
-        kept: values needed to the end.
+        steps: The steps in the order in which they run.
+        maps: The sizes of values.
+        weights: Packed weights by name.
+        kept: Values needed to the end.
     """
     uses = Counter(value for step in steps for value in step.inputs) + Counter(kept)
 
@@ -65,11 +65,11 @@ def form_chains(
 
 @dataclass(frozen=True)
 class TileStep:
-    """The work of one convolution of a chain in one tile: rows `makes` of its result, from rows `reads` of its input.
+    """One convolution of a chain in one tile, which computes rows `makes` of its result from rows `reads` of its input.
 
-    In memory, the result begins with row `first` and the input with row reads.start; the input and output of the whole
-    chain are complete. `kept` rows of the result were computed in the previous tile and lie `below` rows further down;
-    they are moved first. `makes` may be empty.
+    In memory, the result begins with row `first` and the input with row reads.start, but the input and output of the
+    chain are complete. `kept` rows of the result were computed in the previous tile; they are `below` rows further down
+    and are moved first. `makes` may be empty.
     """
 
     number: int
@@ -84,15 +84,15 @@ class ChainTiling:
     """The computation of a chain: `segments` of an image, each a list of tile steps for one thread.
 
     Args:
-        chain: the convolutions.
-        maps: sizes of each step's input, and of the result.
-        taps: rows of each step's kernel.
-        segments: number of segments per image.
+        chain: The convolutions.
+        maps: Sizes of each step's input, and of the result.
+        taps: Rows of each step's kernel.
+        segments: Number of segments per image.
 
     Attributes:
-        segments: for each, its tile steps in order.
-        starts: offset in the thread's memory of each step's input, except the first.
-        room: size of the thread's memory, in numbers.
+        segments: For each segment, its tile steps in order.
+        starts: Offset in the thread's memory of each step's input, except the first.
+        room: Size of a thread's memory, in numbers.
     """
 
     def __init__(self, chain: Chain, maps: Sequence[FeatureMapSize], taps: Sequence[int], segments: int) -> None:
