@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler.output_structure import find_tensors
-from svertka.compiler.supported_networks import dtype_hint
+from svertka.compiler.validation import dtype_hint
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_network
 

@@ -15,11 +15,10 @@ from svertka.compiler.accuracy_check import measure_error, suggest_fix
 from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapture
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
-from svertka.compiler.input_conversion import is_traced, to_plain_images
 from svertka.compiler.ir import CapturedGraph, FusedConvolution
 from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_linear_layer, separate_shared_weights
 from svertka.compiler.serialize import OptimizedInfo
-from svertka.compiler.supported_networks import unwrap_network
+from svertka.compiler.validation import is_traced, to_plain_images, unwrap_network
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.files import parse_path
