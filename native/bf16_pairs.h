@@ -12,7 +12,7 @@ struct Pair {
     std::uint32_t bits;
 };
 
-// Values in a factor of a product: 1 for a float, 2 for a pair.
+// Number of values in a factor: 1 for a float, 2 for a pair.
 template <class Factor>
 constexpr Index values_per = std::is_same_v<Factor, Pair> ? 2 : 1;
 

@@ -25,7 +25,7 @@ ALWAYS_INLINE Bits bf16_bits(Vector vector) {
     return (vector == vector ? number : quiet) >> 16;
 }
 
-// The same as bfloat16; AVX512-BF16 treats denormals as zero.
+// The same for bfloat16; AVX512-BF16 treats denormals as zero.
 ALWAYS_INLINE Halves to_bf16(Vector vector) {
 #if defined(__AVX512BF16__)
     return (Halves)_mm512_cvtneps_pbh((__m512)vector);

@@ -137,7 +137,7 @@ class CheckedProgram {
 
     std::size_t size() const { return program_.size(); }
 
-    // Run steps `first` to `last`, without `last`.
+    // Run the steps from `first` to `last`, excluding `last`.
     void run(const nb::list& memories, std::size_t first, std::size_t last, int threads) const {
         require(first <= last && last <= size(), "there are " + std::to_string(size()) + " steps, not from " +
                                                   std::to_string(first) + " to " + std::to_string(last));
@@ -182,7 +182,7 @@ class CheckedProgram {
                 epilogue.activation, epilogue.slope, epilogue.multiply, epilogue.residual_last};
     }
 
-    // Values from the first element to the last of a strided tensor.
+    // Number of values from the first to the last element of a strided tensor.
     static Size extent(const Strided::Axes& sizes, const Strided::Axes& strides) {
         Size last = 0;
         for (std::size_t axis = 0; axis < sizes.size(); ++axis) {
@@ -195,7 +195,7 @@ class CheckedProgram {
     Winograd winograd_;
     Direct direct_;
     Program program_;
-    std::vector<Size> needed_;         // floats, for each memory
+    std::vector<Size> needed_;         // floats needed in each memory
     std::vector<nb::object> tensors_;  // the weights and biases that the steps read, kept alive
 };
 

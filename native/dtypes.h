@@ -1,4 +1,4 @@
-// The dtypes of values in memory, beside float.
+// The dtypes of values in memory other than float.
 #pragma once
 
 #include <cstdint>

@@ -7,7 +7,7 @@ namespace svertka::INSTRUCTIONS {
 
 constexpr Index NR = 2 * lanes;  // columns of the register tile
 
-// Address of element `number` · lanes of a row of packed A that begins at `row`; chunks of MR rows are interleaved.
+// Address of element `number` · lanes of a row of packed A that begins at `row`. Chunks of MR rows are interleaved.
 template <class Factor>
 ALWAYS_INLINE auto* element_address(Factor* row, Index number) {
     if constexpr (values_per<Factor> == 2)
@@ -23,7 +23,7 @@ ALWAYS_INLINE auto* element_address(Factor* row, Index number) {
 // are floats, or pairs of bfloat16 for two consecutive k; steps, strides and `depth` then count pairs.
 // The strides inside a chunk are compile-time constants, so that each element of A is a broadcast memory operand at a
 // fixed offset from one pointer. With `vectors` = 1 only the first half of the columns is computed. k may be split into
-// `pieces` of `depth` steps, those of A `piece` floats apart.
+// `pieces` of `depth` steps each, which are `piece` floats apart in A.
 template <int count, Index row_stride, Index step_stride, int vectors, class Factor, class Keep>
 ALWAYS_INLINE void block_sums(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, Index depth,
                               Index pieces, Index piece, Keep keep) {
@@ -54,7 +54,7 @@ ALWAYS_INLINE void block_sums(const Factor* a, Index chunk, const Factor* b, Ind
         for (int half = 0; half < vectors; ++half) keep(row, half, sums[row][half]);
 }
 
-// The same product, stored to C at row · NR, or added to it if `add`.
+// The same product, stored in C at row · NR, or added to it if `add`.
 template <int count, Index row_stride, Index step_stride, class Factor>
 void block_product(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, float* c, Index depth,
                    bool add) {

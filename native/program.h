@@ -13,7 +13,7 @@
 
 namespace svertka {
 
-// The location of a feature map: an offset in floats into one of the memories given to a run.
+// The location of a feature map: an offset, in floats, in one of the memories passed to a run.
 struct Place {
     int memory = -1;  // negative: none
     std::ptrdiff_t offset = 0;
@@ -69,7 +69,7 @@ class Program {
         });
     }
 
-    // The second operand is the tensor `other`, or what is located at `place`; neither for one operand.
+    // The second operand is the tensor `other` or the values at `place`; neither for one operand.
     void add_elementwise(const Strided& shape, Combination combination, Place input, Place place, const float* other,
                          const PlacedEpilogue& epilogue, Place output) {
         add([=, function = direct_.elementwise](const Memories& memories, int threads) {
@@ -113,7 +113,7 @@ class Program {
 
     std::size_t size() const { return steps_.size(); }
 
-    // Run steps `first` to `last`, without `last`.
+    // Run the steps from `first` to `last`, excluding `last`.
     void run(const std::vector<float*>& memories, std::size_t first, std::size_t last, int threads) const {
         for (std::size_t step = first; step < last; ++step) steps_[step](memories, threads);
     }

@@ -1,8 +1,8 @@
-"""The kernels under test in a build that finds reads and writes out of bounds and undefined behavior.
+"""Tests of the kernels in a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-`make sanitize` builds it and runs this: `python native/sanitized.py FOLDER [--networks N] [--large]`. FOLDER holds the
-sanitized module. First come the tests of the kernels and of `conv2d`, with scratch memory full of NaN, then N random
-networks through `svertka.optimize`. The first fault ends it, with a report on stderr and an exit code other than 0.
+`make sanitize` builds the module and runs `python native/sanitized.py FOLDER [--networks N] [--large]`, where FOLDER
+contains the module. The tests of the kernels and of `conv2d` run first, with scratch memory full of NaN, then N random
+networks are optimized. The first fault ends the run with a report on stderr and a nonzero exit code.
 """
 
 import argparse
@@ -13,15 +13,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch  # before the kernels, so that they find the threads that PyTorch has started
+import torch  # before the kernels, so that they use the threads that PyTorch has started
 
 NAME = "svertka.conv._kernels"
 TESTS = ("api", "bounds", "native", "native_fft", "native_winograd", "native_winograd_bf16", "space_to_depth")
-NETWORKS = Path("tests/compiler/random_networks.py")  # makes random networks and tries them
+NETWORKS = Path("tests/compiler/random_networks.py")  # builds random networks and optimizes them
 
 
 def loaded(name: str, path: Path) -> ModuleType:
-    """The module `name` from the file at `path`, also for who imports it later."""
+    """Load the module `name` from the file at `path`, also for later imports."""
     spec = spec_from_file_location(name, path)
     assert spec
     assert spec.loader
@@ -32,10 +32,10 @@ def loaded(name: str, path: Path) -> ModuleType:
 
 
 def try_networks(count: int) -> int:
-    """Try so many random networks; 1 if results of one are wrong, else 0."""
+    """Optimize random networks. Return 1 if the results of one are wrong, else 0."""
     networks, found = loaded("random_networks", NETWORKS), Counter[str]()
     for seed in range(count):
-        print(f"\rnetwork {seed}", end="", file=sys.stderr, flush=True)  # a crash leaves its number there
+        print(f"\rnetwork {seed}", end="", file=sys.stderr, flush=True)  # a crash leaves its number on the terminal
         what, why = networks.tried(networks.design(seed))
         found[what] += 1
         if what == "wrong":
@@ -45,7 +45,7 @@ def try_networks(count: int) -> int:
 
 
 def main() -> int:
-    """Run what was asked for; the exit code."""
+    """Run the tests and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--networks", type=int, default=300)

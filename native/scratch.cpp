@@ -29,10 +29,10 @@ class Memory {
             numbers_ = static_cast<float*>(::operator new(bytes, std::align_val_t{huge}));
             count_ = bytes / sizeof(float);
 #if defined(__linux__)
-            madvise(numbers_, bytes, MADV_HUGEPAGE);  // a hint; tiles lie on many pages at a time
+            madvise(numbers_, bytes, MADV_HUGEPAGE);  // a hint; tiles are on many pages
 #endif
         }
-        // All ones are NaN as float and as bfloat16. Memory after `count` is filled, too: nothing should read it.
+        // All ones are NaN as float and as bfloat16. Memory after `count` is also filled, because nothing may read it.
         if (poisoned.load(std::memory_order_relaxed)) std::memset(numbers_, 0xff, count_ * sizeof(float));
         return numbers_;
     }

@@ -1,4 +1,4 @@
-// Scratch memory of the calling thread, kept between calls: fresh pages cost more time than a small layer.
+// Scratch memory of the calling thread, kept between calls because new pages take more time than a small layer.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ enum class Use { kernel, bands };  // inside a kernel, and between the kernels o
 // memory. Throws std::bad_alloc. Compiled once, not once per instruction set: see simd.h.
 float* scratch(std::size_t count, Use use = Use::kernel);
 
-// For tests: if `on`, every call of `scratch` fills the memory with NaN, so that reads of uninitialized memory show.
+// For tests: if `on`, every call of `scratch` fills the memory with NaN, which reveals reads of uninitialized memory.
 void poison_scratch(bool on);
 
 }  // namespace svertka

@@ -1,4 +1,4 @@
-// SIMD vectors of floats, as wide as the instruction set that this file is compiled for. Every .cpp file that includes it
+// SIMD vectors of floats, as wide as those of the instruction set that this file is compiled for. Every .cpp file that includes it
 // is compiled once per set (CMakeLists.txt), with INSTRUCTIONS as the set's name. All definitions are in a namespace of
 // that name, so that the linker cannot mix code of different sets.
 #pragma once
@@ -16,8 +16,8 @@ namespace svertka::INSTRUCTIONS {
 
 using Index = std::ptrdiff_t;
 
-// `lanes`: floats in a vector. MR: rows of the register tile of a product, which is two vectors wide; 14 · 2 sums leave
-// four of the 32 registers of AVX-512 for operands, 6 · 2 four of the 16 elsewhere.
+// `lanes`: floats in a vector. MR: rows of a product's register tile, which is two vectors wide. 14 · 2 sums leave four of
+// AVX-512's 32 registers for operands; 6 · 2 sums leave four of the 16 registers of other sets.
 #if defined(__AVX512F__)
 constexpr Index lanes = 16, MR = 14;
 #elif defined(__AVX__)
@@ -106,10 +106,10 @@ ALWAYS_INLINE bool is_aligned(const void* place) {
     return reinterpret_cast<std::uintptr_t>(place) % sizeof(Vector) == 0;
 }
 
-// Of every 2 · step numbers the first `step` of `low` and of `high`, or with `upper` the last.
+// From every 2 · step numbers of `low` and `high`, the first `step` of both, or the last `step` if `upper`.
 template <Index step, bool upper, Index... place>
 ALWAYS_INLINE Vector interleave(Vector low, Vector high, std::integer_sequence<Index, place...>) {
-    constexpr Index own = upper ? step : 0;  // from a place to the number that fills it, if in the same vector
+    constexpr Index own = upper ? step : 0;  // distance from a lane to the number that fills it, if that is in the same vector
     return __builtin_shufflevector(low, high, (place & step ? lanes + own - step : own) + place...);
 }
 

@@ -1,5 +1,5 @@
-// Checks of sizes, and the number of values that each tensor must hold for them. bind.cpp calls them before a kernel, which
-// trusts its caller, accesses any memory.
+// Checks of sizes, and the number of values that each tensor must have for them. bind.cpp calls these checks before each
+// kernel, because kernels do not check their arguments.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ inline void require_between(const char* name, Size value, Size low, Size high) {
                         std::to_string(high));
 }
 
-constexpr Size max_size = INT32_MAX;  // of any one size; products of sizes are checked for overflow
+constexpr Size max_size = INT32_MAX;  // largest single size; products of sizes are checked for overflow
 
 constexpr int max_threads = 4096;
 
@@ -39,7 +39,7 @@ inline Size product(std::initializer_list<Size> sizes) {
     return all;
 }
 
-// Values from the first channel of the first pixel to the last channel of the last, `step` from pixel to pixel.
+// Number of values from the first channel of the first pixel to the last channel of the last, with pixels `step` apart.
 inline Size reach(Size pixels, Size step, Size channels) {
     return pixels > 0 ? product({pixels - 1, step}) + channels : 0;
 }

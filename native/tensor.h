@@ -17,7 +17,7 @@ class Tensor {
   public:
     enum class Kind { none, float32, bfloat16 };
 
-    // `tensor`: a dense one on the CPU, or None.
+    // `tensor`: a dense tensor on the CPU, or None.
     Tensor(const char* name, nb::handle tensor) : name_(name) {
         if (tensor.is_none()) return;
         static const Words words;
@@ -26,7 +26,7 @@ class Tensor {
         if (kind_ == Kind::none) refuse(" is neither float32 nor bfloat16");
         if (got(PyObject_GetAttr(tensor.ptr(), words.is_cpu.ptr())).ptr() != Py_True) refuse(" is not on the CPU");
         begin_ = static_cast<std::uintptr_t>(number(called(tensor, words.data_ptr)));
-        // Not the tensor's own `nbytes`, which for an expanded tensor exceeds its storage.
+        // Not the tensor's `nbytes`, which exceeds the storage of an expanded tensor.
         const Size offset = number(called(tensor, words.storage_offset));
         const Size bytes = number(called(called(tensor, words.untyped_storage), words.nbytes));
         count_ = bytes / (kind_ == Kind::float32 ? 4 : 2) - offset;
@@ -54,7 +54,7 @@ class Tensor {
     }
 
   private:
-    // Interned once: a call by C string takes three times as long.
+    // Interned once, because a call by C string takes three times as long.
     struct Words {
         nb::handle dtype = word("dtype"), is_cpu = word("is_cpu"), data_ptr = word("data_ptr"),
                    storage_offset = word("storage_offset"), untyped_storage = word("untyped_storage"),
@@ -62,7 +62,7 @@ class Tensor {
 
         static nb::handle word(const char* text) { return PyUnicode_InternFromString(text); }
         static nb::handle dtype_of(const char* name) {
-            return nb::object(nb::module_::import_("torch").attr(name)).release();  // as long as the process lives
+            return nb::object(nb::module_::import_("torch").attr(name)).release();  // never released
         }
     };
 

@@ -7,8 +7,8 @@
 
 namespace svertka::INSTRUCTIONS {
 
-// Covers the `count` channels from `channel` on, at most one vector, of `pixel` and its neighbors. All members are copies:
-// through references the compiler would have to assume that a store changes them, and reload them each time.
+// Covers `count` channels from `channel` on, at most one vector, of `pixel` and its neighbors. All members are copies: the
+// compiler would have to reload references after every store.
 template <class Number>
 struct VectorEpilogue {
     Vector bias;
@@ -21,7 +21,7 @@ struct VectorEpilogue {
 
     VectorEpilogue() = default;
 
-    // `step`: values from one pixel to the next. `width`: pixels from one line to the next.
+    // `step`: distance between pixels, in values. `width`: distance between lines, in pixels.
     ALWAYS_INLINE VectorEpilogue(const Epilogue& epilogue, Number* output, Index step, Index pixel, Index channel, Index count,
                          Index width = 0)
         : bias(epilogue.bias ? load_up_to(epilogue.bias + channel, count) : Vector{}),
@@ -39,7 +39,7 @@ struct VectorEpilogue {
           residual(epilogue.residual ? epilogue.residual + pixel * residual_step + channel : nullptr),
           output(output + pixel * step + channel) {}
 
-    // The result at the pixel `x` to the right and `y` below, of one pass; `sum` includes the bias.
+    // One pass: the result at the pixel `x` to the right and `y` below. `sum` includes the bias.
     ALWAYS_INLINE Vector apply(Vector sum, Index x, Index y = 0) const {
         if (residual) sum += load_up_to(residual + y * residual_line + x * residual_step, count);
         return clamp(sum, low, high);
@@ -49,7 +49,7 @@ struct VectorEpilogue {
 
     ALWAYS_INLINE void store(Vector sum, Index x, Index y = 0) const { store_up_to(address(x, y), apply(sum, x, y), count); }
 
-    // The second pass of two, for `pixels` pixels side by side, the first to the right and below by `x` and `y`; their sums,
+    // The second of two passes, for `pixels` neighboring pixels, the first `x` to the right and `y` below; their sums,
     // without bias, are `between` floats apart.
     [[gnu::noinline]] void finish(const float* sums, Index between, Index pixels, Index x, Index y = 0) const {
         with_activation(activation, [&](auto chosen) __attribute__((always_inline)) {

@@ -8,7 +8,7 @@
 
 namespace svertka::INSTRUCTIONS {
 
-// The sum of coefficient · x^power, from power 0 on.
+// The sum of coefficient · x^power, with powers from 0.
 ALWAYS_INLINE Vector polynomial(Vector) { return Vector{}; }
 template <class... Rest>
 ALWAYS_INLINE Vector polynomial(Vector x, float coefficient, Rest... rest) {
@@ -23,13 +23,13 @@ ALWAYS_INLINE Vector with_sign_of(Vector magnitude, Vector sign) {
     return (Vector)((Bits)magnitude | ((Bits)sign & 0x80000000u));
 }
 
-// e^x = 2^n · e^r with n the integer nearest to x / ln 2. Relative error below 2e-7; NaN stays NaN.
+// e^x = 2^n · e^r with n the integer nearest to x / ln 2. The relative error is below 2e-7; NaN stays NaN.
 ALWAYS_INLINE Vector exponential(Vector x) {
     x = clamp(x, -105.0f, 89.0f);
 #if defined(__AVX512F__)
     const Vector n = (Vector)_mm512_roundscale_ps((__m512)(x * 0x1.715476p0f), _MM_FROUND_TO_NEAREST_INT);
 #else
-    constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, which the lowest bits then hold
+    constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, held in the lowest bits
     const Vector shifted = x * 0x1.715476p0f + round, n = shifted - round;
 #endif
     const Vector r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
@@ -38,7 +38,7 @@ ALWAYS_INLINE Vector exponential(Vector x) {
 #if defined(__AVX512F__)
     return (Vector)_mm512_scalef_ps((__m512)power, (__m512)n);
 #else
-    // 2^n in two factors: n may exceed the exponents of floats.
+    // 2^n in two factors, because n may exceed the exponents of floats.
     using Integers = std::int32_t __attribute__((vector_size(lanes * sizeof(std::int32_t))));
     const Integers whole = (Integers)shifted - (Integers)(round - Vector{}), half = whole >> 1;
     return power * (Vector)((half + 127) << 23) * (Vector)((whole - half + 127) << 23);

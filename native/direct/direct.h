@@ -14,7 +14,7 @@ struct WindowAxis {
     std::ptrdiff_t size, out_size, taps, stride, pad, dilation;
 };
 
-// `in_step`, `out_step`: values from one pixel to the next; more than the channels where maps are concatenated.
+// `in_step`, `out_step`: distance between pixels, in values; more than the channels if maps are concatenated.
 struct Window {
     std::ptrdiff_t batch, in_channels, out_channels;
     WindowAxis y, x;
@@ -23,8 +23,8 @@ struct Window {
 
 enum class Pooling {
     maximum,
-    mean,         // of the pixels inside
-    padded_mean,  // of these and of the zeros around them
+    mean,         // over the pixels inside
+    padded_mean,  // over these and the padding
 };
 
 // The functions of one instruction set; each uses at most `threads` threads of the caller's OpenMP pool.

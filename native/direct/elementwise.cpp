@@ -1,5 +1,5 @@
-// Elementwise operations and normalization. Both are bound by memory, so they read each value once or, to normalize,
-// three times while it is in the cache.
+// Elementwise operations and normalization. Both are limited by memory bandwidth, so elementwise operations read each
+// value once, and normalization three times while it is in the cache.
 #include "elementwise.h"
 
 #include <cmath>
@@ -54,7 +54,7 @@ struct Pass {
         return gathered;
     }
 
-    // The last two axes as one row, where the last one alone does not fill a vector and results are contiguous: the
+    // The last two axes as one row, if the last one alone does not fill a vector and results are contiguous: the
     // offsets of both operands. Channel shuffles have such axes.
     Offsets offsets_of(const Strided::Axes& strides) const {
         Offsets offsets;
@@ -110,7 +110,7 @@ struct Pass {
     bool joined() const { return !of_input.empty(); }
     Index units() const { return shape.sizes[0] * shape.sizes[1] * shape.sizes[2] * groups * pieces; }
 
-    // Units `first` to `last`.
+    // Computes units `first` to `last`.
     template <Activation activation>
     void compute(Index first, Index last) const {
         for (Index number = first; number < last; ++number) {
@@ -160,7 +160,7 @@ struct Normalizer {
     float* output;
     Index channels = shape.channels / shape.groups;
 
-    // The mean of function(values, count) over the vectors of a group. Sums of a pixel are floats, others doubles.
+    // The mean of function(values, count) over the vectors of a group. Sums over a pixel are floats, all others doubles.
     template <class Function>
     ALWAYS_INLINE double mean_of(const float* from, Function function) const {
         double all = 0;

@@ -8,7 +8,7 @@
 
 namespace svertka {
 
-// Up to five axes, the innermost last, with the distance in values from one element to the next along each.
+// Up to five axes, innermost last, each with the distance between elements, in values.
 struct Strided {
     using Axes = std::array<std::ptrdiff_t, 5>;
     Axes sizes, input, other, output;
@@ -16,7 +16,7 @@ struct Strided {
 
 enum class Combination { first, add, subtract, multiply, divide, maximum, minimum };
 
-// The vectors that one mean and variance normalize: `groups` of the channels of `pixels` consecutive pixels.
+// Values with a common mean and variance: one of `groups` of the channels of `pixels` consecutive pixels.
 struct Normalization {
     std::ptrdiff_t batch, pixels, channels, groups, in_step, out_step;
     float epsilon;

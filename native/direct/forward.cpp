@@ -1,8 +1,8 @@
 // Convolution with any kernel as an implicit GEMM: row i of A holds the window of output pixel i.
 //
-// Images of few channels, as in a network's first layer, are read in place, a line at a time. Otherwise rows are gathered
-// in blocks (im2col.h), which are multiplied by one panel of output channels after another, so that a panel's weights
-// stay in the first-level cache for all rows of the block.
+// Images with few channels, as in a network's first layer, are read in place, one line at a time. Otherwise rows are
+// gathered in blocks (im2col.h). A block is multiplied by one panel of output channels after another, so that the panel's
+// weights stay in the L1 cache for all rows of the block.
 #include <omp.h>
 
 #include <cstring>
@@ -15,10 +15,10 @@ namespace svertka::INSTRUCTIONS {
 namespace {
 
 // KC: steps of k accumulated in registers before the sum is added to memory. Long sums lose precision, and KC rows of a
-// panel's weights fit in the first-level cache.
+// panel's weights fit in the L1 cache.
 constexpr Index KC = 128;
 
-// The tensors and sizes of one call, and its steps. `Factor`: the type that is multiplied.
+// The tensors, sizes and steps of one call. `Factor`: the type that is multiplied.
 template <class Factor>
 struct Pass {
     const Window& shape;
@@ -96,7 +96,7 @@ struct Pass {
         rows_of<vectors, whole, row_stride, max_rows>(pixel, a, block, products);
     }
 
-    // `whole`: all channels of each vector exist; otherwise some are missing in the panel's last vector.
+    // `whole`: every vector is full; otherwise the panel's last vector lacks some channels.
     template <int vectors, bool whole, Index row_stride, int count>
     [[gnu::noinline]] void rows_of(Index pixel, const Factor* a, const Block& block, float* products) const {
         const bool add = block.add, last = block.last, later = epilogue.in_two_passes();  // copies, as in VectorEpilogue
@@ -124,12 +124,12 @@ struct Pass {
         return !narrow && windows.dense && shape.in_channels <= 4 && known;
     }
 
-    // Values of one image line with its padding.
+    // Number of values of one image line with its padding.
     Index strip() const {
         return ((shape.x.out_size - 1) * shape.x.stride + shape.x.taps) * shape.in_channels;
     }
 
-    // Compute one line of outputs. The lines that it reads are copied, with padding, to `strips`.
+    // Computes one line of outputs. The lines that it reads are copied with padding to `strips`.
     void line_of_strips(Index number, float* strips, float* products) const {
         const Index y = number % shape.y.out_size, image = number / shape.y.out_size;
         const Index channels = shape.in_channels, width = strip();

@@ -1,12 +1,12 @@
 // Grouped convolution, down to depthwise.
 //
-// Small groups: a vector holds neighboring output channels, of one group or of several whole ones, and another one their
-// inputs. What number i of a group's inputs gives to them is, for each tap, one product of vectors: the weights times the
-// input channels with the i-th of each group in all places of its outputs. With groups of one channel these are the input's
-// channels as they lie; else they change places. Where groups do not fill a vector, the last places are not used.
+// Small groups: one vector holds neighboring output channels, of one group or of several whole groups, and another vector
+// their inputs. For each tap and each i, one vector product adds the contribution of the i-th input of every group: the
+// weights times a vector that holds that input in the lanes of its group's outputs. With one channel per group, this is
+// the vector of inputs itself; otherwise its lanes are permuted. If groups do not fill a vector, its last lanes are unused.
 //
-// Wide groups, of more than 8 channels or than a vector holds: each input channel times vectors of weights, as in a product
-// of matrices.
+// Wide groups have more than 8 channels, or more than a vector has lanes: each input channel is multiplied by vectors of
+// weights, as in a matrix product.
 #include <omp.h>
 
 #include <cstring>
@@ -19,29 +19,29 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-// Vectors of small groups that are computed together: a cache line of outputs, and at least one vector.
+// Vectors of small groups that are computed together: a cache line of outputs, or at least one vector.
 constexpr Index vectors = max(16 / lanes, 1);
 
-// Outputs in x that share what they read; networks for photographs have lines of 7, 14, 28, 56 and 112, some of 8 and 16.
+// Outputs along x that share their inputs. Lines of common networks have 7, 14, 28, 56 or 112 outputs, some 8 or 16.
 constexpr Index small_block = MR > 7 ? 7 : 4, long_block = MR > 7 ? 8 : 6;
 
-// Values that fit in the first-level cache beside the outputs.
+// Values that fit in the L1 cache besides the outputs.
 constexpr Index room = 8192;
 
 constexpr Index round_up(Index size, Index part) { return ceil_div(size, part) * part; }
 
 inline Index span(const WindowAxis& axis) { return (axis.taps - 1) * axis.dilation + 1; }
 
-// Groups of `in` input and `out` output channels. They are computed in slices: some vectors of outputs of small groups with
-// one vector of inputs each, or one wide group with all of its inputs.
+// Groups of `in` input and `out` output channels, computed in slices: a few vectors of outputs of small groups with one
+// vector of inputs each, or one wide group with all its inputs.
 struct Groups {
     Index in, out;
-    bool wide = max(in, out) > min(lanes, 8);  // with more, many inputs change places
-    Index made = wide ? out : lanes / max(in, out) * out;  // outputs of a vector: of as many small groups as it holds
-    Index inputs = wide ? ceil_div(in, lanes) : vectors;   // vectors of inputs in a slice
-    Index slice = wide ? out : vectors * made;             // outputs in it
-    Index width = wide ? round_up(out, lanes) : vectors * lanes;  // and with unused places
-    Bits places[lanes] = {};  // where in a vector of inputs the outputs in its places find input `number` of their group
+    bool wide = max(in, out) > min(lanes, 8);  // with more, too many permutations
+    Index made = wide ? out : lanes / max(in, out) * out;  // outputs per vector: those of as many small groups as fit
+    Index inputs = wide ? ceil_div(in, lanes) : vectors;   // vectors of inputs per slice
+    Index slice = wide ? out : vectors * made;             // outputs per slice
+    Index width = wide ? round_up(out, lanes) : vectors * lanes;  // the same with unused lanes
+    Bits places[lanes] = {};  // for each lane of outputs, the lane of input `number` of its group
 
     Groups(Index in, Index out) : in(in), out(out) {
         if (wide) return;
@@ -52,18 +52,18 @@ struct Groups {
 
     Index slices(Index channels) const { return ceil_div(channels, slice); }
 
-    // The first input channel in vector `number` of those that the outputs from `channel` on read.
+    // The first input channel in vector `number` of the inputs that the outputs from `channel` on read.
     Index source(Index channel, Index number) const {
         return wide ? channel / out * in + number * lanes : (channel + number * made) / out * in;
     }
 };
 
-// The rows of an image that some rows of outputs read, for some vectors of channels, with the zeros on the left and right:
-// in the image pixels lie so far apart that they displace one another in the cache.
+// A copy of the rows of an image that some rows of outputs read, for some vectors of channels, with zeros on the left and
+// right. In the image itself, pixels are so far apart that they evict one another from the cache.
 struct Strip {
     const Window& shape;
     const Groups& groups;
-    Index block, of_factors;  // outputs in x that are computed together; weights of a slice
+    Index block, of_factors;  // outputs along x that are computed together; weights of a slice
     Index of_vector = ((round_up(shape.x.out_size, block) - 1) * shape.x.stride + span(shape.x)) * lanes;
     Index of_slice = groups.inputs * of_vector;
     // Rows of outputs, and slices, for which there is room, but enough rows that few are moved to the next ones:
@@ -84,8 +84,7 @@ struct Strip {
         }
     }
 
-    // Rows `first` to `last`, of what `count` slices of outputs from `channel` on read; zeros in place of channels that are
-    // not there.
+    // Copies rows `first` to `last` of the inputs of `count` slices of outputs from `channel` on; missing channels are zero.
     void fill(const float* image, Index first, Index last, Index channel, Index count, float* to) const {
         const Index step = shape.in_step, of_line = shape.x.size * step, numbers = count * groups.inputs;
         for (Index number = 0; number < numbers; ++number) {
@@ -109,16 +108,16 @@ struct Pass {
     float* output;
     Index block = groups.wide ? 2 * wide_block() : small_block;
     Index taps = shape.y.taps * shape.x.taps;
-    Index of_factors = taps * groups.in * groups.width;  // of a slice
+    Index of_factors = taps * groups.in * groups.width;  // per slice
     Strip strip{shape, groups, block, of_factors};
 
-    // Outputs in x that are computed together for two vectors of channels of a wide group; twice as many for one vector.
+    // Outputs along x that are computed together for two vectors of channels of a wide group; twice as many for one vector.
     Index wide_block() const {
         return round_up(shape.x.out_size, small_block) < round_up(shape.x.out_size, long_block) ? small_block : long_block;
     }
 
-    // Rows of outputs of a slice: what they read, its weights, the row of the image where the first windows begin, the
-    // number of rows, and the first pixel and channel that they make.
+    // Rows of outputs of a slice: their inputs, the weights of the slice, the row of the image where the first windows begin,
+    // the number of rows, and the first pixel and channel of the outputs.
     struct Band {
         const float *strip, *factors;
         Index in_y, rows, pixel, channel;
@@ -126,7 +125,7 @@ struct Pass {
     using BandFunction = void (Pass::*)(Band) const;
 
     // Rows `first` to `last` of image `number`, of slices `begin` to `end`; `memory`: room for a strip and the weights of
-    // its slices. `simple` is for small groups whose outputs fill vectors, where nothing is added.
+    // its slices. `simple` is for small groups whose outputs fill vectors, without residuals.
     void rows(Index number, Index first, Index last, Index begin, Index end, float* memory, BandFunction simple,
               BandFunction any) const {
         const float* image = input + number * shape.y.size * shape.x.size * shape.in_step;
@@ -136,12 +135,12 @@ struct Pass {
             const Index count = min(strip.slices, end - begin), channel = begin * groups.slice;
             for (Index slice = 0; slice < count; ++slice)
                 pack(channel + slice * groups.slice, factors + slice * of_factors);
-            Index there = 0;  // rows of the image from here on are not in the strip
+            Index there = 0;  // the first row of the image that is not in the strip
             for (Index y = first; y < last; y += strip.out_rows) {
                 const Index here = min(strip.out_rows, last - y), in_y = y * shape.y.stride - shape.y.pad;
                 const Index bottom = min(in_y + (here - 1) * shape.y.stride + span(shape.y), shape.y.size);
                 const Index top = max(in_y, 0);
-                if (there > top)  // the rows that the last band reads too
+                if (there > top)  // the rows that the last band reads, too
                     std::memmove(memory + (top - in_y) * strip.of_row,
                                  memory + (top - in_y + strip.out_rows * shape.y.stride) * strip.of_row,
                                  (there - top) * strip.of_row * sizeof(float));
@@ -159,7 +158,7 @@ struct Pass {
         }
     }
 
-    // The weights of the slice from `channel` on, to (panel of a wide group, tap, input in group, output).
+    // Copies the weights of the slice from `channel` on to (panel of a wide group, tap, input in group, output).
     void pack(Index channel, float* to) const {
         const Index panel = groups.wide ? NR : groups.width, apart = groups.wide ? lanes : groups.made;
         const Index end = min(channel + groups.slice, shape.out_channels);
@@ -171,7 +170,7 @@ struct Pass {
         }
     }
 
-    // For `taps` side by side, in groups of one or of several channels. What two outputs side by side read is read once.
+    // For `taps` neighboring taps, in groups of one or several channels. Inputs shared by neighboring outputs are read once.
     template <int taps, int stride, bool several, bool simple>
     [[gnu::noinline]] void band_of(Band band) const {
         constexpr Index reach = (small_block - 1) * stride + taps;
@@ -215,8 +214,8 @@ struct Pass {
                 });
     }
 
-    // For each block, `add_row(pixels, of_vector, weight, between, places, sums)` for each of its rows of taps and each input
-    // of a group. `between`: numbers from one tap's weights to the next.
+    // For each block, calls `add_row(pixels, of_vector, weight, between, places, sums)` for each row of taps and each input of
+    // a group. `between`: distance between the weights of two taps, in numbers.
     template <bool several, bool simple, class AddRow>
     ALWAYS_INLINE void each_small_block(Band band, Index stride, AddRow add_row) const {
         const Index inputs = several ? groups.in : 1, between = inputs * vectors * lanes, of_taps = shape.x.taps * between;
@@ -231,7 +230,7 @@ struct Pass {
             });
     }
 
-    // For a wide group; `stride`: in x, or 0 for any.
+    // For a wide group. `stride`: the stride along x, or 0 for any.
     template <Index block, int stride>
     void band_of_wide(Band band) const {
         for (Index done = 0; done < groups.out; done += NR, band.channel += NR, band.factors += taps * groups.in * NR) {
@@ -270,8 +269,8 @@ struct Pass {
             });
     }
 
-    // For every `block` outputs of a line, `add_row(pixels, i, sums)` for each of their rows of taps, then the epilogue.
-    // `apart`: channels from one vector to the next, of `left`.
+    // For every `block` outputs of a line, calls `add_row(pixels, i, sums)` for each row of taps, then the epilogue. `apart`:
+    // distance between vectors, of `left` channels, in channels.
     template <Index block, Index width, bool simple, class AddRow>
     ALWAYS_INLINE void each_block(Band band, Index stride, Index apart, Index left, AddRow add_row) const {
         const Index out_size = shape.x.out_size, size = shape.y.size, taps = shape.y.taps, dilation = shape.y.dilation;
@@ -284,7 +283,7 @@ struct Pass {
             const Index count = simple ? lanes : min(apart, left - part * apart);
             epilogues[part] = {after, output, shape.out_step, band.pixel, band.channel + part * apart, count, out_size};
             starts[part] = epilogues[part].bias;
-            if (later) epilogues[part].bias = Vector{};  // the sums include it
+            if (later) epilogues[part].bias = Vector{};  // the sums include the bias
         }
         const Index next = dilation * strip.of_row;
         for (Index y = 0; y < band.rows; ++y) {
@@ -360,8 +359,8 @@ void grouped(const Window& shape, std::ptrdiff_t count, const float* input, cons
     const Pass::Functions functions = pass.functions();
     const Index own = pass.strip.size + pass.strip.slices * pass.of_factors;
     float* const memory = scratch(threads * own);
-    // Some pieces of each image for every thread: slices, or where these are few bands of rows, but not more than
-    // needed, since what two of them read is read twice.
+    // Each image is divided into several pieces per thread: into slices or, if these are few, into bands of rows. There are no
+    // more bands than needed, because inputs shared by two bands are read twice.
     const Index wanted = threads == 1 ? 1 : ceil_div(4 * threads, shape.batch);
     const Index all = pass.groups.slices(shape.out_channels);
     const bool by_slices = all >= 2 * wanted;

@@ -1,4 +1,4 @@
-// im2col: the windows of images, gathered as rows of a packed matrix.
+// im2col: gathering the windows of images as rows of a packed matrix.
 #pragma once
 
 #include "../gemm.h"
@@ -18,7 +18,7 @@ struct Im2col {
     // Whether the pixels of one row of taps are contiguous.
     bool dense = shape.in_step == shape.in_channels && shape.x.dilation == 1;
 
-    // Gather rows first to last to (register tile, chunk of k, row of the tile, lane).
+    // Gathers rows `first` to `last` in the order (register tile, chunk of k, row of the tile, lane).
     void gather(Index first, Index last, Factor* to, float* line) const {
         Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
         const Index image = first / shape.x.out_size / shape.y.out_size;
@@ -73,7 +73,7 @@ struct Im2col {
                 for (Index channel = 0; channel < channels; ++channel) to[j * channels + channel] = pixel[channel];
             }
         }
-        line[depth] = 0;  // the other one of the last pair
+        line[depth] = 0;  // the second number of the last pair
         for (Index number = 0; number * lanes < depth; ++number) store(element_address(row, number), load(line + number * lanes));
     }
 };

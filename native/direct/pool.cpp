@@ -13,7 +13,7 @@ struct Pass {
     const float* input;
     float* output;
 
-    static Index inside(const WindowAxis& axis, Index start) {  // taps before the end of the padding
+    static Index inside(const WindowAxis& axis, Index start) {  // number of taps before the end of the padding
         const Index room = axis.size + axis.pad - start;
         return min(ceil_div(room, axis.dilation), axis.taps);
     }
@@ -45,7 +45,7 @@ struct Pass {
             Vector result;
             if (pooling == Pooling::maximum)
                 result = reduce(-std::numeric_limits<float>::infinity(), [](Vector best, Vector one) {
-                    return one <= best || best != best ? best : one;  // NaN stays
+                    return one <= best || best != best ? best : one;  // NaN stays NaN
                 });
             else
                 result = reduce(0.0f, [](Vector sum, Vector one) { return sum + one; }) / static_cast<float>(count);
@@ -59,7 +59,7 @@ struct Pass {
 void pool(const Window& shape, Pooling pooling, const float* input, float* output, int threads) {
     const Pass pass{shape, pooling, input, output};
     const Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
-    // Where pixels are few, as in the mean over whole maps, threads share the channels.
+    // If there are few pixels, as for the mean over whole maps, threads divide the channels.
     const Index pieces = pixels >= 4 * threads ? 1 : threads;
     const Index piece = ceil_div(ceil_div(shape.in_channels, lanes), pieces) * lanes;
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -1,4 +1,4 @@
-// The product of complex matrices at one frequency, in four real multiplications an element.
+// The product of complex matrices at one frequency, with four real multiplications per product.
 #pragma once
 
 #include "dft.h"
@@ -9,9 +9,9 @@ namespace svertka::INSTRUCTIONS::fft {
 // A is at row · row_stride + k · step_stride in a chunk of `lanes` steps, `chunk` floats apart, its imaginary part
 // `lanes` floats behind; B at k · b_stride; C at row · pair, `add`: to what is there.
 //
-// As many registers as for two real vectors of columns, and each element of A and B that is read is used twice. Three
-// multiplications (Gauss) would need sums of real and imaginary parts, half as much memory again for A and for B, of
-// which the latter is what is read from the second-level cache.
+// This takes as many registers as two real vectors of columns, and uses each element of A and B twice. Three
+// multiplications (Gauss) would need sums of real and imaginary parts, which increase the memory of A and B by half; B is
+// read from the L2 cache.
 template <int count, Index row_stride, Index step_stride, bool conjugate = false>
 void complex_block(const float* a, Index chunk, const float* b, Index b_stride, float* c, Index depth, bool add) {
     Complex sums[count] = {};

@@ -6,15 +6,14 @@
 
 namespace svertka::INSTRUCTIONS::fft {
 
-constexpr Index pair = 2 * lanes;  // floats of a vector of complex numbers: the real parts, then the imaginary ones
+constexpr Index pair = 2 * lanes;  // floats per vector of complex numbers: the real parts, then the imaginary parts
 
 struct Complex {
     Vector re, im;
 };
 
-// Where a line's numbers are: that at place t is at re + place[t] and im + place[t]. One with place[t] < 0 is a zero
-// where it is read, and left out where it is written. (That most of a kernel's line is zeros saves no time: steps without
-// the sums of zeros were as slow, since what they wait for is memory.)
+// The addresses of a line's numbers: number t is at re + place[t] and im + place[t]. If place[t] < 0, it is read as zero
+// and not written. (Skipping the zeros of a kernel's line saves no time, because the steps are limited by memory.)
 struct Source {
     const float *re, *im;
     const Index* place;
@@ -27,7 +26,7 @@ struct Target {
 using FirstStep = void(Index count, const Source&, const float* roots, float* room);
 using SecondStep = void(Index count, const float* room, const Target&);
 
-// Numbers of lines that can be transformed, each a · b, two radices that are compiled.
+// Lengths that can be transformed, each a product a · b of two compiled radices.
 struct Length {
     int a, b;
     constexpr Index size() const { return a * b; }
@@ -41,9 +40,9 @@ class Dft {
     explicit Dft(Length length);
 
     Index size() const { return size_; }
-    Index frequencies() const { return size_ / 2 + 1; }  // that a line of real numbers has
+    Index frequencies() const { return size_ / 2 + 1; }  // of a line of real numbers
 
-    // `room`, here and below: for 2 · size complex vectors.
+    // `room`, here and below, holds 2 · size complex vectors.
     void transform(const Source& from, const Target& to, float* room) const {
         first_(b_, from, roots_, room);
         second_(a_, room, to);
@@ -54,7 +53,7 @@ class Dft {
         transform({from.im, from.re, from.place}, {to.im, to.re, to.place}, room);
     }
 
-    // Two lines a and b of real numbers at once, from.re and from.im: of z = a + ib the transform is ẑ = â + ib̂, and
+    // Transforms two lines a and b of real numbers at once, from.re and from.im: for z = a + ib, ẑ = â + ib̂, and
     // the conjugate of ẑ(−v) is â(v) − ib̂(v). Half of each line is kept, times 2, number v at v · stride.
     void transform_two(const Source& from, float* a, float* b, Index stride, float* room) const {
         float* const line = room + size_ * pair;

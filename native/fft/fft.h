@@ -7,11 +7,11 @@
 namespace svertka {
 
 namespace fft {
-constexpr std::ptrdiff_t max_length = 128;  // length of a transform, hence the largest span of an axis's taps
+constexpr std::ptrdiff_t max_length = 128;  // length of a transform, and so the largest span of an axis's taps
 }
 
 // One axis of a correlation: out[stride · q] = Σ_i taps[i] · laid[q + dilation · i], and laid has input k at place
-// spacing · k + pad and zeros elsewhere. `pad` may be negative: then the first inputs are not read.
+// spacing · k + pad and zeros elsewhere. If `pad` is negative, the first inputs are not read.
 struct Axis {
     std::ptrdiff_t size, out_size, taps, pad, dilation, spacing, stride;
 };
@@ -23,7 +23,7 @@ struct Correlation {
 };
 
 // The functions of one instruction set; each uses at most `threads` threads of the caller's OpenMP pool, and every
-// result is the same for any number of them.
+// result is the same for any number of threads.
 struct Fourier {
     // Weights (out_channels, taps, taps, in_channels). With `adjoint` they are (in_channels, taps, taps, out_channels)
     // and read rotated: that is the input gradient of a convolution with the channels exchanged, stride and spacing

@@ -1,8 +1,8 @@
 // FFT convolution; with adjoint weights, its input gradient.
 //
-// Tiles of the images are transformed. Then, for some panels of output channels after another, the rows of their
-// kernels are transformed; the columns only when their frequency along x is multiplied, into memory that stays in a
-// cache, since whole kernels, as large as a circle, are many times what the weights are. At last the tiles of the
+// First, the tiles of the images are transformed. Then, for a few panels of output channels at a time, the rows of their
+// kernels are transformed. The columns are transformed only when their frequency along x is multiplied, into memory that
+// stays in a cache, because whole transformed kernels are many times as large as the weights. Finally, the tiles of the
 // results are transformed back.
 #include <omp.h>
 
@@ -14,7 +14,7 @@
 namespace svertka::INSTRUCTIONS::fft {
 namespace {
 
-// Inputs whose kernels' columns are transformed and multiplied at a time.
+// Number of inputs whose kernel columns are transformed and multiplied together.
 constexpr Index KC = 32;
 
 struct Pass {
@@ -27,7 +27,7 @@ struct Pass {
     float scale = 0.25f / static_cast<float>(grid.columns.size() * grid.rows.size());
     Index column_stride = KC * pair + pair;
 
-    // Rows of the kernels from one group of inputs to panel `number`, to panel `local` of `rows`.
+    // Transforms the kernel rows from one group of inputs to panel `number` into panel `local` of `rows`.
     void transform_rows(Index number, Index local, Index group, float* strips, const Workspace& room) const {
         const Index first = group * lanes, last = min(first + lanes, weights.depth), size = weights.taps_x * lanes;
         Index place[max_length];
@@ -44,7 +44,7 @@ struct Pass {
         }
     }
 
-    // All products at the frequencies v along x with one panel's kernels.
+    // Computes all products with one panel's kernels at the frequencies v along x.
     void multiply(Index number, Index local, Index v, Index tiles, float* columns, const Workspace& room) const {
         Index down[max_length], frequency[max_length];
         taps_y.by_order(grid.columns.size(), pair, down);
@@ -76,7 +76,7 @@ void forward(const Correlation& shape, const float* input, const float* weights,
     if (grid.count() == 0) return;
     const Index groups = ceil_div(shape.in_channels, lanes), panels = ceil_div(shape.out_channels, lanes);
     const Index block = grid.block, height = ceil_div(block, ceil_div(block, MR));
-    // Panels at a time: as many as have their kernels' rows in 16 MiB, or one.
+    // Number of panels at a time: as many as have kernel rows of 16 MiB, at least one.
     Pass pass{.shape = shape,
               .grid = grid,
               .weights = {weights, adjoint, shape.in_channels, shape.out_channels, shape.y.taps, shape.x.taps},

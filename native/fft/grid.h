@@ -19,7 +19,7 @@ class Grid {
     OverlapSaveAxis y, x;
     Dft columns, rows;  // the transforms along y and along x
 
-    Index block;  // tiles at a time
+    Index block;  // number of tiles at a time
 
     Index count() const { return batch_ * y.tiles() * x.tiles(); }
     Index frequencies() const { return columns.size() * rows.frequencies(); }
@@ -39,7 +39,7 @@ class Grid {
         block = ceil_div(count(), max(blocks(shape, count(), frequencies()), 1));
     }
 
-    // As many blocks of tiles as it takes for each to lie transformed in 64 MiB, but none below a register block.
+    // Enough blocks of tiles that the transform of each takes 64 MiB at most, but no block smaller than a register block.
     static Index blocks(const Correlation& shape, Index tiles, Index frequencies) {
         const Index channels = ceil_div(shape.in_channels, lanes) + ceil_div(shape.out_channels, lanes);
         return ceil_div(tiles, max((Index{1} << 24) / (frequencies * channels * pair), MR));
@@ -57,7 +57,7 @@ class Grid {
         return found;
     }
 
-    // Operations on vectors, roughly.
+    // Approximate number of vector operations.
     static double cost(const Correlation& shape, Length y, Length x) {
         const OverlapSaveAxis rows(shape.y, y), columns(shape.x, x);
         if (!rows.fits() || !columns.fits()) return INFINITY;

@@ -1,9 +1,9 @@
 // Overlap-save: the division of an axis into tiles that are correlated by circular transforms.
 //
-// A tile is `step` outputs side by side, not yet thinned by the stride. They read `step` + span − 1 places, which lie on
-// a circle of as many: then what a transform of the circle's length computes for these outputs is right, and what it
-// computes for others is not used (overlap-save). If one tile is all there is, a smaller circle will do, since the
-// zeros before the first input may be the same as those behind the last.
+// A tile is `step` neighboring outputs, before the stride leaves any out. They read `step` + span − 1 positions, which fit
+// on a circle of that length. A transform of the circle's length computes these outputs correctly; its other outputs are
+// not used (overlap-save). A single tile fits on a smaller circle, because the zeros before the first input may be the same
+// as those behind the last.
 #pragma once
 
 #include "dft.h"
@@ -12,11 +12,11 @@ namespace svertka::INSTRUCTIONS::fft {
 
 using svertka::fft::max_length;
 
-// Where on a circle some of an axis lie: number `index`[m] at `place`[m].
+// The positions of some numbers of an axis on a circle: number `index`[m] is at `place`[m].
 struct Places {
     Index count = 0, index[max_length], place[max_length];
 
-    // For each place of a circle of `size` where its number is, m · stride or index · stride, or −1.
+    // For each position of a circle of `size`, the offset of its number, m · stride or index · stride, or −1.
     void by_order(Index size, Index stride, Index* to) const { fill(size, to, [=](Index m) { return m * stride; }); }
     void by_index(Index size, Index stride, Index* to) const {
         fill(size, to, [=, this](Index m) { return index[m] * stride; });
@@ -30,7 +30,7 @@ struct Places {
     }
 };
 
-// Places that the taps span, and the outputs if none were left out by the stride.
+// Positions that the taps span, and the outputs without stride.
 inline Index span(const Axis& axis) { return axis.dilation * (axis.taps - 1) + 1; }
 inline Index outputs(const Axis& axis) { return axis.stride * (axis.out_size - 1) + 1; }
 
@@ -45,14 +45,14 @@ class OverlapSaveAxis {
 
     bool fits() const { return span(axis_) <= size_; }
     Index tiles() const { return tiles_; }
-    Index reach() const { return min(size_, step_ + span(axis_) - 1); }  // places that a tile reads
+    Index reach() const { return min(size_, step_ + span(axis_) - 1); }  // positions that a tile reads
 
     Places inputs(Index tile) const { return some(axis_.size, axis_.spacing, axis_.pad - tile * step_, reach()); }
     Places outputs(Index tile) const { return some(axis_.out_size, axis_.stride, -tile * step_, step_); }
     Places taps() const { return some(axis_.taps, axis_.dilation, 0, size_); }
 
   private:
-    // The numbers 0 to count − 1, number k at first + k · step, as far as that is from 0 to below `size`.
+    // Those of the numbers 0 to count − 1 whose position, first + k · step, is at least 0 and below `size`.
     static Places some(Index count, Index step, Index first, Index size) {
         Places found;
         Index index = first < 0 ? ceil_div(-first, step) : 0;

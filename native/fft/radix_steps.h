@@ -2,8 +2,8 @@
 //
 // With n = a · b numbers (Cooley & Tukey 1965), input place b · i + j and output place k + a · l,
 //     X(k + a · l) = Σ_j e^(−2πi jl/b) · [ e^(−2πi jk/n) · Σ_i e^(−2πi ik/a) · x(b · i + j) ],
-// a transforms of b numbers after b transforms of a numbers; these short ones are unrolled and stay in registers. Nothing
-// is shuffled, since lanes do not meet.
+// a transforms of b numbers follow b transforms of a numbers. These short transforms are unrolled and stay in registers.
+// Lanes are independent, so nothing is shuffled.
 #pragma once
 
 #include "dft.h"
@@ -35,14 +35,14 @@ ALWAYS_INLINE Complex rotate(Complex z) {
     return {re * z.re - im * z.im, re * z.im + im * z.re};
 }
 
-// x(0), x(1), … x(n − 1) become their transform.
+// Replaces x(0), x(1), … x(n − 1) with their transform.
 template <int n>
 ALWAYS_INLINE void transform(Complex* x) {
     if constexpr (n == 2) {
         const Complex a = x[0], b = x[1];
         x[0] = {a.re + b.re, a.im + b.im};
         x[1] = {a.re - b.re, a.im - b.im};
-    } else if constexpr (n % 2 == 1) {  // 3 or 5: what opposite roots share is computed once
+    } else if constexpr (n % 2 == 1) {  // 3 or 5; sums shared by opposite roots are computed once
         Complex sums[n / 2], differences[n / 2], total = x[0];
         unrolled<n / 2>([&](auto j) __attribute__((always_inline)) {
             const Complex a = x[j + 1], b = x[n - 1 - j];
@@ -78,7 +78,7 @@ ALWAYS_INLINE void transform(Complex* x) {
     }
 }
 
-// The first step: `count` = n / radix transforms of `radix` numbers, to (k, j) of `room`. `roots`: a row for each j.
+// The first step: `count` = n / radix transforms of `radix` numbers, stored at (k, j) of `room`. `roots`: one row per j.
 template <int radix>
 void first_step(Index count, const Source& from, const float* roots, float* room) {
     for (Index j = 0; j < count; ++j, roots += 2 * radix) {
@@ -97,7 +97,7 @@ void first_step(Index count, const Source& from, const float* roots, float* room
     }
 }
 
-// The second: `count` = n / radix transforms of `radix` numbers.
+// The second step: `count` = n / radix transforms of `radix` numbers.
 template <int radix>
 void second_step(Index count, const float* room, const Target& to) {
     for (Index k = 0; k < count; ++k, room += radix * pair) {

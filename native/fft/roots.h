@@ -1,4 +1,4 @@
-// Roots of unity, at compile time as well as at run time: hence in the namespace of the instruction set (simd.h).
+// Roots of unity, at compile time and at run time, and so in the namespace of the instruction set (simd.h).
 #pragma once
 
 namespace svertka::INSTRUCTIONS::fft {

@@ -5,15 +5,15 @@
 
 namespace svertka::INSTRUCTIONS::fft {
 
-// Numbers for each frequency (v along x, u along y), tile and channel. Of one frequency (block of `height` tiles, group
-// of channels, tile, a complex vector): a register block of a product reads that from front to back.
+// Numbers for each frequency (v along x, u along y), tile and channel. Those of one frequency are in the order (block of
+// `height` tiles, group of channels, tile, complex vector), in which a register block of a product reads them.
 struct TileSpectra {
     float* numbers;
     Index groups, height, columns;  // `columns`: frequencies along y
-    Index stride;                   // floats from one frequency to the next
+    Index stride;                   // distance between frequencies, in floats
 
-    static Index size(Index tiles, Index groups, Index height) {  // of one frequency
-        return ceil_div(tiles, height) * height * groups * pair + pair;  // not a multiple of a page: cache conflicts
+    static Index size(Index tiles, Index groups, Index height) {  // floats per frequency
+        return ceil_div(tiles, height) * height * groups * pair + pair;  // not a multiple of a page, which would cause cache conflicts
     }
     float* at(Index v, Index u, Index tile, Index group) const {
         return numbers + (v * columns + u) * stride +
@@ -26,7 +26,7 @@ struct Workspace {
     static constexpr Index of_lines = 2 * max_length * pair, of_strip = max_length * lanes;
 
     float *lines, *strips, *middle;
-    Index stride;  // floats from one frequency along x to the next
+    Index stride;  // distance between frequencies along x, in floats
 
     Workspace(float* from, const Grid& grid)
         : lines(from), strips(lines + of_lines), middle(strips + 2 * of_strip), stride(grid.columns.size() * pair + pair) {}
@@ -45,8 +45,8 @@ struct Images {
     }
 };
 
-// Of the pixels of `rows` and `columns`, channels `lanes` · group and following, the transform, times 2, to number
-// `index` of `to`.
+// Transforms the pixels of `rows` and `columns`, channels from `lanes` · group on, and stores twice the transform as
+// number `index` of `to`.
 inline void transform_tile(const Grid& grid, const Images<const float>& from, Index image, const Places& rows,
                    const Places& columns, Index group, const Workspace& room, const TileSpectra& to, Index index) {
     const Index count = from.channels - group * lanes;  // channels left
@@ -79,7 +79,7 @@ inline void transform_tile(const Grid& grid, const Images<const float>& from, In
     }
 }
 
-// The outputs of one tile, from number `index` of `from`, times the circles' sizes.
+// Computes the outputs of one tile, times the circles' sizes, from number `index` of `from`.
 inline void inverse_transform_tile(const Grid& grid, const TileSpectra& from, Index index, Tile tile, Index group, const Workspace& room,
                    const Images<float>& to) {
     const Places rows = grid.y.outputs(tile.y), columns = grid.x.outputs(tile.x);

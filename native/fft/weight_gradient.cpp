@@ -9,7 +9,7 @@
 namespace svertka::INSTRUCTIONS::fft {
 namespace {
 
-constexpr int height = lanes < 16 ? 4 : 8;  // of the register block: a divisor of `lanes`
+constexpr int height = lanes < 16 ? 4 : 8;  // height of the register block, a divisor of `lanes`
 
 struct Pass {
     const Correlation& shape;
@@ -21,7 +21,7 @@ struct Pass {
     float scale = 0.25f / static_cast<float>(grid.columns.size() * grid.rows.size());
     Index column_stride = lanes * pair + pair;
 
-    // The columns at the frequencies v along x, for one group of outputs and the inputs of panel `number`.
+    // Computes the columns at the frequencies v along x, for one group of outputs and the inputs of panel `number`.
     void multiply(Index number, Index local, Index group, Index v, Index tiles, float* columns,
                   const Workspace& room) const {
         Index down[max_length], frequency[max_length];
@@ -41,7 +41,7 @@ struct Pass {
         }
     }
 
-    // The weights that join the inputs of panel `number` to one output, `onto`: added to what is there.
+    // Computes the weights from the inputs of panel `number` to one output; with `onto`, adds to them.
     void inverse_transform(Index number, Index local, Index output, bool onto, const Workspace& room) const {
         const Index count = min(lanes, shape.in_channels - number * lanes);
         Index place[max_length];

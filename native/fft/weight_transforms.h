@@ -5,12 +5,12 @@
 
 namespace svertka::INSTRUCTIONS::fft {
 
-// The transformed rows of the kernels that join `depth` channels to some panels of `lanes` others:
-// (panel, frequency along x, channel of the depth, row of taps, a complex vector of the panel's).
+// The transformed rows of the kernels from `depth` channels to some panels of `lanes` channels:
+// (panel, frequency along x, one of the `depth` channels, row of taps, complex vector of the panel).
 struct TransformedRows {
     float* numbers;
     Index depth, taps, frequencies;
-    Index stride = depth * taps * pair + pair;  // floats from one frequency to the next
+    Index stride = depth * taps * pair + pair;  // distance between frequencies, in floats
 
     float* at(Index panel, Index v, Index channel, Index row) const {
         return numbers + (panel * frequencies + v) * stride + (channel * taps + row) * pair;
@@ -22,8 +22,8 @@ struct Weights {
     bool adjoint;
     Index depth, width, taps_y, taps_x;
 
-    // Row `row` of the kernels from the channels first to last to panel `number`, times `scale`, to (channel, tap,
-    // number in the panel); what is not there is zero.
+    // Copies row `row` of the kernels from channels `first` to `last` to panel `number`, times `scale`, in the order (channel,
+    // tap, number in the panel); missing channels are zero.
     void read(Index number, Index first, Index last, Index row, float scale, float* to) const {
         const Index output = number * lanes, outputs = min(lanes, width - output);
         for (Index tap = 0; tap < taps_x; ++tap, to += lanes)

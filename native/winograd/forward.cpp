@@ -1,8 +1,8 @@
 // Winograd convolution F(4×4, 3×3); with adjoint weights, its input gradient.
 //
-// Tiles are processed in blocks across the whole batch: the input transform of a block, then for each panel of output
-// channels the 36 products with the panel's transformed weights and the output transform, so that intermediate results
-// stay in cache.
+// Tiles are processed in blocks across the whole batch. A block's input transform is followed, for each panel of output
+// channels, by the 36 products with the panel's transformed weights and the output transform, so that intermediate results
+// stay in a cache.
 #include <omp.h>
 
 #include "../vector_epilogue.h"
@@ -16,11 +16,11 @@ namespace svertka::INSTRUCTIONS {
 namespace {
 
 // KC: factors accumulated in registers before the sum is added to memory. This reduces the error at 256 channels of 28×28
-// pixels from 1.44e-6 of the results' root mean square to 8.1e-7, for 2 % of the time.
+// pixels from 1.44e-6 of the results' root mean square to 8.1e-7 and takes 2 % of the time.
 constexpr Index KC = 64;
 
-// One call: its tensors and sizes, and the steps of which it is made. Images are made of `Number`s; what is multiplied
-// are `Factor`s, floats or pairs of inputs.
+// The tensors, sizes and steps of one call. Images consist of `Number`s. `Factor`s are multiplied: floats or pairs of
+// inputs.
 template <class Number, class Factor>
 struct Pass {
     const Convolution& shape;
@@ -30,16 +30,16 @@ struct Pass {
     Tiles tiles;
     Images<Number> input;
     Index block;  // tiles
-    Index depth;  // input channels whose weights lie transformed at a time
+    Index depth;  // input channels whose weights are transformed at a time
     bool stream;    // outputs exceed the cache and fill whole cache lines: use non-temporal stores
     static constexpr Index several = values_per<Factor>;
     Index groups = ceil_div(shape.in_channels, several * lanes), panels = ceil_div(shape.out_channels, NR);
-    // Factors from one frequency to the next of the tiles and a panel's weights, floats of a panel's products.
+    // Distance between frequencies: in factors for the tiles and a panel's weights, in floats for a panel's products.
     Index tile_stride = ceil_div(block, MR) * MR * groups * lanes + lanes;
     Index weight_stride = ceil_div(depth, several) * NR + lanes;
     Index product_stride = block * NR + lanes;
 
-    // Tile `index` of its block, to (frequency, register block, group of channels, row of the register block, lane).
+    // Transforms tile `index` of its block into (frequency, register block, group of channels, row of the block, lane).
     void transform_input(const Tile& tile, Index index, Factor* to) const {
         to += (index / MR * groups * MR + index % MR) * lanes;
         transform_tile<winograd::data_matrix>(input, tile.image, tile.y - shape.pad_y, tile.x - shape.pad_x,
@@ -47,8 +47,8 @@ struct Pass {
                                            [=](Index group) { return element_address(to, group); });
     }
 
-    // Inputs first to last of one panel, to (frequency, input, output in its panel); `room` is for depth · taps · panel
-    // numbers.
+    // Transforms the weights of one panel for inputs `first` to `last` into (frequency, input, output in the panel). `room`
+    // holds depth · taps · panel numbers.
     void transform_weights(Index number, Index first, Index last, float* room, Factor* to) const {
         if (weights.narrow)
             transform_taps(weights.narrow_packed(number, first), last - first, to);
@@ -56,7 +56,7 @@ struct Pass {
             transform_taps(weights.packed(number, first, last, room), last - first, to);
     }
 
-    // With few tiles most of the time goes to reading the weights; prefetching halves it.
+    // With few tiles, reading the weights takes most of the time; prefetching halves it.
     template <class Source>
     void transform_taps(const Source* from, Index inputs, Factor* to) const {
         for (Index input = 0; input < inputs; ++input, from += taps * NR)
@@ -77,7 +77,7 @@ struct Pass {
             }
     }
 
-    // The 36 products of a block and one panel's weights of inputs first to last.
+    // Computes the 36 products of a block and one panel's weights for inputs `first` to `last`.
     void multiply(Range here, const Factor* transformed_tiles, const Factor* transformed_weights, Index first, Index last,
                   float* products) const {
         const Index begin = first / several, end = ceil_div(last, several);
@@ -141,15 +141,15 @@ struct Pass {
     }
 };
 
-// How the work is cut. Either `shared`: one block of tiles at a time, of which each thread takes panels and transforms
-// their weights when it needs them, `depth` inputs at a time, so that these stay in its cache; transformed, weights are
-// four times as many numbers, and to fetch them from memory takes longer than to transform them anew. Or all weights
-// are transformed first, which pays where many tiles use them, and each thread takes blocks.
+// The division of the work. If `shared`, blocks of tiles are processed one after another; each thread takes panels of a
+// block and transforms their weights when it needs them, `depth` inputs at a time, so that they stay in its cache.
+// Transformed weights have four times as many numbers, and reading them from memory takes longer than transforming them
+// again. Otherwise all weights are transformed first, which is faster if many tiles use them, and each thread takes blocks.
 struct Plan {
     bool shared;
     Index block, depth;
 
-    // `several`: numbers in a factor.
+    // `several`: number of inputs in a factor.
     Plan(const Convolution& shape, Index several, Index tiles, int threads) {
         const Index panels = ceil_div(shape.out_channels, NR);
         const bool fits = frequencies * shape.in_channels * panels * NR <= several << 24;  // 64 MiB
@@ -178,7 +178,7 @@ void compute(const Convolution& shape, const Number* input, const Weights& weigh
                               .depth = plan.depth,
                               .stream = lines && size > Index{1} << 20};
 
-    // Floats, or pairs, of each part of the scratch memory; what threads share lies before what each has of its own.
+    // Sizes of the parts of the scratch memory, in floats or pairs; shared parts come before those of each thread.
     const Index of_tiles = frequencies * pass.tile_stride, of_weights = frequencies * pass.weight_stride;
     const Index of_products = frequencies * pass.product_stride, of_zeros = ceil_div(shape.in_channels, lanes) * lanes;
     const Index of_room = plan.depth * taps * NR;

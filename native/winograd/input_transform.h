@@ -11,11 +11,11 @@ template <class Number>
 struct Images {
     const Number* pixels;  // (image, height, width, channels)
     Index height, width, channels;
-    const Number* zeros;  // `channels` of them, in place of pixels outside
-    Index step;           // numbers from one pixel to the next
+    const Number* zeros;  // `channels` zeros, used as pixels outside the image
+    Index step;           // distance between pixels, in numbers
 };
 
-// One element of pairs; storing the first sets the second to zero.
+// One element of a pair; storing the first sets the second to zero.
 struct First {
     Pair pair;
 };
@@ -26,9 +26,9 @@ struct Second {
 ALWAYS_INLINE void store(First* to, Vector vector) { store(&to->pair, bf16_bits(vector)); }
 ALWAYS_INLINE void store(Second* to, Vector vector) { store(&to->pair, load(&to->pair) | bf16_bits(vector) << 16); }
 
-// Transforms the tile of pixels from (y, x) on, as many as the matrix has columns, for all channels: of the channels
-// `lanes` · group and following, number `frequency` goes to place(group) + frequency · stride. Pixels behind `height`
-// rows or `width` columns of the tile count as zero, as those outside the image do.
+// Transforms the tile that begins at pixel (y, x), with as many rows and columns as the matrix has columns. For the
+// channels from `lanes` · group on, number `frequency` is stored at place(group) + frequency · stride. Pixels outside the
+// image, and those behind `height` rows or `width` columns of the tile, count as zero.
 template <const auto& matrix, class Number, class Place>
 void transform_tile(const Images<Number>& from, Index image, Index y, Index x, Index height, Index width, Index stride,
                  Place place) {
@@ -43,8 +43,8 @@ void transform_tile(const Images<Number>& from, Index image, Index y, Index x, I
         }
     const Index groups = ceil_div(from.channels, lanes), rest = from.channels % lanes;
     for (Index group = 0; group < groups; ++group) {
-        // What the tile after the next will read, or something harmless: without it spreading is bound by memory, and
-        // the passes over large images take a tenth to a quarter longer.
+        // Prefetches the pixels of the tile after the next. Without it, the transform waits for memory, and passes over large
+        // images take 10 % to 25 % longer.
         for (Index i = 0; i < size; ++i)
             for (Index j = 0; j < outputs; ++j)
                 __builtin_prefetch(pixel[i][j] + group * lanes + 2 * outputs * from.step, 0, 2);

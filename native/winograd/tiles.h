@@ -6,11 +6,11 @@
 
 namespace svertka::INSTRUCTIONS {
 
-constexpr Index outputs = 4;  // of a whole tile, along one axis
-constexpr Index frequencies = winograd::points * winograd::points;  // pairs of points: the products of a tile
+constexpr Index outputs = 4;  // outputs of a whole tile along one axis
+constexpr Index frequencies = winograd::points * winograd::points;  // pairs of points, which are the products of a tile
 
-// One axis: `whole` tiles of four outputs, then short ones of three. For them the point ∞ is not needed, five products
-// instead of six, so that 7 = 4 + 3 costs 11 and 14 = 4 + 4 + 3 + 3 costs 22. The last may be shorter still.
+// One axis: `whole` tiles of four outputs, then short tiles of three, which do not need the point ∞: five products instead
+// of six. So 7 = 4 + 3 outputs take 11 products and 14 = 4 + 4 + 3 + 3 take 22. The last tile may be even shorter.
 struct Axis {
     Index size, count, whole;
 
@@ -20,16 +20,16 @@ struct Axis {
 };
 
 struct Tile {
-    Index image, y, x;    // of its first output
+    Index image, y, x;    // position of its first output
     Index height, width;    // outputs
 };
 
 struct Range {
-    Index first, last;  // exclusive of `last`
+    Index first, last;  // `last` is excluded
 };
 
-// The tiles of all images in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both.
-// In this order those that need a given pair of points lie side by side.
+// The tiles of all images in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both. In
+// this order, the tiles that need a given pair of points are contiguous.
 class Tiles {
   public:
     Tiles(Index batch, Index height, Index width) : y_(height), x_(width), batch_(batch) {
@@ -42,7 +42,7 @@ class Tiles {
     Index count() const { return bounds_[4]; }
 
     // The part of `block` that needs the product of points (frequency / 6, frequency % 6), counted from its start; {0, 0}
-    // if none does, so that no multiple of anything lies in it.
+    // if it is empty.
     Range needing(Index frequency, Range block) const {
         const bool y = frequency / winograd::points == winograd::infinity;
         const bool x = frequency % winograd::points == winograd::infinity;

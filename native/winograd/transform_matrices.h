@@ -1,19 +1,18 @@
 // The Winograd transform matrices, computed from interpolation points at compile time in exact fractions (Cook–Toom).
 //
 // m outputs of a correlation with r taps, y_k = Σ_j g_j d_(k+j), are the transpose of a product of two polynomials, one
-// with r and one with m coefficients. Toom and Cook multiply polynomials by their values: at n − 1 = m + r − 2 points p
-// and at ∞ (the leading coefficient) both are evaluated, the n values multiplied, and the product s is recovered by
-// Lagrange's formula,
+// with r and one with m coefficients. Toom and Cook evaluate both polynomials at n − 1 = m + r − 2 points p and at ∞ (the
+// leading coefficient), multiply the n values, and recover the product s by Lagrange's formula,
 //     s(x) = Σ_p s(p) · Π_(q≠p) (x − q) / (p − q)  +  s_∞ · Π_q (x − q).
 // Transposed (Lavin & Gray 2016, eq. 5 and 8): y = Aᵀ [(G g) ⊙ (Bᵀ d)], with
 //     G   values of a polynomial with r coefficients, divided by Π_(q≠p) (p − q)   n × r
 //     Aᵀ  the powers of the points, column by column                               m × n
 //     Bᵀ  the coefficients of Π_(q≠p) (x − q), and for ∞ of Π_q (x − q)            n × n
-// Only G has divisions; with the points below all of Aᵀ and Bᵀ are exact in float32.
+// Only G has divisions; with the points below, Aᵀ and Bᵀ are exact in float32.
 //
-// n = 6 with the points 0, ±5/8, ±3/2, ∞: half the rounding error of the usual 0, ±1, ±2, ∞. Both F(4,3), m = 4
-// outputs of r = 3 taps, and F(3,4), the weight gradient's, use them, hence the same Bᵀ.
-// What m = 3 outputs of a tile need, F(3,3), is inside F(4,3): without its last output, row ∞ is not used at all.
+// Here n = 6 and the points are 0, ±5/8, ±3/2, ∞, with half the rounding error of the usual 0, ±1, ±2, ∞. F(4,3), with
+// m = 4 outputs of r = 3 taps, and F(3,4), for the weight gradient, use the same points and so the same Bᵀ. F(3,3), for
+// tiles of m = 3 outputs, is contained in F(4,3): without the last output, row ∞ is not used.
 #pragma once
 
 namespace svertka::winograd {
@@ -42,7 +41,7 @@ struct Fraction {
 
 constexpr int points = 6;        // n
 constexpr int infinity = 5;      // the index of ∞
-constexpr Fraction finite[] = {{0}, {5, 8}, {-5, 8}, {3, 2}, {-3, 2}};  // opposite points side by side
+constexpr Fraction finite[] = {{0}, {5, 8}, {-5, 8}, {3, 2}, {-3, 2}};  // opposite points are neighbors
 
 template <int height, int width>
 struct Matrix {

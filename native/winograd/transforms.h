@@ -18,7 +18,7 @@ ALWAYS_INLINE void unrolled(Body body) {
     (std::make_integer_sequence<int, count>{});
 }
 
-// Row `row` of `matrix` times `from`, over the columns first, first + step, …; zeros cost nothing, ones no product.
+// Row `row` of `matrix` times `from`, over columns first, first + step, …; zeros and ones take no multiplication.
 template <const auto& matrix, int row, int first, int step>
 ALWAYS_INLINE Vector dot(const Vector* from) {
     Vector sum{};
@@ -55,12 +55,12 @@ ALWAYS_INLINE void from_points(const Vector* from, Vector* to) {
     const Vector odd[] = {{}, from[1] - from[2], {}, from[3] - from[4], {}, from[winograd::infinity]};
     unrolled<matrix.rows>([&](auto row) __attribute__((always_inline)) {
         Vector sum = dot<matrix, row, 1, 2>(row % 2 ? odd : even);
-        if constexpr (row == 0) sum += from[0];  // 0⁰ = 1, and higher powers of 0 vanish
+        if constexpr (row == 0) sum += from[0];  // 0⁰ = 1, and higher powers of 0 are 0
         to[row] = sum;
     });
 }
 
-// M X Mᵀ for a tile X of vectors: load(i, j) gives one, store(i, j, vector) takes one.
+// M X Mᵀ for a tile X of vectors, read with load(i, j) and written with store(i, j, vector).
 template <const auto& matrix, class Load, class Store>
 ALWAYS_INLINE void transform(Load load, Store store) {
     constexpr int width = matrix.columns, height = matrix.rows;

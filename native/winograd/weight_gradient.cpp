@@ -1,8 +1,8 @@
-// The weight gradient: F(3×3, 4×4), tiles of the gradient in the part of the kernel.
+// The weight gradient: F(3×3, 4×4), in which tiles of the gradient are the kernel.
 //
-// A block's tiles of the input and of the gradient are transformed; then, for one piece of the result after another, a
-// few outputs by a panel of inputs, come the 36 products over the block's tiles and the inverse transform, which adds 9
-// numbers to the result where the products are 36.
+// The tiles of the input and of the gradient in a block are transformed. Then the result is computed in pieces of a few
+// outputs by a panel of inputs: 36 products over the block's tiles, and the inverse transform, which turns 36 sums into
+// the 9 numbers that are added to the result.
 #include <omp.h>
 
 #include "../gemm.h"
@@ -14,9 +14,9 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-constexpr int height = lanes < 16 ? 4 : 8;  // of the register block: a divisor of `lanes`
+constexpr int height = lanes < 16 ? 4 : 8;  // height of the register block, a divisor of `lanes`
 
-// Images are made of `Number`s; what is multiplied are `Factor`s, floats or pairs of tiles.
+// Images consist of `Number`s. `Factor`s are multiplied: floats or pairs of tiles.
 template <class Number, class Factor>
 struct Pass {
     static constexpr Index several = values_per<Factor>;
@@ -24,10 +24,10 @@ struct Pass {
     Images<Number> input, gradient;
     Index pad_y, pad_x;
     Index block;    // tiles
-    Index some;     // outputs, of one piece of the result: a multiple of `lanes`
-    Index steps = ceil_div(block, several);  // of a product over a block
+    Index some;     // outputs of one piece of the result, a multiple of `lanes`
+    Index steps = ceil_div(block, several);  // steps of a product over a block
     Index panels = ceil_div(input.channels, NR), groups = ceil_div(gradient.channels, lanes);
-    // Factors from one frequency to the next, and floats.
+    // Distance between frequencies, in factors and in floats.
     Index input_stride = panels * steps * NR + lanes, gradient_stride = groups * steps * lanes + lanes;
     Index product_stride = some * NR + lanes;
 
@@ -46,7 +46,7 @@ struct Pass {
         }
     }
 
-    // What the tiles `here` contribute to one piece, some outputs by one panel of inputs; the first sets, others add.
+    // Adds the contribution of the tiles `here` to one piece, or stores it if they are the first.
     void add(Range here, Index piece, bool onto, const Factor* inputs, const Factor* gradients, float* products,
              float* result) const {
         const Index first = piece / panels * some, number = piece % panels;
@@ -55,8 +55,8 @@ struct Pass {
     }
 
   private:
-    // The input's tile to (frequency, panel, step, input in its panel), the gradient's to (frequency, group of outputs,
-    // step, output in its group).
+    // Transforms the input's tile into (frequency, panel, step, input in its panel) and the gradient's into (frequency,
+    // group of outputs, step, output in its group).
     template <class Stored>
     void transform_as(const Tile& tile, Index step, Factor* inputs, Factor* gradients) const {
         const auto place = [](Factor* some) { return reinterpret_cast<Stored*>(some); };
@@ -68,8 +68,8 @@ struct Pass {
             [=, this](Index group) { return place(gradients + (group * steps + step) * lanes); });
     }
 
-    // The 36 products over the tiles `here` for some outputs from `first` on and one panel of inputs. A tile that does
-    // not need the product, but shares a step with one that does, adds zero: its gradient there is.
+    // Computes the 36 products over the tiles `here` for the outputs from `first` on and one panel of inputs. A tile that
+    // does not need a product but shares a step with one that does adds zero, because its gradient is zero there.
     void multiply(Range here, const Factor* inputs, const Factor* gradients, Index first, Index number,
                   float* products) const {
         const Index last = min(first + some, groups * lanes);
@@ -87,7 +87,7 @@ struct Pass {
         }
     }
 
-    // To (output, tap, input), `onto`: added to what is there.
+    // Stores (output, tap, input); with `onto`, adds to it.
     void inverse_transform(const float* products, Index first, Index number, bool onto, float* result) const {
         const Index last = min(first + some, gradient.channels);
         for (Index output = first; output < last; ++output)
@@ -120,11 +120,11 @@ void compute(const Convolution& shape, const Number* gradient, const Number* inp
         .block = ceil_div(tiles.count(), blocks),
         .some = min(ceil_div(shape.out_channels, lanes) * lanes, 64)};
     const Index pieces = ceil_div(shape.out_channels, pass.some) * pass.panels;
-    // One block of tiles at a time, of which each thread takes pieces of the result. Where those are few, each takes
-    // blocks and has a result of its own, and the results are added in the order of the threads.
+    // Blocks of tiles are processed one after another, and each thread takes pieces of the result. If there are few pieces,
+    // each thread takes blocks instead and has its own result; the results are added in the order of the threads.
     const bool shared = threads == 1 || pieces >= 4 * threads;
 
-    // Floats, or pairs, of each part of the scratch memory; what threads share lies before what each has of its own.
+    // Sizes of the parts of the scratch memory, in floats or pairs; shared parts come before those of each thread.
     const Index of_zeros = max(pass.panels * NR, pass.groups * lanes);
     const Index of_inputs = frequencies * pass.input_stride, of_gradients = frequencies * pass.gradient_stride;
     const Index of_products = frequencies * pass.product_stride, of_tiles = of_inputs + of_gradients;

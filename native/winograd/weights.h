@@ -12,10 +12,10 @@ constexpr Index taps = 9;
 struct Weights {
     const void* numbers;
     Order order;
-    bool narrow;  // packed, of bfloat16
+    bool narrow;  // packed as bfloat16
     Index depth, width;  // input and output channels of the pass
 
-    // Inputs first to last of panel `number`, packed: in place, or packed into `room`.
+    // Returns the packed weights of inputs `first` to `last` of panel `number`: in place, or packed into `room`.
     const float* packed(Index number, Index first, Index last, float* room) const {
         const auto numbers = static_cast<const float*>(this->numbers);
         if (order == Order::packed) return numbers + place(number, first);
@@ -39,14 +39,14 @@ struct Weights {
   private:
     Index place(Index number, Index first) const { return (number * depth + first) * taps * NR; }
 
-    // The outputs of each input lie side by side already.
+    // The outputs of each input are contiguous already.
     void copy(const float* from, Index outputs, Index first, Index last, float* to) const {
         for (Index input = first; input < last; ++input, to += taps * NR)
             for (Index half = 0; half < NR; half += lanes)
                 store(to + half, load_up_to(from + input * taps * width + half, outputs - half));
     }
 
-    // The inputs of each output lie side by side: a square at a time is transposed.
+    // The inputs of each output are contiguous: one square at a time is transposed.
     void transpose_copy(const float* from, Index outputs, Index first, Index last, float* to) const {
         for (Index input = first; input < last; input += lanes) {
             const Index inputs = min(lanes, last - input);

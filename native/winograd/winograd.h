@@ -9,9 +9,9 @@
 
 namespace svertka {
 
-// Images (batch, height, width, in_channels), zeros around them, to (batch, out_height, out_width, out_channels).
-// `pad_y`, `pad_x`: rows and columns of zeros before the first; fewer than none leaves some out.
-// `in_step`, `out_step`: numbers from one pixel to the next, more than the channels where others lie beside these.
+// From images (batch, height, width, in_channels) with zeros around them to (batch, out_height, out_width, out_channels).
+// `pad_y`, `pad_x`: rows and columns of zeros before the first; a negative number leaves some out. `in_step`, `out_step`:
+// distance between pixels, in numbers; more than the channels if maps are concatenated.
 struct Convolution {
     std::ptrdiff_t batch, in_channels, out_channels, height, width, out_height, out_width, pad_y, pad_x;
     std::ptrdiff_t in_step = in_channels, out_step = out_channels;
@@ -20,26 +20,26 @@ struct Convolution {
 enum class Order {
     plain,    // (out_channels, 3, 3, in_channels)
     adjoint,  // for the input gradient: (in_channels, 3, 3, out_channels), read rotated
-    packed,   // as `pack` writes
+    packed,   // as `pack` writes them
 };
 
 // The functions of one instruction set; each uses at most `threads` threads of the caller's OpenMP pool.
 struct Winograd {
-    // Floats that `pack` writes.
+    // Number of floats that `pack` writes.
     std::ptrdiff_t (*packed_size)(std::ptrdiff_t in_channels, std::ptrdiff_t out_channels);
 
-    // Plain weights, in the order in which this instruction set's `forward` uses them.
+    // Packs plain weights in the order in which this instruction set's `forward` reads them.
     void (*pack)(const float* weights, std::ptrdiff_t in_channels, std::ptrdiff_t out_channels, float* packed,
                  int threads);
 
     // With adjoint weights it is the input gradient of a convolution with the channels exchanged, padded by 2 − pad.
-    // Packed weights are what the precision says, others float.
+    // Packed weights have the dtype of the precision, others are float.
     void (*forward)(const Convolution&, const float* input, const void* weights, Order, Precision, const Epilogue&,
                     float* output, int threads);
     void (*forward_of_bfloat16)(const Convolution&, const BFloat16* input, const void* weights, Order, Precision,
                                 const Epilogue&, BFloat16* output, int threads);
 
-    // (out_channels, 3, 3, in_channels), each sum in an order that depends on the sizes and on `threads` alone.
+    // Returns (out_channels, 3, 3, in_channels). The order of each sum depends only on the sizes and on `threads`.
     void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
     void (*weight_gradient_of_bfloat16)(const Convolution&, const BFloat16* gradient, const BFloat16* input, Precision,
                                         float* result, int threads);
