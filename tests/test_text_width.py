@@ -42,3 +42,12 @@ def test_facts_are_left_out_whole() -> None:
         "loss 0.25",
         "loss 0.25, error 12.5%",
     ]
+
+
+def test_nothing_long_stays_for_taking_no_columns() -> None:
+    """Combining characters and halves of surrogate pairs, as files of unknown origin hold them."""
+    for text in ("e" + "\u0301" * 100_000, "\ud800" * 100_000, "9" * 100_000):
+        short = shorten(text)
+        assert len(short) <= 61
+        assert text_width(short) <= 60
+        assert "…" in short

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from svertka.errors import StorageError, UsageError
+from svertka.text_width import shorten
 
 MAX_GIGABYTES = 1_000_000
 NAME_BYTES, PATH_BYTES = 255, 4095  # limits of Linux
@@ -42,12 +43,6 @@ def parse_path(path: str | os.PathLike[str]) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         return Path(text)  # no such user: the ~ may be part of a name
-
-
-def shorten(text: str, most: int = 60) -> str:
-    """Return `text`, without its middle if it is longer than `most` characters."""
-    half = most // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def cache_folder(*parts: str) -> Path:

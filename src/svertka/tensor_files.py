@@ -13,7 +13,8 @@ from safetensors.torch import load, save
 
 from svertka.errors import RunError
 from svertka.escaping import join_first
-from svertka.files import error_reason, open_regular, read_regular, shorten, write_atomic
+from svertka.files import error_reason, open_regular, read_regular, write_atomic
+from svertka.text_width import shorten
 
 # What reading a file of tensors raises, whatever is in it: KeyError for a type of number that PyTorch lacks.
 UNREADABLE = (

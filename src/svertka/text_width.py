@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 ELLIPSIS = "…"
+MAX_CHARACTERS_PER_COLUMN = 8  # a family emoji has 7
 
 
 def text_width(text: str) -> int:
@@ -24,7 +25,7 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
     return spaces + text if right else text + spaces
 
 
-def shorten(text: str, width: int, ellipsis: str = ELLIPSIS, *, is_prose: bool = False) -> str:
+def shorten(text: str, width: int = 60, ellipsis: str = ELLIPSIS, *, is_prose: bool = False) -> str:
     """Return `text` in at most `width` columns, with … in place of what is left out if it is longer.
 
     A name loses its middle and keeps both ends: names of one folder often differ at the end only. Prose loses its end.
@@ -32,7 +33,8 @@ def shorten(text: str, width: int, ellipsis: str = ELLIPSIS, *, is_prose: bool =
     >>> shorten("album/holidays/2024/0001.jpg", 16)
     'album/…/0001.jpg'
     """
-    if text_width(text) <= width:
+    # A million combining characters take no column.
+    if len(text) <= MAX_CHARACTERS_PER_COLUMN * width and text_width(text) <= width:
         return text
     room = width - text_width(ellipsis)
     if room < 2:

@@ -28,10 +28,10 @@ from svertka.cli.train import train
 from svertka.cli.tune_convolutions import tune
 from svertka.errors import SvertkaError, UsageError
 from svertka.escaping import to_printable
-from svertka.files import shorten
 from svertka.malloc import keep_freed_memory
 from svertka.signals import StopRequest, raise_on_stop
 from svertka.standard_streams import OutputLostError, guard_streams
+from svertka.text_width import shorten
 
 INTERRUPTED = 130
 LONGEST = 300  # characters of a word in a message; file names are shorter

@@ -21,7 +21,8 @@ from xml.etree import ElementTree
 from svertka.data.label_tables import read_text
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
-from svertka.files import error_reason, parse_path, read_json, read_regular, shorten
+from svertka.files import error_reason, parse_path, read_json, read_regular
+from svertka.text_width import shorten
 
 LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
 LARGEST_SIDE = 10**7  # pixels

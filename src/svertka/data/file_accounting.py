@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from svertka.escaping import join_first, to_printable
-from svertka.files import shorten
+from svertka.text_width import shorten
 
 LONGEST = 100  # characters of a path in a sentence
 SHOWN = 3  # examples per reason in a sentence

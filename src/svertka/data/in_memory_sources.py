@@ -15,8 +15,9 @@ from PIL import Image
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Ints, Pixels
 from svertka.data.folder_dataset import natural_sort_key
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.files import parse_path, shorten
+from svertka.files import parse_path
 from svertka.progress import progress
+from svertka.text_width import shorten
 
 # How runs name such sources. No path looks like this, and nothing can be opened by it.
 ARRAYS, FILES, ITEMS = "<arrays>", "<list of files>", "<dataset>"

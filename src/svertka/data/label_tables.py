@@ -19,7 +19,8 @@ from svertka.data.image_io import SUFFIXES
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, quote_words
-from svertka.files import error_reason, read_regular, shorten
+from svertka.files import error_reason, read_regular
+from svertka.text_width import shorten
 
 LARGEST = 2**28  # bytes of a table, several million rows
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")

@@ -18,8 +18,9 @@ from svertka.data.pixel_modes import Range
 from svertka.data.preprocessing import ImageLike, load_image
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import join_first
-from svertka.files import read_start, shorten
+from svertka.files import read_start
 from svertka.progress import say
+from svertka.text_width import shorten
 
 Input = ImageLike | ImageError  # an image, or the reason why there is none
 

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from svertka.data.dataset import Ints
 from svertka.device import has_values
 from svertka.errors import UsageError
-from svertka.files import shorten
 from svertka.graph.layer_calls import first_tensor
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.summary import Layer
@@ -37,6 +36,7 @@ from svertka.inspection.activations import feature_map_size, follow_to_activatio
 from svertka.inspection.backward_rules import ReLURule, backward
 from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
 from svertka.inspection.receptive_field_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
+from svertka.text_width import shorten
 from svertka.type_checking import check_types
 
 Indices = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor

@@ -12,9 +12,10 @@ import torch
 
 from svertka.errors import UsageError
 from svertka.escaping import join_first, to_printable
-from svertka.files import format_bytes, shorten
+from svertka.files import format_bytes
 from svertka.progress import say
 from svertka.tensor_files import describe_nonfinite, read_tensors, total_memory
+from svertka.text_width import shorten
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".th", ".bin")
 # Keys under which training scripts save the state_dict, beside the epoch and the optimizer; the first that exists is

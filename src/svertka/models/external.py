@@ -13,7 +13,6 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from svertka.conv.accelerate import restore
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import SvertkaError, UsageError
-from svertka.files import shorten
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
 from svertka.graph.trace_errors import describe_error
@@ -30,6 +29,7 @@ from svertka.models.external_builder import (
 )
 from svertka.models.registry import MODELS, Model, describe_model, find_model, trace_model
 from svertka.progress import say
+from svertka.text_width import shorten
 from svertka.type_checking import check_types
 
 # Of the input, pixels; the first that a network runs on is taken.

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from svertka.errors import SvertkaError, UsageError
-from svertka.files import shorten
+from svertka.text_width import shorten
 
 GRAPH = "graph.pt2"  # the exported graph of a network without an importable builder
 PACKAGES = ("timm", "torchvision")  # imported without consent: their names cannot name other code

@@ -15,9 +15,10 @@ from torch import nn
 
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import FetchError, UsageError
-from svertka.files import cache_folder, shorten
+from svertka.files import cache_folder
 from svertka.models.checkpoint_files import read_state_dict
 from svertka.models.external_builder import Argument
+from svertka.text_width import shorten
 
 TIMEOUT = 20.0  # seconds without an answer before a server counts as gone
 PRETRAINED = "pretrained"  # the name of the weights that a package publishes for a network

@@ -13,8 +13,8 @@ from torch import nn
 from svertka import distributed
 from svertka.conv import autotune
 from svertka.errors import RunError
-from svertka.files import shorten
 from svertka.tensor_files import read_tensors, write_tensors
+from svertka.text_width import shorten
 from svertka.training.recipe import first_validation_error
 from svertka.training.training_loop import TrainingState
 

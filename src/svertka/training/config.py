@@ -8,8 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from svertka.errors import RunError, UsageError
-from svertka.files import shorten
 from svertka.run import FORMAT, Run
+from svertka.text_width import shorten
 from svertka.training.recipe import MANY, Recipe, first_validation_error
 
 MAX_SEED = 2**63 - 1  # PyTorch's limit

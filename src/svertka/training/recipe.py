@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augmentation import Augmentation
 from svertka.errors import UsageError
-from svertka.files import shorten
 from svertka.models.heads import HeadKind
 from svertka.models.initialization import InitScheme
+from svertka.text_width import shorten
 from svertka.training.lr_schedule import Cosine, Schedule
 from svertka.transfer.closed_form_heads import SOLVERS
 from svertka.transfer.freeze import ALL, HEAD

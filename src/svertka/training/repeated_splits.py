@@ -11,9 +11,10 @@ from svertka.data.sources import is_path, open_source
 from svertka.errors import UsageError
 from svertka.evaluation.confidence_intervals import wilson_interval
 from svertka.evaluation.held_out import read_manifest
-from svertka.files import shorten, write_json
+from svertka.files import write_json
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
+from svertka.text_width import shorten
 from svertka.training.pipeline import TrainingOptions, train_run
 from svertka.training.run_lock import claim_run_folder
 
