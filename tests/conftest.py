@@ -241,6 +241,34 @@ def first_paint() -> Callable[[Any], float]:
     return lambda tab: float(tab.evaluate(script))
 
 
+@pytest.fixture(scope="session")
+def axe_violations() -> Callable[[Any], list[str]]:
+    """Violations of accessibility rules that axe-core finds in a tab, one text per element."""
+    script = (Path(__file__).parent / "vendor/axe-core/axe.min.js").read_text(encoding="utf-8")
+    run = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations.flatMap(one =>
+        one.nodes.map(node => `${one.id}: ${node.html.slice(0, 120)}`))"""
+
+    def violations(tab: Any) -> list[str]:
+        tab.wait_for_load_state("networkidle")
+        tab.evaluate(script)
+        found: list[str] = tab.evaluate(run)
+        return found
+
+    return violations
+
+
+@pytest.fixture
+def cut_texts() -> Callable[[Any], list[str]]:
+    """Of the visible elements with text in a tab: how the text of those begins whose box cuts it off."""
+    script = """[...document.querySelectorAll('body *')].filter(one => one.checkVisibility()
+        && !one.closest('.unseen, svg')
+        && [...one.childNodes].some(node => (node.nodeType === 3 && node.data.trim()) || node.localName === 'bdi')
+        && ['hidden', 'clip'].includes(getComputedStyle(one).overflowX)
+        && (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1))
+        .map(one => one.textContent.trim().slice(0, 60))"""
+    return lambda tab: list(tab.evaluate(script))
+
+
 @pytest.fixture
 def contrasts() -> Callable[[Any, str], list[tuple[float, bool, str]]]:
     """Of the elements with text that a selector finds, outside drawings: the contrast to their ground (WCAG 2.2).

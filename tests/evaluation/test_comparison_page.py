@@ -38,6 +38,21 @@ def test_it_opens_without_complaint_and_fits(opened: Opened, drawn: tuple[Path, 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_no_violation(
+    opened: Opened,
+    axe_violations: Callable[[Any], list[str]],
+    cut_texts: Callable[[Any], list[str]],
+    drawn: tuple[Path, Comparison],
+    scheme: str,
+    width: int,
+) -> None:
+    with opened(drawn[0], viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
+        assert axe_violations(page) == []
+        assert cut_texts(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_on_its_ground(
     opened: Opened, contrasts: Callable[[Any, str], list[Any]], drawn: tuple[Path, Comparison], scheme: str
 ) -> None:

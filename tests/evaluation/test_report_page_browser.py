@@ -39,11 +39,14 @@ def pages(
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     kinds = {
+        "two": nearest_centre(["even", "odd"]),
         "digits": nearest_centre([str(k) for k in range(10)]),
+        "long": nearest_centre([f"greater sulphur-crested cockatoo, Kakatoe galerita {k}" for k in range(100)]),
         "hostile": nearest_centre([f"{HOSTILE} قطة 👩‍🔬 {k}" * 8 for k in range(10)]),
         "many": nearest_centre([f"{HOSTILE} {k}" for k in range(50)]),
     }
     for name, evaluation in kinds.items():
+        album = "album/holidays of the year 2024/" if name == "long" else ""
         write_report(
             folder / f"{name}.html",
             Report(
@@ -55,7 +58,7 @@ def pages(
                 part="test",
                 evaluation=evaluation,
                 read_image=lambda index: digit_pictures[index],
-                image_name=lambda index: f"digits #{index}",
+                image_name=lambda index, album=album: f"{album}digit {index}",
             ),
         )
     return {name: folder / f"{name}.html" for name in kinds}
@@ -71,6 +74,53 @@ def test_it_opens_without_complaint_and_fits(opened: Opened, pages: dict[str, Pa
         wide = """[...document.querySelectorAll('main *')].filter(element => !element.closest('.scroll, svg')
             && element.getBoundingClientRect().right > innerWidth + 1).map(element => element.outerHTML.slice(0, 80))"""
         assert page.evaluate(wide) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_no_violation(
+    opened: Opened, axe_violations: Callable[[Any], list[str]], pages: dict[str, Path], scheme: str, width: int
+) -> None:
+    for name in ("two", "digits", "hostile", "many"):
+        with opened(pages[name], viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
+            for summary in page.locator("summary").all():
+                summary.click()
+            assert axe_violations(page) == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_of_usual_length_are_shown_whole(
+    opened: Opened, cut_texts: Callable[[Any], list[str]], pages: dict[str, Path], width: int
+) -> None:
+    for name in ("two", "digits", "long"):
+        with opened(pages[name], viewport={"width": width, "height": 800}) as page:
+            assert cut_texts(page) == []
+
+
+def test_a_table_wider_than_the_page_says_so(opened: Opened, pages: dict[str, Path]) -> None:
+    cue = "getComputedStyle(document.querySelector('#classes .scrollable'), '::after').content"
+    for width, said in ((390, '"more columns: scroll →"'), (1280, "none")):
+        with opened(pages["digits"], viewport={"width": width, "height": 800}) as page:
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate(cue) == said
+
+
+def test_contents_lead_to_every_section(opened: Opened, pages: dict[str, Path]) -> None:
+    with opened(pages["many"]) as page:
+        sections = page.locator("main section[id]").evaluate_all("all => all.map(one => '#' + one.id)")
+        assert page.locator(".contents a").evaluate_all("all => all.map(one => one.hash)") == sections
+        page.get_by_role("link", name="Classes", exact=True).press("Enter")
+        assert abs(page.locator("#classes").bounding_box()["y"]) < 100
+
+
+def test_paths_of_mistakes_can_be_copied(opened: Opened, pages: dict[str, Path]) -> None:
+    with opened(pages["long"]) as page:
+        shown = page.locator("#mistakes .wall figure").count()
+        page.locator("#mistakes summary").click()
+        assert page.locator("#mistakes .paths li").count() == shown
+        assert (
+            page.locator("#mistakes .paths li").first.inner_text().startswith("album/holidays of the year 2024/digit ")
+        )
 
 
 @pytest.mark.parametrize("name", ["digits", "many"])

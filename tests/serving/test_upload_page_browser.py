@@ -106,7 +106,9 @@ def test_another_class_can_be_asked_about(tab: Any, digit_folder: Path) -> None:
     answers.locator(".bars li:nth-child(3) button[aria-pressed='true']").wait_for()
 
 
-def test_a_file_that_is_no_picture_says_so(tab: Any, tmp_path: Path, browser: Any) -> None:
+def test_a_file_that_is_no_picture_says_so(
+    tab: Any, tmp_path: Path, browser: Any, axe_violations: Callable[[Any], list[str]]
+) -> None:
     path = tmp_path / "<b>notes.txt"
     path.write_text("no picture")
     # A refusal is a line in the console of every browser; here it is meant.
@@ -117,6 +119,9 @@ def test_a_file_that_is_no_picture_says_so(tab: Any, tmp_path: Path, browser: An
     answers.locator(".wrong").wait_for()
     assert answers.locator("h2").inner_text() == "<b>notes.txt"
     assert "not an image" in answers.locator(".wrong").inner_text()
+    assert answers.locator("img").count() == 0
+    assert not answers.locator("figure").is_visible()
+    assert axe_violations(page) == []
     context.close()
 
 
@@ -151,6 +156,34 @@ def test_a_pasted_and_a_dropped_picture_are_taken(tab: Any, digit_folder: Path) 
         )
         tab.locator("#answers h2", has_text=f"{kind}.png: ").wait_for()
     tab.locator("#answers details:not([hidden])").nth(1).wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_no_violation(
+    browser: Any,
+    server: Any,
+    digit_folder: Path,
+    axe_violations: Callable[[Any], list[str]],
+    cut_texts: Callable[[Any], list[str]],
+    scheme: str,
+    width: int,
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    tab.goto(f"http://127.0.0.1:{server.port}/docs")
+    assert axe_violations(tab) == []
+    tab.goto(f"http://127.0.0.1:{server.port}/")
+    assert axe_violations(tab) == []
+    answers = given(tab, digit_folder / "one" / "01.png")
+    for run in ("digits", "bare"):  # units that link to an atlas, and units that do not
+        tab.locator("#run").select_option(run)
+        answers = given(tab, digit_folder / "two" / "01.png")
+        answers.first.locator("details:not([hidden])").wait_for()
+        answers.first.locator("summary").click()
+    assert axe_violations(tab) == []
+    assert cut_texts(tab) == []
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

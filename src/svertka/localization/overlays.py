@@ -69,11 +69,15 @@ class OverlayFolder:
         write_atomic(self.folder / address, buffer.getvalue())
         height, width = overlay.shape[:2]
         scale = SHOWN_SIDE / max(height, width)
+        is_small = scale >= 2
+        if is_small:
+            scale = int(scale)
         self._shown.append(
             {
                 "address": address,
                 "width": round(width * scale),
                 "height": round(height * scale),
+                "scaling": "crisp" if is_small else "smooth",
                 "name": found.box.name,
                 "score": score,
                 "file": Path(path).name,

@@ -84,6 +84,41 @@ def test_every_view_opens_without_errors_and_fits(opened: Opened, atlas: Path, v
         assert "undefined" not in tab.locator("main").text_content()
 
 
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_no_violation(
+    opened: Opened, axe_violations: Callable[[Any], list[str]], atlas: Path, view: str, scheme: str, width: int
+) -> None:
+    with opened(atlas, VIEWS[view], viewport={"width": width, "height": 800}, color_scheme=scheme) as tab:
+        assert axe_violations(tab) == []
+
+
+def test_layers_can_be_opened_on_a_phone(
+    opened: Opened, axe_violations: Callable[[Any], list[str]], atlas: Path
+) -> None:
+    with opened(atlas, VIEWS["unit"], viewport={"width": 390, "height": 800}) as tab:
+        drawer = tab.get_by_role("button", name="Layers")
+        assert drawer.get_attribute("aria-expanded") == "false"
+        drawer.press("Enter")
+        assert drawer.get_attribute("aria-expanded") == "true"
+        assert axe_violations(tab) == []
+        tab.locator("#side").get_by_role("link", name="Pictures").click()
+        tab.locator(".pictures").wait_for()
+        assert drawer.get_attribute("aria-expanded") == "false"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_of_usual_length_are_shown_whole(
+    opened: Opened, cut_texts: Callable[[Any], list[str]], atlas: Path, width: int
+) -> None:
+    with opened(atlas, viewport={"width": width, "height": 800}) as tab:
+        for view in VIEWS.values():
+            tab.goto(atlas.as_uri() + view)
+            settled(tab)
+            assert [text for text in cut_texts(tab) if HOSTILE[:9] not in text] == []
+
+
 def test_first_paint_takes_less_than_a_second(opened: Opened, first_paint: Callable[[Any], float], atlas: Path) -> None:
     with opened(atlas) as tab:
         assert first_paint(tab) < 1000

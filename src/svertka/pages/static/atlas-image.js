@@ -31,13 +31,14 @@
     const cards = order.map((picture) => {
       const [name, label, guess] = pictures.names[picture];
       const predicted = atlas.facts.predicted[guess];
-      const said = `${name}${label === null ? "" : `, ${truth(label)}`}, predicted ${predicted}`;
-      const card = make("a", { class: "card", href: atlas.address("picture", picture), "data-picture": picture, "aria-label": said },
-        make("span", { class: "thumbnail" }), make("span", { class: "caption", "aria-hidden": "true" },
+      const said = `predicted ${predicted}`;
+      const card = make("a", { class: "card", href: atlas.address("picture", picture), "data-picture": picture },
+        make("span", { class: "thumbnail" }), make("span", { class: "caption" },
           make("span", {}, atlas.named(truth(label) ?? name)),
-          make("span", { class: "quiet" }, wrong(pictures, picture) || !atlas.facts.knows ? atlas.named(`→ ${predicted}`) : "\u00a0")));
+          make("span", { class: "quiet" }, ...(wrong(pictures, picture) || !atlas.facts.knows ? [atlas.named(said)] : [atlas.unseen(said), "\u00a0"])),
+          label === null ? null : atlas.unseen(name)));
       observer.observe(card);
-      return make("div", { role: "listitem" }, card);
+      return [`${name} ${truth(label) ?? ""} ${said}`.toLowerCase(), make("div", { role: "listitem" }, card)];
     });
     const output = make("output", { class: "quiet" });
     const search = make("input", { type: "search", placeholder: "name or class", value: filter, autocomplete: "off",
@@ -45,8 +46,8 @@
     const arrange = () => {
       filter = search.value;
       const words = filter.trim().toLowerCase();
-      const fitting = cards.filter((card) => card.firstChild.getAttribute("aria-label").toLowerCase().includes(words));
-      grid.replaceChildren(...fitting);
+      const fitting = cards.filter(([text]) => text.includes(words));
+      grid.replaceChildren(...fitting.map(([, item]) => item));
       output.textContent = words ? `${fitting.length} of ${atlas.count(cards.length, "picture")}` : "";
     };
     search.addEventListener("input", arrange);
@@ -129,9 +130,8 @@
   function row(layer, strongest, picture, whole) {
     const parts = strongest.map(([unit, share, place, column]) => {
       const box = atlas.box(layer, place, column);
-      const link = make("a", { class: "part", href: atlas.address("unit", layer.name, unit),
-        "aria-label": `Unit ${unit} of ${layer.name}, ${atlas.percent(share)} of its largest activation` },
-      atlas.crop(picture, box, layer.tile.window, PART, layer.tile.crisp), make("span", { class: "caption", "aria-hidden": "true" }, make("b", {}, String(unit)), ` ${Math.round(100 * share)}\u00a0%`));
+      const link = make("a", { class: "part", href: atlas.address("unit", layer.name, unit) },
+        atlas.crop(picture, box, layer.tile.window, PART, layer.tile.crisp), atlas.partCaption(layer.name, unit, share));
       const frame = () => whole.frame(box);
       link.addEventListener("pointerenter", frame);
       link.addEventListener("focus", frame);

@@ -36,10 +36,11 @@
     const dead = layer.dead.includes(unit);
     const [first, second] = dead ? [] : atlas.preferredClasses(data, unit).map((name) => atlas.facts.classes[name]);
     const card = make("a", {
-      class: "card", href: atlas.address("unit", layer.name, unit), "data-unit": unit, "aria-label": atlas.describeUnit(layer, data, unit),
+      class: "card", href: atlas.address("unit", layer.name, unit), "data-unit": unit,
     }, make("span", { class: "mosaics" }, dead ? make("span", { class: "dead" }, "dead") : null),
-    make("span", { class: "caption", "aria-hidden": "true" },
-      make("span", {}, make("b", {}, String(unit)), dead ? "" : ` · ${atlas.percent(data.active[unit])}`),
+    make("span", { class: "caption" },
+      make("span", {}, atlas.unseen("Unit "), make("b", {}, String(unit)),
+        ...(dead ? [] : [` · ${atlas.percent(data.active[unit])}`, atlas.unseen(" of the pictures activate it")])),
       make("span", { class: "quiet", title: [first, second].filter(Boolean).join(", ") },
         ...(first === undefined ? ["\u00a0"] : ["prefers ", atlas.named(first), ...(second === undefined ? [] : [", ", atlas.named(second)])]))));
     card.fill = () => {
@@ -97,7 +98,7 @@
       const words = search.value.trim().toLowerCase();
       chosen.filter[layer.name] = search.value;
       const fits = (unit) => !words || (/^\d+$/.test(words) ? String(unit).startsWith(words)
-        : cards.get(unit).getAttribute("aria-label").toLowerCase().includes(words));
+        : atlas.describeUnit(layer, data, unit).toLowerCase().includes(words));
       const units = inOrder(layer, data, chosen.order).filter(fits);
       grid.replaceChildren(...units.map((unit) => lists.get(unit)));
       output.textContent = units.length === layer.units ? "" : `${units.length} of ${atlas.count(layer.units, "unit")}`;

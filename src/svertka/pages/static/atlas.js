@@ -51,11 +51,17 @@
       if (current) link.setAttribute("aria-current", link.hash === here ? "page" : "true");
     }
     document.querySelector(".rail [aria-current]")?.scrollIntoView({ block: "nearest" });
-    document.body.classList.remove("open");
+    drawer(false);
     scrollTo(0, scrolled.get(here) ?? 0);
     // Going back to a grid focuses the card that was opened; any other view focuses its heading.
     const from = came && [...stage.querySelectorAll("a.card")].find((card) => card.hash === came);
     if (came !== null) (from ?? stage.querySelector("h1") ?? network.querySelector("h1")).focus({ preventScroll: true });
+  }
+
+  // On narrow screens the navigation is shown above the view when it is asked for.
+  function drawer(open) {
+    document.body.classList.toggle("open", open);
+    document.getElementById("drawer").setAttribute("aria-expanded", String(open));
   }
 
   // Up and down move to the nearest card in the next row.
@@ -78,7 +84,7 @@
         target.value = "";
         target.dispatchEvent(new Event("input"));
       } else if (target.matches("input")) target.blur();
-      else if (document.body.classList.contains("open")) document.body.classList.remove("open");
+      else if (document.body.classList.contains("open")) drawer(false);
       else if (view.up) location.hash = view.up;
       return;
     }
@@ -144,7 +150,7 @@
       if (first) { location.hash = first.hash; input.value = ""; results.replaceChildren(); input.blur(); }
     });
     results.addEventListener("click", () => { input.value = ""; results.replaceChildren(); });
-    document.getElementById("drawer").addEventListener("click", () => document.body.classList.toggle("open"));
+    document.getElementById("drawer").addEventListener("click", () => drawer(!document.body.classList.contains("open")));
     document.addEventListener("keydown", pressed);
     addEventListener("hashchange", go);
     history.scrollRestoration = "manual";

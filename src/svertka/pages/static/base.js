@@ -120,10 +120,16 @@
     });
   }
 
+  // Say where a table is wider than the page; phones hide scroll bars.
+  const widths = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.parentElement.classList.toggle("wide", target.scrollWidth > target.clientWidth + 1);
+  });
+
   document.addEventListener("DOMContentLoaded", () => {
     schemeSwitch(document.getElementById("scheme"));
     document.querySelectorAll("figure.curves").forEach(curves);
     document.querySelectorAll("figure.matrix").forEach(matrix);
     document.querySelectorAll("table.sortable").forEach(sortable);
+    document.querySelectorAll(".scrollable > .scroll").forEach((table) => widths.observe(table));
   });
 })();

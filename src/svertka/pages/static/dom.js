@@ -22,6 +22,13 @@
     return element;
   };
   build.named = (text) => build.make("bdi", {}, text);
+  // Text for screen readers alone. Beside the visible text it completes the accessible name, as an aria-label would not.
+  build.unseen = (text) => build.make("span", { class: "unseen" }, text);
+
+  // Caption of a unit that a picture activates; `share` is of the unit's largest activation, null where that is unknown.
+  build.partCaption = (layer, unit, share, value) => build.make("span", { class: "caption" }, build.unseen("Unit "),
+    build.make("b", {}, String(unit)), build.unseen(` of ${layer}: `), share === null ? value.toPrecision(3) : `${Math.round(100 * share)}${SPACE}%`,
+    build.unseen(share === null ? "" : " of its largest activation"));
 
   build.percent = (share) => `${(100 * share).toFixed(1)}${SPACE}%`;
   build.count = (value, noun) => `${value.toLocaleString("en")}${SPACE}${noun}${value === 1 ? "" : "s"}`;
@@ -45,6 +52,6 @@
     }
     const said = base === undefined ? "" : `, ${build.percent(base)} of all pictures`;
     return build.make("li", {}, build.make("span", { class: "called", title: name }, build.named(name)), bar,
-      build.make("span", { class: "figure" }, build.percent(share), build.make("span", { class: "unseen" }, said)));
+      build.make("span", { class: "figure" }, build.percent(share), build.unseen(said)));
   }));
 })();

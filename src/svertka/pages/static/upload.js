@@ -1,7 +1,7 @@
 // Upload page: send pictures to the server and show predictions, a Grad-CAM overlay and the most active units.
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
-  const { make, named, percent, bars, address } = self.build;
+  const { make, named, percent, bars, address, partCaption } = self.build;
   const SIDE = 320; // CSS pixels of a picture
   const PATCH = 72; // CSS pixels of a unit's patch
   const MAX_REQUESTS = 2; // concurrent requests; further ones wait in the browser
@@ -62,7 +62,9 @@ document.addEventListener("DOMContentLoaded", () => {
   function addPicture(file) {
     const source = run();
     const address = URL.createObjectURL(file);
-    const picture = make("span", { class: "crop whole", style: { width: "100%", "aspect-ratio": "1" } }, make("img", { src: address, alt: "" }));
+    // The browser may not read what the server reads.
+    const preview = make("img", { src: address, alt: "", onerror: () => preview.remove() });
+    const picture = make("span", { class: "crop whole", style: { width: "100%", "aspect-ratio": "1" } }, preview);
     const title = make("h2", {}, named(file.name), ` \u2026`);
     const verdict = make("section");
     const controls = make("div", { class: "switch", role: "group", "aria-label": "Overlay" });
@@ -89,6 +91,7 @@ document.addEventListener("DOMContentLoaded", () => {
         await explain(best.name);
       } catch (error) {
         title.replaceChildren(named(file.name));
+        figure.hidden = !preview.naturalWidth;
         verdict.replaceChildren(make("p", { class: "wrong" }, `${error.message}.`));
       }
     }
@@ -138,14 +141,11 @@ document.addEventListener("DOMContentLoaded", () => {
     return [...layers].map(([layer, fired]) => make("div", { class: "layer-row" },
       make("span", { class: "name", title: layer }, named(layer)),
       make("div", { class: "parts" }, fired.map((one) => {
-        const amount = one.share === null ? one.value.toPrecision(3) : `${Math.round(100 * one.share)}\u00a0%`;
-        const said = one.share === null ? `value ${amount}` : `${amount} of its largest activation`;
         const part = make(source.atlas ? "a" : "span", {
           class: "part", href: source.atlas ? `${source.atlas}${address("unit", layer, one.unit)}` : false,
           target: source.atlas ? "_blank" : false, rel: source.atlas ? "noopener" : false,
-          role: source.atlas ? false : "img", tabindex: source.atlas ? false : 0,
-          "aria-label": `Unit ${one.unit} of ${layer}, ${said}`,
-        }, piece(seen, one.box), make("span", { class: "caption", "aria-hidden": "true" }, make("b", {}, String(one.unit)), ` ${amount}`));
+          role: source.atlas ? false : "group", tabindex: source.atlas ? false : 0,
+        }, piece(seen, one.box), partCaption(layer, one.unit, one.share, one.value));
         for (const [event, box] of [["pointerenter", one.box], ["focus", one.box], ["pointerleave", null], ["blur", null]]) {
           part.addEventListener(event, () => focus(box));
         }
