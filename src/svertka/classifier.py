@@ -39,7 +39,7 @@ from svertka.models.known_packages import PRETRAINED
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say, show_spinner
-from svertka.tensor_files import describe_nonfinite, read_error, read_tensors, tensor_shapes, write_tensors
+from svertka.tensor_files import describe_nonfinite, read_tensors, tensor_shapes, unreadable_file_error, write_tensors
 from svertka.type_checking import check_types
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -687,7 +687,7 @@ def read_config(folder: Path) -> Config:
             f"{folder} holds no {CONFIG}, so it is not a run; name a folder that `svertka train` made"
         ) from error
     except (ValueError, OSError) as error:
-        raise read_error(path, error) from error
+        raise unreadable_file_error(path, error) from error
     check_format_version(path, content, FORMAT)
     try:
         config = Config.model_validate(content)

@@ -250,7 +250,7 @@ def format_bytes(count: float) -> str:
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"  # never 1e+03
 
 
-def cache_bytes(cache_limit: float | None) -> int | None:
+def cache_limit_in_bytes(cache_limit: float | None) -> int | None:
     """Return the option `cache_limit`, given in gigabytes, in bytes; None gives None.
 
     Raises:

@@ -16,7 +16,7 @@ from svertka.escaping import format_command
 from svertka.files import error_reason, open_regular, parse_path, read_json
 from svertka.models.external_builder import Builder
 from svertka.pages.notebook_block import Curve, NotebookBlock
-from svertka.tensor_files import read_error
+from svertka.tensor_files import unreadable_file_error
 
 FORMAT = 1  # of training.json
 NUMBER, MAYBE = int | float, int | float | None
@@ -132,7 +132,7 @@ class Run:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{self.folder} holds no training.json, so it is not a run of `svertka train`") from error
         except (ValueError, OSError) as error:
-            raise read_error(self.training, error) from error
+            raise unreadable_file_error(self.training, error) from error
         check_format_version(self.training, content, FORMAT)
         if not isinstance(content, dict) or not isinstance(content.get("source"), str):
             raise RunError(f"{self.training} is damaged (it names no source); copy it back or train again")

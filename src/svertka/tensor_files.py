@@ -60,7 +60,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
     except UNREADABLE as error:
-        raise read_error(path, error) from error
+        raise unreadable_file_error(path, error) from error
     if metadata.get("blake2b") != (_digest(tensors, metadata["svertka"]) if "svertka" in metadata else None):
         raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
     if not isinstance(header, dict):
@@ -84,10 +84,10 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
     except UNREADABLE as error:
-        raise read_error(path, error) from error
+        raise unreadable_file_error(path, error) from error
 
 
-def read_error(path: Path, error: Exception) -> RunError:
+def unreadable_file_error(path: Path, error: Exception) -> RunError:
     """Return the error to raise for a file of a run that raises `error` when it is read."""
     if isinstance(error, PermissionError):
         return RunError(f"{path} cannot be read: {error_reason(error)}; allow this user to read it")

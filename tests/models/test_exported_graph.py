@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from svertka.models.exported_graph import allocated, read_graph, write_graph
+from svertka.models.exported_graph import allocate_state_dict, read_graph, write_graph
 
 
 class Tables(nn.Module):
@@ -27,7 +27,7 @@ def test_a_graph_computes_what_the_network_does_for_any_batch(tmp_path: Path) ->
     network(torch.rand(8, 3, 16, 16))  # statistics of batch norm
     write_graph(tmp_path / "graph.pt2", network, (1, 3, 16, 16))
     assert network.training
-    loaded = allocated(read_graph(tmp_path / "graph.pt2"))
+    loaded = allocate_state_dict(read_graph(tmp_path / "graph.pt2"))
     loaded.load_state_dict(network.state_dict())
     network.eval()
     for batch in (1, 2, 7):

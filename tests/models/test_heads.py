@@ -6,7 +6,7 @@ from torch import nn
 
 from svertka.classifier import Classifier, Config, load_initial_weights
 from svertka.data.preprocessing import Preprocess
-from svertka.models.heads import AdaptationHead, CosineHead, HeadKind, head_path, replace_head, trainable_head
+from svertka.models.heads import AdaptationHead, CosineHead, HeadKind, choose_head_kind, head_path, replace_head
 from svertka.models.registry import MODELS
 from svertka.models.weights import Weights
 
@@ -111,7 +111,7 @@ def test_no_network_is_trained_with_scores_that_are_cut_off_at_0(name: str) -> N
     torch.manual_seed(0)
     with torch.device("meta"):
         network = model.build(2, model.channels, size)
-        replace_head(network, model, trainable_head(model, "linear"), 2)
+        replace_head(network, model, choose_head_kind(model, "linear"), 2)
     head = network.get_submodule(head_path(model))
     seen: list[nn.Module] = []
     for module in network.modules():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from svertka.pages.number_format import format_brief, format_count, format_number, format_percent
+from svertka.pages.number_format import format_brief, format_count, format_percent, format_three_digits
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_percent_has_one_decimal(share: float | None, written: str) -> None:
     ],
 )
 def test_three_significant_digits(value: float, compared: str, brief: str) -> None:
-    assert (format_number(value), format_brief(value)) == (compared, brief)
+    assert (format_three_digits(value), format_brief(value)) == (compared, brief)
 
 
 def test_count_uses_singular_and_plural() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svertka import torch_internals
 from svertka.conv import aten, autotune
-from svertka.conv.operator import convolve, convolve_transposed, dtype_here
+from svertka.conv.operator import convolve, convolve_transposed, dtype_under_autocast
 from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
 from svertka.conv_geometry import ConvShape, to_pair
 from svertka.errors import UsageError
@@ -58,7 +58,7 @@ def conv2d(
         UsageError: Shapes, dtypes or devices do not match, or the algorithm does not support the convolution.
     """
     check_tensors(x, weight, bias)
-    x = x.to(dtype_here(x))
+    x = x.to(dtype_under_autocast(x))
     if x.dim() == 3:
         return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm, strict)[0]
     stride, dilation = to_pair("stride", stride), to_pair("dilation", dilation)
@@ -109,7 +109,7 @@ def conv_transpose2d(
     Source: Dumoulin & Visin 2016, relationship 14.
     """
     check_tensors(x, weight, bias)
-    x = x.to(dtype_here(x))
+    x = x.to(dtype_under_autocast(x))
     if x.dim() == 3:
         return conv_transpose2d(
             x[None], weight, bias, stride, padding, output_padding, dilation, groups, strict=strict

@@ -28,7 +28,7 @@ LIBRARY.define(f"input_gradient(Tensor gradient, Tensor weight, SymInt[2] size, 
 LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {SETTINGS}) -> Tensor")
 
 
-def dtype_here(tensor: Tensor) -> torch.dtype:
+def dtype_under_autocast(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which PyTorch would convolve `tensor`: autocast's if enabled, else its own."""
     if tensor.dtype not in CAST or not _is_autocast(tensor):
         return tensor.dtype
@@ -287,7 +287,7 @@ def _under_autocast(name: str, device: str) -> None:
     operator, images = getattr(torch.ops.svertka, name), 2 if name == "weight_gradient" else 1
 
     def compute(*arguments: Any) -> Any:
-        cast = [one.to(dtype_here(one)) for one in arguments[:images]]
+        cast = [one.to(dtype_under_autocast(one)) for one in arguments[:images]]
         with torch.autocast(device, enabled=False):
             return operator(*cast, *arguments[images:])
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.conv.operator import dtype_here
+from svertka.conv.operator import dtype_under_autocast
 from svertka.conv_geometry import ConvShape
 from svertka.errors import UsageError
 
@@ -30,7 +30,7 @@ def check_tensors(x: Any, weight: Any, bias: Any) -> None:
             raise UsageError(f"{name} is a tensor of layout {kind}; turn it into a dense one, as with {way}")
         if tensor.device != x.device:
             raise UsageError(f"the input is on {x.device}, {name} on {tensor.device}; move both to one device")
-        if tensor is not x and dtype_here(tensor) != dtype_here(x):
+        if tensor is not x and dtype_under_autocast(tensor) != dtype_under_autocast(x):
             raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; turn both into one dtype")
         if tensor.dtype not in DTYPES:
             raise UsageError(

@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_scans, estimate_decoding_bytes
-from svertka.data.pixel_modes import Pixels, Range, RawImage, composite_on_white, make_shade_table
+from svertka.data.pixel_modes import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
 from svertka.errors import FormatError, ImageError, SizeError, UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, read_regular
@@ -199,7 +199,7 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: Decoding = 
                 if pixels is not None:
                     return DecodedImage(_upright(pixels, image), name, deep=False)
                 factor = 1  # Pillow decodes it reduced
-            source = _load(RawImage.of(image), data, deep=deep)
+            source = _load(ImageWithRawMode.of(image), data, deep=deep)
             return DecodedImage(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
 
 
@@ -296,7 +296,7 @@ def read_header(data: bytes, decoding: Decoding = DEFAULT) -> ImageHeader:
     """
     with _image_errors(decoding), _open(data, decoding.max_memory) as image:
         orientation = _orientation(image)
-        deep = RawImage.of(image).deep
+        deep = ImageWithRawMode.of(image).deep
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
         orientation = orientation if orientation in range(1, 9) else 1
         return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep)
@@ -313,7 +313,7 @@ def measure_intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | No
     """
     with _image_errors(decoding):
         image = _open(data, decoding.max_memory)
-        source = RawImage.of(image)
+        source = ImageWithRawMode.of(image)
         if not source.deep:
             return None
         _check_size(image, 1, decoding.max_pixels)
@@ -366,7 +366,7 @@ def to_rgb(
         return _array_to_rgb(image, intensity_range)
     decoding = DEFAULT.with_intensity_range(intensity_range)
     with _image_errors(decoding):
-        source = RawImage.of(image)
+        source = ImageWithRawMode.of(image)
         if source.deep and intensity_range and image.mode.startswith("RGB"):  # Pillow drops the lower bits
             file = image.fp  # type: ignore[attr-defined]
             file.seek(0)
@@ -524,7 +524,7 @@ def _check_memory(image: ImageFile, data: bytes, factor: int, decoding: Decoding
     return cost
 
 
-def _load(source: RawImage, data: bytes, *, deep: bool) -> RawImage:
+def _load(source: ImageWithRawMode, data: bytes, *, deep: bool) -> ImageWithRawMode:
     """Load `source`; `deep` says whether all bits of 16-bit values are wanted."""
     if deep and source.deep and source.image.mode in ("RGB", "RGBA"):
         source = replace(source, low=_lower_bits(source, data))
@@ -532,7 +532,7 @@ def _load(source: RawImage, data: bytes, *, deep: bool) -> RawImage:
     return source
 
 
-def _lower_bits(source: RawImage, data: bytes) -> Image.Image:
+def _lower_bits(source: ImageWithRawMode, data: bytes) -> Image.Image:
     """Return the lower 8 bits of a 16-bit color image. Pillow keeps the upper ones, so swap the byte order."""
     image = _open(data, MEMORY_LIMIT)
     swapped = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}

@@ -21,7 +21,7 @@ STRIP = 2**20  # pixels converted at once
 _PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
 
 
-def find_raw_mode(image: Image.Image) -> str:
+def read_raw_mode(image: Image.Image) -> str:
     """Return how the file stores the pixels of an unloaded image, as Pillow's unpackers call it; "" if unknown."""
     tiles = getattr(image, "tile", None)
     args = tiles[0][3] if tiles else ""
@@ -63,12 +63,12 @@ def to_16_bit(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
 
 
 @dataclass(frozen=True)
-class RawImage:
+class ImageWithRawMode:
     """Image with what Pillow forgets of its file once it is loaded.
 
     Attributes:
         image: The image.
-        rawmode: How the file stores pixels, as `find_raw_mode` returns it.
+        rawmode: How the file stores pixels, as `read_raw_mode` returns it.
         low: The lower 8 bits of a 16-bit color image, as an image of the same mode; `image` then has the upper ones.
         deep: Whether values have 16 bits of which the file does not say how many are used.
         min_is_white: Whether 0 is white.
@@ -81,9 +81,9 @@ class RawImage:
     min_is_white: bool = False
 
     @classmethod
-    def of(cls, image: Image.Image) -> "RawImage":
+    def of(cls, image: Image.Image) -> "ImageWithRawMode":
         """Return the raw image of an image that is not loaded yet."""
-        rawmode = find_raw_mode(image)
+        rawmode = read_raw_mode(image)
         scaled = bool(rawmode) and image.tile[0][0].startswith("ppm")  # type: ignore[attr-defined]
         gray = image.mode.startswith("I") and rawmode != "I;12"
         deep = not scaled and (gray or (image.mode in ("RGB", "RGBA") and re.search("^(RGBX?|RGBA|LA);16", rawmode)))
@@ -123,7 +123,7 @@ class RawImage:
             values = strip._gray_values() if strip.low is None else strip._join_bytes()[..., :3]
             yield values.reshape(-1)
 
-    def _strips(self, rows: int) -> Iterator[tuple[int, "RawImage"]]:
+    def _strips(self, rows: int) -> Iterator[tuple[int, "ImageWithRawMode"]]:
         """Yield the first row of each strip of `rows` rows, and the strip."""
         width, height = self.image.size
         if rows >= height:

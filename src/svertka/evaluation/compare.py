@@ -27,7 +27,7 @@ from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
-from svertka.files import cache_bytes
+from svertka.files import cache_limit_in_bytes
 from svertka.graph.summary import trace
 from svertka.output_paths import HTML, output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -103,7 +103,7 @@ def compare(
         include_training,
         device,
         threads,
-        cache_bytes(cache_limit),
+        cache_limit_in_bytes(cache_limit),
         max_pixels,
         trust_builder=trust_builder,
     )

@@ -16,7 +16,7 @@ from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image
-from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
+from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_percent, format_three_digits
 from svertka.pages.svg_curves import LINE_STYLES, Line, Panel, Reading, XAxis, render_curves
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration, show_spinner
@@ -97,7 +97,7 @@ def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[
             one.network,
             f"{one.parameters:,}",
             f"{one.multiply_adds:,}",
-            f"{format_number(1000 * one.speed.seconds)}{NBSP}ms",
+            f"{format_three_digits(1000 * one.speed.seconds)}{NBSP}ms",
             f"{one.speed.per_second:,.0f}",
             f"{len(history.epochs):,}" if is_trained else MISSING,
             format_duration(history.seconds) if is_trained else MISSING,
@@ -167,7 +167,7 @@ def _reading(trained: Trained, epoch: float) -> Reading:
         f"{one.letter} {format_percent(read_metric(line[0], 'val_error'))}" for one, line in reached if line
     )
     losses = ", ".join(
-        f"{one.letter} {format_number(read_metric(line[0], 'train_loss'))}" for one, line in reached if line
+        f"{one.letter} {format_three_digits(read_metric(line[0], 'train_loss'))}" for one, line in reached if line
     )
     return Reading(epoch, format_epoch(epoch), [errors, losses])
 

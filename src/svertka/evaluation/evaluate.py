@@ -27,7 +27,7 @@ from svertka.evaluation.held_out import select_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.predictor import Predictor, average_log_probabilities
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.files import cache_bytes
+from svertka.files import cache_limit_in_bytes
 from svertka.output_paths import HTML, output_file
 from svertka.progress import progress
 from svertka.run import training_boxes, training_columns
@@ -95,7 +95,7 @@ def evaluate(
         StorageError: `output` or the cache cannot be written.
     """
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
-    limit = cache_bytes(cache_limit)
+    limit = cache_limit_in_bytes(cache_limit)
     joint = evaluate_jointly(
         run,
         source,

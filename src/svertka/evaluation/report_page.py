@@ -20,7 +20,7 @@ from svertka.evaluation.training_curves import TrainingCurves
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image, render_strip
-from svertka.pages.number_format import NBSP, format_count, format_number, format_percent
+from svertka.pages.number_format import NBSP, format_count, format_percent, format_three_digits
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration, show_spinner
 
@@ -117,7 +117,7 @@ def _summary(report: Report, evaluation: Evaluation) -> str:
     low, high = evaluation.top1_interval
     sentences = [
         f"95{NBSP}% confidence interval of the error: {format_percent(low)} to {format_percent(high)}. "
-        f"Mean loss {format_number(evaluation.loss)} nats."
+        f"Mean loss {format_three_digits(evaluation.loss)} nats."
     ]
     if evaluation.top5_error is not None:
         sentences.append(f"Top-5 error {format_percent(evaluation.top5_error)}.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from svertka.pages.axes import Scale, fit_scale
-from svertka.pages.number_format import MISSING, NBSP, format_brief, format_number, format_percent
+from svertka.pages.number_format import MISSING, NBSP, format_brief, format_percent, format_three_digits
 from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration
@@ -86,8 +86,8 @@ class TrainingCurves:
             (
                 f"{read_metric(line, 'epoch'):g}",
                 (
-                    format_number(read_metric(line, "train_loss")),
-                    format_number(read_metric(line, "val_loss")),
+                    format_three_digits(read_metric(line, "train_loss")),
+                    format_three_digits(read_metric(line, "val_loss")),
                     format_percent(read_metric(line, "train_error")),
                     format_percent(read_metric(line, "val_error")),
                     format_brief(read_metric(line, "learning_rate")),
@@ -112,7 +112,7 @@ class TrainingCurves:
         panel = Panel(
             "Loss, nats", fit_scale(losses, "log"), [Line("loss", rates, losses, "solid")], format_brief, HEIGHT
         )
-        readings = [Reading(x, f"learning rate {format_brief(x)}", [format_number(y)]) for x, y in points]
+        readings = [Reading(x, f"learning rate {format_brief(x)}", [format_three_digits(y)]) for x, y in points]
         nearest = min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / chosen))) if chosen > 0 else None
         return render_curves(
             [panel], XAxis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {format_brief(chosen)}"
@@ -127,8 +127,8 @@ class TrainingCurves:
             read_metric(line, "epoch"),
             format_epoch(read_metric(line, "epoch")),
             [
-                f"train {format_number(read_metric(line, train_loss))}"
-                + _also("val", format_number(read_metric(line, "val_loss"))),
+                f"train {format_three_digits(read_metric(line, train_loss))}"
+                + _also("val", format_three_digits(read_metric(line, "val_loss"))),
                 f"train {format_percent(read_metric(line, train_error))}"
                 + _also("val", format_percent(read_metric(line, "val_error"))),
                 format_brief(read_metric(line, "learning_rate")),

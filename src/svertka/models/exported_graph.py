@@ -106,7 +106,7 @@ class ExportedNetwork(nn.Module):
         return self._run(self, images)
 
 
-def allocated(module: nn.Module) -> nn.Module:
+def allocate_state_dict(module: nn.Module) -> nn.Module:
     """Return a copy of a network of `read_graph` with memory for its state_dict, which has no values yet."""
     twin = copy.deepcopy(module)
     for part in twin.modules():

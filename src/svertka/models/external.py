@@ -17,7 +17,7 @@ from svertka.graph.network_copy import copy_without_values
 from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
 from svertka.graph.trace_errors import describe_error
 from svertka.models import known_packages
-from svertka.models.exported_graph import allocated, read_graph
+from svertka.models.exported_graph import allocate_state_dict, read_graph
 from svertka.models.external_builder import (
     GRAPH,
     Builder,
@@ -108,7 +108,7 @@ def open_builder(
         template = read_graph(folder / GRAPH)
 
         def rebuild(_: int) -> nn.Module:
-            return allocated(template)
+            return allocate_state_dict(template)
 
         facts = _Facts("exported graph", size, channels, classes, builder.head_layer, None)
         return replace(_model(facts, builder, _Build(rebuild, None, classes), has_own_weights=True), is_exported=True)

@@ -11,7 +11,7 @@ def format_percent(share: float | None) -> str:
     return f"{100 * share:.1f}{NBSP}%" if share is not None and math.isfinite(share) else MISSING
 
 
-def format_number(value: float) -> str:
+def format_three_digits(value: float) -> str:
     """Return `value` with exactly three significant digits, to compare losses: "0.0123", "1.70"; a dash for NaN."""
     if not (math.isfinite(value) and 1e-3 <= abs(value) < 1e5):
         return format_brief(value)

@@ -8,13 +8,13 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from svertka.escaping import replace_forbidden
-from svertka.pages.number_format import format_brief, format_count, format_number, format_percent
+from svertka.pages.number_format import format_brief, format_count, format_percent, format_three_digits
 
 FILTERS = {
     "brief": format_brief,
     "count": format_count,
     "integer": "{:,}".format,
-    "number": format_number,
+    "number": format_three_digits,
     "percent": format_percent,
 }
 

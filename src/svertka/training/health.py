@@ -60,7 +60,7 @@ def find_problems(
     ]
 
 
-def is_complete(entry: Mapping[str, Any]) -> bool:
+def has_all_metrics(entry: Mapping[str, Any]) -> bool:
     """Return whether an "epoch" line of metrics.jsonl holds all numbers that `find_problems` reads."""
     needed, optional = ("train_loss", "train_error", "learning_rate"), ("val_loss", "val_error")
     numbers = [entry.get(name) for name in needed] + [entry[name] for name in optional if entry.get(name) is not None]

@@ -11,7 +11,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
 from svertka.files import storage_errors, sync_folder, write_json
-from svertka.models.heads import has_head, head_path, replace_head, trainable_head
+from svertka.models.heads import choose_head_kind, has_head, head_path, replace_head
 from svertka.models.initialization import init_head, init_weights, signal_vanishes
 from svertka.models.registry import Model
 from svertka.models.weights import Weights, head_tensors
@@ -101,7 +101,7 @@ def build_initial_classifier(
         notes += _reinitialize_if_vanishing(network, model, parts.first_training_images(preprocess, PROBED).to(device))
     if model.init_from_data is not None:
         model.init_from_data(network, parts.first_training_images(preprocess, INIT_IMAGES).to(device))
-    own_head = trainable_head(model, "linear")
+    own_head = choose_head_kind(model, "linear")
     replace_head(network, model, own_head, len(names))
     if start is not None:
         notes += [start.note, start.load_into(network, names)]
@@ -112,7 +112,7 @@ def build_initial_classifier(
         notes.append(
             f"{model.name} is trained without the ReLU after its class scores: a class that it sets to 0 never learns"
         )
-    kind = trainable_head(model, recipe.head_kind)
+    kind = choose_head_kind(model, recipe.head_kind)
     if kind != own_head:
         replace_head(network, model, kind, len(names))
     config = Config(

@@ -49,7 +49,7 @@ from svertka.training.initial_classifier import (
 )
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
-from svertka.training.resume import name_resume_command, resume, train_to_the_end
+from svertka.training.resume import resume, suggest_resume_command, train_to_the_end
 from svertka.training.run_lock import claim_run_folder
 from svertka.training.training_inputs import estimate_evaluation_seconds, freeze_classifier, optimize_frozen
 from svertka.transfer.feature_cache import available_bytes, row_bytes
@@ -193,7 +193,7 @@ def train_run(options: TrainingOptions) -> Run:
         notes = (*prepared.notes, *measurement.notes)
         for sentence in filter(None, (*parts.notes(), parts.describe_misnamed(), *notes, warning, parts.unstored)):
             say(sentence)
-        with name_resume_command(run):
+        with suggest_resume_command(run):
             if distributed.is_first():
                 create_run(run, prepared.classifier, settings, parts.manifest, measurement.found)
             distributed.barrier()

@@ -62,7 +62,7 @@ class Recorder(Callback):
         self._epoch_count = 1 if recipe.is_computed else math.ceil(recipe.epochs)
         self._request = StopRequest()
         before = run.history() if log else []
-        self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_complete(entry)]
+        self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.has_all_metrics(entry)]
         self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
         self._rate_was_found = any(entry["kind"] == "range_test" for entry in before)
         self._marked = self._saved = time.monotonic()

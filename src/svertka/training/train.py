@@ -10,7 +10,7 @@ from torch import nn
 from svertka.data.hash_split import VAL_SHARE
 from svertka.data.sources import Source, is_path
 from svertka.device import preserves_settings
-from svertka.files import cache_bytes
+from svertka.files import cache_limit_in_bytes
 from svertka.run import Run
 from svertka.training.pipeline import TrainingOptions, train_run
 from svertka.training.recipe import Recipe
@@ -158,7 +158,7 @@ def train(
     given.pop("repeats")
     changes = {name: value for name in RECIPE_SETTINGS if (value := given.pop(name)) is not None}
     given |= {name: fspath(given[name]) for name in PATHS if given[name] is not None}
-    given |= {"source": fspath(source) if is_path(source) else source, "cache_limit": cache_bytes(cache_limit)}
+    given |= {"source": fspath(source) if is_path(source) else source, "cache_limit": cache_limit_in_bytes(cache_limit)}
     options = TrainingOptions(**given, changes=changes)
     return train_run(options) if repeats is None else train_repeatedly(options, repeats)
 

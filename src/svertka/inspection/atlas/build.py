@@ -20,7 +20,7 @@ from svertka.classifier import Classifier
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluation_scope import EvaluationScope
-from svertka.files import cache_bytes, format_bytes, parse_path
+from svertka.files import cache_limit_in_bytes, format_bytes, parse_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
@@ -145,7 +145,7 @@ def look(
         images=images,
         include_training=include_training,
         threads=num_threads,
-        cache_limit=cache_bytes(cache_limit),
+        cache_limit=cache_limit_in_bytes(cache_limit),
         device=chosen_device,
         max_pixels=max_pixels,
         trust_builder=trust_builder,
