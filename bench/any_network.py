@@ -1,10 +1,10 @@
-"""Twelve networks that svertka does not know, from timm, torchvision and of one's own, through every command.
+"""Benchmark of svertka's commands on twelve networks from timm, torchvision and user code that svertka does not list.
 
     python bench/any_network.py [NAME…]
 
-Each is trained for an epoch on 60 images, all of it and only its head, evaluated, looked at, exported to ONNX and
-served. Weights are random. A cell is the seconds that the command took, or why it failed. Needs svertka[onnx,serve],
-timm and torchvision.
+Each network is trained for one epoch on 60 images, once as a whole and once only its head, then evaluated, inspected,
+exported to ONNX and served. Weights are random. A cell is the seconds that the command took, or why it failed. Needs
+svertka[onnx,serve], timm and torchvision.
 """
 
 import shutil
@@ -31,11 +31,11 @@ from svertka.serving.app import App
 from svertka.serving.served_model import ServedModel
 
 CLASSES, IMAGES = "abc", 20
-SIZE = 96  # pixels; attention networks get other position embeddings for it
+SIZE = 96  # pixels; attention networks resize their position embeddings to it
 
 
 def own_sequential() -> nn.Module:
-    """Return a network of ten classes without names."""
+    """Return a nn.Sequential with ten classes and no layer names."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 5, 4), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU(), nn.Dropout(0.1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
@@ -95,7 +95,7 @@ def look(classifier: svertka.Classifier) -> None:
 
 
 def serve(classifier: svertka.Classifier, image: Path) -> None:
-    """Ask a server in this process for a prediction."""
+    """Send an image to a server in this process."""
     served = ServedModel(classifier, torch.device("cpu"))
     with TestClient(App([served], hosts=LOOPBACK, token=None, threads=1).asgi, base_url="http://localhost") as client:
         answer = client.post("/predict", content=image.read_bytes())
@@ -104,7 +104,7 @@ def serve(classifier: svertka.Classifier, image: Path) -> None:
 
 
 def run_network(name: str, folder: Path, photos: Path) -> list[str]:
-    """Return the cells of the row of a network."""
+    """Return the cells of a network's row."""
     given = NETWORKS[name]
     model = given() if given is own_sequential else given
     own = not (isinstance(model, str) and model.partition(":")[0] in PACKAGES)
@@ -144,7 +144,7 @@ def run_network(name: str, folder: Path, photos: Path) -> list[str]:
 
 
 def main(names: list[str]) -> None:
-    """Print the table."""
+    """Run all networks and print the table."""
     warnings.simplefilter("ignore")
     folder = Path(tempfile.mkdtemp())
     try:

@@ -1,11 +1,10 @@
-"""Convolutions: ours against PyTorch's own, channels-last, all three passes, in turns.
+"""Benchmark of single convolutions against PyTorch, channels-last, for the forward pass and both gradients.
 
     python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet five strides large] [--json]
 
-Speeds are ratios, PyTorch's seconds over ours: above 1 is faster than PyTorch. What ours does with the weights is
-counted; "forward, packed" is with weights that already lie as the kernels read them.
-Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it). Results
-that are not finite end the comparison with exit code 1.
+Both sides take turns. Speeds are PyTorch's time divided by svertka's: above 1, svertka is faster. The time includes the
+transformation of the weights, except in column "forward, packed". The algorithm is chosen before the measurement, as in
+any program; `svertka tune` shows the choice. Non-finite results end the benchmark with exit code 1.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from svertka.conv_geometry import ConvShape
 from svertka.device import cpu_name, set_threads
 from turns import finite, in_turns, ratios
 
-# (channels in, out, side of the maps, side of the kernel, stride)
+# (input channels, output channels, side of the maps, side of the kernel, stride)
 LAYERS = {
     "vgg": [
         (64, 64, 224, 3, 1),
@@ -34,9 +33,9 @@ LAYERS = {
         (512, 512, 14, 3, 1),
     ],
     "resnet": [(64, 64, 56, 3, 1), (128, 128, 28, 3, 1), (256, 256, 14, 3, 1), (512, 512, 7, 3, 1)],
-    # AlexNet's second layer, GoogLeNet's first 5×5, Inception-v3's, and one of many channels
+    # AlexNet's second layer, GoogLeNet's first 5×5, Inception-v3's 5×5, and one with many channels
     "five": [(64, 192, 27, 5, 1), (16, 32, 28, 5, 1), (48, 64, 35, 5, 1), (128, 128, 14, 5, 1)],
-    # AlexNet's first layer, ResNet's first and second strided, and 5×5
+    # AlexNet's first layer, ResNet's first two strided ones, and 5×5
     "strides": [(3, 64, 224, 11, 4), (3, 64, 224, 7, 2), (64, 128, 56, 3, 2), (64, 128, 56, 5, 2)],
     "large": [(64, 64, 56, 11, 1), (64, 64, 56, 15, 1), (64, 64, 56, 31, 1)],
 }
@@ -44,7 +43,7 @@ LARGE_BATCH = 8
 
 
 def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = False) -> dict[str, Any]:
-    """Both ways in turns; their best seconds, and the ratios. `packed`: ours with weights packed beforehand."""
+    """Return the best seconds of both sides and the ratios; `packed` is svertka's time with packed weights."""
     first, second = autotune.random_tensors(one_pass, shape, torch.channels_last)
     chosen = native_winograd if packed else autotune.select_algorithm("auto", one_pass, shape, first)
     ways: dict[str, Callable[[], Tensor]] = {
@@ -68,17 +67,17 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = Fal
 
 
 def named(channels: int, out_channels: int, side: int, kernel: int, stride: int) -> str:
-    """What a row is called."""
+    """Return the name of a row."""
     made = "" if out_channels == channels else f"→{out_channels}"
     steps = "" if stride == 1 else f"/{stride}"
     return f"{channels}{made}@{side}, {kernel}×{kernel}{steps}"
 
 
 def main() -> None:
-    """Compare, print a table or JSON."""
+    """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16, help=f"images at once; for large kernels {LARGE_BATCH}")
-    parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
+    parser.add_argument("--batch", type=int, default=16, help=f"batch size; {LARGE_BATCH} for large kernels")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--json", action="store_true")

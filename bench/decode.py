@@ -1,13 +1,13 @@
-"""Decoding and resizing photographs: svertka against Pillow, the same threads, in one run.
+"""Benchmark of decoding and resizing photographs: svertka against Pillow, with the same threads.
 
-Three ways from a JPEG file's bytes to a square of `--side` pixels:
+Three ways turn the bytes of a JPEG file into a square of `--side` pixels:
 
-    plain    Pillow: open, convert to RGB, resize the central square with its BILINEAR, a triangle as wide as needed
-    draft    the same after Image.draft, which lets the decoder reduce the image
-    svertka  read_image and resize_central_square, as training and prediction do it
+    plain    Pillow: open, convert to RGB, resize the central square with BILINEAR, which antialiases
+    draft    the same after Image.draft, with which the decoder reduces the image
+    svertka  read_image and resize_central_square, as in training and prediction
 
-Each round runs all three, in changing order. Quality is the PSNR against the image decoded whole and resized with
-Lanczos's filter in floating point. Needs SVERTKA_DATA, or `--images FOLDER`.
+Each round runs all three in changing order. Quality is the PSNR relative to the image decoded at full size and resized
+with a Lanczos filter in floating point. Needs SVERTKA_DATA or `--images FOLDER`.
 
     python bench/decode.py --rounds 20 --threads 2
 """
@@ -38,21 +38,21 @@ Rounds = dict[str, list[float]]
 
 
 class Way(Protocol):
-    """One of the ways."""
+    """One of the three ways."""
 
     def __call__(self, data: bytes, side: int) -> Pixels:
-        """From a file's bytes to the square, (side, side, 3)."""
+        """Return the square, (side, side, 3), for the bytes of a file."""
         ...
 
 
 def plain(data: bytes, side: int) -> Pixels:
-    """Pillow, the image decoded whole."""
+    """Pillow, with the image decoded at full size."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=center(image.size)))
 
 
 def draft(data: bytes, side: int) -> Pixels:
-    """Pillow, the image reduced by the decoder."""
+    """Pillow, with the image reduced by the decoder."""
     file = Image.open(io.BytesIO(data))
     file.draft("RGB", (side, side))
     image = file.convert("RGB")
@@ -60,7 +60,7 @@ def draft(data: bytes, side: int) -> Pixels:
 
 
 def svertka(data: bytes, side: int) -> Pixels:
-    """What svertka does."""
+    """svertka's functions."""
     return resize_central_square(read_image(data, min_side=side), side, 3)
 
 
@@ -68,7 +68,7 @@ WAYS: dict[str, Way] = {"plain": plain, "draft": draft, "svertka": svertka}
 
 
 def center(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The central square of an image of `size` (width, height), as Pillow wants it."""
+    """Return the central square of an image of `size` (width, height) as a Pillow box."""
     width, height = size
     side = min(size)
     left, top = (width - side) // 2, (height - side) // 2
@@ -76,7 +76,7 @@ def center(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def reference(data: bytes, side: int) -> npt.NDArray[np.float64]:
-    """The central square resized with Lanczos's filter, unrounded, (side, side, 3)."""
+    """Return the central square resized with a Lanczos filter, not rounded, (side, side, 3)."""
     rgb = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32)
     planes = [
         Image.fromarray(rgb[:, :, c]).resize((side, side), Image.Resampling.LANCZOS, box=center(rgb.shape[1::-1]))
@@ -86,12 +86,12 @@ def reference(data: bytes, side: int) -> npt.NDArray[np.float64]:
 
 
 def psnr(square: Pixels, truth: npt.NDArray[np.float64]) -> float:
-    """Decibels, higher is closer."""
+    """Return the PSNR in decibels; higher is closer."""
     return float(10 * np.log10(255**2 / np.mean((square - truth) ** 2)))
 
 
 def measure(images: list[bytes], side: int, threads: int, rounds: int) -> tuple[Rounds, Rounds]:
-    """Images per second, and processor milliseconds an image, of each way: one number a round."""
+    """Return images per second and CPU milliseconds per image of each way, one number per round."""
     speeds: Rounds = {name: [] for name in WAYS}
     loads: Rounds = {name: [] for name in WAYS}
     names = list(WAYS)
@@ -100,26 +100,26 @@ def measure(images: list[bytes], side: int, threads: int, rounds: int) -> tuple[
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 began, worked = time.perf_counter(), time.process_time()
                 deque(pool.map(partial(WAYS[name], side=side), images), maxlen=0)
-                if number:  # the first round warms up
+                if number:  # the first round is a warm-up
                     speeds[name].append(len(images) / (time.perf_counter() - began))
                     loads[name].append((time.process_time() - worked) / len(images) * 1000)
     return speeds, loads
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of JPEG files (default: imagenet-samples of SVERTKA_DATA)")
-    parser.add_argument("--side", type=int, default=224, help="pixels (default 224)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each way (default 2)")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds (default 10)")
+    parser.add_argument("--side", type=int, default=224, help="pixels (default: 224)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each way (default: 2)")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds (default: 10)")
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
     options = parser.parse_args()
     folder = options.images or Path(os.environ.get("SVERTKA_DATA", "")) / "imagenet-samples"
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not files:
         sys.exit(f"no JPEG files in {folder}; set SVERTKA_DATA or give --images FOLDER")
-    torch.set_num_threads(1)  # every way runs in `--threads` threads of its own
+    torch.set_num_threads(1)  # each way uses its own `--threads` threads
     images = [path.read_bytes() for path in files]
     truths = [reference(data, options.side) for data in images]
     speeds, loads = measure(images, options.side, options.threads, options.rounds)

@@ -1,16 +1,16 @@
-"""The disk cache of decoded images against SQLite and LMDB: writing, random reading, two processes, damage.
+"""Benchmark of the disk cache of decoded images against SQLite and LMDB: writing, reading, two processes, damage.
 
-Rows are real images of 224 × 224 × 3 bytes under 16-byte keys. Every store checks a CRC-32 of key and row whenever it
-reads, appends 100 rows a transaction, and syncs each transaction to the disk. Each measurement runs in a process of its
-own; stores take turns.
+Rows are real images of 224 × 224 × 3 bytes under 16-byte keys. Every store verifies a CRC-32 of key and row whenever it
+reads, appends 100 rows per transaction, and syncs each transaction to the disk. Each measurement runs in its own
+process; stores take turns.
 
-    read, cached        random order, the file in the page cache; with 1 thread, and with 2
-    read, disk          2 threads, after the file was dropped from the page cache, as the first reading of a process
+    read, cached        random order, with the file in the page cache; 1 thread and 2 threads
+    read, disk          2 threads, after the file was dropped from the page cache, for the first reading of a process
     two processes read  rows per second of both together, cached
-    two processes write the same rows in the same order: rows per second of the slower one
+    two processes write the same rows in the same order; rows per second of the slower process
     growth              resident memory that the reading process gains
-    damage              one bit of a file flipped, or its end cut off, in a store of 50 rows: how many rows come back
-                        right, are missing or wrong, and how often the process dies
+    damage              one bit of a file flipped or its end cut off, in a store of 50 rows: how many rows are right,
+                        missing or wrong, and how often the process crashes
 
 Needs `make bench-peers` and SVERTKA_DATA, or `--images FOLDER`.
 
@@ -41,26 +41,26 @@ from PIL import Image, ImageOps
 
 SIDE = 224
 PER_TRANSACTION = 100
-IMAGES = 300  # decoded; rows beyond are the same ones shifted by some pixels
+IMAGES = 300  # decoded; further rows are the same images shifted by some pixels
 DAMAGED_ROWS = 50
 Row = npt.NDArray[np.uint8]
 
 
 class Store(Protocol):
-    """What the benchmark asks of a store."""
+    """The interface of a store."""
 
     def append(self, keys: list[bytes], rows: list[Row]) -> None:
-        """Store `rows` under `keys`, those that are absent, and sync them."""
+        """Store those of `rows` whose `keys` are absent, and sync them."""
 
     def read(self, keys: list[bytes], into: Row) -> int:
-        """Read the rows of `keys` into `into` (n, bytes); return how many are there and undamaged."""
+        """Read the rows of `keys` into `into`, (n, bytes); return how many are present and undamaged."""
 
 
 class Svertka:
     """`svertka.data.disk_cache`."""
 
     def __init__(self, folder: Path) -> None:
-        from svertka.data.disk_cache import RecordStore  # imports torch, which the others do without
+        from svertka.data.disk_cache import RecordStore  # imports torch, which the others do not need
 
         self.store = RecordStore(folder / "rows", limit=10**11)
 
@@ -69,7 +69,10 @@ class Svertka:
         self.store.append_bytes(keys, rows)
 
     def read(self, keys: list[bytes], into: Row) -> int:
-        """Read rows."""
+        """Read every row once in random order; return rows per second and the growth of this process, MB.
+
+        `first`: measure the first reading of this process, in which a store may read its index and verify rows.
+        """
         count = 0
         for position, row in zip(self.store.find(keys).tolist(), into, strict=True):
             data = self.store.read(position) if position >= 0 else None
@@ -80,7 +83,7 @@ class Svertka:
 
 
 class Sqlite:
-    """One table in a database with a write-ahead log or a rollback journal; a connection a thread."""
+    """One table in a database with a write-ahead log or a rollback journal; one connection per thread."""
 
     def __init__(self, folder: Path, journal: str) -> None:
         self.path, self.journal = folder / "rows.sqlite", journal
@@ -117,7 +120,7 @@ class Sqlite:
 
 
 class Lmdb:
-    """One LMDB environment, which maps its file into memory; the CRC in front of each row."""
+    """One LMDB environment, which maps its file into memory, with a CRC before each row."""
 
     def __init__(self, folder: Path) -> None:
         import lmdb
@@ -151,17 +154,17 @@ STORES: dict[str, Callable[[Path], Store]] = {
 
 
 def checksum(key: bytes, row: Row) -> int:
-    """The CRC-32 of key and row."""
+    """Return the CRC-32 of key and row."""
     return zlib.crc32(row.data, zlib.crc32(key))
 
 
 def make_keys(count: int) -> list[bytes]:
-    """Keys as hashes give them: in no order."""
+    """Return keys in random order, as hashes are."""
     return [np.random.default_rng(number).bytes(16) for number in range(count)]
 
 
 def make_row(images: Row, number: int) -> Row:
-    """Row `number`: an image, shifted where there are more rows than images."""
+    """Return row `number`, a shifted image if there are more rows than images."""
     return np.roll(images[number % len(images)], 3 * (number // len(images)))
 
 
@@ -202,13 +205,13 @@ def read(store: Store, count: int, threads: int, *, first: bool) -> tuple[float,
 
 
 def resident() -> float:
-    """The memory of this process in MB."""
+    """Return the resident memory of this process, MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
 
 
 def drop_from_page_cache(folder: Path) -> None:
-    """Make the system forget what it holds of the files in `folder`."""
+    """Drop the files in `folder` from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -217,19 +220,19 @@ def drop_from_page_cache(folder: Path) -> None:
 
 
 def child(*args: object) -> subprocess.Popen[str]:
-    """This script in a process of its own."""
+    """Start this script in another process."""
     command = [sys.executable, __file__, "--child", *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 def result(process: subprocess.Popen[str]) -> Any:
-    """What a child printed; None if it died."""
+    """Return the printed result of a child; None if it crashed."""
     output, _ = process.communicate()
     return json.loads(output) if process.returncode == 0 else None
 
 
 def measure(name: str, folder: Path, images: Path, count: int) -> dict[str, float]:
-    """One round with one store."""
+    """Return the results of one round with one store."""
     row: dict[str, float] = {"write": result(child("write", name, folder, images, count))}
     for threads in (1, 2):
         row[f"read, cached, {threads} threads"], row[f"growth, {threads} threads"] = result(
@@ -251,7 +254,7 @@ def measure(name: str, folder: Path, images: Path, count: int) -> dict[str, floa
 
 
 def damage(name: str, folder: Path, images: Path, trials: int) -> dict[str, int]:
-    """Flip a bit of a file, or cut its end off, and read everything."""
+    """Flip a bit of a file, or cut off its end, and read all rows."""
     result(child("write", name, folder, images, DAMAGED_ROWS))
     files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size and path.name != "lock.mdb"]
     whole = {path: path.read_bytes() for path in files}
@@ -264,7 +267,7 @@ def damage(name: str, folder: Path, images: Path, trials: int) -> dict[str, int]
         content = bytearray(whole[path])
         if trial % 2:
             content = content[: int(rng.integers(len(content)))]
-        else:  # half of the bits near the beginning, where databases keep their structure
+        else:  # half of the bits near the beginning, where databases store their structure
             within = len(content) if trial % 4 else min(len(content), 2**16)
             content[int(rng.integers(within))] ^= 1 << int(rng.integers(8))
         path.write_bytes(content)
@@ -279,7 +282,7 @@ def damage(name: str, folder: Path, images: Path, trials: int) -> dict[str, int]
 
 
 def check(store: Store, images: Row) -> dict[str, int]:
-    """How many of the rows are right, missing and wrong."""
+    """Return how many rows are right, missing and wrong."""
     counts, into = dict.fromkeys(("right", "missing", "wrong"), 0), np.zeros((1, SIDE * SIDE * 3), np.uint8)
     for number, key in enumerate(make_keys(DAMAGED_ROWS)):
         found = store.read([key], into)
@@ -289,7 +292,7 @@ def check(store: Store, images: Row) -> dict[str, int]:
 
 
 def run_child(action: str, name: str, folder: str, *rest: str) -> Any:
-    """One measurement in this process."""
+    """Run one measurement in this process."""
     if action == "read-disk":
         drop_from_page_cache(Path(folder))
     store = STORES[name](Path(folder))
@@ -301,7 +304,7 @@ def run_child(action: str, name: str, folder: str, *rest: str) -> Any:
 
 
 def decode(folder: Path) -> Row:
-    """The first images under `folder`, in order of their names, as (n, bytes)."""
+    """Return the first images under `folder`, in the order of their names, (n, bytes)."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:IMAGES]
     return np.stack(
         [np.asarray(ImageOps.fit(Image.open(path).convert("RGB"), (SIDE, SIDE))).reshape(-1) for path in paths]
@@ -309,7 +312,7 @@ def decode(folder: Path) -> Row:
 
 
 def main() -> None:
-    """Print medians over the rounds, and the damage."""
+    """Print medians over the rounds, and the results with damage."""
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(run_child(*sys.argv[2:])))
         return

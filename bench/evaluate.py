@@ -1,17 +1,17 @@
-"""Evaluation in many crops, and in all of them at once, against the bare network and the plain loop.
+"""Benchmark of evaluation in ten crops and in dense crops against the bare network and a plain loop.
 
     python bench/evaluate.py [--models resnet18 squeezenet1_1] [--images 64] [--dense 1] [--rounds 3] [--threads 2]
 
-Ten crops: what `svertka evaluate --crops 10` does with photographs, from the store of squares to the counts, in crops a
-second, beside the network alone on as many crops in batches as large, ready in memory. The store is filled first, in a
-pass that is timed by itself: it decodes the images.
+Ten crops: `svertka evaluate --crops 10` on photographs, from the cache of squares to the metrics, in crops per second,
+compared with the network alone on as many crops in memory, in batches of the same size. A separate pass, timed by
+itself, decodes the images into the cache.
 
-Dense: what `--crops dense` does with whole photographs at 256, 384 and 512 pixels, decoding included, beside the loop
-that it replaces: every crop at every position of the network's stride, and their mirror images, cut from images that
-are decoded already, in batches of 64. Both say how far apart their probabilities are; where a network pads its maps
-they are not the same, since a crop has zeros around it and a window has the image.
+Dense crops: `--crops dense` on whole photographs at 256, 384 and 512 pixels, including decoding, compared with a plain
+loop over every crop at the network's stride, and its mirror image, in batches of 64 from images decoded in advance.
+Both report the difference of their probabilities. It is not zero for a network that pads its maps, because a crop has
+zeros around it where a window has the image.
 
-The sides take turns. Weights are fresh. Real data: SVERTKA_DATA.
+The sides take turns. Weights are random. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 
 def classifier(name: str, names: tuple[str, ...]) -> Classifier:
-    """The network with weights as they are drawn."""
+    """Return a classifier with random weights."""
     torch.manual_seed(0)
     model = find_model(name)
     preprocess = Preprocess(size=model.size, resize=model.resize, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -51,7 +51,7 @@ def classifier(name: str, names: tuple[str, ...]) -> Classifier:
 
 
 def judged(predictor: Predictor, dataset: Dataset) -> MetricAccumulator:
-    """The counts of all images, as `evaluate` makes them."""
+    """Return the counts over all images, as `evaluate` computes them."""
     size = predictor.batch_size
     batches: list[Ints] = [np.arange(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
     tally = MetricAccumulator(len(dataset.names))
@@ -61,7 +61,7 @@ def judged(predictor: Predictor, dataset: Dataset) -> MetricAccumulator:
 
 
 def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
-    """Crops a second of both, and the ratio."""
+    """Return crops per second of both sides, and their ratio."""
     predictor = Predictor(one, dataset, crop_protocol("10", None, one.preprocess), device=CPU, threads=threads)
     size = one.preprocess.size
     batch = torch.rand(10 * predictor.batch_size, 3, size, size)
@@ -79,7 +79,7 @@ def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[st
 
 
 def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds an image of both, and the ratio."""
+    """Return seconds per image of both sides, and their ratio."""
     how = crop_protocol("dense", None, one.preprocess)
     predictor = Predictor(one, dataset, how, device=CPU, threads=threads)
     size = one.preprocess.size
@@ -109,7 +109,7 @@ def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[
 
 
 def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Tensor:
-    """Log probabilities (K,) of one image: scores averaged over its crops, probabilities over scales and mirror."""
+    """Return log probabilities (K,) of one image: scores averaged over crops, probabilities over scales and mirror."""
     size, said = one.preprocess.size, []
     for image in scales:
         for shown in (image, image.flip(-1)):
@@ -121,19 +121,19 @@ def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Te
 
 
 def positions(image: Tensor, size: int, stride: tuple[int, int]) -> list[tuple[int, int]]:
-    """The first pixels of all crops."""
+    """Return the first pixels of all crops."""
     height, width = image.shape[-2:]
     return [(y, x) for y in range(0, height - size + 1, stride[0]) for x in range(0, width - size + 1, stride[1])]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["resnet18", "squeezenet1_1"], help="names of the zoo")
-    parser.add_argument("--images", type=int, default=64, help="in ten crops (default 64)")
-    parser.add_argument("--dense", type=int, default=1, help="images seen dense (default 1; 0 leaves it out)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each side (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
+    parser.add_argument("--models", nargs="+", default=["resnet18", "squeezenet1_1"], help="names of networks")
+    parser.add_argument("--images", type=int, default=64, help="images in ten crops (default: 64)")
+    parser.add_argument("--dense", type=int, default=1, help="images in dense crops (default: 1; 0: none)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side (default: 2)")
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
     options = parser.parse_args()
     folder = Path(os.environ.get("SVERTKA_DATA", "")) / "cats-dogs"

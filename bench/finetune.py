@@ -1,20 +1,19 @@
-"""Carrying features over, against the loop that everybody copies: frozen layers, a DataLoader, forward in each epoch.
+"""Benchmark of fine-tuning with cached features against the usual loop, which runs all layers in each epoch.
 
     python bench/finetune.py [head] [half] [last] [first] [--images 100] [--json]
 
-EfficientNet-Lite0 with the bundled weights on `cats-dogs`, 100 images of each class to learn from, all others held
-out and judged once at the end; both sides have the same network, weights, images and threads, and judge as they are.
+EfficientNet-Lite0 with the bundled weights on `cats-dogs`, with 100 training images of each class. All other images are
+held out and scored once at the end. Both sides use the same network, weights, images and threads.
 
-- `head`: everything frozen but the head, 30 epochs. Theirs: SGD with momentum at batch 64, images decoded, cut to
-  224 pixels and normalized by two workers, which are kept between epochs. Ours: `svertka train`, as the command.
-- `half`: ours with features stored as float16.
-- `last`: the last stage learns too, 10 epochs, mirrored at random.
-- `first`: ours on all 1,400 photographs, from the command to the error on val, with an empty cache.
+- `head`: everything but the head is frozen, 30 epochs. The loop uses SGD with momentum and batches of 64; two
+  persistent workers decode, crop to 224 pixels and normalize. svertka runs the command `svertka train`.
+- `half`: svertka with features stored as float16.
+- `last`: the last stage is trained, too, 10 epochs, with random mirroring.
+- `first`: svertka on all 1,400 photographs, from the command to the validation error, with an empty cache.
 
-`learning`: from the first batch to trained weights; ours with the features. `seconds`: ours from the start of the
-command, with imports, decoding and planning, and an empty cache each time; theirs as before. `in all`: with judging.
-`memory`: peak of the process; `disk`: of the stored features.
-Real data: SVERTKA_DATA.
+`learning` is the time from the first batch to trained weights, for svertka with stored features. `seconds` is the time
+from the start of the command, with imports, decoding, planning and an empty cache; for the loop it equals `learning`.
+`in all` includes scoring. `memory` is the peak of the process, `disk` the size of stored features. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -44,7 +43,7 @@ EPOCHS = {"head": 30, "last": 10}
 
 
 class Photos(TorchDataset[tuple[torch.Tensor, int]]):
-    """A folder a class, resized to 256, the middle 224, normalized; mirrored at random where they are learned from."""
+    """A data set of one folder per class, resized to 256, cropped to 224 and normalized; mirrored for training."""
 
     def __init__(self, root: Path, *, mirrored: bool) -> None:
         classes = sorted(root.iterdir())
@@ -67,7 +66,7 @@ class Photos(TorchDataset[tuple[torch.Tensor, int]]):
 
 
 def tutorial(folder: Path, what: str) -> dict[str, Any]:
-    """Theirs."""
+    """Train with the usual loop."""
     facts = MODELS["efficientnet_lite0"]
     network = facts.build(classes=2)
     start = weights.load_pretrained(facts, "bundled")
@@ -116,7 +115,7 @@ def tutorial(folder: Path, what: str) -> dict[str, Any]:
 
 
 def command(source: Path, options: list[str], threads: int) -> dict[str, Any]:
-    """Ours: `svertka train SOURCE OPTIONS` with an empty cache."""
+    """Run `svertka train SOURCE OPTIONS` with an empty cache."""
     with tempfile.TemporaryDirectory() as scratch:
         environment = os.environ | {"XDG_CACHE_HOME": f"{scratch}/cache"}
         run = Path(scratch) / "run"
@@ -126,8 +125,8 @@ def command(source: Path, options: list[str], threads: int) -> dict[str, Any]:
         in_all = time.perf_counter() - began
         result = json.loads(done.stdout)
         error = result["val_error"] if result["test_error"] is None else result["test_error"]
-        planned = (run / "training.json").stat().st_mtime  # written before learning begins
-        trained = (run / "checkpoint").stat().st_mtime  # written when it ends, before judging
+        planned = (run / "training.json").stat().st_mtime  # written before training begins
+        trained = (run / "checkpoint").stat().st_mtime  # written when training ends, before scoring
         features = sum(path.stat().st_size for path in Path(scratch, "cache").rglob("features/*/*") if path.is_file())
     return {
         "learning": trained - planned,
@@ -140,7 +139,7 @@ def command(source: Path, options: list[str], threads: int) -> dict[str, Any]:
 
 
 def divided(data: Path, pictures: int, root: Path) -> None:
-    """`root`/train with so many images of each class of `data`, and `root`/test with the others."""
+    """Create `root`/train with as many images of each class of `data`, and `root`/test with the others."""
     for folder in (data / "cat", data / "dog"):
         paths = sorted(folder.iterdir())
         chosen = set(np.random.default_rng(0).choice(len(paths), pictures, replace=False).tolist())
@@ -159,7 +158,7 @@ OURS = {
 
 
 def one(what: str, side: str, folder: Path, data: Path, threads: int) -> dict[str, Any]:
-    """The figures of one side, from a process of its own, so that peaks of memory are its own."""
+    """Return the results of one side, from its own process so that peaks of memory are separate."""
     words = [sys.executable, __file__, what, "--side", side, "--folder", str(folder), "--data", str(data)]
     done = subprocess.run([*words, "--threads", str(threads)], stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -167,7 +166,7 @@ def one(what: str, side: str, folder: Path, data: Path, threads: int) -> dict[st
 
 
 def main() -> None:
-    """Compare and print."""
+    """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=list(OURS), choices=[*OURS, []])
     parser.add_argument("--images", type=int, default=100)

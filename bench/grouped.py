@@ -1,9 +1,9 @@
-"""Depthwise and grouped convolutions of well-known networks: ours against PyTorch, ONNX Runtime and OpenVINO.
+"""Benchmark of depthwise and grouped convolutions of common networks against PyTorch, ONNX Runtime and OpenVINO.
 
     python bench/grouped.py [--batch 1] [--threads 1] [--rounds 40] [--only resnext mixnet] [--json]
 
-Speeds are in GFLOP/s, of the fastest of several interleaved runs; images are channels-last for ours and PyTorch.
-ONNX Runtime and OpenVINO are compared if they are installed.
+Speeds are in GFLOP/s of the fastest of several interleaved runs. Images are channels-last for svertka and PyTorch. ONNX
+Runtime and OpenVINO are included if they are installed.
 """
 
 import argparse
@@ -70,7 +70,7 @@ LAYERS: dict[str, list[tuple[int, int, int, int, tuple[int, int], int]]] = {
 
 
 def ours(network: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """Return a call of the kernels that compute `network` for `x`, channels-last, without what comes around them."""
+    """Return a call of the kernels that compute `network` for `x`, channels-last, without the executor's overhead."""
     optimized = optimize(network, x)
     torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-4)
     plan, threads = optimized._plan(len(x)), torch.get_num_threads()
@@ -79,7 +79,7 @@ def ours(network: nn.Module, x: Tensor) -> Callable[[], Any]:
 
 
 def peers(network: nn.Module, x: Tensor, *, engines: bool) -> dict[str, Callable[[], Any]]:
-    """Return calls of the other engines; of those in other packages only with `engines`."""
+    """Return calls of the other engines; those of other packages only with `engines`."""
     calls: dict[str, Callable[[], Any]] = {"pytorch": lambda: network(x)}
     if not engines:
         return calls
@@ -103,7 +103,7 @@ def peers(network: nn.Module, x: Tensor, *, engines: bool) -> dict[str, Callable
 
 
 def main() -> None:
-    """Compare, print a table or JSON."""
+    """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,16 +1,16 @@
-"""How the time of a network grows with batch, image size, threads and depth: ours, three peers, and two bounds.
+"""Benchmark of inference time against batch size, image size, threads and depth, with three peers and two lower bounds.
 
     pip install onnxruntime ncnn pnnx MNN
     python bench/inference_scaling.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth]
-                                      [--rounds 5] [--output FILE]
+        [--rounds 5] [--output FILE]
     python experiments/inference_scaling.py    # the figure and the tables, from its metrics/inference_scaling.jsonl
 
-ResNet-18 in batches of 1 to 64, with images of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in
-float32, random weights and images, the engines in turns as in bench/networks.py. A line of JSON each: what was run,
-the milliseconds of a whole batch, and the work: 10⁹ multiplications by the definition of a convolution, those that
-Winograd's algorithm leaves (`multiplications_left`), the megabytes of all weights and of all maps, each written once
-and read once by each step that needs it. The bounds are those multiplications over `roof`, and these bytes over
-`bandwidth`: the most that this machine has shown in the same run, in products of matrices and in sums of 400 MB.
+ResNet-18 in batches of 1 to 64, on images of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in float32
+with random weights and images. The engines take turns as in bench/networks.py. Each line of JSON has the configuration,
+the milliseconds of a whole batch, and the work: 10⁹ multiplications by the definition of a convolution, those left by
+Winograd's algorithm (`multiplications_left`), and the megabytes of all weights and of all maps, each written once and
+read once by each step that needs it. The bounds are these multiplications over `roof` and these bytes over `bandwidth`,
+the highest rates measured on this machine in the same run, with matrix products and with sums of 400 MB.
 """
 
 import argparse
@@ -40,7 +40,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Point:
-    """What is run."""
+    """One configuration."""
 
     network: str = "resnet18"
     batch: int = 1
@@ -57,7 +57,7 @@ AXES = {
 
 
 def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
-    """What an optimized network has to do for images of `shape`: 10⁹ multiplications, MB of weights and of maps."""
+    """Return the work of an optimized network for images of `shape`: 10⁹ multiplications, MB of weights and of maps."""
     steps = fuse(capture_graph(network, shape))
 
     def sides(value: int) -> list[int]:
@@ -85,7 +85,7 @@ def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
 
 
 def roof() -> float:
-    """10⁹ multiplications a second, each with its addition: the most of products of several sizes, theirs and ours."""
+    """Return the highest measured rate, 10⁹ multiply-adds per second, of matrix products of several sizes."""
     best = 0.0
     with torch.inference_mode():
         for side in (256, 512, 1024, 2048):
@@ -100,13 +100,13 @@ def roof() -> float:
 
 
 def bandwidth() -> float:
-    """10⁹ bytes a second: the most of several sums."""
+    """Return the highest measured bandwidth of several sums, 10⁹ bytes per second."""
     numbers = torch.ones(100_000_000)
     return FLOAT * len(numbers) / min(seconds(numbers.sum) for _ in range(10)) / 1e9
 
 
 def measured(point: Point, rounds: int, peers: list[str]) -> dict[str, Any]:
-    """`point`, its work, and for each engine `ms` and `ms_median` of the batch."""
+    """Return `point`, its work, and `ms` and `ms_median` of the batch for each engine."""
     set_threads(point.threads)
     makers = {side: FLOAT32[side] for side in ("ours", *peers)}
     found = compare(point.network, point.batch, rounds, makers, point.size)
@@ -116,12 +116,12 @@ def measured(point: Point, rounds: int, peers: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and write what was measured where wanted."""
+    """Measure, print, and optionally write the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", choices=list(FLOAT32)[1:], default=["onnxruntime", "ncnn", "mnn"])
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="a file for the lines of JSON")
+    parser.add_argument("--output", type=Path, help="file for the lines of JSON")
     options = parser.parse_args()
     machine: dict[str, Any] = {"processor": cpu_name(), "roof": {}, "bandwidth": {}}
     for threads in (1, 2):

@@ -1,14 +1,14 @@
-"""Coverage of the inspection: it reads every layer of torchvision's and timm's networks and leaves them bit-identical.
+"""Test that inspection reads every layer of torchvision's and timm's networks and leaves the networks bit-identical.
 
     python -m venv parity && parity/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 .
     parity/bin/python bench/inspection_coverage.py [--only NAME…]
 
-An environment of its own, since torchvision pins its torch. Nothing is downloaded: the smallest network of each of
-torchvision's classification families, and 20 of timm, with random weights. Of each, in training mode with one module in
-evaluation mode, one parameter frozen, a hook and a gradient, all layers are watched: what modules give has to be what
-plain hooks see, shapes those of the trace. Then one of them raises an exception. After both runs the parameters,
-buffers, gradients, flags, hooks, attributes of all modules and PyTorch's random numbers have to be what they were. Exit
-code 1 if one is not.
+It needs its own environment, because torchvision pins torch. Nothing is downloaded: it uses the smallest network of
+each family of classifiers in torchvision and 20 networks of timm, with random weights. Each network is in training
+mode, with one module in evaluation mode, one frozen parameter, a hook and a gradient. The outputs of all layers are
+read: they must equal those that plain hooks receive, and their shapes must equal those of the trace. Then one layer
+raises an exception. After both runs, parameters, buffers, gradients, flags, hooks, attributes of all modules and the
+state of PyTorch's random number generator must be unchanged. The exit code is 1 if a network fails.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SIZES = {"inception_v3": 299, "swin_v2_t": 256, "mobilevit_xxs": 256}
 
 
 def built(name: str) -> nn.Module:
-    """The network called `name`, of torchvision if it has one."""
+    """Return the network called `name`, from torchvision if it has one of that name."""
     network: nn.Module
     if name in TORCHVISION:
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # SciPy draws them slowly
@@ -52,7 +52,7 @@ def built(name: str) -> nn.Module:
 
 
 def used(network: nn.Module) -> nn.Module:
-    """The network as somebody may be using it, in the middle of a training."""
+    """Return the network in the state of an unfinished training."""
     network.train()
     modules, parameters = list(network.modules()), list(network.parameters())
     modules[len(modules) // 2].eval()
@@ -63,7 +63,7 @@ def used(network: nn.Module) -> nn.Module:
 
 
 def state(network: nn.Module) -> dict[str, Any]:
-    """All that a run could leave behind."""
+    """Return everything that a run could change."""
     modules = dict(network.named_modules())
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return {
@@ -82,13 +82,13 @@ def state(network: nn.Module) -> dict[str, Any]:
 
 
 def digest(tensor: Tensor) -> bytes:
-    """Of the values, bit for bit."""
+    """Return a hash of the values, exact to the bit."""
     return hashlib.blake2b(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data).digest()
 
 
 def plainly(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """What the modules without others inside give, by path: of those that run again the first; tensors only."""
-    torch.backends.mha.set_fastpath_enabled(False)  # it takes another way, and so rounds otherwise, when watched
+    """Return the outputs of modules without children, by path; of repeated calls the first, tensors only."""
+    torch.backends.mha.set_fastpath_enabled(False)  # hooks disable it, and it rounds differently
     found: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[..., None]:
@@ -107,7 +107,7 @@ def plainly(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def problems(name: str) -> tuple[int, int, list[str]]:
-    """How many layers and convolutions a network has, and what went wrong with it."""
+    """Return the number of layers and convolutions of a network, and its problems."""
     network = used(built(name))
     image = torch.randn(2, 3, *[SIZES.get(name, 224)] * 2)
     wrong: list[str] = []
@@ -141,7 +141,7 @@ def problems(name: str) -> tuple[int, int, list[str]]:
 
 
 def main() -> int:
-    """Look at each and tell."""
+    """Test every network and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=(*TORCHVISION, *TIMM))
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A load generator: a server in its own process, and the clients that keep it busy. Used by serve.py."""
+"""A load generator for serve.py: a server in its own process, and clients that send requests."""
 
 import contextlib
 import http.client
@@ -19,7 +19,7 @@ KIND = {"Content-Type": "application/octet-stream"}
 
 
 def photographs(size: int, count: int = 64) -> list[bytes]:
-    """Real ones of SVERTKA_DATA, as JPEG files of about `size` bytes each."""
+    """Return photographs of SVERTKA_DATA as JPEG files of about `size` bytes each."""
     found = []
     for path in sorted((Path(os.environ["SVERTKA_DATA"]) / "imagenet-samples").glob("*.JPEG"))[:count]:
         image = Image.open(path).convert("RGB")
@@ -34,7 +34,7 @@ def photographs(size: int, count: int = 64) -> list[bytes]:
 
 
 def free_port() -> int:
-    """One on which nobody listens now."""
+    """Return a port on which nothing listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def served(command: Callable[[int], list[str]], probe: bytes) -> Iterator[tuple[int, int]]:
-    """The port and the process of a server while the block runs, which begins as soon as `probe` is answered."""
+    """Yield the port and the process of a server, as soon as it answers `probe`."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     process = subprocess.Popen(
@@ -68,7 +68,7 @@ def served(command: Callable[[int], list[str]], probe: bytes) -> Iterator[tuple[
 
 
 def ask(port: int, body: bytes) -> None:
-    """One request on a connection of its own."""
+    """Send one request on its own connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         _answered(connection, body)
@@ -84,10 +84,10 @@ def load(
     rate: float | None = None,
     even: bool = False,
 ) -> list[float]:
-    """Latencies, seconds, of all requests that began within `seconds`.
+    """Return the latencies, in seconds, of all requests that began within `seconds`.
 
-    `rate`: requests a second, at random moments (Poisson) or, if `even`, evenly spaced; None: closed loop, each client
-    asks as soon as it has its answer. Raises OSError if one fails.
+    `rate`: requests per second, at random times (Poisson) or, if `even`, evenly spaced; None: closed loop, in which
+    each client sends a request as soon as it has a response. Raises OSError if a request fails.
     """
     latencies: list[float] = []
     failures: list[OSError] = []
@@ -100,7 +100,7 @@ def load(
         due = start + (0 if not rate else number / rate if even else choose.expovariate(rate / clients))
         while due < end and not failures:
             time.sleep(max(0, due - time.perf_counter()))
-            began = due if rate else time.perf_counter()  # what waits for its turn waits, too
+            began = due if rate else time.perf_counter()  # waiting for a free client counts as waiting
             try:
                 _answered(connection, choose.choice(images))
             except OSError as error:
@@ -123,13 +123,13 @@ def load(
 
 
 def resident(pid: int) -> float:
-    """Memory of a process, MB."""
+    """Return the resident memory of a process, MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
 
 
 def spent(pid: int) -> dict[str, float]:
-    """Seconds of processor of each thread of a process, by the name of the thread."""
+    """Return the CPU seconds of each thread of a process, by name of the thread."""
     found: dict[str, float] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         head, _, rest = (task / "stat").read_text().rpartition(")")

@@ -1,16 +1,16 @@
-"""Where things are: how fast, and how well, after Oquab et al. 2014.
+"""Benchmark of localization, speed and accuracy, after Oquab et al. 2014.
 
     python bench/locate.py speed [RUN] [--image raccoon-1] [--rounds 3] [--threads 2] [--json]
     python bench/locate.py raccoons [--only boxes] [--folder FOLDER] [--threads 2] [--json]
 
-`speed`: the score maps of one photograph at eight scales (`svertka locate`), and the same network on the same patches,
-about 500, in batches, with the resizing that either needs. They take turns. Beside the times how alike both rank these
-patches, and the spots of the heat maps that are made of them (Spearman), for the class that is seen best. RUN: a run
-folder; unset: `efficientnet_lite0:bundled`.
+`speed`: the score maps of one photograph at eight scales (`svertka locate`) against the same network on the same
+patches, about 500, in batches; both include resizing. They take turns. It also reports the rank correlation (Spearman)
+of the two over the patches, and over the pixels of their heat maps, for the class with the highest score. RUN is a run
+folder (default: `efficientnet_lite0:bundled`).
 
-`raccoons`: trains on 150 of the raccoons and 100 cats and 100 dogs, on the bundled network's features: once with boxes,
-on patches, and once with the labels of the images alone; then points at the raccoons in the other 50. Images are
-drawn by a seed. A run that is in FOLDER already is gone on with. Real data: SVERTKA_DATA.
+`raccoons`: trains on 150 raccoons, 100 cats and 100 dogs with the features of the bundled network, once on patches with
+boxes and once with image labels alone, and locates the raccoons in 50 other images. Images are drawn with a fixed seed.
+A run that exists in FOLDER is resumed. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -40,7 +40,7 @@ TRAINED, OTHERS, SEED = 150, 100, 0
 
 
 def data() -> Path:
-    """The folder of real data."""
+    """Return the folder of real data."""
     folder = os.environ.get("SVERTKA_DATA")
     if not folder:
         raise SystemExit("set SVERTKA_DATA to the folder that holds raccoons/ and cats-dogs/")
@@ -49,7 +49,7 @@ def data() -> Path:
 
 @torch.inference_mode()
 def patch_by_patch(classifier: Classifier, locator: PatchScorer, rgb: Pixels) -> list[ScoreMap]:
-    """The score maps as the network gives them for one patch after the other."""
+    """Return the score maps, computed patch by patch."""
     parts, levels, crops = locator.network, locator.levels(rgb), []
     for level in levels:
         image = resize_to_level(classifier.preprocess, rgb, level)[0]
@@ -65,7 +65,7 @@ def patch_by_patch(classifier: Classifier, locator: PatchScorer, rgb: Pixels) ->
 
 
 def speed(run: str, image: str, rounds: int) -> dict[str, Any]:
-    """Seconds of both ways, and how alike they rank."""
+    """Return the seconds of both ways and their rank correlations."""
     classifier = Classifier.load(run)
     locator = PatchScorer(classifier)
     rgb = load_image(data() / "raccoons" / "images" / f"{image}.jpg")
@@ -92,7 +92,7 @@ def speed(run: str, image: str, rounds: int) -> dict[str, Any]:
 
 
 def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
-    """Where the raccoons of 50 images are found, by two runs, or `only` one of them."""
+    """Return the results of locating raccoons in 50 images with both runs, or `only` one of them."""
     sources = data()
     images = sorted((sources / "raccoons" / "images").iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
     drawn = np.random.default_rng(SEED).permutation(len(images))
@@ -129,21 +129,21 @@ def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
 
 
 def link(file: Path, folder: Path) -> None:
-    """Let `file` be in `folder`, too."""
+    """Link `file` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / file.name).exists():
         (folder / file.name).symlink_to(file)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("speed", "raccoons"))
     parser.add_argument("run", nargs="?", default=BACKBONE)
     parser.add_argument("--image", default="raccoon-1")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("boxes", "labels"), help="unset: both runs")
-    parser.add_argument("--folder", type=Path, help="unset: one that is removed afterwards")
+    parser.add_argument("--only", choices=("boxes", "labels"), help="one of the two runs (default: both)")
+    parser.add_argument("--folder", type=Path, help="folder of the runs (default: a temporary one)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Whether training suffers from how convolutions are rounded: losses of ResNet-20 on CIFAR-10, the same seeds each way.
+"""Comparison of training losses with different roundings of convolutions, for ResNet-20 on CIFAR-10.
 
     SVERTKA_DATA=… python bench/losses.py [--steps 200] [--seeds 3] [--threads 2] [--json]
 
-Float32, and autocast to bfloat16 with 3×3 convolutions of stride 1 by each algorithm: PyTorch's own, in float32 on
-upcast tensors where the CPU emulates bfloat16; Winograd's with products in float32; and with products in
-bfloat16. A seed draws first weights and batches of 64. Loss: the mean of the last 20 steps.
+It compares float32 with autocast to bfloat16, in which 3×3 convolutions with stride 1 use one of: PyTorch's algorithm
+(in float32 on upcast tensors if the CPU emulates bfloat16), Winograd with float32 products, or Winograd with bfloat16
+products. A seed draws the initial weights and the batches of 64. The loss is the mean over the last 20 steps.
 """
 
 import argparse
@@ -29,12 +29,12 @@ WAYS = ("float32", OWN, "native_winograd", "native_winograd_bf16")
 
 
 def convolve(layer: nn.Conv2d, algorithm: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `layer` computes, by `algorithm`."""
+    """Return the output of `layer`, computed by `algorithm`."""
     return conv2d(x, weight, bias, layer.stride[0], layer.padding, algorithm=algorithm)  # type: ignore[arg-type]
 
 
 def loss(way: str, seed: int, steps: int, pictures: Tensor, labels: Tensor) -> float:
-    """The mean of the last steps' cross-entropies."""
+    """Return the mean cross-entropy of the last steps."""
     torch.manual_seed(seed)
     network = set_memory_format(MODELS["resnet20"].build(), torch.channels_last)
     for layer in network.modules():
@@ -57,18 +57,18 @@ def loss(way: str, seed: int, steps: int, pictures: Tensor, labels: Tensor) -> f
 
 
 def main() -> None:
-    """Train each way from each seed, print a table or JSON."""
+    """Train in each way from each seed, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = set_threads(options.threads)
     cifar = open_builtin("cifar10")
     some = slice(0, 20_000)
     assert isinstance(cifar.images, ArrayImages)
-    pictures = torch.from_numpy(cifar.images.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
+    pictures = torch.from_numpy(cifar.images.array[some]).permute(0, 3, 1, 2)  # channels-last in memory
     labels = torch.from_numpy(cifar.labels[some]).long()
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for seed in range(1, options.seeds + 1):

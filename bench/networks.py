@@ -1,15 +1,15 @@
-"""Whole networks on the CPU: `svertka.optimize` and the engines that there are, in turns; accuracy beside every time.
+"""Benchmark of whole networks on the CPU: `svertka.optimize` against other inference engines, with the error of each.
 
     pip install openvino ncnn pnnx MNN onnxruntime
     python bench/networks.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn] [--rounds 15] [--json]
     python bench/networks.py --precision bf16
 
-float32, or with `--precision bf16` what engines do that may compute in bfloat16: PyTorch under autocast, OpenVINO and
-ncnn, beside them ours in float32, and so with the weights of dense layers in bfloat16. Random weights, random images
-of the size that each network is for. Times are milliseconds of a whole batch: the best run and the median. `ratio`: the
-peer's best time over ours, above 1 where ours is faster. The error is the largest difference to the original network in
-float64, over the largest value. Each engine gets the images in the order that it likes, converted before the clock
-runs. ncnn takes images one by one.
+Engines run in float32 and take turns. With `--precision bf16` they may compute in bfloat16: PyTorch under autocast,
+OpenVINO and ncnn, compared also with svertka in float32 and with only the weights of dense layers in bfloat16. Weights
+and images are random, images of the size of each network. Times are milliseconds of a whole batch, the best and the
+median. `ratio` is the peer's best time divided by svertka's: above 1, svertka is faster. The error is the largest
+difference from the original network in float64, relative to the largest value. Each engine receives images in its
+preferred memory order, converted before the measurement. ncnn processes images one by one.
 """
 
 import argparse
@@ -35,31 +35,31 @@ from svertka.models.registry import find_model
 from turns import finite, seconds
 
 NETWORKS = ("alexnet_owt", "vgg16", "googlenet_bn", "resnet18", "resnet50", "squeezenet1_1", "efficientnet_lite0")
-Run = Callable[[], Any]  # one run, which gives the scores as a tensor or an array
+Run = Callable[[], Any]  # one run, which returns the scores as a tensor or an array
 Maker = Callable[[nn.Module, Tensor, Path], Run]
 
 
 def ours(network: nn.Module, images: Tensor, _: Path, precision: str = "fp32", dense: str | None = None) -> Run:
-    """`svertka.optimize`, in these precisions."""
+    """`svertka.optimize` in these precisions."""
     images = images.contiguous(memory_format=torch.channels_last)
     optimized = svertka.optimize(network, images, precision=precision, dense=dense)
     return lambda: optimized(images)
 
 
 def eager(network: nn.Module, images: Tensor, _: Path) -> Run:
-    """PyTorch as it is."""
+    """PyTorch in eager mode."""
     return lambda: network(images)
 
 
 def channels_last(network: nn.Module, images: Tensor, _: Path) -> Run:
-    """PyTorch with its tensors channels-last."""
+    """PyTorch with channels-last tensors."""
     twin = set_memory_format(copy.deepcopy(network), torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
     return lambda: twin(images)
 
 
 def autocast(network: nn.Module, images: Tensor, folder: Path) -> Run:
-    """PyTorch with its tensors channels-last, under autocast."""
+    """PyTorch with channels-last tensors under autocast."""
     run = channels_last(network, images, folder)
 
     def under() -> Any:
@@ -70,7 +70,7 @@ def autocast(network: nn.Module, images: Tensor, folder: Path) -> Run:
 
 
 def compiled(network: nn.Module, images: Tensor, _: Path) -> Run:
-    """`torch.compile` with its weights frozen."""
+    """`torch.compile` with frozen weights."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
@@ -78,7 +78,7 @@ def compiled(network: nn.Module, images: Tensor, _: Path) -> Run:
     twin = torch.compile(copy.deepcopy(network))
 
     def run() -> Any:
-        with torch.no_grad():  # it does not freeze in inference mode
+        with torch.no_grad():  # weights are not frozen in inference mode
             return twin(images)
 
     with torch.inference_mode(False):
@@ -89,7 +89,7 @@ def compiled(network: nn.Module, images: Tensor, _: Path) -> Run:
 def _as_onnx(network: nn.Module, images: Tensor, folder: Path) -> Path:
     path = folder / "network.onnx"
     if not path.exists():
-        torch.backends.mha.set_fastpath_enabled(False)  # an operator that ONNX does not have
+        torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no such operator
         with torch.inference_mode(False):
             torch.onnx.export(network, (images,), path, input_names=["x"], output_names=["y"], dynamo=False)
         torch.backends.mha.set_fastpath_enabled(True)
@@ -109,7 +109,7 @@ def onnxruntime(network: nn.Module, images: Tensor, folder: Path) -> Run:
 
 
 def openvino(network: nn.Module, images: Tensor, folder: Path, hint: str = "f32") -> Run:
-    """OpenVINO, told to compute in float32, or as `hint` says."""
+    """OpenVINO in float32, or with the precision `hint`."""
     import openvino as ov
 
     core = ov.Core()
@@ -124,7 +124,7 @@ def openvino(network: nn.Module, images: Tensor, folder: Path, hint: str = "f32"
 
 
 def ncnn(network: nn.Module, images: Tensor, folder: Path, bfloat16: bool = False) -> Run:
-    """Tencent's ncnn, its network made by pnnx, in float32 or, all that it stores, in bfloat16."""
+    """Tencent's ncnn with a network converted by pnnx, in float32 or with bfloat16 storage."""
     import ncnn as library
 
     with torch.inference_mode(False):
@@ -151,7 +151,7 @@ def ncnn(network: nn.Module, images: Tensor, folder: Path, bfloat16: bool = Fals
 
 
 def mnn(network: nn.Module, images: Tensor, folder: Path) -> Run:
-    """Alibaba's MNN, in float32."""
+    """Alibaba's MNN in float32."""
     import MNN.expr
     import MNN.nn
 
@@ -196,9 +196,9 @@ SIDES = {"fp32": FLOAT32, "bf16": BFLOAT16}
 def compare(
     name: str, batch: int, rounds: int, makers: dict[str, Maker], size: int | None = None
 ) -> dict[str, dict[str, float]]:
-    """For each side `ms`, `ms_median`, `error`, and for peers `ratio`, their best time over ours.
+    """Return `ms`, `ms_median` and `error` for each side, and for peers `ratio`, their best time over svertka's.
 
-    `size`: of the images, if other than the network is for.
+    `size`: size of the images, if it is not the network's.
     """
     torch.manual_seed(1)
     model = find_model(name)
@@ -220,8 +220,9 @@ def compare(
 def in_turns(
     sides: dict[str, Run], rounds: int, runs: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of `rounds` times `runs` runs of each side. Before each turn threads of the others come to rest, and one
-    run that is not timed brings the side's weights into the caches.
+    """Return the seconds of `rounds` times `runs` runs of each side.
+
+    Before each turn, threads of the others come to rest, and a run that is not timed fills the caches with the weights.
     """
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds):
@@ -239,7 +240,7 @@ def measure_error(side: str, scores: Any, exact: Tensor) -> float:
 
 
 def main() -> None:
-    """Compare, print a table or JSON."""
+    """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])

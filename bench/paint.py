@@ -1,10 +1,10 @@
-"""When a page of svertka's is first painted, opened from the disk: report.html, comparison.html, or an atlas at a view.
+"""Benchmark of the first paint of a page opened from disk: report.html, comparison.html, or a view of an atlas.
 
     python bench/paint.py runs/photos/atlas/index.html '#/' '#/layer/conv1' --rounds 5
     python bench/paint.py comparison.html
 
-A browser that was just started opens it, milliseconds from asking to the first content; target: a second. Needs
-playwright and chromium.
+A newly started browser opens the page; the time is from the request to the first content, in milliseconds. The target
+is one second. Needs playwright and chromium.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PAINTED = """new Promise(done => new PerformanceObserver(list => list.getEntries
 
 
 def first_paints(page: Path, address: str, rounds: int) -> list[float]:
-    """Milliseconds, each in a browser of its own."""
+    """Return the milliseconds of each opening, each in its own browser."""
     chromium = shutil.which("chromium") or sys.exit("needs chromium")
     times = []
     with sync_playwright() as driver:
@@ -34,11 +34,11 @@ def first_paints(page: Path, address: str, rounds: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, help="an HTML file")
-    parser.add_argument("addresses", nargs="*", default=[""], help="views in it, such as '#/layer/conv1'")
-    parser.add_argument("--rounds", type=int, default=5, help="of each (default 5)")
+    parser.add_argument("addresses", nargs="*", default=[""], help="views of the page, such as '#/layer/conv1'")
+    parser.add_argument("--rounds", type=int, default=5, help="openings of each view (default: 5)")
     options = parser.parse_args()
     for address in options.addresses:
         times = first_paints(options.page, address, options.rounds)

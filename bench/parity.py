@@ -1,13 +1,12 @@
-"""Our networks against torchvision's and timm's: the same weights, the same outputs, and how fast each of the two is.
+"""Comparison of svertka's networks with torchvision's and timm's: outputs with the same weights, and speed.
 
     python -m venv parity && parity/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 .
     parity/bin/python bench/parity.py [--only NAME…] [--no-speed] [--threads 2] [--rounds 5] [--json]
 
-An environment of its own, since torchvision pins its torch. Nothing is downloaded: both networks get the same random
-weights and batch-norm statistics, by strict loading. The difference is that of the outputs in inference, relative to
-the largest of theirs. Speeds are theirs divided by ours in seconds, so that 1.03 is 3 % faster than theirs: the two
-take turns, and each goes first every other time. On a busy machine look at the ratio of the best times. Exit code 1
-if a difference is above 1e-5.
+It needs its own environment, because torchvision pins torch. Nothing is downloaded: both networks load the same random
+weights and batch-norm statistics, strictly. The difference is that of the outputs in inference, relative to the largest
+value. Speeds are their time divided by svertka's: 1.03 means 3 % faster. The two take turns, and the first alternates.
+On a busy machine, compare the ratio of the best times. The exit code is 1 if a difference is above 1e-5.
 """
 
 import argparse
@@ -28,10 +27,10 @@ from train_step import training
 from turns import in_turns, ratios, seconds
 
 TOLERANCE = 1e-5
-LEAST, MOST = 0.1, 2.0  # seconds that a step should take, for its time to mean something
+LEAST, MOST = 0.1, 2.0  # seconds; the batch size is chosen so that a step takes as long
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
-# ours → torchvision's
+# svertka's name → torchvision's
 TORCHVISION = {
     "alexnet_owt": "alexnet",
     **{f"vgg{layers}{end}": f"vgg{layers}{end}" for layers in (11, 13, 16, 19) for end in ("", "_bn")},
@@ -41,11 +40,11 @@ TORCHVISION = {
     "squeezenet1_1": "squeezenet1_1",
 }
 TIMM = ("inception_v4", "inception_resnet_v2")
-SLOW_FIRST_VALUES = ("googlenet", "inception_v3")  # torchvision's draw them with SciPy
+SLOW_FIRST_VALUES = ("googlenet", "inception_v3")  # torchvision initializes them with SciPy, which is slow
 
 
 def theirs(name: str) -> nn.Module:
-    """The peer of our network of that `name`."""
+    """Return the peer of the network called `name`."""
     network: nn.Module
     if name in TIMM:
         network = timm.create_model(name)
@@ -56,7 +55,7 @@ def theirs(name: str) -> nn.Module:
 
 
 def random_values(expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict of the same names and shapes: scales of He et al., batch-norm statistics around 0 and 1."""
+    """Return a state_dict with the same names and shapes: scales of He et al., batch-norm statistics near 0 and 1."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(name: str, tensor: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def random_values(expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
-    """Our network and theirs, with the same values."""
+    """Return svertka's network and its peer with the same weights."""
     our, their = find_model(name).build(), theirs(name)
     values = random_values(their.state_dict())
     their.load_state_dict(values, strict=True)
@@ -82,13 +81,13 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
 
 @torch.inference_mode()
 def difference(our: nn.Module, their: nn.Module, images: Tensor) -> float:
-    """The largest between outputs in inference, relative to the largest of theirs."""
+    """Return the largest difference of the outputs in inference, relative to the largest value of the peer."""
     expected = their.eval()(images)
     return float((our.eval()(images) - expected).abs().max() / expected.abs().max())
 
 
 def forward(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """One pass in inference."""
+    """Run one pass in inference."""
     network.eval()
 
     def step() -> None:
@@ -104,7 +103,7 @@ def speeds(
     size: int,
     rounds: int,
 ) -> dict[str, dict[str, float]]:
-    """How fast our network is for each memory format: images a second, and the ratios to theirs."""
+    """Return svertka's images per second, and the ratios to the peer's, for each memory format."""
     result = {}
     for name, layout in FORMATS.items():
         our, their = (network.to(memory_format=layout) for network in networks)  # type: ignore[call-overload]
@@ -115,7 +114,7 @@ def speeds(
             for step in steps:
                 step()
             took = seconds(steps[0])
-            if took > MOST and batch > 2:  # batch norm over a single value cannot train
+            if took > MOST and batch > 2:  # batch norm cannot train on a single value
                 batch //= 2
             elif took < LEAST:
                 batch *= 2
@@ -134,7 +133,7 @@ def speeds(
 
 
 def compare(name: str, rounds: int) -> dict[str, Any]:
-    """All that is said of one network; without `rounds`, nothing of its speed."""
+    """Return all results for one network; without `rounds`, no speeds."""
     size = find_model(name).size
     networks = pair(name)
     found: dict[str, Any] = {"difference": difference(*networks, torch.randn(2, 3, size, size))}
@@ -145,7 +144,7 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
 
 
 def line(name: str, found: dict[str, Any]) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     cells = [f"{name:<20} {found['difference']:>10.1e}"]
     for what in ("forward", "training"):
         for layout in FORMATS:
@@ -157,13 +156,13 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Compare what is asked for and print it."""
+    """Compare the networks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     everything = (*TORCHVISION, *TIMM)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=everything, default=everything)
-    parser.add_argument("--no-speed", action="store_true", help="the outputs alone")
+    parser.add_argument("--no-speed", action="store_true", help="compare only outputs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each network")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each network")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -182,7 +181,7 @@ def main() -> int:
     if options.json:
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
         print(json.dumps({**versions, "threads": options.threads, "networks": results}, indent=2))
-    return int(not all(found["difference"] <= TOLERANCE for found in results.values()))  # NaN is not
+    return int(not all(found["difference"] <= TOLERANCE for found in results.values()))  # also false for NaN
 
 
 if __name__ == "__main__":

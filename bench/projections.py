@@ -1,13 +1,13 @@
-"""Projections to pixels against captum's NeuronDeconvolution, on SqueezeNet 1.1 with ImageNet weights.
+"""Benchmark of projections to pixels against captum's NeuronDeconvolution, on SqueezeNet 1.1 with ImageNet weights.
 
     python bench/projections.py [--units 16] [--rounds 3] [--threads 2] [--json]
 
-For every convolution some units, drawn by a seed, each with the nine places of `imagenet-samples` that excite it most:
-what one sheet of an atlas holds. The three ways take turns at every layer: captum one patch a call, as its users do;
-captum with a batch of patches, each with its own unit, which it allows by a function that selects them; and ours. The
-best of the rounds counts for each. The last lines are for as many units of every layer, and for all units of all
-layers, most of which are in the last ones. Both run the same network as it is; ours is checked against captum's in
-float64 first, and the exit code is 1 if they differ by more than 1e-5 of the largest. Real data: SVERTKA_DATA.
+For some units of every convolution, drawn with a fixed seed, the nine patches of `imagenet-samples` that activate each
+most are projected, as for one sheet of an atlas. Three ways take turns at every layer: captum with one patch per call,
+as it is usually used; captum with a batch of patches of different units, which needs a function that selects them; and
+svertka. The best round of each counts. The last lines are sums over as many units of every layer, and over all units of
+all layers, most of which are in the last ones. All use the same network. First, svertka is compared with captum in
+float64; the exit code is 1 if they differ by more than 1e-5 of the largest value. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from svertka.classifier import Classifier
 from svertka.inspection.deconvnet import Deconvnet
 from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
 
-SINGLE, BATCH = 8, 8  # patches for captum in a round; 8 in a batch is what it is fastest with
+SINGLE, BATCH = 8, 8  # patches for captum in a round; it is fastest with batches of 8
 TOLERANCE = 1e-5
-CHECKED = 3  # patches a layer
+CHECKED = 3  # patches per layer
 
 
 class Patches:
-    """Some units of one layer, each with all of its places."""
+    """Some units of one layer with all their patches."""
 
     def __init__(self, network: nn.Module, images: Tensor, found: LayerPatches, units: int) -> None:
         chosen = np.random.default_rng(1).permutation(len(found.values))[:units]
@@ -47,19 +47,19 @@ class Patches:
         self._captum = NeuronDeconvolution(network, network.get_submodule(found.observed_layer))
 
     def single(self, number: int) -> Tensor:
-        """Of one patch, by captum, (1, C, H, W)."""
+        """Return the projection of one patch by captum, (1, C, H, W)."""
         where = (int(self.units[number]), *self.places[number].tolist())
         result: Tensor = self._captum.attribute(self.images[self.pictures[number], None].clone(), where)
         return result
 
     def batch(self, numbers: range) -> Tensor:
-        """Of some patches at once, by captum."""
+        """Return the projections of several patches by captum."""
         where = (np.arange(len(numbers)), self.units[numbers], *self.places[numbers].T)
         result: Tensor = self._captum.attribute(self.images[self.pictures[numbers]], lambda maps: maps[where])
         return result
 
     def ways(self, ours: Deconvnet) -> dict[str, tuple[Callable[[], object], int]]:
-        """Each way by name, and for how many patches."""
+        """Return each way by name, and its number of patches."""
         count = len(self.units)
         some = np.random.default_rng(2).permutation(count)[:SINGLE].tolist()
         return {
@@ -69,7 +69,7 @@ class Patches:
         }
 
     def difference(self, ours: Deconvnet) -> float:
-        """The largest between captum's and ours, relative to captum's largest."""
+        """Return the largest difference between captum and svertka, relative to captum's largest value."""
         some = slice(CHECKED)
         found = ours.project(self.images, self.layer, self.units[some], self.places[some], self.pictures[some])
         worst = 0.0
@@ -82,14 +82,14 @@ class Patches:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Return the duration of a call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def measure(network: nn.Module, images: Tensor, units: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each layer: milliseconds a patch for each way."""
+    """Return a row for each layer with the milliseconds per patch of each way."""
     exact = copy.deepcopy(network).double()
     ours, ours_exact = (Deconvnet(one, tuple(images.shape)) for one in (network, exact))
     rows = []
@@ -101,7 +101,7 @@ def measure(network: nn.Module, images: Tensor, units: int, rounds: int) -> list
         for turn in range(rounds + 1):
             for name, (work, count) in ways.items():
                 took = seconds(work) / count
-                if turn:  # the first is to warm up
+                if turn:  # the first turn is a warm-up
                     times[name].append(took * 1e3)
         best = {name: min(some) for name, some in times.items()}
         rows.append({"layer": found.layer, "units": patches.of_layer, "difference": difference, "milliseconds": best})
@@ -113,9 +113,9 @@ def _cells(numbers: dict[str, float], digits: int = 2) -> str:
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--units", type=int, default=16, help="of each layer")
+    parser.add_argument("--units", type=int, default=16, help="units of each layer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true")

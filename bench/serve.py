@@ -1,16 +1,16 @@
-"""A server under load against LitServe, a plain FastAPI handler, and the network's own speed with nothing around it.
+"""Load test of the server against LitServe, a plain FastAPI handler and the network alone.
 
     make bench-peers  # then use .venv-bench/bin/python
     python bench/serve.py [--seconds 10] [--rounds 3] [--only svertka fastapi] [--soak 0] [--json]
 
-`resnet18` with fresh weights, photographs of about 110 kB, loopback, 16 clients that each send the next image when
-they have the answer to the last (closed loop). Each server is a process of its own with the same threads, the clients
-are another on the same cores; the sides take turns. `network`: batches of 16 in memory, PyTorch's own and optimized;
-`decoding and network`: the same files decoded by as many threads, then the optimized network, in turns.
-Latency at half of the load that svertka took: requests evenly spaced, as wrk2 and k6 send them, and at random moments
-(Poisson), where even a server that never waits for anything has a queue: `ideal` is the 99th percentile of M/D/1.
-What is not installed is left out. `--soak`: seconds of full load at the end, with the memory at its begin and end.
-Photographs: SVERTKA_DATA.
+The network is `resnet18` with random weights. 16 clients on loopback send photographs of about 110 kB, the next one
+when they have the response to the last (closed loop). Each server is a process with the same number of threads; the
+clients are another process on the same cores. The sides take turns. `network` is batches of 16 in memory, with PyTorch
+and with the optimized network; `decoding and network` decodes the same files with as many threads, then runs the
+optimized network, in turns. Latencies are measured at half of the load that svertka sustained, with evenly spaced
+requests, as wrk2 and k6 send them, and at random times (Poisson), for which even an ideal server has a queue: `ideal`
+is the 99th percentile of M/D/1. Servers that are not installed are skipped. `--soak` is the duration of a final full
+load, in seconds, before and after which memory is measured. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from svertka.models.published_weights import MEAN, STD
 
 CLIENTS, BATCH, BYTES = 16, 16, 110_000
 MODEL, SIZE, RESIZE = "resnet18", 224, 256
-IDEAL = 4.33  # services: 99th percentile of waiting and service in M/D/1 that is busy half of the time
+IDEAL = 4.33  # service times: 99th percentile of the response time in M/D/1 at half load
 
 Command = Callable[[int], list[str]]
 
-# What people write: open, resize, crop, normalize, one image at a time.
+# The usual handler: open, resize, crop, normalize, one image at a time.
 HANDLER = """
 import io, sys, torch, numpy
 from PIL import Image
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 
 def alone(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, float]:
-    """Images a second of the network itself, in batches, in this process: PyTorch's own, optimized, with decoding."""
+    """Return the images per second of the network in this process: PyTorch, optimized, and with decoding."""
     classifier = Classifier.load(run)
     images = torch.randn(BATCH, 3, SIZE, SIZE)
     fast = optimize(classifier.network, images)
@@ -140,7 +140,7 @@ def alone(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, flo
 
 
 def _batches(way: Callable[[], object], seconds: float) -> float:
-    """Runs a second."""
+    """Return runs per second."""
     way()
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -150,13 +150,13 @@ def _batches(way: Callable[[], object], seconds: float) -> float:
 
 
 def main() -> None:
-    """Run it and print it."""
+    """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement; of latency three times that")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement; latencies: 3×")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--soak", type=float, default=0.0, help="seconds of full load at the end")
+    parser.add_argument("--soak", type=float, default=0.0, help="seconds of full load at the end (default: 0)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", nargs="*", help="of the servers: svertka, fastapi, litserve")
+    parser.add_argument("--only", nargs="*", help="servers to test: svertka, fastapi, litserve")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -183,7 +183,7 @@ def main() -> None:
 
 
 def commands(run: Path, threads: int) -> dict[str, Command]:
-    """What starts each of the servers on a port."""
+    """Return the command that starts each server on a port."""
 
     def python(program: str) -> Command:
         path = run.parent / f"{abs(hash(program))}.py"
@@ -202,7 +202,7 @@ def commands(run: Path, threads: int) -> dict[str, Command]:
 def compare(
     run: Path, servers: dict[str, Command], pictures: Sequence[bytes], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """All sides in turns: speeds, ratios to svertka's, latencies, and where the time of the processor goes."""
+    """Compare all sides in turns: speeds, ratios to svertka, latencies, and CPU time by thread."""
     speeds: dict[str, list[float]] = {}
     waits: dict[str, list[float]] = {}
     shares: dict[str, Any] = {}
@@ -241,7 +241,7 @@ def compare(
 
 
 def latencies(port: int, pictures: Sequence[bytes], seconds: float, speed: float) -> dict[str, float]:
-    """Seconds: of a single prediction, and the 99th percentiles at half of `speed`, images a second."""
+    """Return the latency of a single prediction and the 99th percentiles at half of `speed`, in seconds."""
     single = load(port, seconds, pictures, 1)
     even = load(port, 3 * seconds, pictures, CLIENTS, speed / 2, even=True)
     random = load(port, 3 * seconds, pictures, CLIENTS, speed / 2)
@@ -254,7 +254,7 @@ def latencies(port: int, pictures: Sequence[bytes], seconds: float, speed: float
 
 
 def soak(server: Command, pictures: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    """Full load for a long time: what fails ends the run."""
+    """Run at full load for a long time; a failed request ends the benchmark."""
     with served(server, pictures[0]) as (port, pid):
         load(port, 20, pictures, CLIENTS)
         before = resident(pid)

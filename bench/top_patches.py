@@ -1,20 +1,20 @@
-"""The nine strongest patches of every unit of SqueezeNet 1.1, against a plain forward pass and the usual scripts.
+"""Benchmark of finding the nine strongest patches of every unit of SqueezeNet 1.1, against the usual scripts.
 
     python bench/top_patches.py [--images 1400] [--threads 2] [--rounds 5] [--no-usual] [--json]
 
-All 26 convolutions over photographs of `imagenet-samples` and `cats-dogs`, which are decoded and normalized before
-anything is timed. What is timed takes turns; ratios to `plain` are the median of those of a round, and that of the best
-times (on a busy machine look at that). Memory is what the process grows by at its peak, beyond images and network.
+It covers all 26 convolutions over photographs of `imagenet-samples` and `cats-dogs`, which are decoded and normalized
+before the measurement. The sides take turns. Ratios to `plain` are the median over the rounds and the ratio of the best
+times (use the latter on a busy machine). Memory is the peak growth of the process beyond images and network.
 
-- `plain`: the network alone, in batches of 32 with channels last.
-- `ours`: `inspection.top_patches`, in the same batches.
-- `hooks`: the same batches, a hook on each of the 26 layers at once, which keeps every image's maxima and places;
+- `plain`: the network alone, in channels-last batches of 32.
+- `ours`: `inspection.top_patches` with the same batches.
+- `hooks`: the same batches with a hook on each of the 26 layers, which stores the maxima and positions of every image;
   they are sorted afterwards.
-- `usual`: as such scripts are mostly written: a hook on one layer, one image at a time, the maps kept, and sorted
-  afterwards. One of the 26 layers (`features.3.expand3x3`) is timed, over a tenth of the images; the time is told for
-  all layers and images at that rate, the memory for all images and this one layer.
+- `usual`: the usual script: a hook on one layer, one image at a time, with all maps stored and sorted afterwards. One
+  of the 26 layers (`features.3.expand3x3`) is timed on a tenth of the images; the time is extrapolated to all layers
+  and images, the memory to all images and this one layer.
 
-Real data: SVERTKA_DATA. Linux, for the peak of memory.
+Needs SVERTKA_DATA, and Linux for the peak of memory.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from svertka.inspection import top_patches
 
 BATCH, COUNT = 32, 9
 USUAL = "features.3.expand3x3"
-SHARE = 10  # of the images one in so many is run by the usual script
+SHARE = 10  # the usual script runs on one in so many images
 
 
 def photographs(classifier: Classifier, count: int) -> list[Tensor]:
-    """The first `count` as the network takes them, in batches with channels last."""
+    """Return the first `count` photographs as network input, in channels-last batches."""
     data = Path(os.environ["SVERTKA_DATA"])
     paths = [path for folder in ("imagenet-samples", "cats-dogs") for path in sorted((data / folder).rglob("*.*"))]
     paths = [path for path in paths if path.suffix.lower() in (".jpeg", ".jpg")][:count]
@@ -52,14 +52,14 @@ def photographs(classifier: Classifier, count: int) -> list[Tensor]:
 
 
 def plain(network: nn.Module, batches: list[Tensor]) -> None:
-    """The network alone."""
+    """Run the network alone."""
     with torch.inference_mode():
         for batch in batches:
             network(batch)
 
 
 def hooks(network: nn.Module, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """A hook on every rectified convolution; what they keep is sorted afterwards."""
+    """Run with a hook on every rectified convolution; sort the stored values afterwards."""
     kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -85,7 +85,7 @@ def hooks(network: nn.Module, batches: list[Tensor]) -> dict[str, tuple[Tensor, 
 
 
 def usual(network: nn.Module, images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A hook on one layer, an image at a time; the maps are kept and sorted afterwards."""
+    """Run with a hook on one layer, one image at a time; sort the stored maps afterwards."""
     kept: list[Tensor] = []
     handle = network.get_submodule(USUAL + "_relu").register_forward_hook(lambda _, __, output: kept.append(output))
     with torch.inference_mode():
@@ -96,16 +96,16 @@ def usual(network: nn.Module, images: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def strongest(values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The images and places of the nine largest `values` (images, units) of each unit."""
+    """Return the images and positions of the nine largest `values` (images, units) of each unit."""
     order = values.topk(COUNT, dim=0).indices
     return order, places.gather(0, order)
 
 
 @contextmanager
 def measured(into: dict[str, list[float]]) -> Iterator[None]:
-    """Adds the seconds of the body, and the bytes that the process grows by at its peak."""
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what the last one freed
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    """Record the seconds of the body and the peak growth of the process in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, began = memory("VmRSS"), time.perf_counter()
     yield
     into["seconds"].append(time.perf_counter() - began)
@@ -113,13 +113,13 @@ def measured(into: dict[str, list[float]]) -> Iterator[None]:
 
 
 def memory(name: str) -> int:
-    """Bytes of this process by the name that Linux has for them."""
+    """Return a memory counter of this process, in bytes, by Linux's name for it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, bytes and ratios."""
+    """Return seconds, bytes and ratios."""
     weights = Path(os.environ["SVERTKA_DATA"]) / "weights" / "squeezenet1_1-imagenet.safetensors"
     classifier = Classifier.load(f"squeezenet1_1:{weights}")
     network = set_memory_format(classifier.network, torch.channels_last)
@@ -160,12 +160,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare and print."""
+    """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1400)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-usual", dest="usual", action="store_false", help="leave out the slowest")
+    parser.add_argument("--no-usual", dest="usual", action="store_false", help="skip the usual script, which is slow")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

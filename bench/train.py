@@ -1,10 +1,10 @@
-"""Training throughput against the loop that everybody copies: Dataset + DataLoader, per-image transforms, 2 workers.
+"""Benchmark of training throughput against the usual loop: Dataset and DataLoader, per-image transforms, 2 workers.
 
     python bench/train.py [mnist] [photos] [--rounds 3] [--json]
 
-Same network, batch size, optimizer and threads, ours with our convolutions; the two sides take turns. `mnist`: the
-plain LeNet of tutorials, batch 64, an epoch of 60,000. `photos`: cats-dogs at 64 pixels through the first stage of
-resnet20, batch 64; the first epoch decodes, the later ones do not. Real data: SVERTKA_DATA.
+Both sides have the same network, batch size, optimizer and threads, and take turns; svertka uses its own convolutions.
+`mnist` is the LeNet of tutorials with batches of 64, one epoch of 60,000 images. `photos` is `cats-dogs` at 64 pixels
+through the first stage of resnet20 with batches of 64; only the first epoch decodes images. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Net = Callable[[], nn.Module]
 
 
 def lenet() -> nn.Module:
-    """What tutorials call LeNet: ReLU, max-pooling, 28×28."""
+    """Return what tutorials call LeNet: ReLU, max pooling, 28×28."""
     return nn.Sequential(
         *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
@@ -52,7 +52,7 @@ def lenet() -> nn.Module:
 
 
 def first_stage() -> nn.Module:
-    """resnet20 up to its first stage, with a linear layer on top."""
+    """Return resnet20 up to its first stage, with a linear layer on top."""
     begin = list(CIFARResNet(3).children())[:4]  # to the end of layer1
     return nn.Sequential(*begin, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
 
@@ -88,7 +88,7 @@ class Images(TorchDataset[tuple[torch.Tensor, int]]):
 
 
 def theirs(network: nn.Module, images: Images) -> Iterator[float]:
-    """Images a second of each epoch of the usual loop."""
+    """Return the images per second of each epoch of the usual loop."""
     loader = DataLoader(images, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
@@ -104,9 +104,9 @@ def theirs(network: nn.Module, images: Images) -> Iterator[float]:
 
 
 def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterator[float]:
-    """Images a second of each epoch of svertka's; the first one includes decoding.
+    """Return the images per second of each epoch of svertka; the first one includes decoding.
 
-    As in a training: our convolutions, the memory format that was timed, and no thread that prepares ahead on the CPU.
+    As in a training, it uses svertka's convolutions, the fastest memory format, and no prefetching thread on the CPU.
     """
     began = time.perf_counter()
     threads = torch.get_num_threads()
@@ -130,7 +130,7 @@ def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterat
 
 
 def compare(dataset: Dataset, preprocess: Preprocess, net: Net, rounds: int) -> dict[str, Any]:
-    """Both sides in turn, first epochs and later ones, in images a second."""
+    """Compare both sides in turns, for first and later epochs, in images per second."""
     speeds: dict[str, list[float]] = {
         "dataloader first": [],
         "dataloader later": [],
@@ -138,7 +138,7 @@ def compare(dataset: Dataset, preprocess: Preprocess, net: Net, rounds: int) -> 
         "ours later": [],
     }
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as cache:  # so that the first epoch is one
+        with tempfile.TemporaryDirectory() as cache:  # so that the first epoch decodes
             os.environ["XDG_CACHE_HOME"] = cache
             peer, mine = (
                 theirs(net(), Images(dataset, preprocess)),
@@ -160,9 +160,9 @@ def compare(dataset: Dataset, preprocess: Preprocess, net: Net, rounds: int) -> 
 
 
 def main() -> None:
-    """Run what is asked for and print it."""
+    """Run the benchmarks and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["mnist", "photos"], help="mnist, photos")
+    parser.add_argument("what", nargs="*", default=["mnist", "photos"], help="benchmarks: mnist, photos")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

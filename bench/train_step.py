@@ -1,17 +1,17 @@
-"""Whole training steps: with our convolutions against the same network with PyTorch's own, channels-last, in turns.
+"""Benchmark of whole training steps with svertka's convolutions against PyTorch's, channels-last, in turns.
 
     python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet | families] [--precision fp32 | bf16]
-                               [--threads 2] [--rounds 7] [--json]
+        [--threads 2] [--rounds 7] [--json]
 
-A step is forward, cross-entropy, backward and SGD with momentum, on random images. Speeds are ratios, PyTorch's
-seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs. Gradients that are not
-finite end the comparison with exit code 1.
-`airbench`, whose recipe computes in bfloat16, is compared with that as well; `lenet`: that of bench/train.py on MNIST.
-`families`: 14 networks of torchvision and timm, which must be installed, with 8 images of 160 × 160; they are compared
-with PyTorch's contiguous layout, too.
-`--precision bf16`: both under torch.autocast("cpu", torch.bfloat16), also on processors that only imitate bfloat16;
-beside them the float32 steps of both, and how far the parameters' gradients of one step are from those of our step in
-float32, root mean square over that of the latter.
+A step is forward, cross-entropy, backward and SGD with momentum on random images. Speeds are PyTorch's time divided by
+svertka's: above 1, svertka is faster. Algorithms are chosen before the measurement. Non-finite gradients end the
+benchmark with exit code 1.
+
+`airbench` is also compared in bfloat16, which its recipe uses. `lenet` is that of bench/train.py on MNIST. `families`
+are 14 networks of torchvision and timm, which must be installed, on 8 images of 160 × 160; they are also compared with
+PyTorch's contiguous format. With `--precision bf16`, both sides run under torch.autocast("cpu", torch.bfloat16), also
+on CPUs that emulate bfloat16. The table then includes the float32 steps of both, and the root mean square error of the
+gradients of one step relative to svertka's step in float32.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what it is trained on: `image`, (channels, height, width); `steps`: as many are timed at once."""
+    """A network and its input: `image`, (channels, height, width), and `steps`, the number of steps timed together."""
 
     build: Callable[[], nn.Module]
     batch: int
@@ -49,7 +49,7 @@ class Case:
 
 
 def published(name: str, batch: int, *, bfloat16: bool = False) -> Case:
-    """The network of that `name` as its paper has it."""
+    """Return the network called `name`, as in its paper."""
     model = find_model(name)
     return Case(model.build, batch, model.input_shape, model.classes, bfloat16=bfloat16)
 
@@ -74,7 +74,7 @@ FAMILIES = {
 
 
 def other(library: str, name: str) -> Case:
-    """The network `name` of torchvision or timm, untrained and without auxiliary classifiers."""
+    """Return the network `name` of torchvision or timm, untrained and without auxiliary classifiers."""
 
     def build() -> nn.Module:
         settings: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
@@ -90,11 +90,11 @@ CASES |= {f"{library}:{name}": other(library, name) for library, names in FAMILI
 
 
 def training(network: nn.Module, images: Tensor, classes: int = 1000, *, bfloat16: bool = False) -> Step:
-    """One step of training, auxiliary classifiers included; `bfloat16`: under autocast to it."""
+    """Return a function that runs one training step, with auxiliary classifiers; `bfloat16`: under autocast."""
     network.train()
     labels = torch.arange(len(images)) % classes
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(learning, lr=1e-9, momentum=0.9)  # so small that no value runs away
+    optimizer = torch.optim.SGD(learning, lr=1e-9, momentum=0.9)  # so small that weights hardly change
 
     def step() -> None:
         optimizer.zero_grad()
@@ -109,7 +109,7 @@ def training(network: nn.Module, images: Tensor, classes: int = 1000, *, bfloat1
 
 
 def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any]:
-    """Milliseconds of a step, and for all sides but the first, ours, their ratios to it."""
+    """Return milliseconds per step, and the ratio of each other side to svertka."""
     torch.manual_seed(1)
     network = set_memory_format(case.build(), torch.channels_last)
     images = torch.randn(case.batch, *case.image).contiguous(memory_format=torch.channels_last)
@@ -147,14 +147,14 @@ def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any
 
 
 def gradient(network: nn.Module, step: Step) -> Tensor:
-    """Of all parameters of `network`, in one row, after one `step` that drops out what it always does."""
+    """Return the gradients of all parameters of `network` as one vector, after one `step` with fixed dropout."""
     torch.manual_seed(2)
     step()
     return torch.cat([one.grad.flatten() for one in network.parameters() if one.grad is not None])
 
 
 def repeated(step: Step, count: int) -> Way:
-    """`count` steps."""
+    """Return a function that runs `count` steps."""
 
     def run() -> None:
         for _ in range(count):
@@ -164,11 +164,11 @@ def repeated(step: Step, count: int) -> Way:
 
 
 def main() -> None:
-    """Compare, print a table or JSON."""
+    """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*CASES, "families"], default=OWN)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

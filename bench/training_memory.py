@@ -1,9 +1,9 @@
-"""Peak memory of training on a folder, for all of cats-dogs and for ten times as many images.
+"""Measurement of the peak memory of training on a folder, for `cats-dogs` and for ten times as many images.
 
     python bench/training_memory.py [--epochs 1] [--json]
 
-The others are the same photographs at half size with a pixel changed in each. Each training is a process of its own,
-from decoding to report; its peak is what the operating system counted. Real data: SVERTKA_DATA.
+The additional images are the same photographs at half size, with a pixel changed in each. Each training is a process of
+its own, from decoding to the report; its peak is the one counted by the operating system. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def multiply(source: Path, target: Path, times: int) -> None:
 
 
 def peak(source: Path, folder: Path, epochs: float) -> int:
-    """Peak resident bytes of one training."""
+    """Return the peak resident memory of one training, bytes."""
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / f"cache-{source.name}")}
     command = [sys.executable, "-c", CHILD, str(source), str(folder / f"run-{source.name}"), str(epochs)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Several ways to do the same, timed in turns; for the benchmarks beside it."""
+"""Timing of several ways to do the same in turns, shared by the benchmarks."""
 
 import statistics
 import time
@@ -11,17 +11,17 @@ Way = Callable[[], object]
 
 
 def seconds(way: Way, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Of one run, by `clock`."""
+    """Return the duration of one run, measured with `clock`."""
     began = clock()
     way()
     return clock() - began
 
 
 def finite(name: str, numbers: Tensor) -> Tensor:
-    """`numbers`, which `name` has computed.
+    """Return `numbers`, which `name` has computed.
 
     Raises:
-        SystemExit: some are NaN or infinite: then how fast they were is of no interest.
+        SystemExit: Some are NaN or infinite.
     """
     bad = int((~torch.isfinite(numbers)).sum())
     if bad:
@@ -30,7 +30,7 @@ def finite(name: str, numbers: Tensor) -> Tensor:
 
 
 def in_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
-    """Seconds of `rounds` runs of each, after one that warms up; each goes first every other time."""
+    """Return the seconds of `rounds` runs of each way, after a warm-up run; the first of a round alternates."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name in list(ways)[:: 1 if number % 2 else -1]:
@@ -41,7 +41,7 @@ def in_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
 
 
 def ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:
-    """Their seconds over ours: `ratio_of_best` runs, and of runs of the same turn `ratio_median` and `ratio_least`."""
+    """Return their time over svertka's: `ratio_of_best` runs, and `ratio_median` and `ratio_least` within rounds."""
     of_turns = [their / our for their, our in zip(theirs, ours, strict=True)]
     return {
         "ratio_of_best": min(theirs) / min(ours),

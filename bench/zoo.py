@@ -1,16 +1,16 @@
-"""The networks of torchvision and timm on the CPU: `svertka.optimize` and the engines that there are, in turns.
+"""Benchmark of torchvision's and timm's networks on the CPU: `svertka.optimize` against other engines, in turns.
 
-torchvision does not import beside every torch, so the benchmark needs an environment of its own:
+torchvision pins torch, so the benchmark needs its own environment:
 
     python3.11 -m venv .venv-zoo
     .venv-zoo/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 openvino onnxruntime onnx .
     .venv-zoo/bin/python bench/zoo.py [--only resnet18 timm:lcnet_050] [--batch 1 16] [--threads 1] [--json]
 
-Every family of classifiers of torchvision (23) and 48 networks of timm, float32, random weights, random images of the
-size that each network is for. Times are milliseconds of a whole batch, the best and the median. With one thread they
-are CPU time, which other processes on the machine distort less; with more they are wall time. `ratio` is the time of
-the fastest peer (PyTorch in either memory format, ONNX Runtime, OpenVINO) over ours, above 1 where ours is faster. The
-error is the largest difference to the original network in float64, over the largest value.
+It covers every family of classifiers of torchvision (23) and 48 networks of timm, in float32, with random weights and
+random images of each network's size. Times are milliseconds of a whole batch, the best and the median. With one thread
+they are CPU time, which other processes distort less, otherwise wall time. `ratio` is the time of the fastest peer
+(PyTorch in either memory format, ONNX Runtime, OpenVINO) divided by svertka's: above 1, svertka is faster. The error is
+the largest difference from the original network in float64, relative to the largest value.
 """
 
 import argparse
@@ -53,7 +53,7 @@ PEERS = {side: FLOAT32[side] for side in ("pytorch", "channels-last", "onnxrunti
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """Return a network in inference mode, and the side of the images that it is for."""
+    """Return a network in inference mode, and the side of its input images."""
     torch.manual_seed(0)
     package, model = name.split(":")
     if package == "timm":
@@ -66,7 +66,7 @@ def build(name: str) -> tuple[nn.Module, int]:
     more = {"init_weights": True} if model in ("googlenet", "inception_v3") else {}
     network = getattr(torchvision.models, model)(weights=None, **more)
     for layer in network.modules():
-        if isinstance(layer, nn.Linear) and not bool(layer.weight.any()):  # vit_b_16 begins with zeros as scores
+        if isinstance(layer, nn.Linear) and not bool(layer.weight.any()):  # vit_b_16 is initialized with scores of zero
             nn.init.normal_(layer.weight, std=0.02)
     return network.eval(), 299 if model == "inception_v3" else 224
 
@@ -89,7 +89,7 @@ def compare(name: str, batch: int, threads: int, rounds: int) -> dict[str, Any]:
         for side, make in PEERS.items():
             try:
                 sides[side] = make(network, images, Path(folder))
-            except Exception as reason:  # an engine may not take a network
+            except Exception as reason:  # an engine may not support a network
                 row[side] = {"refused": f"{type(reason).__name__}: {str(reason).splitlines()[0][:100]}"}
         for side, run in sides.items():
             row[side] = {"error": measure_error(side, run(), exact)}
@@ -113,7 +113,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def summarize(rows: list[dict[str, Any]]) -> str:
-    """Return how often ours was the fastest, and the geometric mean of the ratios, of convolutional networks."""
+    """Return how often svertka is the fastest, and the geometric mean of the ratios, over convolutional networks."""
     counted = [row for row in rows if row["network"].split(":")[1] not in ATTENTION]
     if not counted:
         return "no convolutional network was compared"
@@ -127,7 +127,7 @@ def summarize(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Compare, print a table or JSON."""
+    """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=NETWORKS, help="names, with or without torchvision: or timm:")
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
