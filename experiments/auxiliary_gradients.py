@@ -1,14 +1,14 @@
-"""Auxiliary classifiers push the gradient into the network (Szegedy et al. 2014, §5).
+"""Experiment: auxiliary classifiers increase the gradient in early layers (Szegedy et al. 2014, §5).
 
-GoogLeNet in its 32×32 form on CIFAR-10; the size of the gradient of every part, from the image to the classifier, of
-the main loss alone and of the main loss with 0.3 times each auxiliary loss, on the same 32 images and in the same
-forward pass. At the start: with the first weights of the network here (Glorot & Bengio's, as in Caffe's reproduction)
-and from the normal numbers of deviation 0.01 of the time. And after 20 steps of 16 images with recipe `googlenet`
-(rate 0.01, no augmentation, products in bfloat16): one network trained with the auxiliary losses, one without. 3 seeds,
-one thread: about three minutes.
+GoogLeNet in its variant for 32×32 pixels on CIFAR-10. The experiment measures the norm of the gradient of every part,
+from the image to the classifier, for the main loss and for the main loss plus 0.3 times each auxiliary loss, on the
+same 32 images in the same forward pass. It does so at initialization, with this project's initialization (Glorot &
+Bengio, as in Caffe's reproduction) and with the normal distribution of standard deviation 0.01 that was common then,
+and after 20 steps of 16 images with recipe `googlenet` (learning rate 0.01, no augmentation, bfloat16 products), with
+one network trained with the auxiliary losses and one without. 3 seeds, one thread, about three minutes.
 
     SVERTKA_DATA=… python experiments/auxiliary_gradients.py [--seeds 0 1 2]
-    python experiments/auxiliary_gradients.py --draw      # the figure and the table from what is there
+    python experiments/auxiliary_gradients.py --draw      # the figure and the table, from the stored results
 """
 
 from statistics import mean
@@ -33,7 +33,7 @@ MOMENTS = {
     "start, gaussian": "at the start, N(0, 0.01²)",
     "after": f"after {STEPS} steps",
 }
-# After the steps, each network is judged by the loss that it was trained with.
+# After the steps, each network is measured with the loss that it was trained with.
 LOSSES = (
     ("with", "with", COLORS[1], "main and auxiliary losses"),
     ("main", "without", COLORS[0], "main loss alone"),
@@ -42,14 +42,14 @@ FIRST = ("conv1", "conv2", "conv3", "inception3a", "inception3b")
 
 
 def gradients(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, dict[str, float]]:
-    """The norm of the gradient of each part's weights: of the "main" loss, and "with" the auxiliary ones."""
+    """Return the gradient norms of each part's weights: "main" loss, and "with" the auxiliary losses."""
     weights: dict[str, list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
         if weight.dim() > 1 and not name.startswith("aux"):
             weights.setdefault(name.partition(".")[0], []).append(weight)
     every = [one for some in weights.values() for one in some]
     network.train()
-    torch.manual_seed(0)  # of dropout
+    torch.manual_seed(0)  # for dropout
     logits, *others = network(images)
     main_loss = F.cross_entropy(logits, labels)
     loss = main_loss + WEIGHT * sum(F.cross_entropy(some, labels) for some in others)
@@ -64,7 +64,7 @@ def gradients(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
 
 def measure(seed: int) -> list[dict[str, Any]]:
-    """At the start and after some steps."""
+    """Measure at initialization and after some steps."""
     images, labels = pictures("cifar10", "train", PROBED + STEPS * BATCH)
     preprocess = normalized(images)
     probe = next(batches(images[:PROBED], labels[:PROBED], preprocess, batch_size=PROBED).epoch(0))
@@ -99,7 +99,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     table = []
     with figure("auxiliary_gradients", panels=3, height=3.8) as (drawn, panels):
         drawn.set_size_inches(12, 3.8)

@@ -1,8 +1,8 @@
-"""CIFAR-10 to 94 % in a short time: the recipe `cifar10-fast`, its test accuracy with and without averaging over views.
+"""Experiment: CIFAR-10 to 94 % accuracy in a short time with the recipe `cifar10-fast`, also averaged over views.
 
-Three seeds; the settings were fixed before any was scored, and each is scored once. The views are those of Jordan 2024
-(§3.5): the image as it is, and moved by one pixel up and left, and down and right, each with its mirror image; the
-logits of the first pair count twice. 2 % of the training images are val, the others are learned from.
+The settings were fixed before any of the three seeds was scored, and each seed is scored once. The views are those of
+Jordan 2024 (§3.5): the image, the image moved one pixel up and left, the image moved one pixel down and right, and the
+mirror image of each; the logits of the first pair count twice. 2 % of the training images are used for validation.
 
     python experiments/cifar10_fast.py [--seeds 0 1 2] [--threads N]
 """
@@ -18,11 +18,11 @@ from record import print_table, trained, write_metrics
 from svertka.classifier import Classifier
 from svertka.data.builtin import open_builtin
 
-MOVES = (((0, 0), 2), ((-1, -1), 1), ((1, 1), 1))  # (down, right) in pixels, and how often it counts
+MOVES = (((0, 0), 2), ((-1, -1), 1), ((1, 1), 1))  # ((down, right) in pixels, weight)
 
 
 def averaged(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """The logits of normalized `images` (B, 3, 32, 32), averaged over the views."""
+    """Return the logits of normalized `images`, (B, 3, 32, 32), averaged over the views."""
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     total = images.new_zeros(len(images), len(classifier.names))
     for (down, right), times in MOVES:
@@ -34,7 +34,7 @@ def averaged(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def error_over_views(classifier: Classifier) -> float:
-    """The test error where each image is judged by the average over its views, 0 to 1."""
+    """Return the test error with logits averaged over the views, 0 to 1."""
     dataset = open_builtin("cifar10")
     chosen = torch.from_numpy(dataset.parts == "test").nonzero()[:, 0]
     squares = torch.from_numpy(dataset.images.array)[chosen].permute(0, 3, 1, 2)
@@ -48,7 +48,7 @@ def error_over_views(classifier: Classifier) -> float:
 
 
 def learn(seed: int, threads: int | None) -> dict[str, Any]:
-    """What one training came to."""
+    """Train with one seed and return the results."""
     run = trained(f"cifar10-fast-{seed}", "cifar10", model="airbench", val=0.02, seed=seed, threads=threads)
     result = run.result()
     return {
@@ -64,7 +64,7 @@ def learn(seed: int, threads: int | None) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     options = parser.parse_args()
     rows = [learn(seed, options.threads) for seed in options.seeds]
     write_metrics("cifar10_fast", rows)

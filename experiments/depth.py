@@ -1,12 +1,13 @@
-"""Adding layers does not simply work; with shortcuts it does (He et al. 2015, figures 1 and 6).
+"""Experiment: adding layers to a plain network and to a residual network (He et al. 2015, figures 1 and 6).
 
-Plain and residual networks of 20 and 56 layers on CIFAR-10, 3 seeds each: training error over the steps, val and test
-error at the end, and the size of the gradient layer by layer. Settings are those of the paper's §4.2 (45,000 images,
-5,000 for val, batches of 128, rate 0.1 divided by ten at 1/2 and 3/4, shifts and flips), shortened from 64,000 steps to
-two passes, with products in bfloat16: about 65 minutes on one core.
+Plain and residual networks of 20 and 56 layers on CIFAR-10, 3 seeds each. The experiment records the training error
+over the steps, the validation and test error at the end, and the norm of the gradient of each layer. Settings are those
+of the paper's §4.2 (45,000 images, 5,000 for validation, batches of 128, learning rate 0.1 divided by ten at 1/2 and
+3/4, shifts and mirroring), shortened from 64,000 steps to two epochs, with bfloat16 products. About 65 minutes on one
+core.
 
     python experiments/depth.py [--seeds 0 1 2]
-    python experiments/depth.py --draw      # the figure and the table from what is there
+    python experiments/depth.py --draw      # the figure and the table, from the stored results
 """
 
 from statistics import mean
@@ -20,7 +21,7 @@ SETTINGS: dict[str, Any] = {"recipe": "resnet-cifar", "epochs": 2, "bfloat16": T
 
 
 def learn(network: str, seed: int) -> list[dict[str, Any]]:
-    """The steps, epochs and result of one training, each with its network and seed."""
+    """Return the steps, epochs and result of one training, each with its network and seed."""
     run = trained(f"depth-{network}-{seed}", "cifar10", model=network, seed=seed, **SETTINGS)
     return [
         {"network": network, "seed": seed, **line}
@@ -30,12 +31,12 @@ def learn(network: str, seed: int) -> list[dict[str, Any]]:
 
 
 def measure(seed: int) -> list[dict[str, Any]]:
-    """Those of all networks."""
+    """Return the results of all networks."""
     return [line for network in NETWORKS for line in learn(network, seed)]
 
 
 def draw(lines: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     seeds = sorted({line["seed"] for line in lines})
     with figure("depth", panels=2) as (_, (curves, gradients)):
         for network in NETWORKS:
@@ -74,7 +75,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
 
 
 def smoothed(values: list[float], width: int = 5) -> list[float]:
-    """Means over `width` neighbors."""
+    """Return means over `width` neighbors."""
     return [mean(values[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(values))]
 
 

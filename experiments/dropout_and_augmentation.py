@@ -1,12 +1,13 @@
-"""Dropout and augmentation: the test error with each left out, and with both.
+"""Experiment: the test error with and without dropout and augmentation.
 
-AlexNet in small: three 3×3 convolutions (16, 32, 32 channels) with max-pooling behind the first two, then 256 hidden
-units and the classes, dropout of a half before both dense layers. Fashion-MNIST, 2,000 images to learn from, all
-10,000 test images, scored once at the end; 100 passes of recipe `plain` with products in bfloat16; augmentation is
-what AlexNet had for its size: shifts of up to 2 pixels, and mirroring. 3 seeds, one thread: about seven minutes.
+The network is a small AlexNet: three 3×3 convolutions (16, 32, 32 channels), max pooling after the first two, 256
+hidden units, and dropout of 0.5 before both dense layers. It is trained on 2,000 images of Fashion-MNIST and scored
+once on all 10,000 test images, after 100 epochs of recipe `plain` with bfloat16 products. Augmentation is AlexNet's at
+this
+size: shifts of up to 2 pixels, and mirroring. 3 seeds, one thread, about seven minutes.
 
     SVERTKA_DATA=… python experiments/dropout_and_augmentation.py [--seeds 0 1 2]
-    python experiments/dropout_and_augmentation.py --draw      # the figure and the table from what is there
+    python experiments/dropout_and_augmentation.py --draw      # the figure and the table, from the stored results
 """
 
 from itertools import product
@@ -25,11 +26,11 @@ SEEDS = (0, 1, 2)
 LEARNED, JUDGED = 2_000, 10_000
 RECIPE = find_recipe("plain").with_changes(epochs=100, bfloat16=True)
 AUGMENTATIONS = (PadCrop(pixels=2), Flip())
-WAYS = tuple(product((True, False), repeat=2))  # with dropout, with augmentation
+WAYS = tuple(product((True, False), repeat=2))  # (dropout, augmentation)
 
 
 def build(*, dropout: bool) -> nn.Sequential:
-    """The network, for (B, 1, 28, 28)."""
+    """Return the network, for inputs (B, 1, 28, 28)."""
     share = 0.5 if dropout else 0.0
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -41,7 +42,7 @@ def build(*, dropout: bool) -> nn.Sequential:
 
 
 def measure(seed: int) -> list[dict[str, Any]]:
-    """All four ways."""
+    """Return the results of all four variants."""
     images, labels = pictures("fashion-mnist", "train", LEARNED)
     others, other_labels = pictures("fashion-mnist", "test", JUDGED)
     preprocess = normalized(images)
@@ -73,7 +74,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 
 
 def title(dropout: bool, augmentation: bool) -> str:
-    """What to call one of WAYS."""
+    """Return the name of one of WAYS."""
     return {
         (True, True): "with both",
         (False, True): "without dropout",
@@ -83,7 +84,7 @@ def title(dropout: bool, augmentation: bool) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     table = []
     with figure("dropout_and_augmentation") as (_, axes):
         for place, way in enumerate(WAYS):

@@ -1,13 +1,14 @@
-"""Training from scratch is long and hard, fine-tuning much easier: one network, four ways to train it, the same time.
+"""Experiment: fine-tuning against training from scratch, with one network, four ways to train it and the same time.
 
-EfficientNet-Lite0 on the 1,399 photographs of `cats-dogs`, three tenths of them test, a tenth val; 40 seconds for each
-training, with the planning and the features that it takes; 2 threads. From scratch: recipe `photos`; the others start
-from the bundled ImageNet weights: frozen but for the head (`frozen`), the last stage learning too, and all of it
-(`fine-tuning`, for the last with rates that halve from stage to stage). Each picks its epoch on val and is scored on
-test once. 3 seeds, each with its own division: about fourteen minutes.
+EfficientNet-Lite0 on the 1,399 photographs of `cats-dogs`, with 30 % for testing and 10 % for validation. Each training
+takes 40 seconds on 2 threads, including planning and the computation of features. From scratch, it uses recipe
+`photos`. The others start from the bundled ImageNet weights: with everything frozen but the head (`frozen`), with the
+last stage trained, too, and with all layers trained (`fine-tuning`, with learning rates that halve from stage to
+stage). Each chooses its epoch on the validation set and is scored on the test set once. 3 seeds, each with its own
+split, about fourteen minutes.
 
     SVERTKA_DATA=… python experiments/fine_tuning_vs_scratch.py [--seeds 0 1 2]
-    python experiments/fine_tuning_vs_scratch.py --draw      # the figure and the table from what is there
+    python experiments/fine_tuning_vs_scratch.py --draw      # the figure and the table, from the stored results
 """
 
 import os
@@ -28,7 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def measure(seed: int) -> list[dict[str, Any]]:
-    """All four ways."""
+    """Return the results of all four ways."""
     source = Path(os.environ["SVERTKA_DATA"]).resolve() / "cats-dogs"
     rows = []
     for way, settings in WAYS.items():
@@ -59,7 +60,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     table = []
     with figure("fine_tuning_vs_scratch") as (_, axes):
         for way, color in zip(WAYS, COLORS, strict=False):
@@ -72,7 +73,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
                 axes.plot(seconds, percent, color=color, linewidth=1, marker=marker, markersize=3, label=label)
             epochs = ", ".join(f"{row['epochs']:.3g}" for row in own)
             table.append([way, epochs, per_cent([row["test_error"] for row in own])])
-        axes.set_yscale("symlog", linthresh=1)  # some reach zero
+        axes.set_yscale("symlog", linthresh=1)  # some errors reach zero
         axes.set(xlabel="seconds of learning", ylabel="val error, %")
         axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
     print_table(["", "passes in 40 s", "test error"], table)

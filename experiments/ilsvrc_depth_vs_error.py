@@ -1,6 +1,6 @@
-"""Revolution of depth: layers against top-5 error of the ImageNet challenge, every bar of the lecture's slide.
+"""Figure: layers and top-5 error of the ImageNet challenge's winners, the lecture's "revolution of depth".
 
-Nothing is measured here: the figures are those that the papers report, from `svertka.models.ilsvrc_winners`.
+Nothing is measured: the numbers are those that the papers report, from `svertka.models.ilsvrc_winners`.
 
     python experiments/ilsvrc_depth_vs_error.py
 """
@@ -13,7 +13,7 @@ from svertka.models.ilsvrc_winners import ILSVRC_RESULTS
 
 
 def draw() -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     places = range(len(ILSVRC_RESULTS))
     with figure("ilsvrc_depth_vs_error", panels=2, height=3) as (_, (errors, layers)):
         bars = errors.barh(places, [one.top5_error for one in ILSVRC_RESULTS], 0.65, color=COLORS[0])
@@ -36,6 +36,6 @@ def draw() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draw", action="store_true", help="as without: there is nothing to train")
+    parser.add_argument("--draw", action="store_true", help="no effect: nothing is trained")
     parser.parse_args()
     draw()

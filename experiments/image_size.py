@@ -1,12 +1,12 @@
-"""Filters do not depend on the size of the image: one trained network, images of many sizes.
+"""Experiment: filters do not depend on the size of the image. One trained network is applied to images of many sizes.
 
-The same weights, not touched, on the 63 photographs of imagenet-samples (one a class, 1000 classes to choose from) at
-each size: the central square is resized to 256/227 (SqueezeNet) or 256/224 (EfficientNet-Lite0) of it and cropped.
-SqueezeNet 1.1 and EfficientNet-Lite0 end in an average over all positions, so that nothing in them knows the size.
-Times: of the processor, one image a batch, float32, one thread, min and median over the photographs. A minute.
+The same weights are applied to the 63 photographs of imagenet-samples (one per class, out of 1000 classes) at each
+size. The central square is resized to 256/227 (SqueezeNet) or 256/224 (EfficientNet-Lite0) times the size and cropped.
+SqueezeNet 1.1 and EfficientNet-Lite0 end in an average over all positions, so no layer depends on the size. Times are
+CPU times of single images in float32 on one thread, the minimum and the median over the photographs. One minute.
 
     SVERTKA_DATA=… python experiments/image_size.py
-    python experiments/image_size.py --draw      # the figure and the table from what is there
+    python experiments/image_size.py --draw      # the figure and the table, from the stored results
 """
 
 import os
@@ -30,7 +30,7 @@ NETWORKS = {
 
 @torch.inference_mode()
 def achieved(name: str) -> list[dict[str, Any]]:
-    """What `name` achieves at each size."""
+    """Return the results of network `name` at each size."""
     data = Path(os.environ["SVERTKA_DATA"])
     classifier = Classifier.load(NETWORKS[name].format(data=data))
     own = classifier.preprocess
@@ -61,12 +61,12 @@ def achieved(name: str) -> list[dict[str, Any]]:
 
 
 def measure() -> list[dict[str, Any]]:
-    """What all networks achieve."""
+    """Return the results of all networks."""
     return [row for name in NETWORKS for row in achieved(name)]
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     with figure("image_size", panels=2) as (_, (right, times)):
         for network, color in zip(NETWORKS, COLORS, strict=False):
             own = [row for row in rows if row["network"] == network]

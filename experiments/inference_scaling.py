@@ -1,6 +1,6 @@
-"""How the time of a network grows with batch, image size, threads and depth, and what bounds it.
+"""Figure: inference time against batch size, image size, threads and depth, and its lower bounds.
 
-Drawn from what bench/inference_scaling.py measured; nothing is measured here.
+Nothing is measured here: the results are those of bench/inference_scaling.py.
 
     python bench/inference_scaling.py --output experiments/metrics/inference_scaling.jsonl
     python experiments/inference_scaling.py
@@ -14,7 +14,7 @@ from record import COLORS, figure, print_table, read_metrics
 
 Row = dict[str, Any]
 NAMES = {"ours": "svertka", "ncnn": "ncnn", "mnn": "MNN", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
-# What is the same along an axis unless the axis says otherwise; and of each axis its label, and what else it has.
+# The settings that are the same along an axis unless it sets them, and the label and settings of each axis.
 USUAL: Row = {"network": "resnet18", "batch": 1, "size": 224, "threads": 2}
 AXES: dict[str, tuple[str, Row]] = {
     "batch": ("images in the batch", {}),
@@ -25,7 +25,7 @@ AXES: dict[str, tuple[str, Row]] = {
 
 
 def bounds(row: Row, machine: Row) -> tuple[float, float]:
-    """Milliseconds of a batch that its multiplications take at least, and its bytes."""
+    """Return the least milliseconds of a batch by its multiplications, and by its bytes."""
     threads = str(row["threads"])
     return (
         1e3 * row["multiplications_left"] / machine["roof"][threads],
@@ -34,12 +34,12 @@ def bounds(row: Row, machine: Row) -> tuple[float, float]:
 
 
 def position(value: int | str) -> int:
-    """Where a row stands on its axis; a network by its layers."""
+    """Return the position of a row on its axis; for a network, its number of layers."""
     return int(str(value).removeprefix("resnet"))
 
 
 def draw() -> None:
-    """The figure and the tables."""
+    """Draw the figure and print the tables."""
     machine, *rows = read_metrics("inference_scaling")
     print(machine)
 
@@ -66,7 +66,7 @@ def draw() -> None:
 
 
 def table(label: str, places: Sequence[int], rows: Sequence[Row], machine: Row) -> tuple[list[str], list[list[Any]]]:
-    """Milliseconds of whole batches: the best, and the medians in brackets."""
+    """Print milliseconds of whole batches: the best, and the median in brackets."""
     sides = list(rows[0]["sides"])
     header = [label, *(NAMES[side] for side in sides), "bound: multiplications", "bound: bytes", "of the higher bound"]
     lines = []
@@ -86,6 +86,6 @@ def table(label: str, places: Sequence[int], rows: Sequence[Row], machine: Row) 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draw", action="store_true", help="as without: there is nothing to measure")
+    parser.add_argument("--draw", action="store_true", help="no effect: nothing is measured")
     parser.parse_args()
     draw()

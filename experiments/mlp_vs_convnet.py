@@ -1,14 +1,14 @@
-"""Too many parameters, overfits quickly: a multilayer perceptron against a convnet on photographs of 100×100×3.
+"""Experiment: parameters and overfitting of a multilayer perceptron and a convnet on photographs of 100×100×3.
 
-cats-dogs, 1,399 photographs, 30 % held out (the split depends on the images, not on the seed). `mlp` (300 hidden
-units) and `resnet20`, recipe `plain` without augmentation: batches of 32, a constant rate of 0.02 after one pass of
-warm-up, gradients clipped to 1, products in bfloat16, 3 seeds, one thread. 20 passes for the perceptron and 4 for the
-convnet, whose passes take forty times as long; since the rate is constant, the curves can be compared pass by pass.
-Errors on the images learned from are those while they are learned from; the held-out ones choose nothing. About six
-minutes. The second table needs no training.
+`cats-dogs` has 1,399 photographs, of which 30 % are held out (the split depends on the images, not on the seed). `mlp`
+(300 hidden units) and `resnet20` are trained with recipe `plain` without augmentation: batches of 32, a constant
+learning rate of 0.02 after a warm-up epoch, gradients clipped to 1, bfloat16 products. 3 seeds, one thread. The
+perceptron is trained for 20 epochs and the convnet for 4, because its epochs take forty times as long; the learning
+rate is constant, so the curves can be compared epoch by epoch. Training errors are those during training; the held-out
+images choose nothing. About six minutes. The second table needs no training.
 
     SVERTKA_DATA=… python experiments/mlp_vs_convnet.py [--seeds 0 1 2]
-    python experiments/mlp_vs_convnet.py --draw      # the figure and the tables from what is there
+    python experiments/mlp_vs_convnet.py --draw      # the figure and the tables, from the stored results
 """
 
 import os
@@ -38,7 +38,7 @@ PUBLISHED = ("alexnet", "zfnet", "vgg16", "vgg19", "googlenet", "resnet50", "res
 
 
 def learn(network: str, seed: int) -> list[dict[str, Any]]:
-    """The errors after each pass."""
+    """Return the errors after each epoch."""
     source = Path(os.environ["SVERTKA_DATA"]) / "cats-dogs"
     settings = SETTINGS | {"model": network, "seed": seed, "epochs": PASSES[network]}
     run = trained(f"mlp-vs-convnet-{network}-{seed}", source, **settings)
@@ -50,18 +50,18 @@ def learn(network: str, seed: int) -> list[dict[str, Any]]:
 
 
 def count(network: str) -> int:
-    """Parameters for two classes of photographs."""
+    """Return the number of parameters for two classes of photographs."""
     with torch.device("meta"):
         return sum(one.numel() for one in MODELS[network].build(classes=2, channels=3, size=SIZE).parameters())
 
 
 def measure(seed: int) -> list[dict[str, Any]]:
-    """Those of all networks."""
+    """Return the results of both networks."""
     return [line for network in PASSES for line in learn(network, seed)]
 
 
 def draw(lines: list[dict[str, Any]]) -> None:
-    """The figure and the tables."""
+    """Draw the figure and print the tables."""
     rows = []
     with figure("mlp_vs_convnet", panels=2) as (_, panels):
         for axes, network in zip(panels, PASSES, strict=True):

@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: a table on the screen, numbers and a figure beside the documentation."""
+"""The output of an experiment: a table on the terminal, and its numbers and figure as files."""
 
 import argparse
 import json
@@ -23,15 +23,15 @@ FIGURES = ROOT.parent / "docs" / "figures"
 METRICS = ROOT / "metrics"
 RUNS = ROOT.parent / "runs"
 
-# Told apart by everybody, also in print: Okabe & Ito 2008.
+# Colors that color-blind people can tell apart, also in print: Okabe & Ito 2008.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @contextmanager
 def figure(name: str, panels: int = 1, height: float = 3.4, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
-    """A figure with so many axes beside one another in each of its `rows`, written to docs/figures/NAME at the end.
+    """Yield a figure with a row of axes for each of `rows`, and write it to docs/figures/NAME at the end.
 
-    `name`: ends in .webp where it consists of photographs, for which that takes less; else it is a .png.
+    `name` ends in .webp if the figure consists of photographs, which then takes less space; otherwise it is a .png.
     """
     style = {
         "font.size": 9,
@@ -52,18 +52,18 @@ def figure(name: str, panels: int = 1, height: float = 3.4, rows: int = 1) -> It
 
 
 def write_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows`, the numbers behind a figure, to experiments/metrics/NAME.jsonl, a line each."""
+    """Write `rows`, the numbers behind a figure, to experiments/metrics/NAME.jsonl, one per line."""
     METRICS.mkdir(exist_ok=True)
     (METRICS / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(name: str) -> list[dict[str, Any]]:
-    """What `write_metrics` wrote."""
+    """Return the rows that `write_metrics` wrote."""
     return [json.loads(line) for line in (METRICS / f"{name}.jsonl").read_text().splitlines()]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table as documentation takes it."""
+    """Print a table in Markdown."""
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for row in rows:
@@ -71,7 +71,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def trained(name: str, source: Path | str, **settings: Any) -> Run:
-    """The run runs/NAME, trained by `svertka.train(source, **settings)` unless it is there from an earlier call."""
+    """Return the run runs/NAME; train it by `svertka.train(source, **settings)` if it does not exist."""
     run = Run(RUNS / name)
     if not run.report.exists():
         shutil.rmtree(run.folder, ignore_errors=True)
@@ -86,15 +86,15 @@ def main(
     draw: Callable[[list[dict[str, Any]]], None],
     seeds: Sequence[int] = (),
 ) -> None:
-    """The command line of an experiment called `name`: `measure` on one thread, keep the rows, `draw` them.
+    """Run the command line of the experiment `name`: `measure` on one thread, store the rows, and `draw` them.
 
-    `text`: what --help says. `measure` is called with one of `seeds` after another, or once if there are none. With
-    --draw nothing is measured: the rows are those that are kept.
+    `text` is the text of --help. `measure` is called once for each of `seeds`, or once if there are none. With --draw,
+    nothing is measured, and the stored rows are drawn.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     if seeds:
         parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
-    parser.add_argument("--draw", action="store_true", help="measure nothing")
+    parser.add_argument("--draw", action="store_true", help="draw the stored results without measuring")
     options = parser.parse_args()
     if not options.draw:
         torch.set_num_threads(1)

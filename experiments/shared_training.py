@@ -1,4 +1,4 @@
-"""Training that several experiments share: a subset of a built-in data set in batches, and a loop for any network."""
+"""Training shared by several experiments: a subset of a built-in data set in batches, and a loop for any network."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from svertka.training.training_loop import Callback, StepMetrics, TrainingState,
 
 
 def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
-    """The first `count` images of a part of a published data set, (N, H, W, C) uint8, and their labels."""
+    """Return the first `count` images of a part of a data set, (N, H, W, C) uint8, and their labels."""
     dataset = open_source(source)
     assert isinstance(dataset.images, ArrayImages)
     chosen = np.flatnonzero(dataset.parts == part)[:count]
@@ -26,7 +26,7 @@ def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
 
 
 def normalized(images: Pixels) -> Preprocess:
-    """As they are, each channel with the mean and the deviation of `images`."""
+    """Return images normalized with the mean and standard deviation of each channel of `images`."""
     side, statistics = images.shape[1], measure_statistics(images, np.arange(len(images)))
     return Preprocess(size=side, resize=side, mean=statistics.mean, std=statistics.std)
 
@@ -41,7 +41,7 @@ def batches(
     augmentations: Sequence[Augmentation] = (),
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> BatchLoader:
-    """All of them; shuffled if there is a `seed`."""
+    """Return all images in batches, shuffled if there is a `seed`."""
     return BatchLoader(
         images,
         labels,
@@ -56,29 +56,29 @@ def batches(
 
 
 class Looks(Callback):
-    """Remembers every look."""
+    """A callback that stores all metrics."""
 
     def __init__(self) -> None:
         self.seen: list[StepMetrics] = []
 
     def on_metrics(self, metrics: StepMetrics) -> None:
-        """Remember it."""
+        """Store the metrics."""
         self.seen.append(metrics)
 
 
 def learn(network: nn.Module, learned: BatchLoader, recipe: Recipe) -> list[StepMetrics]:
-    """Train `network` in place; returns the looks at it, one every 20 steps."""
+    """Train `network` in place; return its metrics every 20 steps."""
     looks = Looks()
     fit(network, make_optimizer(network, recipe), learned, recipe, TrainingState(), looks)
     return looks.seen
 
 
 def error(network: nn.Module, judged: BatchLoader, classes: int) -> float:
-    """The share of `judged` that `network` gets wrong, 0 to 1."""
+    """Return the error of `network` on `judged`, 0 to 1."""
     return evaluate_network(network, judged, tuple(map(str, range(classes)))).top1_error
 
 
 def per_cent(values: Sequence[float], digits: int = 1) -> str:
-    """The mean of shares, and each of them: "12.3 % (12.1, 12.5)"."""
+    """Return the mean of fractions and each of them as text, "12.3 % (12.1, 12.5)"."""
     each = ", ".join(f"{100 * value:.{digits}f}" for value in values)
     return f"{100 * sum(values) / len(values):.{digits}f} % ({each})"

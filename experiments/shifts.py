@@ -1,25 +1,26 @@
-"""Max-pooling makes a network invariant to small shifts: sometimes useful, sometimes not.
+"""Experiment: max pooling makes a network invariant to small shifts, which helps some tasks and not others.
 
-Four networks of three 3×3 convolutions (16, 32, 64 channels), which differ in how the first two halve the size:
+Four networks have three 3×3 convolutions (16, 32, 64 channels) and a dense layer. They differ in how the first two
+halve the size:
 
-    max          max-pooling, 2×2
+    max          2×2 max pooling
     stride       the convolution has stride 2
-    blur         max-pooling 2×2 without stride, then the filter (1 2 1)/4 across and down with stride 2 (Zhang 2019,
+    blur         2×2 max pooling without stride, then the filter (1 2 1)/4 in both directions with stride 2 (Zhang 2019,
                  "Making convolutional networks shift-invariant again")
-    max overall  as max, and behind the last convolution the maximum over all positions; the others keep its 8×8
+    max overall  like max, with a global maximum after the last convolution, where the others keep 8×8 positions
 
-and then a dense layer. Fashion-MNIST, framed in 32×32, 5,000 images to learn from, 2,000 test images, 4 passes,
-recipe `plain` without augmentation, 3 seeds, one thread, two tasks:
+Fashion-MNIST is padded to 32×32; 5,000 training images, 2,000 test images, 4 epochs, recipe `plain` without
+augmentation, 3 seeds, one thread. There are two tasks:
 
-    what    the ten classes. Test error, and how often the answer changes when a test image moves by one pixel, in any
-            of the eight directions
-    where   every image, learned from and judged, has been moved by −2, 0 or 2 pixels across and by as much down, at
-            random; which of the nine was it? Guessing is wrong 88.9 % of the time
+    what    the ten classes: the test error, and how often the prediction changes if a test image moves by one pixel in
+            one of eight directions
+    where   every image is moved by −2, 0 or 2 pixels in each direction, at random, and the network predicts which of
+            the nine shifts it was; guessing is wrong in 88.9 % of the cases
 
 About three minutes.
 
     SVERTKA_DATA=… python experiments/shifts.py [--seeds 0 1 2]
-    python experiments/shifts.py --draw      # the figure and the table from what is there
+    python experiments/shifts.py --draw      # the figure and the table, from the stored results
 """
 
 from collections import OrderedDict
@@ -46,7 +47,7 @@ NEIGHBORS = tuple(move for move in product((-1, 0, 1), repeat=2) if move != (0, 
 
 
 class Blur(nn.Module):
-    """(1 2 1)/4 across and down, every second pixel: (B, C, H, W) to (B, C, ⌈H/2⌉, ⌈W/2⌉)."""
+    """The filter (1 2 1)/4 in both directions with stride 2: (B, C, H, W) to (B, C, ⌈H/2⌉, ⌈W/2⌉)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,12 +55,12 @@ class Blur(nn.Module):
         self.register_buffer("weight", (row[:, None] * row).expand(channels, 1, 3, 3).contiguous())
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The blurred maps."""
+        """Return the blurred maps."""
         return F.conv2d(inputs, self.weight, stride=2, padding=1, groups=inputs.shape[1])
 
 
 def build(network: str, classes: int) -> nn.Module:
-    """One of NETWORKS, for (B, 1, 32, 32)."""
+    """Return one of NETWORKS, for inputs (B, 1, 32, 32)."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 1
     for number, width in enumerate((16, 32, 64), start=1):
@@ -73,24 +74,24 @@ def build(network: str, classes: int) -> nn.Module:
             layers[f"pool{number}"] = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, stride=1), Blur(width))
         channels = width
     side = 1 if network == "max overall" else 8
-    layers["pool3"] = nn.AdaptiveMaxPool2d(side)  # changes nothing for 8
+    layers["pool3"] = nn.AdaptiveMaxPool2d(side)  # no effect for 8
     layers["flatten"] = nn.Flatten()
     layers["dense"] = nn.Linear(channels * side**2, classes)
     return nn.Sequential(layers)
 
 
 def framed(images: Pixels) -> Pixels:
-    """With black pixels around."""
+    """Return images with a black frame."""
     return np.pad(images, ((0, 0), (FRAME, FRAME), (FRAME, FRAME), (0, 0)))
 
 
 def moved(images: Pixels, down: int, across: int) -> Pixels:
-    """Every image moved so far; the frame is wide enough, so that nothing is lost."""
+    """Return images moved by a shift; the frame is wide enough that nothing is lost."""
     return np.roll(images, (down, across), axis=(1, 2))
 
 
 def moved_at_random(images: Pixels, seed: int) -> tuple[Pixels, Ints]:
-    """Every image moved by one of MOVES, and which."""
+    """Return images moved by one of MOVES each, and its index."""
     chosen = np.random.default_rng(seed).integers(len(MOVES), size=len(images))
     results = np.empty_like(images)
     for number, move in enumerate(MOVES):
@@ -100,12 +101,12 @@ def moved_at_random(images: Pixels, seed: int) -> tuple[Pixels, Ints]:
 
 @torch.inference_mode()
 def answers(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The class that `network` gives to each of them."""
+    """Return the class that `network` predicts for each image."""
     return torch.cat([network(some).argmax(1) for some in images.split(500)])
 
 
 def measure(seed: int) -> list[dict[str, Any]]:
-    """Both tasks with every network."""
+    """Return the results of both tasks with every network."""
     learned, labels = pictures("fashion-mnist", "train", LEARNED)
     judged, judged_labels = pictures("fashion-mnist", "test", JUDGED)
     learned, judged = framed(learned), framed(judged)
@@ -137,7 +138,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     columns = {
         "changed": "answers changed by one pixel, %",
         "what_error": "what is it? test error, %",

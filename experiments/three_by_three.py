@@ -1,12 +1,12 @@
-"""Three convolutions of 3×3 instead of one of 7×7 (Simonyan & Zisserman 2014, §2.3).
+"""Experiment: the cost of three 3×3 convolutions instead of one 7×7 convolution (Simonyan & Zisserman 2014, §2.3).
 
-Both keep size and channels, have biases and a ReLU behind each convolution, and see 7×7 pixels. Counted by
-`graph.trace`; timed with one image in float32 on one thread, forward and forward with backward, the two taking turns,
-15 rounds after 2 that warm up, at the channels and sizes of VGG's blocks 2 to 4: about a minute. Times are those of the
-processor, which other programs on the machine disturb least.
+Both keep the size and the channels, have biases and a ReLU after each convolution, and have a receptive field of 7×7
+pixels. Costs are counted by `svertka.graph.summary.trace` and timed with one image in float32 on one thread, for the
+forward pass and for forward and backward. The two take turns, in 15 rounds after 2 warm-up rounds, at the channels and
+sizes of VGG's blocks 2 to 4. Times are CPU times, which other processes affect least. About a minute.
 
     python experiments/three_by_three.py
-    python experiments/three_by_three.py --draw      # the figure and the table from what is there
+    python experiments/three_by_three.py --draw      # the figure and the table, from the stored results
 """
 
 import time
@@ -19,12 +19,12 @@ from torch import nn
 
 from svertka.graph.summary import trace
 
-SHAPES = ((128, 56), (256, 28), (512, 14))  # channels and pixels a side
+SHAPES = ((128, 56), (256, 28), (512, 14))  # (channels, side in pixels)
 WARM_UP, ROUNDS = 2, 15
 
 
 def stack(kernel: int, convolutions: int, channels: int) -> nn.Sequential:
-    """So many convolutions of `kernel`, each with its ReLU."""
+    """Return as many convolutions of `kernel`, each with a ReLU."""
     layers: list[nn.Module] = []
     for _ in range(convolutions):
         layers += [nn.Conv2d(channels, channels, kernel, padding=kernel // 2), nn.ReLU()]
@@ -32,7 +32,7 @@ def stack(kernel: int, convolutions: int, channels: int) -> nn.Sequential:
 
 
 def seconds(network: nn.Sequential, images: torch.Tensor) -> tuple[float, float]:
-    """Of a forward pass, and of a forward and a backward pass."""
+    """Return the seconds of a forward pass, and of a forward and a backward pass."""
     began = time.process_time()
     with torch.inference_mode():
         network(images)
@@ -42,7 +42,7 @@ def seconds(network: nn.Sequential, images: torch.Tensor) -> tuple[float, float]
 
 
 def costs(channels: int, side: int) -> list[dict[str, Any]]:
-    """What both cost at this shape."""
+    """Return the costs of both at one shape."""
     torch.manual_seed(0)
     networks = {"one 7×7": stack(7, 1, channels), "three 3×3": stack(3, 3, channels)}
     images = torch.randn(1, channels, side, side, requires_grad=True)
@@ -72,12 +72,12 @@ def costs(channels: int, side: int) -> list[dict[str, Any]]:
 
 
 def measure() -> list[dict[str, Any]]:
-    """What they cost at all shapes."""
+    """Return the costs at all shapes."""
     return [row for shape in SHAPES for row in costs(*shape)]
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
     quantities = {
         "parameters": lambda row: row["parameters"],

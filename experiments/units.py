@@ -1,13 +1,14 @@
-"""What units look for, early, in the middle and late in a network: the patches that excite them most, and projections.
+"""Figure: what units respond to early, in the middle and late in a network: their strongest patches and projections.
 
-SqueezeNet 1.1 on the photographs of cats-dogs, LeNet-5 (trained here as `svertka train mnist` does) on MNIST's test
-set, ResNet-20 on CIFAR-10's. Of each layer six units are drawn, evenly spread over those that some image excites:
-none is picked. Each has its nine strongest patches, one an image, and below them their projections to pixels. The
-table counts, for all units of a layer: the pixels they see, those that nothing excites, in how many images the others
-are active, and how far their favorite class has more of what excites them than its share of the images.
+SqueezeNet 1.1 on the photographs of `cats-dogs`, LeNet-5 (trained here as by `svertka train mnist`) on MNIST's test
+set, ResNet-20 on CIFAR-10's. Six units of each layer are drawn, evenly spaced among those that some image activates;
+none is selected by hand. Each is shown with its nine strongest patches, one per image, and their projections to pixels
+below. The table has, for all units of a layer, the size of the receptive field, the number of dead units, the fraction
+of images that activate the others, and the share of a unit's activation from its preferred class relative to the share
+of images.
 
     SVERTKA_DATA=… python experiments/units.py
-    python experiments/units.py --draw      # the table alone, from what is there
+    python experiments/units.py --draw      # only the table, from the stored results
 """
 
 import os
@@ -32,11 +33,11 @@ NETWORKS = {
     "resnet20": ("conv1", "layer1.2.conv2", "layer2.2.conv2", "layer3.2.conv2"),
 }
 UNITS = 6
-SIDE = 48  # pixels of a patch in the figure
+SIDE = 48  # side of a patch in the figure, pixels
 
 
 def subject(name: str) -> AtlasInputs:
-    """The network of that `name` and its images."""
+    """Return the network called `name` and its images."""
     data = Path(os.environ["SVERTKA_DATA"])
     run: str | Run
     match name:
@@ -50,11 +51,11 @@ def subject(name: str) -> AtlasInputs:
 
 
 def measure() -> list[dict[str, Any]]:
-    """A row for each layer; draws the figures, which the rows do not hold."""
+    """Return a row for each layer, and draw the figures, which the rows do not contain."""
     rows = []
     for name, layers in NETWORKS.items():
         shown = subject(name)
-        pictures = ((batch.images, batch.labels) for batch in shown.batches().epoch(0))  # counted as they come
+        pictures = ((batch.images, batch.labels) for batch in shown.batches().epoch(0))  # numbered in this order
         found = top_patches(shown.classifier.network, pictures, layers)
         draw_units(name, shown, list(found.values()))
         rows += [row(name, len(shown), one, shown.image_size) for one in found.values()]
@@ -62,7 +63,7 @@ def measure() -> list[dict[str, Any]]:
 
 
 def row(name: str, pictures: int, found: LayerPatches, size: int) -> dict[str, Any]:
-    """What can be counted of a layer's units."""
+    """Return the statistics of a layer's units."""
     boxes = found.boxes[found.images >= 0]
     alive = ~found.is_dead
     assert found.class_shares is not None
@@ -81,7 +82,7 @@ def row(name: str, pictures: int, found: LayerPatches, size: int) -> dict[str, A
 
 
 def draw_units(name: str, shown: AtlasInputs, layers: list[LayerPatches]) -> None:
-    """Write docs/figures/units_NAME.webp: a line for each layer, a column for each unit."""
+    """Write docs/figures/units_NAME.webp, with a row for each layer and a column for each unit."""
     with figure(f"units_{name}.webp") as (drawn, axes):
         axes.remove()
         drawn.set_size_inches(1.15 * UNITS + 0.3, 2.2 * len(layers))
@@ -96,7 +97,7 @@ def draw_units(name: str, shown: AtlasInputs, layers: list[LayerPatches]) -> Non
 
 
 def card(shown: AtlasInputs, found: LayerPatches, unit: int) -> Pixels:
-    """The patches of a unit, three by three, and their projections below, as one image."""
+    """Return the patches of a unit, three by three, with their projections below, as one image."""
     there = found.images[unit] >= 0
     pictures, boxes = found.images[unit][there], found.boxes[unit][there]
     places = found.positions[unit][there]
@@ -111,7 +112,7 @@ def card(shown: AtlasInputs, found: LayerPatches, unit: int) -> Pixels:
 def as_pictures_in(
     shown: AtlasInputs, found: LayerPatches, unit: int, pictures: Ints, places: Ints, boxes: Ints
 ) -> list[Pixels]:
-    """The projections of a unit's patches, as images."""
+    """Return the projections of a unit's patches as images."""
     images = shown.network_inputs(pictures)
     whole = project(shown.classifier.network, images, found.layer, unit, places)
     parts = [one[None, :, top:bottom, left:right] for one, (top, left, bottom, right) in zip(whole, boxes, strict=True)]
@@ -119,13 +120,13 @@ def as_pictures_in(
 
 
 def square(picture: npt.NDArray[np.uint8]) -> Pixels:
-    """`image` at the size at which it is drawn; crisp where it is enlarged."""
+    """Return `image` at the size in the figure; enlarged images stay crisp."""
     way = Image.Resampling.NEAREST if max(picture.shape[:2]) < SIDE else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((SIDE, SIDE), way))
 
 
 def mosaic(pictures: list[Pixels]) -> Pixels:
-    """Nine of them, a pixel apart; white where there are fewer."""
+    """Return nine images in a grid, one pixel apart, with white for missing ones."""
     whole = np.full((3 * SIDE + 2, 3 * SIDE + 2, 3), 255, np.uint8)
     for number, picture in enumerate(pictures):
         top, left = (SIDE + 1) * (number // 3), (SIDE + 1) * (number % 3)

@@ -1,19 +1,19 @@
-"""VGG does not train as a whole, stages do (Simonyan & Zisserman 2014, §3.1).
+"""Experiment: deep VGG networks are trained in stages, starting from a shallow one (Simonyan & Zisserman 2014, §3.1).
 
-VGG A (11 layers) and D (16) in the form for small images, on CIFAR-10 reduced to 16×16 pixels, so that it takes
-minutes (the last block then sees one pixel); 160 steps of 64 images, 3 seeds:
+VGG A (11 layers) and D (16 layers) in their variants for small images, on CIFAR-10 reduced to 16×16 pixels so that it
+takes minutes (the last block then has one position), with 160 steps of 64 images and 3 seeds:
 
-    D, He              the deep one as a whole from He et al. 2015's N(0, 2 / fan-in)
-    A, He              the shallow one from the same: the first stage that learns here
-    D after A          the second stage: A's first four convolutions and dense layers, the rest from N(0, 0.01²)
-    A, Gaussian        the shallow one from N(0, 0.01²), the paper's first stage
-    D, Gaussian        the deep one as a whole from the same
+    D, He              D as a whole, initialized as by He et al. 2015, N(0, 2 / fan-in)
+    A, He              A with the same initialization; it is the first stage here
+    D after A          the second stage: the first four convolutions and the dense layers of A, the others N(0, 0.01²)
+    A, Gaussian        A from N(0, 0.01²), the paper's first stage
+    D, Gaussian        D as a whole from N(0, 0.01²)
 
-The rest is the same for all: normalized images, rate 0.01, momentum 0.9, weight decay 0.0005, gradients clipped to 1,
-products in bfloat16, no augmentation, one thread. About nine minutes.
+All other settings are the same: normalized images, learning rate 0.01, momentum 0.9, weight decay 0.0005, gradients
+clipped to 1, bfloat16 products, no augmentation, one thread. About nine minutes.
 
     SVERTKA_DATA=… python experiments/vgg_stages.py [--seeds 0 1 2]
-    python experiments/vgg_stages.py --draw      # the figure and the table from what is there
+    python experiments/vgg_stages.py --draw      # the figure and the table, from the stored results
 """
 
 import math
@@ -48,14 +48,14 @@ RECIPE = Recipe(
 
 
 def gradient(network: VGG, batch: Batch) -> float:
-    """The norm of the loss's gradient in the first convolution's weights, without dropout."""
+    """Return the norm of the gradient of the first convolution's weights, without dropout."""
     weight = network.get_parameter("features.0.weight")
     (found,) = torch.autograd.grad(F.cross_entropy(network.eval()(batch.images), batch.labels), weight)
     return float(found.norm())
 
 
 def measure(seed: int) -> list[dict[str, Any]]:
-    """All ways, in an order in which the second stage finds the first."""
+    """Return the results of all variants, with the first stage before the second."""
     images, labels = pictures("cifar10", "train", STEPS * BATCH)
     images = np.stack([resize_central_square(image, SIDE, channels=3) for image in images])
     preprocess = normalized(images)
@@ -89,7 +89,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     table = []
     with figure("vgg_stages", panels=2) as (_, (curves, norms)):
         for place, way in enumerate(WAYS):
