@@ -1,9 +1,11 @@
-"""The links of the documentation lead somewhere, and the files and names in its code exist."""
+"""The links of the documentation lead somewhere, the files and names in its code exist, and its examples are right."""
 
+import doctest
 import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
@@ -18,6 +20,11 @@ PACKAGE = ROOT / "src" / "svertka"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = {"bench", "docs", "experiments", "native", "src", "tests"}
 PACKAGES = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+EXAMPLES = [
+    path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
 
 
 def name_of(page: Path) -> str:
@@ -129,3 +136,8 @@ def test_the_tree_of_the_design_names_every_module() -> None:
             folder = line.split()[0].removeprefix("./")
     modules = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
     assert found == {module for module in modules if not module.rpartition("/")[2].startswith("__")}
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_examples_in_docstrings_are_right(module: str) -> None:
+    assert doctest.testmod(import_module(module)).failed == 0

@@ -66,7 +66,7 @@ _NAME_OF = {one.wordnet: one.name for one in CLASSES}
 def find_class_name(text: str) -> str:
     """Return the class name of a WordNet id among the 1000; any other text unchanged.
 
-    >>> class_name("n01440764")
+    >>> find_class_name("n01440764")
     'tench'
     """
     return _NAME_OF.get(text, text)

@@ -17,8 +17,8 @@ FILLERS = {"set", "data", "images", "image", "imgs", "img", "split", "folder", "
 def match_split_name(name: str) -> str | None:
     """Return the part that a folder or word called `name` means; None if it means none.
 
-    >>> part_of("Training"), part_of("test_images"), part_of("seg_train"), part_of("trains")
-    ('train', 'test', None, None)
+    >>> [match_split_name(name) for name in ("Training", "test_images", "seg_train", "trains")]
+    ['train', 'test', None, None]
     """
     found = _read(name)
     return found[0] if found and not found[1] else None
