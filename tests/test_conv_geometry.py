@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svertka.conv_geometry import ConvShape, Grid, ReceptiveField, output_size
+from svertka.conv_geometry import ConvShape, ReceptiveField, ReceptiveFieldGrid, output_size
 from svertka.errors import UsageError
 
 
@@ -56,7 +56,7 @@ def test_fields_of_one_layer_are_the_taps_of_its_kernel(
 
 def test_a_pixel_that_strides_skip_is_seen_by_nothing_behind_them() -> None:
     field = ReceptiveField.of_pixels(6).through(kernel=1, stride=2).through(kernel=3, padding=1)
-    assert field.grid == Grid(start=-2, jump=2, extent=5)
+    assert field.grid == ReceptiveFieldGrid(start=-2, jump=2, extent=5)
     assert field.of(2) == (2, 4)  # not (2, 5), where the grid alone would end it
     assert not field.gathered().whole
 
@@ -64,7 +64,7 @@ def test_a_pixel_that_strides_skip_is_seen_by_nothing_behind_them() -> None:
 def test_branches_unite_position_by_position() -> None:
     wide, narrow = seen_through(5, 1, 2, 1, size=9), seen_through(3, 1, 0, 2, size=13)
     united = wide.united(ReceptiveField(9, narrow.intervals, narrow.grid))
-    assert united.grid == Grid(start=-2, jump=1, extent=7)
+    assert united.grid == ReceptiveFieldGrid(start=-2, jump=1, extent=7)
     assert united.of(4) == (2, 8)
     strided = seen_through(1, 2, 0, 1, size=17)
     assert seen_through(1, 1, 0, 1, size=9).united(strided).grid is None

@@ -174,7 +174,7 @@ def _misfit(
     return None
 
 
-class Grid(NamedTuple):
+class ReceptiveFieldGrid(NamedTuple):
     """Evenly spaced receptive fields: position i of an unbounded image sees `extent` pixels from start + i·jump on."""
 
     start: int
@@ -199,19 +199,19 @@ class ReceptiveField:
     >>> field = ReceptiveField.of_pixels(224).through(kernel=7, stride=2, padding=3)
     >>> field = field.through(kernel=3, stride=2, padding=1)
     >>> field.grid
-    Grid(start=-5, jump=4, extent=11)
+    ReceptiveFieldGrid(start=-5, jump=4, extent=11)
     >>> field.of(0), field.of(1), len(field.intervals)
     ((0, 5), (0, 9), 56)
     """
 
     size: int
     intervals: tuple[tuple[int, int], ...]
-    grid: Grid | None
+    grid: ReceptiveFieldGrid | None
 
     @classmethod
     def of_pixels(cls, size: int) -> "ReceptiveField":
         """Return the receptive fields of the image itself: pixel i sees pixel i."""
-        return cls(size, tuple((pixel, pixel) for pixel in range(size)), Grid(start=0, jump=1, extent=1))
+        return cls(size, tuple((pixel, pixel) for pixel in range(size)), ReceptiveFieldGrid(start=0, jump=1, extent=1))
 
     def of(self, position: int) -> tuple[int, int]:
         """Return the first and the last pixel that `position` sees."""
@@ -241,10 +241,10 @@ class ReceptiveField:
         grid = None
         if self.grid:
             start, jump, extent = self.grid
-            grid = Grid(start - padding * jump, stride * jump, extent + dilation * (kernel - 1) * jump)
+            grid = ReceptiveFieldGrid(start - padding * jump, stride * jump, extent + dilation * (kernel - 1) * jump)
         return self.reading([range(start, start + dilation * kernel, dilation) for start in starts], grid)
 
-    def reading(self, taps: Sequence[Sequence[int]], grid: Grid | None = None) -> "ReceptiveField":
+    def reading(self, taps: Sequence[Sequence[int]], grid: ReceptiveFieldGrid | None = None) -> "ReceptiveField":
         """Return those of a layer whose position i reads the positions `taps[i]` of this one; others are padding.
 
         >>> ReceptiveField.of_pixels(4).through(kernel=2).reading([[0, 1], [2], [3]]).intervals
@@ -267,7 +267,7 @@ class ReceptiveField:
         if self.grid and other.grid and self.grid.jump == other.grid.jump:
             start = min(self.grid.start, other.grid.start)
             end = max(self.grid.start + self.grid.extent, other.grid.start + other.grid.extent)
-            grid = Grid(start, self.grid.jump, end - start)
+            grid = ReceptiveFieldGrid(start, self.grid.jump, end - start)
         pairs = zip(self.intervals, other.intervals, strict=True)
         return ReceptiveField(self.size, tuple(self._hull(pair) for pair in pairs), grid)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.conv_geometry import Grid
+from svertka.conv_geometry import ReceptiveFieldGrid
 from svertka.errors import UsageError
 from svertka.graph.summary import count_network, trace
 from svertka.models.registry import MODELS, find_model
@@ -123,7 +123,7 @@ def test_shapes_parameters_and_sums_of_layers():
 
 def test_fields_of_layers():
     layers = {layer.name: layer for layer in trace(Toy(), (1, 3, 6, 9)).layers}
-    assert [field.grid for field in layers["add"].fields] == [Grid(-3, 1, 7)] * 2
+    assert [field.grid for field in layers["add"].fields] == [ReceptiveFieldGrid(-3, 1, 7)] * 2
     assert [field.of(0) for field in layers["cat"].fields] == [(0, 4), (0, 4)]
     assert [field.grid for field in layers["head.1"].fields] == [None, None]
     assert [field.intervals for field in layers["head.1"].fields] == [((0, 5),), ((0, 8),)]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from svertka.conv_geometry import Grid
+from svertka.conv_geometry import ReceptiveFieldGrid
 from svertka.errors import UsageError
 from svertka.graph.cut import cut_network
 from svertka.graph.fx_trace import SHAPE, trace_to_fx
@@ -168,7 +168,9 @@ def output_strides(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int
     return down.jump, across.jump
 
 
-def output_grids(network: nn.Module, shape: tuple[int, ...]) -> tuple[Grid | None, Grid | None]:
+def output_grids(
+    network: nn.Module, shape: tuple[int, ...]
+) -> tuple[ReceptiveFieldGrid | None, ReceptiveFieldGrid | None]:
     """Return the vertical and horizontal grid of the network's receptive fields, for an input of `shape`.
 
     A grid is None if the positions are not evenly spaced, or if each sees the whole image.

@@ -1,9 +1,9 @@
 """The positions of feature maps in a tensor: (N, C, H, W), (N, H, W, C) or tokens (N, L, C).
 
-Every dimension of a tensor is a product of parts, the first varying slowest. Parts are the images of the batch, the
-rows and columns of the image at some resolution, the tokens of a transformer, and anything else. The parts of the input
-are propagated through PyTorch's operations. Attention keeps the positions of its queries; a residual sum keeps those of
-either term. The result of an operation without a rule has unknown positions, so a known layout is always right.
+Every dimension of a tensor is a product of factors, the first varying slowest. Factors are the images of the batch, the
+rows and columns of the image at some resolution, the tokens of a transformer, and anything else. The factors of the
+input are propagated through PyTorch's operations. Attention keeps the positions of its queries; a residual sum keeps
+those of either term. The result of an operation without a rule has unknown positions, so a known one is always right.
 """
 
 import math
@@ -19,7 +19,7 @@ from svertka.graph.receptive_field import Operand
 
 
 class Role(Enum):
-    """What the indices of a part count."""
+    """What the indices of a factor count."""
 
     IMAGES = "images of the batch"
     ROWS = "rows"
@@ -28,7 +28,7 @@ class Role(Enum):
     OTHER = "channels or anything else"
 
 
-class Part(NamedTuple):
+class DimFactor(NamedTuple):
     """A factor of a dimension. For tokens, the `size_of_maps` positions begin at index `start`, row by row."""
 
     size: int
@@ -37,7 +37,7 @@ class Part(NamedTuple):
     size_of_maps: tuple[int, int] = (0, 0)
 
 
-Dim = tuple[Part, ...]
+Dim = tuple[DimFactor, ...]
 Layout = tuple[Dim, ...]
 Arguments = Mapping[str, Any]
 POSITIONS = {Role.ROWS, Role.COLUMNS, Role.TOKENS}
@@ -78,24 +78,24 @@ def image_layout(shape: Sequence[int]) -> Layout:
     roles = [Role.IMAGES, Role.OTHER, Role.ROWS, Role.COLUMNS]
     if len(shape) != 4:
         roles = [Role.IMAGES] + [Role.OTHER] * (len(shape) - 1)
-    return tuple((Part(size, role),) for size, role in zip(shape, roles, strict=True))
+    return tuple((DimFactor(size, role),) for size, role in zip(shape, roles, strict=True))
 
 
 def has_positions(layout: Layout | None) -> bool:
     """Return whether a tensor is known to hold rows, columns or tokens of the image."""
-    return any(part.role in POSITIONS for parts in layout or () for part in parts)
+    return any(factor.role in POSITIONS for factors in layout or () for factor in factors)
 
 
 def find_maps(layout: Layout, shape: Sequence[int], is_read: bool) -> MapLayout | None:
     """Return how to read a tensor as feature maps; None if it holds none, or more than one dimension of channels."""
     places: dict[Role, int] = {}
     start, size = 0, (0, 0)
-    for dim, parts in enumerate(layout):
-        named = [part for part in parts if part.role is not Role.OTHER]
-        roles = [part.role for part in named]
+    for dim, factors in enumerate(layout):
+        named = [factor for factor in factors if factor.role is not Role.OTHER]
+        roles = [factor.role for factor in named]
         if any(role in places for role in roles):
             return None
-        if named and math.prod(part.size for part in named) != shape[dim]:
+        if named and math.prod(factor.size for factor in named) != shape[dim]:
             return None
         if roles == [Role.TOKENS]:
             start, size = named[0].start, named[0].size_of_maps
@@ -138,7 +138,9 @@ def propagate_layout(
     moved = rule(arguments, inputs, shape) if rule else None
     if moved is None or len(moved) != len(shape):
         return None
-    return tuple(parts if _size(parts) == size else (Part(size),) for parts, size in zip(moved, shape, strict=True))
+    return tuple(
+        factors if _size(factors) == size else (DimFactor(size),) for factors, size in zip(moved, shape, strict=True)
+    )
 
 
 def reads_positions(
@@ -168,7 +170,9 @@ def reads_positions(
 
 
 def _selects_other_token(name: str, arguments: Arguments, layout: Layout) -> bool:
-    dim = next((place for place, parts in enumerate(layout) if [part.role for part in parts] == [Role.TOKENS]), None)
+    dim = next(
+        (place for place, factors in enumerate(layout) if [factor.role for factor in factors] == [Role.TOKENS]), None
+    )
     if name not in ("select", "slice") or dim is None or arguments["dim"] % len(layout) != dim:
         return False
     (tokens,) = layout[dim]
@@ -181,24 +185,24 @@ def _selects_other_token(name: str, arguments: Arguments, layout: Layout) -> boo
 
 
 def _unknown(shape: Sequence[int]) -> Layout:
-    return tuple((Part(size),) for size in shape)
+    return tuple((DimFactor(size),) for size in shape)
 
 
-def _size(parts: Dim) -> int:
-    return math.prod(part.size for part in parts)
+def _size(factors: Dim) -> int:
+    return math.prod(factor.size for factor in factors)
 
 
-def _is_positions(parts: Dim) -> bool:
-    return all(part.role in POSITIONS for part in parts)
+def _is_positions(factors: Dim) -> bool:
+    return all(factor.role in POSITIONS for factor in factors)
 
 
-def _certainty(parts: Dim) -> int:
-    """Return 2 if the roles of all parts are known, 1 if some are, otherwise 0."""
-    return 0 if _is_other(parts) else 1 if any(part.role is Role.OTHER for part in parts) else 2
+def _certainty(factors: Dim) -> int:
+    """Return 2 if the roles of all factors are known, 1 if some are, otherwise 0."""
+    return 0 if _is_other(factors) else 1 if any(factor.role is Role.OTHER for factor in factors) else 2
 
 
-def _is_other(parts: Dim) -> bool:
-    return all(part.role is Role.OTHER for part in parts)
+def _is_other(factors: Dim) -> bool:
+    return all(factor.role is Role.OTHER for factor in factors)
 
 
 Input = tuple[tuple[int, ...], Layout]  # shape and layout of an operand
@@ -209,9 +213,9 @@ def _elementwise(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) 
     """Return the layout of an elementwise result: each dimension as in the operand with the most known roles."""
     found = list(_unknown(shape))
     for _given, layout in inputs:
-        for place, parts in enumerate(layout, start=len(shape) - len(layout)):
-            if place >= 0 and _certainty(parts) > _certainty(found[place]) and _size(parts) == shape[place]:
-                found[place] = parts
+        for place, factors in enumerate(layout, start=len(shape) - len(layout)):
+            if place >= 0 and _certainty(factors) > _certainty(found[place]) and _size(factors) == shape[place]:
+                found[place] = factors
     return tuple(found)
 
 
@@ -225,12 +229,12 @@ def _window(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> La
     if len(layout) != len(shape):
         return None
     found: list[Dim] = []
-    for place, (parts, size) in enumerate(zip(layout, shape, strict=True)):
-        is_axis = len(parts) == 1 and parts[0].role in (Role.ROWS, Role.COLUMNS)
+    for place, (factors, size) in enumerate(zip(layout, shape, strict=True)):
+        is_axis = len(factors) == 1 and factors[0].role in (Role.ROWS, Role.COLUMNS)
         if place >= len(shape) - 2 and is_axis:
-            found.append((Part(size, parts[0].role),))
+            found.append((DimFactor(size, factors[0].role),))
         else:
-            found.append(parts if _size(parts) == size else (Part(size),))
+            found.append(factors if _size(factors) == size else (DimFactor(size),))
     return tuple(found)
 
 
@@ -238,14 +242,14 @@ def _convolution(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int
     found = _window(arguments, inputs, shape)
     if found is None:
         return None
-    if len(shape) == 4 and not any(_is_positions(parts) for parts in found):
+    if len(shape) == 4 and not any(_is_positions(factors) for factors in found):
         return image_layout(shape)  # a 2-D convolution reads an image, even after unknown operations
-    return (found[0], (Part(shape[1]),), *found[2:])
+    return (found[0], (DimFactor(shape[1]),), *found[2:])
 
 
 def _reshape(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout | None:
-    """Return the layout after reshaping. The parts keep their order; rows may be split into blocks, tokens may not."""
-    left = [part for parts in inputs[0][1] for part in parts]
+    """Return the layout after reshaping. Factors keep their order; rows may be split into blocks, tokens may not."""
+    left = [factor for factors in inputs[0][1] for factor in factors]
     found: list[Dim] = []
     for place, size in enumerate(shape):
         taken: Dim = ()
@@ -254,16 +258,16 @@ def _reshape(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> L
         while _size(taken) < size and left:
             if size % _size(taken):
                 return None
-            part, needed = left.pop(0), size // _size(taken)
-            if part.size > needed:
-                if part.size % needed:
+            factor, needed = left.pop(0), size // _size(taken)
+            if factor.size > needed:
+                if factor.size % needed:
                     return None
-                left.insert(0, Part(part.size // needed))
-                part = Part(needed, part.role if part.role in (Role.ROWS, Role.COLUMNS) else Role.OTHER)
-            taken = (*taken, part)
+                left.insert(0, DimFactor(factor.size // needed))
+                factor = DimFactor(needed, factor.role if factor.role in (Role.ROWS, Role.COLUMNS) else Role.OTHER)
+            taken = (*taken, factor)
         if _size(taken) != size:
             return None
-        found.append(tuple(part for part in taken if part.size > 1) or taken[:1] or (Part(1),))
+        found.append(tuple(factor for factor in taken if factor.size > 1) or taken[:1] or (DimFactor(1),))
     return tuple(found)
 
 
@@ -288,26 +292,26 @@ def _slice(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]
     return tuple(layout)
 
 
-def _cut(parts: Dim, start: int, length: int, step: int = 1) -> Dim:
-    """Return the parts of `length` indices of a dimension, from `start`."""
-    if length == _size(parts):
-        return parts
-    (part, *others) = parts
-    if not others and part.role in (Role.ROWS, Role.COLUMNS):
-        return (Part(length, part.role),)
-    if not others and part.role is Role.TOKENS and step == 1:
-        return _tokens(length, part.start - start, part.size_of_maps)
-    return (Part(length),)
+def _cut(factors: Dim, start: int, length: int, step: int = 1) -> Dim:
+    """Return the factors of `length` indices of a dimension, from `start`."""
+    if length == _size(factors):
+        return factors
+    (factor, *others) = factors
+    if not others and factor.role in (Role.ROWS, Role.COLUMNS):
+        return (DimFactor(length, factor.role),)
+    if not others and factor.role is Role.TOKENS and step == 1:
+        return _tokens(length, factor.start - start, factor.size_of_maps)
+    return (DimFactor(length),)
 
 
 def _tokens(size: int, start: int, size_of_maps: tuple[int, int]) -> Dim:
-    """Return the parts of `size` tokens whose positions begin at `start`; none if some positions are missing."""
+    """Return the factors of `size` tokens whose positions begin at `start`; none if some positions are missing."""
     rows, columns = size_of_maps
     if (start, size) == (0, rows * columns):
-        return Part(rows, Role.ROWS), Part(columns, Role.COLUMNS)
+        return DimFactor(rows, Role.ROWS), DimFactor(columns, Role.COLUMNS)
     if start < 0 or start + rows * columns > size:
-        return (Part(size),)
-    return (Part(size, Role.TOKENS, start, size_of_maps),)
+        return (DimFactor(size),)
+    return (DimFactor(size, Role.TOKENS, start, size_of_maps),)
 
 
 def _select(arguments: Arguments, inputs: Sequence[Input], _: tuple[int, ...]) -> Layout:
@@ -321,34 +325,34 @@ def _split(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]
     layout = list(inputs[0][1])
     dim = arguments["dim"] % len(layout)
     if shape[dim] != _size(layout[dim]):
-        layout[dim] = (Part(shape[dim]),)
+        layout[dim] = (DimFactor(shape[dim]),)
     return tuple(layout)
 
 
 def _stack(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
     layout, dim = inputs[0][1], arguments["dim"] % len(shape)
-    return (*layout[:dim], (Part(shape[dim]),), *layout[dim:])
+    return (*layout[:dim], (DimFactor(shape[dim]),), *layout[dim:])
 
 
 def _concatenate(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
     dim, before = arguments["dim"] % len(shape), 0
     inputs = [(given, layout) for given, layout in inputs if len(given) == len(shape)]
     found = list(_elementwise(arguments, inputs, shape))
-    found[dim] = (Part(shape[dim]),)
+    found[dim] = (DimFactor(shape[dim]),)
     for given, layout in inputs:
-        parts = layout[dim]
-        if [part.role for part in parts] == [Role.ROWS, Role.COLUMNS]:
-            found[dim] = _tokens(shape[dim], before, (parts[0].size, parts[1].size))
-        elif parts[0].role is Role.TOKENS:
-            found[dim] = _tokens(shape[dim], before + parts[0].start, parts[0].size_of_maps)
+        factors = layout[dim]
+        if [factor.role for factor in factors] == [Role.ROWS, Role.COLUMNS]:
+            found[dim] = _tokens(shape[dim], before, (factors[0].size, factors[1].size))
+        elif factors[0].role is Role.TOKENS:
+            found[dim] = _tokens(shape[dim], before + factors[0].start, factors[0].size_of_maps)
         before += given[dim]
     if sum(has_positions((layout[dim],)) for _, layout in inputs) > 1:  # such as the tokens of two images
-        found[dim] = (Part(shape[dim]),)
+        found[dim] = (DimFactor(shape[dim]),)
     return tuple(found)
 
 
 def _linear(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
-    return (*inputs[0][1][:-1], (Part(shape[-1]),))
+    return (*inputs[0][1][:-1], (DimFactor(shape[-1]),))
 
 
 def _matrix_product(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
@@ -367,8 +371,8 @@ def _reduction(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int, 
     dims = [given] if isinstance(given, int) else given or range(len(layout))
     dims = {dim % len(layout) for dim in dims}
     if len(shape) == len(layout):
-        return tuple((Part(1),) if dim in dims else parts for dim, parts in enumerate(layout))
-    return tuple(parts for dim, parts in enumerate(layout) if dim not in dims)
+        return tuple((DimFactor(1),) if dim in dims else factors for dim, factors in enumerate(layout))
+    return tuple(factors for dim, factors in enumerate(layout) if dim not in dims)
 
 
 MATRIX_PRODUCTS = {  # operation -> the arguments that are multiplied

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from svertka.conv_geometry import Grid, ReceptiveField
+from svertka.conv_geometry import ReceptiveField, ReceptiveFieldGrid
 
 Arguments = Mapping[str, Any]
 
@@ -187,7 +187,7 @@ def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: in
     taken = range(tensor.shape[dim])[arguments["start"] : arguments["end"] : arguments["step"]]
     grid = field.grid
     if grid:
-        grid = Grid(grid.start + taken.start * grid.jump, grid.jump * taken.step, grid.extent)
+        grid = ReceptiveFieldGrid(grid.start + taken.start * grid.jump, grid.jump * taken.step, grid.extent)
     return FieldAxis(field.reading([[position] for position in taken], grid), dim)
 
 
