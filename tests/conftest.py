@@ -124,7 +124,7 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def digit_batches() -> Callable[..., "BatchLoader"]:
-    """`digit_batches(pictures=1000, batch_size=64)`: shuffled batches of so many digits."""
+    """`digit_batches(pictures=1000, batch_size=64)`: shuffled batches of so many digits; further settings as given."""
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -136,8 +136,9 @@ def digit_batches() -> Callable[..., "BatchLoader"]:
     rows = (digits.images * 15.9).astype(np.uint8)[..., None]
     preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
 
-    def batches(pictures: int = 1000, batch_size: int = 64) -> BatchLoader:
-        return BatchLoader(rows, labels, np.arange(pictures), preprocess, batch_size=batch_size, shuffle=True)
+    def batches(pictures: int = 1000, batch_size: int = 64, **settings: Any) -> BatchLoader:
+        order = np.arange(pictures)
+        return BatchLoader(rows, labels, order, preprocess, batch_size=batch_size, shuffle=True, **settings)
 
     return batches
 

@@ -21,6 +21,7 @@ from svertka.run import Run
 from svertka.tensor_files import read_tensors
 from svertka.training.time_estimate import check_images_per_process
 
+MIXED = {"mixup": 0.3, "cutmix": 1.0, "ema": 0.9, "auto_augment": "trivial", "random_erasing": 0.3}
 OPTIONS = ["--model", "mlp", "--size", "8", "--batch-size", "32", "--lr", "0.05", "--threads", "1"]
 
 
@@ -43,14 +44,16 @@ def losses(run: Run) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("alone") / "run"
-    changes = {"epochs": 3, "batch_size": 32, "lr": 0.05}
+    changes = {"epochs": 3, "batch_size": 32, "lr": 0.05} | MIXED
     return svertka.train(digit_folder, output=folder, model="mlp", size=8, threads=1, test=0.13, **changes)
 
 
 def test_two_processes_compute_what_one_does(digit_folder: Path, tmp_path: Path, alone: Run) -> None:
     run = Run(tmp_path / "run")
+    mixed = [text for name, value in MIXED.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     process = torchrun(
-        "train", str(digit_folder), "--output", str(run.folder), *OPTIONS, "--epochs", "3", "--test", "0.13", "--json"
+        *("train", str(digit_folder), "--output", str(run.folder), *OPTIONS, *mixed),
+        *("--epochs", "3", "--test", "0.13", "--json"),
     )
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr

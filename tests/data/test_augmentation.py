@@ -7,7 +7,21 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from svertka.data.augmentation import AreaCrop, Augmentation, Flip, PadCrop, PCAColor, RandomCrop, ScaleJitter, augment
+from svertka.data.augmentation import (
+    AreaCrop,
+    Augmentation,
+    Flip,
+    PadCrop,
+    PCAColor,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    ScaleJitter,
+    TrivialAugment,
+    add_augmentations,
+    augment,
+)
+from svertka.data.augmentation_operations import OPERATIONS, TRIVIAL_AUGMENT, apply_operation
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import Preprocess
@@ -15,7 +29,10 @@ from svertka.errors import UsageError
 
 COVARIANCE = ((0.06, 0.05, 0.04), (0.05, 0.07, 0.05), (0.04, 0.05, 0.08))
 STATISTICS = Statistics(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), covariance=COVARIANCE)
-ALL = [PadCrop(), RandomCrop(), Flip(), PCAColor().fit(STATISTICS), ScaleJitter(), AreaCrop()]
+ALL = [
+    *(PadCrop(), RandomCrop(), Flip(), PCAColor().fit(STATISTICS), ScaleJitter(), AreaCrop()),
+    *(RandAugment(), TrivialAugment(), RandomErasing(probability=0.5)),
+]
 KINDS = [augmentation.kind for augmentation in ALL]
 
 
@@ -167,6 +184,7 @@ def test_stored_sides():
     preprocess = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.2,) * 3)
     assert {augmentation.kind: augmentation.stored_side(preprocess) for augmentation in ALL} == {
         "pad_crop": 256, "random_crop": 256, "flip": 256, "pca_colour": 256, "scale_jitter": 512, "area_crop": 256,
+        "rand_augment": 256, "trivial_augment": 256, "random_erasing": 256,
     }  # fmt: skip
 
 
@@ -194,3 +212,57 @@ def test_flips_in_turns_show_every_image_both_ways():
     assert torch.equal(third, first)
     mirrored = int((first == images.flip(3)).all(dim=(1, 2, 3)).sum())
     assert abs(mirrored - 200) < 4 * 10  # four standard deviations of 400 coins
+
+
+def test_trivial_augment_applies_one_operation_of_a_random_level_and_direction():
+    images = random_images(60, 16)
+    results = TrivialAugment()(images, draws(60), 16)
+    found = []
+    for before, after in zip(images.permute(0, 2, 3, 1).numpy(), results.permute(0, 2, 3, 1).numpy(), strict=True):
+        possible = {
+            (operation.name, level, sign)
+            for operation in OPERATIONS
+            for level in range(31)
+            for sign in (1, -1)
+            if np.array_equal(apply_operation(Image.fromarray(before), operation, level, sign, TRIVIAL_AUGMENT), after)
+        }
+        assert possible
+        found.append(possible)
+    assert len({name for possible in found for name, _, _ in possible if len(possible) <= 2}) > 6
+
+
+def test_rand_augment_of_level_0_changes_only_colors_without_a_level():
+    images = random_images(80, 16)
+    results = RandAugment(operations=1, magnitude=0)(images, draws(80), 16)
+    changed = (results != images).flatten(1).any(1)
+    assert 0 < changed.sum() < 40  # 2 of 14 operations have no level
+    assert not torch.equal(RandAugment(operations=1, magnitude=30)(images, draws(80), 16), results)
+
+
+def test_random_erasing_replaces_a_rectangle_of_the_given_areas_in_the_given_share_of_images():
+    images = torch.full((600, 3, 40, 40), 300.0)  # no noise has this value
+    results = RandomErasing(probability=0.3)(images, draws(600), 40)
+    erased = (results != images).any(1)
+    changed = erased.flatten(1).any(1)
+    assert 140 < changed.sum() < 220
+    areas = erased[changed].double().mean((1, 2))
+    assert areas.min() > 0.01
+    assert areas.max() < 0.37
+    assert abs(areas.mean() - (0.02 + 1 / 3) / 2) < 0.02  # torchvision's mean for these settings is 0.17
+    for one in erased[changed]:
+        assert torch.equal(one, one.any(1)[:, None] & one.any(0)[None])
+    noise = results[(results != images)]
+    assert stats.kstest(noise.numpy(), stats.randint(0, 256).cdf).statistic < 0.01
+
+
+def test_options_add_augmentations_in_place_of_those_of_the_recipe():
+    recipe = (AreaCrop(), Flip(), PCAColor())
+    assert add_augmentations(recipe, auto_augment=None, random_erasing=None) == recipe
+    both = add_augmentations(recipe, auto_augment="trivial", random_erasing=0.1)
+    assert both == (AreaCrop(), Flip(), TrivialAugment(), PCAColor(), RandomErasing(probability=0.1))
+    assert add_augmentations(both, auto_augment="rand", random_erasing=0) == (*recipe[:2], RandAugment(), PCAColor())
+    assert add_augmentations(both, auto_augment="none", random_erasing=0) == recipe
+    with pytest.raises(UsageError, match="auto_augment=auto is not known; use rand, trivial or none"):
+        add_augmentations(recipe, auto_augment="auto", random_erasing=None)
+    with pytest.raises(UsageError, match="random_erasing=2 must be from 0 to 1"):
+        add_augmentations(recipe, auto_augment=None, random_erasing=2)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from svertka.data.augmentation import Flip, PadCrop, RandomCrop
 from svertka.data.loader import BatchLoader
+from svertka.data.mixing import Mixing
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
@@ -90,6 +91,32 @@ def test_an_epoch_resumes_at_a_step(make, prefetch, first_step):
     for one, other in zip(whole[first_step:], rest, strict=True):
         assert torch.equal(one.images, other.images)
         assert np.array_equal(one.indices, other.indices)
+
+
+def test_mixed_images_are_those_of_the_batch_with_both_labels(make):
+    weights = torch.linspace(0.5, 2, COUNT)
+    plain, mixed = (
+        list(make(shuffle=True, weights=weights, mixing=mixing).epoch(1)) for mixing in (Mixing(), Mixing(mixup=0.5))
+    )
+    for one, other in zip(plain, mixed, strict=True):
+        assert one.mixed is None
+        assert torch.equal(one.labels, other.labels)
+        before = one.images.roll(1, 0)
+        shares = other.mixed.shares[:, None, None, None]
+        assert torch.allclose(other.images, shares * one.images + (1 - shares) * before, atol=1e-5)
+        assert torch.equal(other.mixed.labels, one.labels.roll(1))
+        assert torch.equal(other.mixed.weights, one.weights.roll(1))
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_mixed_images_do_not_depend_on_the_number_of_processes(make, world):
+    settings = {"shuffle": True, "augmentations": (PadCrop(),), "mixing": Mixing(mixup=0.3, cutmix=1.0)}
+    alone = list(make(**settings).epoch(1))
+    for rank in range(world):
+        for whole, part in zip(alone, make(**settings, rank=rank, world=world).epoch(1), strict=True):
+            assert torch.equal(part.images, whole.images[rank::world])
+            assert torch.equal(part.mixed.labels, whole.mixed.labels[rank::world])
+            assert torch.equal(part.mixed.shares, whole.mixed.shares[rank::world])
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])

@@ -19,7 +19,8 @@ def digest() -> Callable[[Run], str]:
 
     def of(run: Run) -> str:
         tensors, header = read_tensors(run.checkpoint)
-        content = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors) if name.startswith("network."))
+        kept = sorted(name for name in tensors if name.startswith(("network.", "average.")))
+        content = b"".join(tensors[name].numpy().tobytes() for name in kept)
         return hashlib.sha256(content + json.dumps(header["state"]["val_errors"]).encode()).hexdigest()
 
     return of

@@ -88,6 +88,13 @@ def options(random: Random, place: Path) -> list[str]:
         for name in ("--class-weights", "--no-augment", "--no-accelerate", "--no-cache", "--half-features")
         if random.random() < 0.25
     ]
+    given |= {
+        "ema": random.choice((None, None, 0.9)),
+        "mixup": random.choice((None, None, 0.2)),
+        "cutmix": random.choice((None, None, 1)),
+        "auto-augment": random.choice((None, None, "rand", "trivial", "none")),
+        "random-erasing": random.choice((None, None, 0.3)),
+    }
     spelled = {f"--{name}": value for name, value in given.items() if value is not None}
     return [
         *(text for name, value in spelled.items() for text in ((name,) if value is True else (name, str(value)))),

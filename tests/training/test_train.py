@@ -68,6 +68,9 @@ RESUMED = [
 ]
 
 
+AUGMENTED = {"auto_augment": "rand", "random_erasing": 0.3, "mixup": 0.3, "cutmix": 1.0, "ema": 0.9}
+
+
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("optimizer", "prefetch", "augment"), RESUMED)
 def test_a_resume_is_bit_for_bit(
@@ -85,6 +88,7 @@ def test_a_resume_is_bit_for_bit(
         pytest.skip("all settings: make test-full")
     rate = 0.05 if optimizer == "sgd" else 0.001
     options = SMALL | {"optimizer": optimizer, "prefetch": prefetch, "augment": augment, "lr": rate}
+    options |= AUGMENTED if augment else {}
     uninterrupted = svertka.train(digit_folder, output=tmp_path / "whole", **options)
     whole = digest(uninterrupted)
     for step in (3, STEPS, STEPS + 2):  # in the middle of an epoch, at its end, in the middle of the last

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from svertka.data.loader import BatchLoader
+from svertka.data.mixing import Mixing
 from svertka.errors import TrainingError
 from svertka.models.registry import MODELS
 from svertka.training import checkpoint
@@ -75,6 +76,47 @@ def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[...
     for mine, yours in zip(network.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, yours, rtol=1e-4, atol=1e-6)
     assert [epoch for epoch, _, _ in watcher.epochs] == [1, 2]
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_mixed_images_are_trained_on_with_soft_targets(
+    digit_batches: Callable[..., BatchLoader], weighted: bool, accumulate: int
+) -> None:
+    recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), label_smoothing=0.1, accumulate=accumulate)
+    class_weights = torch.linspace(0.5, 1.5, 10)
+    labels = digit_batches().labels
+    weights = class_weights[torch.from_numpy(labels)] if weighted else None
+    batches = digit_batches(mixing=Mixing(mixup=0.4, cutmix=1.0), weights=weights)
+    network, watcher = mlp(), Watcher()
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), watcher)
+
+    theirs, shown, wrong = mlp(), 0.0, 0
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
+    for batch in batches.epoch(0):
+        assert batch.mixed is not None
+        shares = batch.mixed.shares[:, None]
+        one, other = (nn.functional.one_hot(some, 10) for some in (batch.labels, batch.mixed.labels))
+        targets = shares * one + (1 - shares) * other
+        optimizer.zero_grad()
+        logits = theirs(batch.images)
+        # PyTorch smooths soft targets itself, and weights their classes one by one.
+        smooth = 0.9 * targets + 0.01
+        if weighted:  # a row counts as its label does, also the smoothed part of it
+            both = ((share, label) for share, label in ((shares, batch.labels), (1 - shares, batch.mixed.labels)))
+            smooth = sum(
+                share * class_weights[label][:, None] * (0.9 * nn.functional.one_hot(label, 10) + 0.01)
+                for share, label in both
+            )
+        loss = -(smooth * logits.log_softmax(1)).sum(1).mean()
+        loss.backward()
+        optimizer.step()
+        shown += float(nn.functional.cross_entropy(logits.detach(), targets, reduction="sum"))
+        wrong += int((logits.argmax(1) != targets.argmax(1)).sum())
+    for mine, yours in zip(network.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-4, atol=1e-6)
+    assert watcher.epochs == [(1, pytest.approx(shown / 1000, rel=1e-4), pytest.approx(wrong / 1000, abs=0.002))]
 
 
 def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batches: Callable[..., BatchLoader]) -> None:

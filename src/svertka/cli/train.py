@@ -107,6 +107,37 @@ def train(
     augment: Annotated[
         bool, typer.Option(help="Apply the recipe's random augmentations.", rich_help_panel=DATA)
     ] = True,
+    auto_augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Further random operations on each image: rand (RandAugment) or trivial (TrivialAugment); none: "
+            "without those of the recipe.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    random_erasing: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Replace a random rectangle by noise in this share of images.", rich_help_panel=DATA
+        ),
+    ] = None,
+    mixup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ALPHA",
+            help="Mix pairs of images and their labels, with weights from Beta(ALPHA, ALPHA), such as 0.2.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    cutmix: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ALPHA",
+            help="Replace a rectangle of each image by that of another one, of an area from Beta(ALPHA, ALPHA), such "
+            "as 1.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     val: Val = 0.1,
     test: Test = 0.0,
     repeats: Annotated[
@@ -145,6 +176,14 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=OPTIMIZATION)] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(help="Label smoothing, at least 0 and below 1.", rich_help_panel=OPTIMIZATION)
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DECAY",
+            help="Validate and save an exponential moving average of the weights with this decay, such as 0.999.",
+            rich_help_panel=OPTIMIZATION,
+        ),
     ] = None,
     clip: Annotated[
         float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=OPTIMIZATION)

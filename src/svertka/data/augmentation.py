@@ -13,12 +13,25 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from svertka.data.augmentation_operations import (
+    LEVELS,
+    OPERATIONS,
+    RAND_AUGMENT,
+    TRIVIAL_AUGMENT,
+    MagnitudeRange,
+    apply_operation,
+)
+from svertka.data.dataset import Ints
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
+from svertka.files import shorten
+
+ERASING_ATTEMPTS = 10  # as torchvision's
 
 
 class _Augmentation(BaseModel, ABC):
@@ -179,10 +192,132 @@ class AreaCrop(_Augmentation):
         return _crop_and_resize(images, area.sqrt() / root, area.sqrt() * root, draws, size)
 
 
+class RandAugment(_Augmentation):
+    """Several random operations on each image, such as a rotation or more contrast, all of one magnitude.
+
+    Attributes:
+        operations: Number of operations, drawn with replacement from 14.
+        magnitude: Level of their magnitude, 0 to 30.
+
+    Source: Cubuk et al. 2020, "RandAugment", §3.1; the operations and their ranges are those of torchvision, with
+    bilinear interpolation and black outside of the image.
+    """
+
+    kind: Literal["rand_augment"] = "rand_augment"
+    operations: int = Field(default=2, ge=1, le=14)
+    magnitude: int = Field(default=9, ge=0, le=LEVELS - 1)
+
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+        """Return the changed batch; S' is S."""
+        levels = np.full(len(images), self.magnitude)
+        for turn in range(self.operations):
+            images = _apply_random_operation(images, draws, 2 * turn, levels, RAND_AUGMENT)
+        return images
+
+
+class TrivialAugment(_Augmentation):
+    """One random operation of random magnitude on each image.
+
+    Source: Müller & Hutter 2021, "TrivialAugment: Tuning-free yet state-of-the-art data augmentation", §3, with the
+    wide space; the operations are those of torchvision, with bilinear interpolation and black outside of the image.
+    """
+
+    kind: Literal["trivial_augment"] = "trivial_augment"
+
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+        """Return the changed batch; S' is S."""
+        return _apply_random_operation(images, draws, 0, draws.below(2, LEVELS).numpy(), TRIVIAL_AUGMENT)
+
+
+class RandomErasing(_Augmentation):
+    """A rectangle of noise in some images: every value in it is uniform in 0 to 255.
+
+    The area is uniform and the aspect ratio log-uniform; of ten draws the first that fits is used.
+
+    Attributes:
+        probability: Share of the images that are changed, above 0 to 1.
+        area: Smallest and largest share of the image's area, 0 to 1.
+        aspect: Largest aspect ratio; the smallest is 1 / aspect.
+
+    Source: Zhong et al. 2020, "Random erasing data augmentation", algorithm 1, RE-R. They draw the ratio uniformly;
+    log-uniform treats high and wide rectangles alike.
+    """
+
+    kind: Literal["random_erasing"] = "random_erasing"
+    probability: float = Field(default=0.25, gt=0, le=1)
+    area: tuple[float, float] = (0.02, 1 / 3)
+    aspect: float = Field(default=10 / 3, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _has_range(self) -> Self:
+        low, high = self.area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"area={self.area} must be two shares above 0 to 1, the lower first")
+        return self
+
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+        """Return the changed batch; S' is S."""
+        images, side = images.clone(), images.shape[-1]
+        chosen = torch.nonzero(draws.uniform(0) < self.probability).flatten().tolist()
+        seeds = draws.below(1, 2**53).tolist()
+        for number in chosen:
+            generator = np.random.default_rng(seeds[number])
+            for _ in range(ERASING_ATTEMPTS):
+                root = math.sqrt(generator.uniform(*self.area)) * side
+                stretch = math.exp(generator.uniform(-0.5, 0.5) * math.log(self.aspect))
+                height, width = max(1, round(root * stretch)), max(1, round(root / stretch))
+                if height <= side and width <= side:
+                    break
+            else:
+                continue
+            top, left = (int(generator.integers(side - length + 1)) for length in (height, width))
+            noise = generator.integers(0, 256, (images.shape[1], height, width), dtype=np.uint8)
+            images[number, :, top : top + height, left : left + width] = torch.from_numpy(noise).to(images)
+        return images
+
+
 Augmentation = Annotated[
-    PadCrop | RandomCrop | Flip | PCAColor | ScaleJitter | AreaCrop,
+    PadCrop | RandomCrop | Flip | PCAColor | ScaleJitter | AreaCrop | RandAugment | TrivialAugment | RandomErasing,
     Field(discriminator="kind"),
 ]
+
+
+AUTO_AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
+    "rand": (RandAugment(),),
+    "trivial": (TrivialAugment(),),
+    "none": (),
+}
+
+
+def add_augmentations(
+    augmentations: Sequence[Augmentation], *, auto_augment: str | None, random_erasing: float | None
+) -> tuple[Augmentation, ...]:
+    """Return `augmentations` with further ones in place of those of the same kind.
+
+    Args:
+        augmentations: The augmentations of a recipe.
+        auto_augment: "rand", "trivial" or "none". None: as in the recipe.
+        random_erasing: Share of the images with a rectangle of noise, 0 to 1. None: as in the recipe.
+
+    Raises:
+        UsageError: A value is not one of these.
+    """
+    chosen = list(augmentations)
+    if auto_augment is not None:
+        if auto_augment not in AUTO_AUGMENTATIONS:
+            raise UsageError(f"auto_augment={shorten(auto_augment)} is not known; use rand, trivial or none")
+        chosen = [one for one in chosen if not isinstance(one, RandAugment | TrivialAugment)]
+        last = (place for place, one in enumerate(chosen) if isinstance(one, PCAColor | RandomErasing))
+        place = next(last, len(chosen))  # it needs bytes, and noise is not to be rotated
+        chosen[place:place] = AUTO_AUGMENTATIONS[auto_augment]
+    if random_erasing is not None:
+        if not 0 <= random_erasing <= 1:
+            raise UsageError(
+                f"random_erasing={random_erasing:g} must be from 0 to 1, the share of images that it changes"
+            )
+        chosen = [one for one in chosen if not isinstance(one, RandomErasing)]
+        chosen += [RandomErasing(probability=random_erasing)] * (random_erasing > 0)
+    return tuple(chosen)
 
 
 def augment(
@@ -202,6 +337,30 @@ def augment(
     for place, augmentation in enumerate(augmentations):
         images = augmentation(images, draws.for_augmentation(place), size)
     return images
+
+
+def _apply_random_operation(
+    images: torch.Tensor, draws: PerImageRandom, stream: int, levels: Ints, magnitudes: MagnitudeRange
+) -> torch.Tensor:
+    """Return the images after one random operation each.
+
+    Args:
+        images: (B, C, S, S) uint8 or float32; rounded to bytes.
+        draws: Random numbers of these images.
+        stream: The first of two streams of random numbers, for the operation and its direction.
+        levels: Level of the magnitude for each image, (B,).
+        magnitudes: The range of magnitudes.
+    """
+    which = draws.below(stream, len(OPERATIONS)).tolist()
+    signs = (1 - 2 * draws.below(stream + 1, 2)).tolist()
+    as_bytes = images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
+    pixels = as_bytes.permute(0, 2, 3, 1).cpu().numpy()
+    results = np.empty(pixels.shape, np.uint8)
+    for number, (operation, sign, level) in enumerate(zip(which, signs, levels.tolist(), strict=True)):
+        image = Image.fromarray(pixels[number, :, :, 0] if pixels.shape[3] == 1 else pixels[number])
+        changed = apply_operation(image, OPERATIONS[operation], level, sign, magnitudes)
+        results[number] = np.asarray(changed).reshape(results.shape[1:])
+    return torch.from_numpy(results).permute(0, 3, 1, 2).to(images)
 
 
 def _random_crops(images: torch.Tensor, side: int, draws: PerImageRandom) -> torch.Tensor:

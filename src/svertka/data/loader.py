@@ -4,7 +4,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -13,12 +13,14 @@ import torch
 
 from svertka.data.augmentation import Augmentation, augment
 from svertka.data.dataset import Ints
+from svertka.data.mixing import Mixing
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
 AHEAD = 3  # batches prepared in advance
+NO_MIXING = Mixing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class Batch:
         indices: Positions of the images in the rows, (B,).
         count: Images in the whole batch, over all processes.
         weights: Weight of each image in the loss, (B,) float32 on the device. None: equal weights.
+        mixed: The second label of each image. None: images are not mixed.
     """
 
     images: torch.Tensor
@@ -38,6 +41,45 @@ class Batch:
     indices: Ints
     count: int
     weights: torch.Tensor | None = None
+    mixed: "MixedLabels | None" = None
+
+    def repeat(self, times: int) -> "Batch":
+        """Return the batch with its images repeated `times` times; `indices` and `count` stay."""
+        return self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Return the batch in `parts` parts of nearly equal size; `indices` and `count` stay."""
+
+        def part(number: int) -> Batch:
+            return self._map(lambda tensor: tensor.tensor_split(parts)[number])
+
+        return [part(number) for number in range(parts)]
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """Return the batch with `function` of each tensor."""
+        weights = None if self.weights is None else function(self.weights)
+        mixed = None if self.mixed is None else self.mixed.map(function)
+        return replace(self, images=function(self.images), labels=function(self.labels), weights=weights, mixed=mixed)
+
+
+@dataclass(frozen=True, eq=False)
+class MixedLabels:
+    """The labels of the images that those of a batch are mixed with.
+
+    Attributes:
+        labels: (B,) int64, on the device.
+        shares: Share of the batch's own label; that of this one is 1 − share, (B,) float32 on the device.
+        weights: Weight of the second image in the loss, (B,) float32 on the device. None: equal weights.
+    """
+
+    labels: torch.Tensor
+    shares: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "MixedLabels":
+        """Return the labels with `function` of each tensor."""
+        weights = None if self.weights is None else function(self.weights)
+        return MixedLabels(function(self.labels), function(self.shares), weights)
 
 
 class BatchLoader:
@@ -54,6 +96,7 @@ class BatchLoader:
         seed: Seed of the order and of the augmentations.
         shuffle: Whether the order is random; else it is that of `indices`.
         augmentations: Applied in order.
+        mixing: How each image is then mixed with the one before it in the batch.
         weights: Weight of each row in the loss, (N,) float32. None: equal weights.
         device: Where batches go (default: CPU).
         memory_format: Memory format of the images.
@@ -76,6 +119,7 @@ class BatchLoader:
         seed: int = 0,
         shuffle: bool = False,
         augmentations: Sequence[Augmentation] = (),
+        mixing: Mixing = NO_MIXING,
         weights: torch.Tensor | None = None,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
@@ -90,7 +134,7 @@ class BatchLoader:
             raise UsageError(f"batch_size={batch_size} exceeds the {images} images; use at most {images}")
         self.rows, self.labels, self.indices, self.preprocess = rows, labels, indices, preprocess
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.augmentations, self.weights = tuple(augmentations), weights
+        self.augmentations, self.mixing, self.weights = tuple(augmentations), mixing, weights
         self.device = device or torch.device("cpu")
         self.memory_format, self.prefetch = memory_format, prefetch
         self.rank, self.world = rank, world
@@ -147,9 +191,21 @@ class BatchLoader:
     def _batch(self, order: Ints, epoch: int, step: int) -> Batch:
         whole = order[self._ends[step - 1] if step else 0 : self._ends[step]]
         indices = whole[self.rank :: self.world]
+        images, labels, weights = self.images(indices, epoch), *self._targets(indices)
+        if not self.mixing:
+            return Batch(images, labels, indices, len(whole), weights)
+        # The partner does not depend on the number of processes.
+        partners = np.roll(whole, 1)[self.rank :: self.world]
+        others = images.roll(1, 0) if self.world == 1 else self.images(partners, epoch)
+        images, shares = self.mixing.mix(images, others, PerImageRandom(self.seed, epoch, indices))
+        other_labels, other_weights = self._targets(partners)
+        return Batch(images, labels, indices, len(whole), weights, MixedLabels(other_labels, shares, other_weights))
+
+    def _targets(self, indices: Ints) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the labels and the weights in the loss of the rows at `indices`."""
         labels = self._to_device(torch.from_numpy(self.labels[indices]))
         weights = None if self.weights is None else self._to_device(self.weights[torch.from_numpy(indices)])
-        return Batch(self.images(indices, epoch), labels, indices, len(whole), weights)
+        return labels, weights
 
     def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
         """Return the images at `indices` as they are in an epoch, normalized."""

@@ -17,6 +17,7 @@ from svertka.tensor_files import read_tensors, write_tensors
 from svertka.text_width import shorten
 from svertka.training.recipe import first_validation_error
 from svertka.training.training_loop import TrainingState
+from svertka.training.weight_average import WeightAverage
 
 # A file of unknown origin is checked before anything is computed with it.
 _STATE = TypeAdapter(TrainingState)
@@ -30,7 +31,14 @@ SLOTS: dict[type, tuple[set[str], set[str]]] = {  # required and allowed state o
 MAX_STEPS = 2**53
 
 
-def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, **extra: Any) -> None:
+def save(
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    average: WeightAverage | None = None,
+    **extra: Any,
+) -> None:
     """Write a checkpoint, atomically.
 
     Args:
@@ -38,6 +46,7 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
         network: The network.
         optimizer: Its optimizer.
         state: Progress of the training.
+        average: Moving average of its weights.
         extra: JSON values that `load` returns.
 
     Raises:
@@ -51,6 +60,8 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
                 tensors[f"optimizer.{index}.{slot}"] = value
             elif value is not None:
                 numbers[f"{index}.{slot}"] = value
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.values.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -59,8 +70,10 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
     write_tensors(path, tensors, header | extra)
 
 
-def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainingState, dict[str, Any]]:
-    """Restore a checkpoint into `network`, `optimizer` and PyTorch's random state.
+def load(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> tuple[TrainingState, dict[str, Any]]:
+    """Restore a checkpoint into `network`, `optimizer`, `average` and PyTorch's random state.
 
     Returns:
         The progress of the training, and the extra values. Among these is `convolutions`, for `autotune.pin_choices`:
@@ -77,6 +90,8 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
         _check_state(state, choices)
         network.load_state_dict(_select("network.", tensors))
         _restore_optimizer(optimizer, _select("optimizer.", tensors) | dict(numbers))
+        if average is not None:
+            average.load(_select("average.", tensors)) if state.step else average.restart()
         if distributed.is_first():
             torch.set_rng_state(tensors["random.cpu"])
             if torch.cuda.is_available() and "random.cuda" in tensors:

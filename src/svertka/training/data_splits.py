@@ -186,6 +186,7 @@ class DataSplits:
             seed=seed,
             shuffle=True,
             augmentations=recipe.augmentations,
+            mixing=recipe.mixing,
             weights=self.row_weights(by_class=recipe.class_weights),
             device=place,
             memory_format=layout,

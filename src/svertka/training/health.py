@@ -49,7 +49,7 @@ def find_problems(
         finding
         for finding in (
             describe_constant_scores(epochs[-1].get("constant_scores", ()), recipe),
-            _guessing(epochs, classes, rate_was_found=rate_was_found),
+            _guessing(epochs, classes, recipe, rate_was_found=rate_was_found),
             _plateau(epochs, recipe),
             _overfit(epochs, recipe),
             _dead(epochs, recipe),
@@ -89,10 +89,14 @@ def describe_constant_scores(names: Sequence[str], recipe: Recipe) -> Finding | 
     )
 
 
-def _guessing(epochs: Sequence[Mapping[str, Any]], classes: int, *, rate_was_found: bool) -> Finding | None:
+def _guessing(
+    epochs: Sequence[Mapping[str, Any]], classes: int, recipe: Recipe, *, rate_was_found: bool
+) -> Finding | None:
     chance = 1 - 1 / classes
-    error = epochs[-1]["train_error"]
-    if len(epochs) < 3 or error < 0.97 * chance:
+    error, val_error = epochs[-1]["train_error"], epochs[-1].get("val_error")
+    # The error on mixed images is high also where the images themselves are recognized.
+    lowest = min(error, val_error) if recipe.mixing and val_error is not None else error
+    if len(epochs) < 3 or lowest < 0.97 * chance:
         return None
     return Finding(
         "guessing",

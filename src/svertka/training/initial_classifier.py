@@ -51,15 +51,38 @@ def check_frozen_layers(recipe: Recipe, boxes: str | None, *, trained: bool) -> 
         )
 
 
+def check_patch_augmentation(recipe: Recipe) -> None:
+    """Raise UsageError if patches, which are labeled by what they show, would be mixed or partly hidden."""
+    settings = {"mixup": recipe.mixup, "cutmix": recipe.cutmix}
+    given = [f"{name}={value:g}" for name, value in settings.items() if value]
+    given += [f"augmentation {one.kind}" for one in recipe.augmentations]
+    if given:
+        raise UsageError(
+            f"{given[0]} cannot be combined with --boxes, whose patches are labeled by what they show; leave out one"
+        )
+
+
 def describe_ignored(recipe: Recipe, boxes: str | None) -> list[str]:
-    """Return a sentence on the settings of `recipe` that change nothing, because only the head is trained."""
+    """Return sentences on the settings of `recipe` that change nothing, because of what is trained."""
+    sentences = []
+    of_steps: dict[str, object] = {
+        "augmentation": recipe.augmentations,
+        "--mixup": recipe.mixup,
+        "--cutmix": recipe.cutmix,
+        "--ema": recipe.ema,
+    }
+    if recipe.is_computed and any(of_steps.values()):
+        ignored = [option for option, value in of_steps.items() if value]
+        sentences.append(
+            f"{' and '.join(ignored)} changes nothing: the head is computed from the images as they are, without steps"
+        )
     given = {"--gradual": recipe.gradual, "--stage-rate": recipe.stage_rate != 1}
     ignored = [option for option, is_given in given.items() if is_given]
     if recipe.unfreeze != HEAD or not ignored:
-        return []
+        return sentences
     why = "with --boxes only the head is trained" if boxes is not None else "only the head is trained"
     advice = "" if boxes is not None else "; give --unfreeze all, last or a number of stages"
-    return [f"{' and '.join(ignored)} changes nothing: {why}{advice}"]
+    return [*sentences, f"{' and '.join(ignored)} changes nothing: {why}{advice}"]
 
 
 def build_initial_classifier(

@@ -15,6 +15,7 @@ from torch import nn
 from svertka import distributed
 from svertka.classifier import Classifier, load_initial_weights, model_of_run_weights
 from svertka.conv.accelerate import accelerate
+from svertka.data.augmentation import add_augmentations
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.filename_groups import assign_groups
 from svertka.data.image_io import Decoding
@@ -44,6 +45,7 @@ from svertka.training.data_splits import (
 from svertka.training.initial_classifier import (
     build_initial_classifier,
     check_frozen_layers,
+    check_patch_augmentation,
     create_run,
     describe_ignored,
 )
@@ -81,6 +83,8 @@ class TrainingOptions:
     time: str | float | None
     lr: float | str | None
     augment: bool
+    auto_augment: str | None
+    random_erasing: float | None
     size: int | None
     fit: str | None
     val: float
@@ -231,6 +235,8 @@ def resolve(options: TrainingOptions) -> ResolvedOptions:
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
     recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=trained)
     check_frozen_layers(recipe, options.boxes, trained=trained or found.has_own_weights)
+    if options.boxes is not None:
+        check_patch_augmentation(recipe)
     if options.boxes is not None and found.reference is not None and found.reference.is_graph:
         raise UsageError(f"boxes={options.boxes} need a network with an importable builder, and {found.name} has none")
     check_range("seed", options.seed, 0, MAX_SEED)
@@ -273,14 +279,19 @@ def _find_model(
 def _recipe(options: TrainingOptions, source: str, model: str, *, trained: bool) -> tuple[str, Recipe]:
     """Return the name of the recipe and the recipe with the changes that the options ask for."""
     changes = dict(options.changes)
-    if not options.augment or options.boxes is not None:  # patches overlap, which is augmentation enough
-        changes["augmentations"] = ()
     if isinstance(options.recipe, Recipe):
         name, recipe = CUSTOM, options.recipe
     else:
         default = default_recipe(source, model, unfreeze=changes.get("unfreeze"), trained=trained)
         name = options.recipe or (default if options.boxes is None else "patches")
         recipe = find_recipe(name)
+    augmentations = recipe.augmentations
+    if not options.augment or options.boxes is not None:  # patches overlap, which is augmentation enough
+        augmentations = ()
+        changes = {"mixup": 0.0, "cutmix": 0.0} | changes
+    changes["augmentations"] = add_augmentations(
+        augmentations, auto_augment=options.auto_augment, random_erasing=options.random_erasing
+    )
     return name, recipe.with_changes(lr=time_estimate.parse_rate(options.lr), **changes)
 
 

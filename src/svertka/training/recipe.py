@@ -5,6 +5,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augmentation import Augmentation
+from svertka.data.mixing import Mixing
 from svertka.errors import UsageError
 from svertka.models.heads import HeadKind
 from svertka.models.initialization import InitScheme
@@ -66,6 +67,22 @@ class Recipe(BaseModel):
         default=1.0, gt=0, le=1, description="factor of the learning rate for each stage further below the head"
     )
     gradual: bool = Field(default=False, description="unfreeze one more stage each epoch, from the head down")
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share that an exponential moving average of the weights keeps at each step, such as 0.999; the "
+        "average is validated and saved. None: the weights themselves",
+    )
+    mixup: float = Field(
+        default=0.0, ge=0, le=100, description="mix pairs of images, with weights from Beta(mixup, mixup); 0: do not"
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="paste a rectangle of another image, of an area from Beta(cutmix, cutmix); 0: do not",
+    )
     lookahead: int | None = Field(default=None, ge=1, le=MANY, description="steps between updates of averaged weights")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing")
     auxiliary: float = Field(default=0.3, ge=0, le=MANY, description="weight of each auxiliary classifier's loss")
@@ -88,6 +105,11 @@ class Recipe(BaseModel):
     def is_computed(self) -> bool:
         """Whether the head is computed in closed form and nothing else is trained, so that there are no steps."""
         return self.unfreeze == HEAD and self.head in SOLVERS
+
+    @property
+    def mixing(self) -> Mixing:
+        """How images are mixed in pairs; not at all if the head is computed in closed form."""
+        return Mixing() if self.is_computed else Mixing(self.mixup, self.cutmix)
 
     @property
     def head_kind(self) -> HeadKind:

@@ -44,6 +44,7 @@ from svertka.training.training_inputs import (
     prepare_evaluation,
 )
 from svertka.training.training_loop import TrainingState, count_steps, fit
+from svertka.training.weight_average import WeightAverage
 from svertka.transfer.freeze import PartiallyFrozen
 from svertka.type_checking import check_types
 
@@ -159,23 +160,29 @@ def train_to_the_end(
         if settings.accelerate:
             accelerate(classifier.network)
     set_memory_format(classifier.network, settings.layout)
-    optimizer = build_optimizer(classifier, settings.recipe)
-    state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer)
+    recipe = settings.recipe
+    optimizer = build_optimizer(classifier, recipe)
+    average = None
+    if recipe.ema is not None and not recipe.is_computed:
+        average = WeightAverage(classifier.network, recipe.ema)
+    state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer, average)
     with autotune.pin_choices(extra["convolutions"]):
-        if state.step == 0 and needs_computed_head(classifier, settings.recipe):
+        if state.step == 0 and needs_computed_head(classifier, recipe):
             compute_head(classifier, settings, parts, place)
+            if average is not None:
+                average.restart()
         inputs = build_training_inputs(classifier, frozen, settings, parts, place)
         batches = inputs.batches
         log = MetricsLog(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
-        total = count_steps(settings.recipe, batches.steps)[0]
+        total = count_steps(recipe, batches.steps)[0]
         with progress("training", total, "steps", done=state.step) as shown:
-            recorder = Recorder(run, classifier, inputs, optimizer, settings.recipe, state, log, shown)
+            recorder = Recorder(run, classifier, inputs, optimizer, recipe, state, log, shown, average)
             with recorder.stoppable(), _explained(run, classifier.model, settings, parts, state, log):
-                if settings.recipe.is_computed:
+                if recipe.is_computed:
                     if not state.step:  # else it was interrupted afterwards
                         recorder.on_head_computed()
                 elif not recorder.is_out_of_patience():
-                    fit(inputs.network, optimizer, batches, settings.recipe, state, recorder)
+                    fit(inputs.network, optimizer, batches, recipe, state, recorder, average)
             recorder.save()
         if summary := recorder.summary():
             say(summary)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.training_inputs import TrainingInputs
 from svertka.training.training_loop import Callback, StepMetrics, TrainingState, gradient_ratios
+from svertka.training.weight_average import WeightAverage
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
 CHECKPOINT_COST = 20.0  # times the duration of the last one, whichever is longer
@@ -43,6 +44,7 @@ class Recorder(Callback):
         state: Progress of the training.
         log: The training log; None in all processes but the first.
         progress: The progress bar.
+        average: Moving average of the weights, which is validated and saved in their place.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class Recorder(Callback):
         state: TrainingState,
         log: MetricsLog | None,
         progress: Progress,
+        average: WeightAverage | None = None,
     ) -> None:
         self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
         self.inputs, self.state, self.log, self.progress = inputs, state, log, progress
+        self.average = average
         self._steps_per_epoch = inputs.batches.steps
         self._epoch_count = 1 if recipe.is_computed else math.ceil(recipe.epochs)
         self._request = StopRequest()
@@ -100,8 +104,15 @@ class Recorder(Callback):
     def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights unless earlier ones are better, log the epoch, and report problems."""
         gradients = gradient_ratios(self.network)
-        val = self.inputs.val
         distributed.broadcast_buffers(self.network)  # else each process would use its own
+        with nullcontext() if self.average is None else self.average.applied():
+            self._finish_epoch(epoch, loss, error, gradients)
+        self._lap()
+        return self.is_out_of_patience()
+
+    def _finish_epoch(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> None:
+        """Validate the weights, keep them unless earlier ones are better, and log the epoch."""
+        val = self.inputs.val
         validation = evaluate_network(self.inputs.network, val, self.classifier.names, "scoring val") if val else None
         val_error = validation.top1_error if validation else None
         errors, losses = self.state.val_errors, self.state.val_losses
@@ -116,8 +127,6 @@ class Recorder(Callback):
                 write_tensors(self.run.weights, self.network.state_dict())
             val_loss = validation.loss if validation else None
             self._write_epoch(epoch, loss, error, val_loss, val_error, kept, gradients)
-        self._lap()
-        return self.is_out_of_patience()
 
     def summary(self) -> str:
         """Return the lowest val error and the epoch that is kept, in words; empty if fewer than two were validated."""
@@ -164,7 +173,9 @@ class Recorder(Callback):
         """Write a checkpoint."""
         if self.log:
             began = time.monotonic()
-            checkpoint.save(self.run.checkpoint, self.network, self.optimizer, self.state, log=self.log.offset)
+            checkpoint.save(
+                self.run.checkpoint, self.network, self.optimizer, self.state, self.average, log=self.log.offset
+            )
             self._save_time = time.monotonic() - began
         self._saved = time.monotonic()
 

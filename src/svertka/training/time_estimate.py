@@ -188,6 +188,8 @@ class FrozenCost:
         Returns:
             The cache, or None, and the reason, a sentence.
         """
+        if recipe.mixing:
+            return None, "features are not stored: images are mixed before the frozen layers, which run in every step"
         passes = 1 if recipe.is_computed else math.ceil(recipe.epochs)
         once = self.seconds * self.train
         break_even = round(one_epoch * passes / max(once, 1e-9))

@@ -34,6 +34,10 @@ def train(
     boxes: str | PathLike[str] | None = None,
     fit: str | None = None,
     augment: bool = True,
+    auto_augment: str | None = None,
+    random_erasing: float | None = None,
+    mixup: float | None = None,
+    cutmix: float | None = None,
     val: float = VAL_SHARE,
     test: float = 0.0,
     split_seed: int | None = None,
@@ -52,6 +56,7 @@ def train(
     nesterov: bool | None = None,
     weight_decay: float | None = None,
     label_smoothing: float | None = None,
+    ema: float | None = None,
     clip: float | None = None,
     accumulate: int | None = None,
     class_weights: bool | None = None,
@@ -104,7 +109,13 @@ def train(
         boxes: Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. The head is then trained on patches,
             with one more class for background.
         fit: How images are made square: "crop", "pad" or "squeeze". None: as the weights expect, else "crop".
-        augment: Apply the recipe's random augmentations.
+        augment: Apply the recipe's random augmentations, and mix images if the recipe does.
+        auto_augment: Further random operations on each image: "rand" (RandAugment) or "trivial" (TrivialAugment);
+            "none" leaves out those of the recipe.
+        random_erasing: Share of the images in which a random rectangle is replaced by noise, 0 to 1.
+        mixup: Mix pairs of images and their labels, with weights from Beta(mixup, mixup), such as 0.2; 0: do not.
+        cutmix: Replace a rectangle of each image by that of another one, and the label in proportion; areas are from
+            Beta(cutmix, cutmix), such as 1; 0: do not. With `mixup`, one of both at random for each image.
         val: Share of the training images held out for validation if `source` has no val part, 0 to 1.
         test: Share held out for testing if `source` has no test part, 0 to 1.
         split_seed: Draws another random split into train, val and test for each number. None: the default split.
@@ -123,6 +134,8 @@ def train(
         nesterov: Use Nesterov momentum.
         weight_decay: Weight decay, as PyTorch's optimizers define it.
         label_smoothing: Label smoothing, at least 0 and below 1.
+        ema: Share that an exponential moving average of the weights keeps at each step, such as 0.999; the averaged
+            weights are validated and saved.
         clip: Largest norm of the gradient.
         accumulate: Number of parts in which each batch is computed, to save memory.
         class_weights: Weight classes by inverse frequency.

@@ -15,6 +15,7 @@ from svertka.device import autocast
 from svertka.errors import TrainingError
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.recipe import Recipe
+from svertka.training.weight_average import WeightAverage
 
 LOG_EVERY = 20  # steps between two readings of the loss; each waits for the device
 WARMUP_SHARE = 0.25  # largest share of all steps that the warm-up takes
@@ -111,6 +112,7 @@ def fit(
     recipe: Recipe,
     state: TrainingState,
     callback: Callback,
+    average: WeightAverage | None = None,
 ) -> None:
     """Train a network in place, from `state.step` to the end of the recipe.
 
@@ -123,6 +125,7 @@ def fit(
         recipe: The recipe.
         state: Progress of the training, updated in place.
         callback: Called during the training.
+        average: Moving average of the weights, updated in place.
 
     Raises:
         TrainingError: The loss diverged; the message names the steps between which it happened.
@@ -151,6 +154,8 @@ def fit(
             state.step += 1
             if recipe.lookahead and (state.step % recipe.lookahead == 0 or state.step == total):
                 update_lookahead(optimizer, state.step / total, recipe.lookahead)
+            if average is not None:
+                average.update(state.step)
             epoch_over = state.step % batches.steps == 0 or state.step == total
             reading_due = epoch_over or state.step % LOG_EVERY == 0
             stop = callback.wants_stop()
@@ -205,20 +210,43 @@ class Loss(nn.Module):
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
         return weights @ F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
 
-    def shown(
-        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, *, weighted: bool = False
-    ) -> torch.Tensor:
-        """Return the plain cross-entropy of a batch, which is comparable with the validation loss.
+    def of_batch(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss of a batch, a scalar; that of a mixed image is the mean over both of its labels.
 
         Args:
-            loss: What `forward` returned.
             logits: Logits (B, K).
-            labels: Classes (B,) int64.
-            weighted: Whether rows were weighted.
+            batch: The batch.
         """
-        if self.plain and not weighted:
-            return loss.detach()
-        return F.cross_entropy(logits.detach().float(), labels, reduction="sum")
+        mixed = batch.mixed
+        if mixed is None:
+            loss: torch.Tensor = self(logits, batch.labels, batch.weights)
+            return loss
+        own = mixed.shares if batch.weights is None else mixed.shares * batch.weights
+        other = 1 - mixed.shares if mixed.weights is None else (1 - mixed.shares) * mixed.weights
+        both: torch.Tensor = self(logits, batch.labels, own) + self(logits, mixed.labels, other)
+        return both
+
+    def shown(self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the plain cross-entropy (nats), the number of wrong images and of images, (3,) float64.
+
+        The plain cross-entropy is comparable with the validation loss. For a mixed image it is the mean over both of
+        its labels, and the image is wrong if the highest score is not that of the label with the larger share.
+
+        Args:
+            loss: What `of_batch` returned.
+            logits: Logits (B, K), without gradient.
+            batch: The batch.
+        """
+        labels, mixed = batch.labels, batch.mixed
+        if mixed is not None:
+            scores = logits.float()
+            own, other = (F.cross_entropy(scores, one, reduction="none") for one in (labels, mixed.labels))
+            loss = mixed.shares @ own + (1 - mixed.shares) @ other
+            labels = torch.where(mixed.shares < 0.5, mixed.labels, labels)
+        elif not self.plain or batch.weights is not None:
+            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        wrong = (logits.argmax(1) != labels).sum()
+        return torch.stack([loss.detach().double(), wrong.double(), wrong.new_tensor(len(labels)).double()])
 
 
 def count_steps(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
@@ -243,29 +271,22 @@ def take_step(
         Cross-entropy (nats), number of wrong images and number of images of this process, (3,) float64.
     """
     optimizer.zero_grad(set_to_none=True)
-    images, labels, row_weights = batch.images, batch.labels, batch.weights
     weight = distributed.world_size() / batch.count
-    if not len(labels):  # no image is left for this process, but the others wait for its gradient
-        images, labels, row_weights, weight = images.new_zeros(2, *images.shape[1:]), labels.new_zeros(2), None, 0.0
-    copies = 2 if len(labels) == 1 and distributed.world_size() > 1 else 1
+    if not len(batch.labels):  # no image is left for this process, but the others wait for its gradient
+        images, labels = batch.images.new_zeros(2, *batch.images.shape[1:]), batch.labels.new_zeros(2)
+        batch, weight = Batch(images, labels, batch.indices, batch.count), 0.0
+    copies = 2 if len(batch.labels) == 1 and distributed.world_size() > 1 else 1
     if copies > 1:  # batch norm needs more than one value per channel
-        images, labels, weight = images.repeat(2, *[1] * (images.dim() - 1)), labels.repeat(2), weight / 2
-        row_weights = None if row_weights is None else row_weights.repeat(2)
+        batch, weight = batch.repeat(copies), weight / copies
     seen = []
-    parts = min(recipe.accumulate, max(1, len(images) // 2))  # at least two images, for batch norm
-    split_weights = [None] * parts if row_weights is None else row_weights.tensor_split(parts)
-    for some_images, some_labels, some_weights in zip(
-        images.tensor_split(parts), labels.tensor_split(parts), split_weights, strict=True
-    ):
-        with autocast(images.device, bfloat16=recipe.bfloat16):
-            outputs = network(some_images)
+    for part in batch.split(min(recipe.accumulate, max(1, len(batch.labels) // 2))):  # two images, for batch norm
+        with autocast(part.images.device, bfloat16=recipe.bfloat16):
+            outputs = network(part.images)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            main_loss = loss_of(logits, some_labels, some_weights)
-            loss = main_loss + recipe.auxiliary * sum(loss_of(one, some_labels, some_weights) for one in auxiliary)
+            main_loss = loss_of.of_batch(logits, part)
+            loss: Any = main_loss + recipe.auxiliary * sum(loss_of.of_batch(one, part) for one in auxiliary)
         (loss * weight).backward()
-        wrong = (logits.detach().argmax(1) != some_labels).sum()
-        shown = loss_of.shown(main_loss, logits, some_labels, weighted=some_weights is not None)
-        seen.append(torch.stack([shown.double(), wrong.double(), wrong.new_tensor(len(some_labels)).double()]))
+        seen.append(loss_of.shown(main_loss, logits.detach(), part))
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
     optimizer.step()

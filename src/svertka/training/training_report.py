@@ -62,6 +62,8 @@ def describe_training(
     sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)
     left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
     changes = ", ".join(one.kind.replace("_", " ") for one in recipe.augmentations) or "no augmentation"
+    settings_given = {"MixUp": recipe.mixing.mixup, "CutMix": recipe.mixing.cutmix, "EMA": recipe.ema}
+    changes += "".join(f", {name} {value:g}" for name, value in settings_given.items() if value)
     lines = [
         ("data", f"{settings.source}: {sizes}; {len(classifier.config.of_whole_images().names)} classes{left_out}"),
         (
@@ -77,6 +79,10 @@ def describe_training(
         # As recorded, since a model card may be written on another machine.
         ("device", settings.hardware or f"{settings.device}, {settings.threads} threads"),
     ]
+    if recipe.mixing:
+        lines.append(("training error", "of mixed images, which is higher than that of the images themselves"))
+    if recipe.ema is not None and not recipe.is_computed:
+        lines.append(("weights kept", "their moving average, which the validation error is of"))
     if settings.weights is not None:
         lines.insert(2, ("weights", f"start from {settings.weights}"))
     elif recipe.initial is not None:
