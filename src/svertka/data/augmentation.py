@@ -29,7 +29,7 @@ from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
-from svertka.files import shorten
+from svertka.text_width import shorten
 
 ERASING_ATTEMPTS = 10  # as torchvision's
 
