@@ -95,8 +95,8 @@ def main() -> None:
                         learned, output=Path(folder, "run"), seed=seed, threads=options.threads, **(common | changes)
                     )
                     judged = svertka.evaluate(run.folder, held_out, threads=options.threads, part="all")
+                    val_errors.append(run.result()["val_error"])
                 errors.append(judged.top1_error)
-                val_errors.append(run.result()["val_error"])
                 images += judged.images
             mean = sum(errors) / len(errors)
             spread = math.sqrt(
