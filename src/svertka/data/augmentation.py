@@ -316,7 +316,8 @@ def add_augmentations(
                 f"random_erasing={random_erasing:g} must be from 0 to 1, the share of images that it changes"
             )
         chosen = [one for one in chosen if not isinstance(one, RandomErasing)]
-        chosen += [RandomErasing(probability=random_erasing)] * (random_erasing > 0)
+        if random_erasing > 0:
+            chosen.append(RandomErasing(probability=random_erasing))
     return tuple(chosen)
 
 
