@@ -1,6 +1,6 @@
 """Measurement of the peak memory of training on a folder, for `cats-dogs` and for ten times as many images.
 
-    python bench/training_memory.py [--epochs 1] [--json]
+    python bench/training_memory_by_dataset_size.py [--epochs 1] [--json]
 
 The additional images are the same photographs at half size, with a pixel changed in each. Each training is a process of
 its own, from decoding to the report; its peak is the one counted by the operating system. Needs SVERTKA_DATA.

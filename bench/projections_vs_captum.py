@@ -1,6 +1,6 @@
 """Benchmark of projections to pixels against captum's NeuronDeconvolution, on SqueezeNet 1.1 with ImageNet weights.
 
-    python bench/projections.py [--units 16] [--rounds 3] [--threads 2] [--json]
+    python bench/projections_vs_captum.py [--units 16] [--rounds 3] [--threads 2] [--json]
 
 For some units of every convolution, drawn with a fixed seed, the nine patches of `imagenet-samples` that activate each
 most are projected, as for one sheet of an atlas. Three ways take turns at every layer: captum with one patch per call,

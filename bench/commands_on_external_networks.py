@@ -1,6 +1,6 @@
 """Benchmark of svertka's commands on twelve networks from timm, torchvision and user code that svertka does not list.
 
-    python bench/any_network.py [NAME…]
+    python bench/commands_on_external_networks.py [NAME…]
 
 Each network is trained for one epoch on 60 images, once as a whole and once only its head, then evaluated, inspected,
 exported to ONNX and served. Weights are random. A cell is the seconds that the command took, or why it failed. Needs
