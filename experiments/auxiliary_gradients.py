@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import COLORS, figure, main, print_table
+from harness import COLORS, figure, main, print_table
 from shared_training import batches, learn, normalized, pictures
 from torch import nn
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import print_table, trained, write_metrics
+from harness import print_table, trained, write_metrics
 
 from svertka.classifier import Classifier
 from svertka.data.builtin import open_builtin

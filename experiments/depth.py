@@ -13,7 +13,7 @@ core.
 from statistics import mean
 from typing import Any
 
-from record import COLORS, figure, main, print_table, trained
+from harness import COLORS, figure, main, print_table, trained
 
 NETWORKS = ("plain20", "plain56", "resnet20", "resnet56")
 SEEDS = (0, 1, 2)

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from record import COLORS, figure, main, print_table
+from harness import COLORS, figure, main, print_table
 from shared_training import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
 

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from record import COLORS, figure, main, print_table, trained
+from harness import COLORS, figure, main, print_table, trained
 from shared_training import per_cent
 
 SEEDS = (0, 1, 2)

@@ -7,7 +7,7 @@ Nothing is measured: the numbers are those that the papers report, from `svertka
 
 import argparse
 
-from record import COLORS, figure, print_table
+from harness import COLORS, figure, print_table
 
 from svertka.models.ilsvrc_winners import ILSVRC_RESULTS
 

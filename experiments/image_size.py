@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from record import COLORS, figure, main, print_table
+from harness import COLORS, figure, main, print_table
 
 from svertka.classifier import Classifier
 from svertka.data import imagenet

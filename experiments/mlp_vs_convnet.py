@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import COLORS, figure, main, print_table, trained
+from harness import COLORS, figure, main, print_table, trained
 from shared_training import per_cent
 
 from svertka.models.registry import MODELS, trace_model

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from record import COLORS, figure, main, print_table
+from harness import COLORS, figure, main, print_table
 from torch import nn
 
 from svertka.graph.summary import trace

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from record import COLORS, figure, main, print_table
+from harness import COLORS, figure, main, print_table
 from shared_training import batches, learn, normalized, pictures
 
 from svertka.data.loader import Batch

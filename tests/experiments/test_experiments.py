@@ -13,15 +13,16 @@ DRAWN = [path for path in SCRIPTS if "--draw" in TEXTS[path] or "run(__doc__" in
 KEPT = [
     path for path in DRAWN if path.stem == "ilsvrc_depth_vs_error" or (ROOT / "metrics" / f"{path.stem}.jsonl").exists()
 ]
-OF_PICTURES = ("units",)  # their figures show pictures, which are not kept: only the table can be printed again
+# Their figures show photographs, which are not stored: only the table can be printed again.
+OF_PICTURES = ("unit_visualization",)
 
 
 @pytest.fixture
 def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(ROOT))
-    import record
+    import harness
 
-    monkeypatch.setattr(record, "FIGURES", tmp_path)
+    monkeypatch.setattr(harness, "FIGURES", tmp_path)
     return tmp_path
 
 

@@ -1,16 +1,16 @@
 """Figure: inference time against batch size, image size, threads and depth, and its lower bounds.
 
-Nothing is measured here: the results are those of bench/inference_scaling.py.
+Nothing is measured here: the results are those of bench/inference_time.py.
 
-    python bench/inference_scaling.py --output experiments/metrics/inference_scaling.jsonl
-    python experiments/inference_scaling.py
+    python bench/inference_time.py --output experiments/metrics/inference_time.jsonl
+    python experiments/inference_time.py
 """
 
 import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from record import COLORS, figure, print_table, read_metrics
+from harness import COLORS, figure, print_table, read_metrics
 
 Row = dict[str, Any]
 NAMES = {"ours": "svertka", "ncnn": "ncnn", "mnn": "MNN", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
@@ -40,10 +40,10 @@ def position(value: int | str) -> int:
 
 def draw() -> None:
     """Draw the figure and print the tables."""
-    machine, *rows = read_metrics("inference_scaling")
+    machine, *rows = read_metrics("inference_time")
     print(machine)
 
-    with figure("inference_scaling", panels=2, rows=2, height=3.2) as (_, panels):
+    with figure("inference_time", panels=2, rows=2, height=3.2) as (_, panels):
         for axes, (axis, (label, others)) in zip(panels.flat, AXES.items(), strict=True):
             same = {key: value for key, value in (USUAL | others).items() if key != axis}
             along = {position(row[axis]): row for row in rows if same.items() <= row.items()}

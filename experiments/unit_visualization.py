@@ -7,8 +7,8 @@ below. The table has, for all units of a layer, the size of the receptive field,
 of images that activate the others, and the share of a unit's activation from its preferred class relative to the share
 of images.
 
-    SVERTKA_DATA=… python experiments/units.py
-    python experiments/units.py --draw      # only the table, from the stored results
+    SVERTKA_DATA=… python experiments/unit_visualization.py
+    python experiments/unit_visualization.py --draw      # only the table, from the stored results
 """
 
 import os
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from harness import FIGURES, figure, main, print_table, trained
 from PIL import Image
-from record import FIGURES, figure, main, print_table, trained
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.inspection import project, to_images, top_patches
@@ -155,4 +155,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "units", measure, draw)
+    main(__doc__, "unit_visualization", measure, draw)

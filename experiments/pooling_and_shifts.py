@@ -19,8 +19,8 @@ augmentation, 3 seeds, one thread. There are two tasks:
 
 About three minutes.
 
-    SVERTKA_DATA=… python experiments/shifts.py [--seeds 0 1 2]
-    python experiments/shifts.py --draw      # the figure and the table, from the stored results
+    SVERTKA_DATA=… python experiments/pooling_and_shifts.py [--seeds 0 1 2]
+    python experiments/pooling_and_shifts.py --draw      # the figure and the table, from the stored results
 """
 
 from collections import OrderedDict
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from record import COLORS, figure, main, print_table
+from harness import COLORS, figure, main, print_table
 from shared_training import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
 
@@ -145,7 +145,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         "where_error": "where is it? test error, %",
     }
     table = []
-    with figure("shifts", panels=3, height=3) as (drawn, panels):
+    with figure("pooling_and_shifts", panels=3, height=3) as (drawn, panels):
         drawn.set_size_inches(9.2, 3)
         for axes, (key, title) in zip(panels, columns.items(), strict=True):
             for place, network in enumerate(NETWORKS):
@@ -163,4 +163,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "shifts", measure, draw, SEEDS)
+    main(__doc__, "pooling_and_shifts", measure, draw, SEEDS)

@@ -1,4 +1,4 @@
-"""The output of an experiment: a table on the terminal, and its numbers and figure as files."""
+"""The harness of the experiments: their command line, a table on the terminal, and numbers and figures as files."""
 
 import argparse
 import json
