@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "experiments"
 TEXTS = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.py"))}
 SCRIPTS = [path for path, text in TEXTS.items() if "__main__" in text]
-DRAWN = [path for path in SCRIPTS if "--draw" in TEXTS[path] or "run(__doc__" in TEXTS[path]]
+DRAWN = [path for path in SCRIPTS if "--draw" in TEXTS[path]]
 KEPT = [
     path for path in DRAWN if path.stem == "ilsvrc_depth_vs_error" or (ROOT / "metrics" / f"{path.stem}.jsonl").exists()
 ]
