@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from svertka.data.augmentation import Flip, PadCrop, RandomCrop
 from svertka.data.loader import BatchLoader
-from svertka.data.mixing import Mixing
+from svertka.data.mixup_and_cutmix import Mixing
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 

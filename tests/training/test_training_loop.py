@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from svertka.data.loader import BatchLoader
-from svertka.data.mixing import Mixing
+from svertka.data.mixup_and_cutmix import Mixing
 from svertka.errors import TrainingError
 from svertka.models.registry import MODELS
 from svertka.training import checkpoint

@@ -13,7 +13,7 @@ import torch
 
 from svertka.data.augmentation import Augmentation, augment
 from svertka.data.dataset import Ints
-from svertka.data.mixing import Mixing
+from svertka.data.mixup_and_cutmix import Mixing
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Preprocess

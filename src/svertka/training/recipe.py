@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augmentation import Augmentation
-from svertka.data.mixing import Mixing
+from svertka.data.mixup_and_cutmix import Mixing
 from svertka.errors import UsageError
 from svertka.models.heads import HeadKind
 from svertka.models.initialization import InitScheme

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from svertka.data.mixing import Mixing
+from svertka.data.mixup_and_cutmix import Mixing
 from svertka.data.per_image_random import PerImageRandom
 
 
