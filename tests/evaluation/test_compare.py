@@ -89,8 +89,9 @@ def test_command_prints_and_writes_the_comparison(
     page = tmp_path / "comparison.html"
     arguments = ["compare", *map(str, trained), str(digit_folder), "--threads", "1"]
     assert main([*arguments, "--output", str(page)]) == 0
-    first, header, *rows = capsys.readouterr().out.splitlines()
+    first, judged, header, *rows = capsys.readouterr().out.splitlines()
     assert first.startswith("A gets ")
+    assert judged.startswith(f"judged: {digit_folder}, test images")
     assert header.split()[:2] == ["run", "top-1"]
     assert [row.split()[0] for row in rows] == ["A", "B", "ensemble"]
     assert page.read_text().startswith("<!DOCTYPE html>")

@@ -311,7 +311,7 @@ def test_comparison_leaves_out_training_images_of_all_runs(
     pictures, judged = compared.joint.dataset.images, compared.ensemble.indices.tolist()
     assert not {content(Path(pictures.name(i))) for i in judged} & (learned | also_learnt)
     assert compared.to_dict()["training_images"] == len(learned | also_learnt)
-    assert f"{len(learned | also_learnt)} images that trained the network left out" in compared.sentence
+    assert f"{len(learned | also_learnt)} images that trained the network left out" in compared.joint.scope.sentence
 
 
 @pytest.mark.usefixtures("quiet")

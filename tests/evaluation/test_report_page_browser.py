@@ -98,7 +98,7 @@ def test_names_of_usual_length_are_shown_whole(
 
 
 def test_a_table_wider_than_the_page_says_so(opened: Opened, pages: dict[str, Path]) -> None:
-    cue = "getComputedStyle(document.querySelector('#classes .scrollable'), '::after').content"
+    cue = "getComputedStyle(document.querySelector('#classes .scrollable'), '::before').content"
     for width, said in ((390, '"more columns: scroll →"'), (1280, "none")):
         with opened(pages["digits"], viewport={"width": width, "height": 800}) as page:
             page.wait_for_load_state("networkidle")

@@ -77,6 +77,7 @@ def compare(
         print_json(result.to_dict())
         return
     print_line(result.sentence)
+    print_line(result.joint.scope.sentence)
     errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
     rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
     rows += [(f"{one.letter}  {one.run}", *_errors(one.evaluation), *_rest(one)) for one in result.runs]

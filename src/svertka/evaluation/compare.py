@@ -270,7 +270,7 @@ class Comparison:
         images = format_count(self.ensemble.images, f"{PART_ADJECTIVES[self.joint.part]}picture")
         wrong = f"A gets {format_percent(first.evaluation.top1_error)} of {images} of {self.joint.dataset.source} wrong"
         against = "; ".join(f"{one.letter} {one.difference.sentence}" for one in others if one.difference)
-        return " ".join(f"{sentence}." for sentence in (f"{wrong}; {against}", *self.joint.scope.remarks))
+        return f"{wrong}; {against}."
 
     def __repr__(self) -> str:
         return f"Comparison({self.sentence})"
