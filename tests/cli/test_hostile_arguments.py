@@ -80,7 +80,7 @@ def refuse_all_but_a_sentence(
     printed = capsys.readouterr()
     error = printed.err or printed.out  # rows of pictures that cannot be read are among the others
     shown = [word[:60] for word in arguments]
-    assert "fault of svertka's own" not in error, (shown, error)
+    assert "internal error in svertka" not in error, (shown, error)
     assert "Traceback" not in error, shown
     if code:
         assert code in (1, 2), (shown, error)

@@ -141,7 +141,7 @@ def test_a_signal_in_any_phase_loses_nothing(
             assert command, error
             assert main(shlex.split(command[1])) == 0
         else:
-            assert "stopped; the same command starts again" in error
+            assert "stopped; run the same command again" in error
             assert not list(tmp_path.glob(f"my run {attempt}*"))
             assert not list(tmp_path.glob(".*"))
             assert main(["train", str(digit_folder), *options, "--output", str(run.folder)]) == 0

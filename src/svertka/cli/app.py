@@ -1,4 +1,4 @@
-"""The command line's entry point: runs a command, reports errors in one sentence and sets the exit code.
+"""Entry point of the command line: runs a command, reports errors in one sentence and sets the exit code.
 
 Exit codes: 0 success, 1 failure, 2 usage error; 130, 143 or 129 if stopped by Ctrl-C, SIGTERM or SIGHUP.
 """
@@ -82,7 +82,7 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None, asked: StopRequest | None = None) -> int:
-    """Run one command line (None: this process's) and return its exit code; `asked`: to stop, before it began."""
+    """Run one command line (None: this process's) and return its exit code; `asked`: a stop requested earlier."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     keep_freed_memory()
@@ -93,14 +93,18 @@ def main(arguments: Sequence[str] | None = None, asked: StopRequest | None = Non
             code = _answer(arguments, request)
             sys.stdout.flush()
         except OutputLostError as error:
-            code = _fail(f"the result could not be printed: stdout takes no more ({error})", 1) if error.wanted else 0
+            code = (
+                _fail(f"the result could not be printed, because stdout was closed or is full ({error})", 1)
+                if error.wanted
+                else 0
+            )
     return code
 
 
 def _answer(arguments: list[str], request: StopRequest) -> int:
     try:
         Path.cwd()
-    except OSError:  # the libraries below PyTorch end the process where there is none
+    except OSError:  # without a current folder, libraries below PyTorch end the process
         return _fail("the current folder has been deleted or cannot be read; change to another, as with cd", 1)
     try:
         code = INTERRUPTED if request.number else app(args=arguments, prog_name="svertka", standalone_mode=False)
@@ -112,25 +116,25 @@ def _answer(arguments: list[str], request: StopRequest) -> int:
         code = INTERRUPTED
     except OutputLostError:
         raise
-    except OSError as error:  # of a path that no verb looks at more closely
+    except OSError as error:  # of a path that no command checks itself
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return _fail(f"{place}{(error.strerror or str(error)).lower()}; name another", 1)
     except Exception as error:
         if os.environ.get("SVERTKA_TRACEBACK"):
             raise
-        if not request.number:  # else it may be what a stop has left half done
+        if not request.number:  # otherwise the stop may have caused it
             return _fail(f"{_fault(error)}; please report it with what SVERTKA_TRACEBACK=1 shows", 1)
         code = INTERRUPTED
-    if code == INTERRUPTED or request.number:  # before there was anything to save, as typer reports it
-        return _fail("stopped; the same command starts again, and what was cached is found", request.exit_code)
+    if code == INTERRUPTED or request.number:  # typer reports it, before there was anything to save
+        return _fail("stopped; run the same command again to start over; cached data is kept", request.exit_code)
     return code if isinstance(code, int) else 0
 
 
 def _fault(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        return f"the memory of this machine is too small for this ({shorten(message, 200)})"
-    return f"this is a fault of svertka's own: {type(error).__name__}: {shorten(message, 300)}"
+        return f"this machine does not have enough memory ({shorten(message, 200)})"
+    return f"internal error in svertka: {type(error).__name__}: {shorten(message, 300)}"
 
 
 def _one_sentence(error: typer.TyperException) -> str:
@@ -140,6 +144,6 @@ def _one_sentence(error: typer.TyperException) -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
-    sentence = re.sub(rf"\S{{{LONGEST},}}", lambda word: shorten(word[0]), sentence)  # as 5,000 digits
+    sentence = re.sub(rf"\S{{{LONGEST},}}", lambda word: shorten(word[0]), sentence)  # such as 5,000 digits
     print(f"svertka: {to_printable(sentence)}", file=sys.stderr)
     return code

@@ -28,7 +28,9 @@ from svertka.cli.printing import print_json, print_line, print_table, show_loadi
 def evaluate(
     run: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help=f"{RUN_HELP} Several runs are judged by their mean probability."),
+        typer.Argument(
+            metavar="RUN...", help=f"{RUN_HELP} Several runs are evaluated as an ensemble, by their mean probability."
+        ),
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Labeled images, as for svertka train.")],
     crops: Crops = "1",
@@ -50,9 +52,9 @@ def evaluate(
     Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """
     with show_loading():
-        from svertka.evaluation.evaluate import evaluate as judge
+        from svertka.evaluation.evaluate import evaluate as evaluate_runs
 
-    result = judge(
+    result = evaluate_runs(
         run,
         source,
         crops=crops,
@@ -71,12 +73,12 @@ def evaluate(
     if as_json:
         print_json(result.to_dict())
         return
-    judged = () if result.scope is None else (result.scope.sentence,)
-    for sentence in (result.sentence, *judged, *result.warnings):
+    scope = () if result.scope is None else (result.scope.sentence,)
+    for sentence in (result.sentence, *scope, *result.warnings):
         print_line(sentence)
     shown = [("class", "images", "recall", "precision")]
     for one in result.per_class:
-        if not one.images:  # of ImageNet's thousand classes a folder may hold a few
+        if not one.images:  # a folder may contain a few of ImageNet's thousand classes
             continue
         recall, precision = (f"{v:.1%}" if v is not None else "–" for v in (one.recall, one.precision))
         shown.append((one.name, f"{one.images:,}", recall, precision))

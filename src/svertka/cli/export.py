@@ -13,7 +13,8 @@ def export(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Images to check the file on (default: some of the images RUN was trained on)."
+            metavar="[IMAGE]...",
+            help="Images to check the file on (default: up to 32 of the images RUN was trained on).",
         ),
     ] = None,
     to: Annotated[

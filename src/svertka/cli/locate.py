@@ -29,7 +29,7 @@ def locate(
     boxes: Annotated[
         str | None,
         typer.Option(
-            help="Bounding boxes to judge by: a folder of VOC .xml files, a COCO .json or a .csv.",
+            help="Bounding boxes to evaluate with: a folder of VOC .xml files, a COCO .json or a .csv.",
             rich_help_panel=EVALUATION,
         ),
     ] = None,

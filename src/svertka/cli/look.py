@@ -23,7 +23,7 @@ def look(
     run: RunArgument,
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="Images, as for svertka train (default: those RUN was tested on)."),
+        typer.Argument(metavar="[SOURCE]", help="Images, as for svertka train (default: the test set of RUN)."),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Names of layers, separated by commas (default: every convolution).")

@@ -32,8 +32,8 @@ Scales = Annotated[
 Part = Annotated[
     str | None,
     typer.Option(
-        help="Part to judge: train, val, test, or all (default: test, else val, else all). Images that the run was "
-        "trained on are left out.",
+        help="Part to evaluate on: train, val, test, or all (default: test, else val, else all). Images that the "
+        "run was trained on are left out.",
         rich_help_panel=EVALUATION,
     ),
 ]
@@ -43,15 +43,15 @@ IncludeTraining = Annotated[
 ]
 
 Val = Annotated[
-    float, typer.Option(help="Share held out for validation if SOURCE has no val part.", rich_help_panel=DATA)
+    float, typer.Option(help="Fraction held out for validation if SOURCE has no val part.", rich_help_panel=DATA)
 ]
 Test = Annotated[
-    float, typer.Option(help="Share held out for testing if SOURCE has no test part.", rich_help_panel=DATA)
+    float, typer.Option(help="Fraction held out for testing if SOURCE has no test part.", rich_help_panel=DATA)
 ]
 Columns = Annotated[
     str | None,
     typer.Option(
-        help="Which columns of a table hold what, such as path=file,label=class.",
+        help="Columns of a table that contain paths and labels, such as path=file,label=class.",
         rich_help_panel=DATA,
     ),
 ]
@@ -79,7 +79,7 @@ CacheLimit = Annotated[
     float | None,
     typer.Option(
         metavar="GB",
-        help="Disk space for the image cache, and for stored features, GB each (default: a share of the free disk).",
+        help="Size limit of the image cache, and of stored features, GB each (default: a share of the free disk).",
         rich_help_panel=COMPUTE,
     ),
 ]

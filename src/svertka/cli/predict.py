@@ -58,7 +58,7 @@ def predict(
             sys.stdout.flush()
             for one in batch:
                 failed |= "error" in one
-                if "error" in one and form is not _table_form:  # which shows it among the others
+                if "error" in one and form is not _table_form:  # which shows the error among the other rows
                     print(f"svertka: {to_printable(one['path'])}: {to_printable(one['error'])}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)

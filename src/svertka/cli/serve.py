@@ -31,8 +31,8 @@ def serve(
     import os
     import sys
 
-    # While they wait for one another or for work, threads of the network sleep: by themselves they spin, for which the
-    # decoders of the next pictures wait. Read once, as PyTorch is loaded.
+    # Waiting threads of the network sleep instead of spinning, which would take cores from the decoders. PyTorch reads
+    # this once, when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with show_loading():
         from svertka.serving.serve import ServerAddress

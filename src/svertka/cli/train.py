@@ -142,10 +142,12 @@ def train(
     test: Test = 0.0,
     repeats: Annotated[
         int | None,
-        typer.Option(help="Train on this many random splits and report a confidence interval.", rich_help_panel=DATA),
+        typer.Option(
+            help="Number of random splits to train on, with a confidence interval of the error.", rich_help_panel=DATA
+        ),
     ] = None,
     split_seed: Annotated[
-        int | None, typer.Option(help="Draw another random split for each number.", rich_help_panel=DATA)
+        int | None, typer.Option(help="Seed of the random split into train, val and test.", rich_help_panel=DATA)
     ] = None,
     group: Group = None,
     columns: Columns = None,
@@ -301,7 +303,7 @@ def _print_run(run: "Run") -> None:
     result = run.result()
     errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
     settings = run.settings()
-    unit = "features" if settings["cache"] else "images"  # of frozen layers, if stored
+    unit = "features" if settings["cache"] else "images"  # stored features of frozen layers
     speed = f"{result['images_per_second']:,.0f} {unit}/s"
     print_line(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs at {speed}")
     for warning in settings["account"].get("warnings", ()):

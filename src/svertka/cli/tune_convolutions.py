@@ -10,7 +10,9 @@ from svertka.errors import UsageError
 
 
 def tune(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Network; svertka models lists them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name of a network; svertka models lists them.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 16,
     size: Annotated[
         int | None, typer.Option(help="Height and width of the input, pixels (default: the paper's).")
@@ -27,7 +29,7 @@ def tune(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the convolution algorithms on this machine (this trains nothing) and show which one is chosen.
+    """Time the convolution algorithms on this machine and show which one is chosen; nothing is trained.
 
     Example: svertka tune resnet18
     """

@@ -202,7 +202,7 @@ def check(
         source: Labeled images, as for `train`.
         val: Share that training would hold out for validation, 0 to 1.
         test: Share that training would hold out for testing, 0 to 1.
-        columns: Which columns of a table hold what, such as "path=file,label=class".
+        columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         group: Regular expression; images in whose file names it finds the same text stay in one part.
         max_pixels: Largest image to read, pixels. None: 100 million.
 

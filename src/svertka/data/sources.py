@@ -25,7 +25,7 @@ def open_source(
             folder; a table such as a CSV file; or images in memory, as for `open_in_memory`. A Dataset is returned as
             it is.
         to_train: Whether the images must suffice for training.
-        columns: Which columns of a table hold what, such as "path=file,label=class".
+        columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         boxes: As for `box_annotations.read_boxes`; they label the images of a folder without class folders.
 
     Raises:

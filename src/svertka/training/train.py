@@ -121,7 +121,7 @@ def train(
         split_seed: Draws another random split into train, val and test for each number. None: the default split.
         repeats: Train on this many random splits, 2 to 1000, and return a `Repeats` with a confidence interval.
         group: Regular expression; images in whose file names it finds the same text stay in one part.
-        columns: Which columns of a table hold what, such as "path=file,label=class".
+        columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         max_pixels: Largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
         epochs: Passes over the training set.
         time: Train for as many epochs as fit into "90s", "10m" or "1.5h"; a number is in seconds.
