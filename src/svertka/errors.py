@@ -1,30 +1,30 @@
-"""Everything that can go wrong and be mended by the one who asked.
+"""Errors that a user can fix.
 
-    SvertkaError          the message is one sentence: what, which value, what was needed, what to do
-    ├── UsageError        what was asked for cannot be: an option, a name, a path, a combination
-    ├── DataError         the images do not allow it
+    SvertkaError          the message is one sentence: what, which value, what is expected, what to do
+    ├── UsageError        an option, a name, a path or a combination of them is impossible
+    ├── DataError         the images do not allow the request
     │   └── ImageError  one image cannot be read
-    │       ├── FormatError   it is in none of the formats
+    │       ├── FormatError   its format is not supported
     │       └── SizeError     it has more pixels than the limit
-    ├── RunError          a run folder or a file in it: there already, damaged, made by a newer version
-    ├── TrainingError     training cannot go on: it diverged, or a worker was lost
-    │   └── Interrupted   it was asked to stop, and what it did is saved
+    ├── RunError          a run folder or a file in it exists already, is damaged, or was made by a newer version
+    ├── TrainingError     training cannot continue: it diverged, or a worker was lost
+    │   └── Interrupted   it was asked to stop, and its state is saved
     ├── ExportError       an exported file does not compute what the network does
     ├── StorageError      the disk is full, or a folder cannot be written
-    └── FetchError        something has to be downloaded and cannot be
+    └── FetchError        a file must be downloaded and cannot be
 
 The command line prints the message and exits with `exit_code`.
 """
 
 
 class SvertkaError(Exception):
-    """The root of the tree; catch it to catch everything that svertka raises on purpose."""
+    """The base class of all errors that svertka raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(SvertkaError, ValueError):
-    """What was asked for cannot be: an option, a name, a path, or a combination of them."""
+    """An option, a name, a path or a combination of them is impossible."""
 
     exit_code = 2
 
@@ -46,15 +46,15 @@ class SizeError(ImageError):
 
 
 class RunError(SvertkaError):
-    """A run folder, or a file in it, is there already, damaged, or made by a newer version."""
+    """A run folder, or a file in it, exists already, is damaged, or was made by a newer version."""
 
 
 class TrainingError(SvertkaError):
-    """Training cannot go on: it diverged, or a worker process was lost."""
+    """Training cannot continue: it diverged, or a worker process was lost."""
 
 
 class Interrupted(TrainingError):  # noqa: N818 - nothing went wrong
-    """Training, or the making of an atlas, was asked to stop; the message says how it goes on."""
+    """Training, or building an atlas, was asked to stop; the message says how to resume it."""
 
     exit_code = 130
 
@@ -64,7 +64,7 @@ class Interrupted(TrainingError):  # noqa: N818 - nothing went wrong
 
 
 class ExportError(SvertkaError):
-    """An exported file does not compute what the network does, so that it was not written."""
+    """An exported file computes something other than the network, so it was not written."""
 
 
 class StorageError(SvertkaError):
@@ -72,4 +72,4 @@ class StorageError(SvertkaError):
 
 
 class FetchError(SvertkaError):
-    """A file has to be downloaded and cannot be; the message says which file to put where."""
+    """A file must be downloaded and cannot be; the message says which file to put where."""

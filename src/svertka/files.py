@@ -74,7 +74,7 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     Raises:
         StorageError: The disk is full, the folder cannot be written, or `path` is a device or a pipe.
     """
-    if path.exists() and not path.is_file():  # root could replace a device, for everybody
+    if path.exists() and not path.is_file():  # root could replace a device of the system
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         raise StorageError(f"cannot write {path}: it is {kind}, not a file; choose another name")
     with storage_errors(path):
@@ -201,7 +201,8 @@ def lock_file(path: Path, *, shared: bool = False) -> Iterator[None]:
 def lock_descriptor(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
     """Lock an open file until it is closed or its process ends; False: another holds it, and `wait` is False.
 
-    `shared`: beside others that share it (on Windows they exclude each other, too). A lock that is held is changed.
+    `shared`: together with others that share it (on Windows, these exclude each other, too). A lock that is held
+    already is changed.
 
     Raises:
         OSError: The file system has no locks.

@@ -18,7 +18,7 @@ class ScaledTanh(nn.Module):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The same shape, values within ±1.7159."""
+        """Return values within ±1.7159, of the same shape."""
         return torch.tanh(x * (2 / 3)) * 1.7159
 
 
@@ -39,7 +39,7 @@ class Subsampling(nn.Module):
         nn.init.uniform_(self.bias, -2.4 / 4, 2.4 / 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The subsampled feature maps."""
+        """Return the subsampled feature maps."""
         # Four times the mean equals the sum bit for bit; PyTorch's ONNX exporter ignores `divisor_override`.
         coefficient = 4 * self.coefficient[:, None, None]
         return F.avg_pool2d(x, kernel_size=2) * coefficient + self.bias[:, None, None]
@@ -74,7 +74,7 @@ class SumPool2d(nn.Module):
         self.kernel_size, self.stride = kernel_size, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The sums."""
+        """Return the sums."""
         return F.avg_pool2d(x, self.kernel_size, self.stride, divisor_override=1)
 
 
@@ -108,7 +108,7 @@ class ChannelPool(nn.Module):
         self.pool = pools[kind]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The pooled channels."""
+        """Return the pooled channels."""
         batch, channels, height, width = x.shape
         if channels < self.kernel_size:
             raise UsageError(
@@ -142,7 +142,7 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalized feature maps."""
+        """Return the normalized feature maps."""
         outputs: torch.Tensor = _ResponseNorm.apply(x, self.size, self.alpha, self.beta, self.k)  # type: ignore[no-untyped-call]
         return outputs
 

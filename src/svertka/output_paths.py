@@ -9,14 +9,14 @@ from svertka.errors import UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import parse_path, storage_errors
 
-SEARCHED = 2**16  # bytes of a file in which its mark stands
+SEARCHED = 2**16  # bytes at the start of a file that may contain its mark
 HTML = "– svertka</title>".encode()  # in every page that svertka writes
 
 
 def output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = False) -> Path:
-    """`path`, into which a file can be written: nothing is there, or a file of svertka's, which holds `mark`.
+    """Return `path` if a file can be written there: it does not exist, or is svertka's and contains `mark`.
 
-    Folders that lack are made. `overwrite`: a file of another kind may be there, too.
+    Missing folders are created. `overwrite`: any other file may be replaced, too.
 
     Raises:
         UsageError: It is a folder or a device, or holds something else. StorageError: It cannot be written.
@@ -35,9 +35,9 @@ def output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = 
 
 
 def output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overwrite: bool = False) -> Path:
-    """`path`, a folder into which files can be written: it is new, empty, or of svertka's, whose `name` holds `mark`.
+    """Return the folder `path` if it is new or empty, or is svertka's: its file `name` contains `mark`.
 
-    Made if absent. `overwrite`: it may hold other things, too.
+    It is created if missing. `overwrite`: it may contain other files, too.
 
     Raises:
         UsageError: It is a file, or holds something else. StorageError: It cannot be written.

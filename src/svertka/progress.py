@@ -57,13 +57,13 @@ def say_table(rows: list[tuple[str, str]]) -> None:
 
 
 class Progress:
-    """How far one job is; made by `progress` and `show_spinner`.
+    """The progress of one job, created by `progress` and `show_spinner`.
 
     Args:
-        title: What is done, such as "decoding".
-        total: Units to do; 0: not known.
+        title: The job, such as "decoding".
+        total: Number of units; 0 if not known.
         unit: What is counted, such as "images".
-        done: Units that were done before.
+        done: Number of units that were done before.
     """
 
     def __init__(self, title: str, total: int, unit: str = "", done: int = 0) -> None:
@@ -121,7 +121,7 @@ class Progress:
 class _Display:
     """The bar at the bottom of the terminal, shared by all jobs that run at the same time.
 
-    A job within another does not get a bar of its own: it is named beside the bar of the outer one.
+    A job within another one has no bar of its own; its title is shown beside the bar of the outer job.
     """
 
     def __init__(self, console: Console, job: Progress) -> None:
@@ -201,10 +201,10 @@ def progress(title: str, total: int, unit: str = "", done: int = 0) -> Iterator[
     On a terminal the bar disappears at the end; the last line given to `.update` stays.
 
     Args:
-        title: What is done, such as "decoding".
-        total: Units to do; 0: not known.
+        title: The job, such as "decoding".
+        total: Number of units; 0 if not known.
         unit: What is counted, such as "images".
-        done: Units that were done before.
+        done: Number of units that were done before.
     """
     job = Progress(title, total, unit, done)
     with _displayed(job):

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors (no pickle, nothing runs), with a digest of the bytes and a JSON header of ours."""
+"""Tensors in safetensors files, which execute nothing, with a digest of the bytes and a JSON header."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from svertka.escaping import join_first
 from svertka.files import error_reason, open_regular, read_regular, write_atomic
 from svertka.text_width import shorten
 
-# What reading a file of tensors raises, whatever is in it: KeyError for a type of number that PyTorch lacks.
+# Errors of reading any file as tensors. KeyError: a dtype that PyTorch does not have.
 UNREADABLE = (
     SafetensorError,
     OSError,
@@ -37,7 +37,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    # Cloned where strides or sharing would not survive: safetensors stores contiguous, separate tensors.
+    # Clones of strided and shared tensors, because safetensors stores contiguous, separate ones.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # JSON keeps every float exactly (repr round-trips) and NaN as the bare word, which Python reads back.
     text = json.dumps(header or {})
@@ -46,7 +46,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of a file and the header that `write_tensors` put in it ({} for files of others).
+    """Return the tensors of a file and the header that `write_tensors` put in it ({} for files of other programs).
 
     Raises:
         RunError: The file is missing, damaged, or not safetensors.
@@ -69,13 +69,13 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name → shape of the tensors in a file, from its header alone.
+    """Return the shapes of the tensors in a file by name, read from its header alone.
 
     Raises:
         RunError: As for `read_tensors`.
     """
     try:
-        with open_regular(path, total_memory()):  # else a pipe would be waited for
+        with open_regular(path, total_memory()):  # a pipe would block
             pass
         if not _is_text(path):  # safe_open takes no such path
             return {name: tuple(tensor.shape) for name, tensor in load(read_regular(path, total_memory())).items()}
@@ -95,10 +95,10 @@ def unreadable_file_error(path: Path, error: Exception) -> RunError:
 
 
 def describe_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Which of `tensors` hold NaN or infinity, the first few by name; None: none does."""
+    """Return the names of the first few `tensors` with NaN or infinity as text; None if there are none."""
 
     def is_finite(tensor: torch.Tensor) -> bool:
-        wide = tensor if tensor.element_size() > 1 else tensor.float()  # PyTorch does not ask this of 8 bits
+        wide = tensor if tensor.element_size() > 1 else tensor.float()  # PyTorch cannot test 8-bit numbers
         return bool(wide.isfinite().all())
 
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]
@@ -106,7 +106,7 @@ def describe_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def total_memory() -> int:
-    """Bytes of this machine's memory, more than which no file of tensors may have."""
+    """Return the memory of this machine in bytes, the largest size of a file of tensors."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows

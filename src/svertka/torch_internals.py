@@ -1,6 +1,6 @@
 """Private functions of PyTorch, with public fallbacks for versions that lack them.
 
-A fallback is never wrong, but it may be slower: where it cannot know, it chooses PyTorch's own path. Nothing else in
+A fallback is never wrong, but may be slower, because it chooses PyTorch's own path in case of doubt. No other module of
 svertka uses `torch._C`.
 """
 

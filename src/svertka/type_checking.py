@@ -1,4 +1,4 @@
-"""Arguments of public functions, checked against their annotations when the function is called."""
+"""Checks of the arguments of public functions against their annotations, at each call."""
 
 import re
 from collections.abc import Callable

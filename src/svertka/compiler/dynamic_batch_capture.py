@@ -140,7 +140,7 @@ class _DifferentError(Exception):
 
 
 def _matches(recording: CapturedGraph, capture: RepeatableCapture) -> bool:
-    """Whether `capture` has captured what `recording` describes for its batch size."""
+    """Return whether `capture` has captured what `recording` describes for its batch size."""
 
     def sized(leaf: Any) -> Any:
         return leaf.of(capture.batch) if isinstance(leaf, BatchDependentSize) else leaf
@@ -161,7 +161,7 @@ def _matches(recording: CapturedGraph, capture: RepeatableCapture) -> bool:
 
 
 def _are_equal(a: Any, b: Any) -> bool:
-    """Whether two structures are equal, including types; NaN equals NaN."""
+    """Return whether two structures are equal, including types; NaN equals NaN."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list | tuple):

@@ -13,7 +13,7 @@ ALIGNMENT = 64  # numbers; a multiple of the sizes of vectors and cache lines
 
 @cache
 def may_alias(name: str) -> bool:
-    """Whether the operator `name` may return a view of its input, or the input itself.
+    """Return whether the operator `name` may return a view of its input, or the input itself.
 
     Operators with their own kernels declare this in their schema. Composite operators do not: in inference, dropout
     returns its input, and einsum of one operand returns a transposed view.

@@ -139,7 +139,7 @@ def check_classes(annotations: Iterable[Annotation], names: Sequence[str]) -> No
 
 
 def match_to_images(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict[int, Annotation]:
-    """The annotations by the index of their image in `paths`; those of no image there are left out.
+    """Return the annotations by the index of their image in `paths`; those of no image there are left out.
 
     An image is found by its file name, or else by that without the suffix, which converted images have changed, or
     else by that of the .xml file. Where several have that name, by the folders that the annotation names, or in which

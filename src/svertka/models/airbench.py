@@ -40,7 +40,7 @@ class ConvGroup(nn.Module):
         self.gelu2 = nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The feature maps at half the size."""
+        """Return the feature maps at half the size."""
         x = self.gelu1(self.bn1(self.pool(self.conv1(x))))
         outputs: torch.Tensor = self.gelu2(self.bn2(self.conv2(x)))
         return outputs

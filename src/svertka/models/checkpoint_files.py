@@ -78,7 +78,7 @@ class _Entry:
     messages: list[str]
 
     def unwrapped(self) -> "_Entry | None":
-        """The entry of `content` that contains the state_dict; None if `content` is one, or there is no such entry."""
+        """Return the entry of `content` that contains the state_dict; None if `content` is one or there is none."""
         if not isinstance(self.content, dict) or _tensors_in(self.content):
             return None
         candidates = [key for key in (*AVERAGE_KEYS, *STATE_DICT_KEYS) if _may_contain_tensors(self.content.get(key))]
@@ -93,7 +93,7 @@ class _Entry:
         )
 
     def tensors(self, path: Path) -> dict[str, torch.Tensor]:
-        """The state_dict that `content` is.
+        """Return `content` as a state_dict.
 
         Raises:
             UsageError: `content` is something else.
@@ -122,7 +122,7 @@ def _tensors_in(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _may_contain_tensors(content: Any) -> bool:
-    """Whether `content` is a state_dict, or a dict with an entry that may be or contain one."""
+    """Return whether `content` is a state_dict, or a dict with an entry that may be or contain one."""
     if not isinstance(content, dict):
         return False
     keys = *AVERAGE_KEYS, *STATE_DICT_KEYS
@@ -187,7 +187,7 @@ def _is_tensor(item: tuple[Any, Any]) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file has the suffix, or begins like such a file: 8 bytes of length, then a JSON object."""
+    """Return whether the file has the suffix, or begins like such a file: 8 bytes of length, then a JSON object."""
     if path.suffix.lower() == ".safetensors":
         return True
     with path.open("rb") as file:

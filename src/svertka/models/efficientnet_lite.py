@@ -41,7 +41,7 @@ class SamePadding(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The padded feature maps."""
+        """Return the padded feature maps."""
         height, width = (self._total_padding(size) for size in x.shape[2:])
         return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
@@ -61,7 +61,7 @@ class StochasticDepth(nn.Module):
         self.probability = probability
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Return feature maps of the same shape, (B, C, H, W)."""
         if not self.training:
             return x
         kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.probability
@@ -106,7 +106,7 @@ class InvertedResidual(nn.Module):
             self.stochastic_depth = StochasticDepth(drop_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The residual, plus the input where there is a shortcut."""
+        """Return the residual, plus the input where there is a shortcut."""
         expanded = self.relu0(self.bn0(self.expand_conv(x))) if self.has_expansion else x
         filtered = self.relu1(self.bn1(self.depthwise_conv(self.pad(expanded))))
         residual: torch.Tensor = self.bn2(self.project_conv(filtered))

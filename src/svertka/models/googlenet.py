@@ -83,7 +83,7 @@ class Inception(nn.Module):
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), conv(in_channels, pool_proj, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of the four branches, concatenated along the channels."""
+        """Return the outputs of the four branches, concatenated along the channels."""
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
 
 
@@ -100,7 +100,7 @@ class AuxAvgPool2d(nn.Module):
         self.resize = nn.AdaptiveAvgPool2d(output_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The pooled feature maps."""
+        """Return the pooled feature maps."""
         if min(x.shape[-2:]) >= 5:
             x = self.avgpool(x)
         pooled: torch.Tensor = self.resize(x)

@@ -91,7 +91,7 @@ def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int)
 
 
 def has_head(model: Model) -> bool:
-    """Whether a layer computes the logits of `model`, as in all networks of the registry."""
+    """Return whether a layer computes the logits of `model`, as in all networks of the registry."""
     return model.reference is None or model.reference.head_layer is not None
 
 

@@ -44,7 +44,7 @@ class InceptionA(nn.Module):
         self.branch_pool = ConvBNReLU(in_channels, pool_features, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of the four branches, concatenated along the channels."""
+        """Return the outputs of the four branches, concatenated along the channels."""
         branch1x1 = self.branch1x1(x)
         branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
         branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
@@ -67,7 +67,7 @@ class InceptionB(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of the three branches, concatenated along the channels."""
+        """Return the outputs of the three branches, concatenated along the channels."""
         branch3x3 = self.branch3x3(x)
         branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([branch3x3, branch3x3dbl, self.pool(x)], dim=1)
@@ -95,7 +95,7 @@ class InceptionC(nn.Module):
         self.branch_pool = ConvBNReLU(in_channels, 192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of the four branches, concatenated along the channels."""
+        """Return the outputs of the four branches, concatenated along the channels."""
         branch1x1 = self.branch1x1(x)
         branch7x7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
@@ -121,7 +121,7 @@ class InceptionD(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of the three branches, concatenated along the channels."""
+        """Return the outputs of the three branches, concatenated along the channels."""
         branch3x3 = self.branch3x3_2(self.branch3x3_1(x))
         branch7x7x3 = self.branch7x7x3_2(self.branch7x7x3_1(x))
         branch7x7x3 = self.branch7x7x3_4(self.branch7x7x3_3(branch7x7x3))
@@ -148,7 +148,7 @@ class InceptionE(nn.Module):
         self.branch_pool = ConvBNReLU(in_channels, 192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of the four branches, concatenated along the channels."""
+        """Return the outputs of the four branches, concatenated along the channels."""
         branch1x1 = self.branch1x1(x)
         branch3x3 = self.branch3x3_1(x)
         branch3x3 = torch.cat([self.branch3x3_2a(branch3x3), self.branch3x3_2b(branch3x3)], dim=1)

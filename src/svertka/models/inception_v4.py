@@ -91,7 +91,7 @@ class Branches(nn.Module):
             self.add_module(name, branch)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The concatenated feature maps."""
+        """Return the concatenated feature maps."""
         return torch.cat([self.get_submodule(name)(x) for name in self.branches], dim=1)
 
 
@@ -181,7 +181,7 @@ class InceptionV4C(nn.Module):
         self.branch3 = make_avg_pool_conv(1536, 256)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of the four branches, concatenated along the channels."""
+        """Return the outputs of the four branches, concatenated along the channels."""
         branch0 = self.branch0(x)
         branch1 = self.branch1_0(x)
         branch1 = torch.cat([self.branch1_1a(branch1), self.branch1_1b(branch1)], dim=1)
@@ -242,7 +242,7 @@ class ScaledResidualBranches(Branches):
         self.relu = nn.ReLU(inplace=True) if activation else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The input plus the scaled residual."""
+        """Return the input plus the scaled residual."""
         residual = self.conv2d(super().forward(x))
         outputs: torch.Tensor = self.relu(x + self.scale * residual)
         return outputs

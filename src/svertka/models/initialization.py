@@ -36,7 +36,7 @@ def init_weights(network: nn.Module, scheme: InitScheme) -> None:
 
 @torch.no_grad()
 def signal_vanishes(network: nn.Module, images: Tensor) -> bool:
-    """Whether the logits of a freshly initialized network hardly depend on `images`, (B, C, H, W) normalized.
+    """Return whether the logits of a freshly initialized network hardly depend on `images`, (B, C, H, W) normalized.
 
     If each layer halves the signal, 1e-5 of it is left after twenty layers. Gradients are as small, and the network
     stays at chance for tens of epochs. Always False for networks with batch normalization, which rescales the signal.

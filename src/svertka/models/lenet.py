@@ -78,7 +78,7 @@ class PartiallyConnectedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(len(connections)).uniform_(-1, 1) * bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The feature maps."""
+        """Return the feature maps."""
         # One full convolution with zeros where nothing is connected is much faster than one for each output channel.
         kernel = self.weight.new_zeros(self.out_channels * self.in_channels, 5, 5)
         kernel = kernel.index_copy(0, self.positions, self.weight)

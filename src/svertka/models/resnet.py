@@ -27,7 +27,7 @@ class ZeroPadShortcut(nn.Module):
         self.padding = added_channels // 2, added_channels - added_channels // 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, C + added_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        """Map (B, C, H, W) to (B, C + added_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
 
 

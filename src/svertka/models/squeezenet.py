@@ -41,7 +41,7 @@ class Fire(nn.Module):
         self.expand3x3_relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs of both expand convolutions, concatenated along the channels."""
+        """Return the outputs of both expand convolutions, concatenated along the channels."""
         x = self.squeeze_relu(self.squeeze(x))
         return torch.cat([self.expand1x1_relu(self.expand1x1(x)), self.expand3x3_relu(self.expand3x3(x))], dim=1)
 

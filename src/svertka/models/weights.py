@@ -116,7 +116,7 @@ class Weights:
         return "; ".join(filter(None, messages))
 
     def _complete(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """The state_dict to load into `network`: the weights, and its own tensors where the weights may lack one.
+        """Return the state_dict to load into `network`: the weights, and its own tensors that the weights may lack.
 
         The weights of a head may be those of a fully connected layer or of a 1×1 convolution: they are reshaped.
         """
