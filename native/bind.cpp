@@ -268,7 +268,7 @@ NB_MODULE(_kernels, module) {
         .def("add_winograd", &CheckedProgram::add_winograd, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
              "output"_a)
         .def("add_direct", &CheckedProgram::add_direct, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
-             "output"_a)
+             "output"_a, "gate"_a = Place{}, "gate_step"_a = 0)
         .def("add_grouped", &CheckedProgram::add_grouped, "shape"_a, "groups"_a, "input"_a, "weights"_a, "epilogue"_a,
              "output"_a)
         .def("add_pool", &CheckedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)

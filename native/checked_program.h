@@ -39,13 +39,19 @@ class CheckedProgram {
     }
 
     void add_direct(const Window& shape, Place input, const nb::object& weights, Precision precision,
-                    const EpilogueSpec& epilogue, Place output) {
+                    const EpilogueSpec& epilogue, Place output, Place gate, Size gate_step) {
         check(shape);
         const void* numbers = kept(weights, weights_of(shape, precision, direct_.panel_width), precision);
+        if (gate.memory >= 0) {
+            const bool simple = shape.y.taps == 1 && shape.x.taps == 1 && shape.y.pad == 0 && shape.x.pad == 0;
+            require(simple, "a gate needs a 1×1 kernel without padding");
+            require_between("gate_step", gate_step, shape.in_channels, max_size);
+            reads(gate, reach(shape.batch, gate_step, shape.in_channels));
+        }
         reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
         const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels);
         reads(output, reach(pixels_out(shape), shape.out_step, shape.out_channels));
-        program_.add_direct(shape, input, numbers, precision, after, output);
+        program_.add_direct(shape, input, gate, gate_step, numbers, precision, after, output);
     }
 
     void add_grouped(const Window& shape, Size groups, Place input, const nb::object& weights, const EpilogueSpec& epilogue,

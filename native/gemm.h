@@ -16,19 +16,35 @@ ALWAYS_INLINE auto* element_address(Factor* row, Index number) {
         return row + number * MR * lanes;
 }
 
-// Σ_k A[row][k] · B[k][column], for `count` ≤ MR rows and NR columns; keep(row, half, vector) receives each sum, one
-// vector of columns at a time.
+// Bytes that a product fetches into the cache, `step` in each of its steps of k.
+struct Prefetch {
+    const char* from;
+    Index step;
+
+    ALWAYS_INLINE void next() {
+        __builtin_prefetch(from);
+        from += step;
+    }
+};
+
+// For products whose operands are in the cache.
+struct NoPrefetch {
+    ALWAYS_INLINE void next() {}
+};
+
+// Add Σ_k A[row][k] · B[k][column] to `sums`, for `count` ≤ MR rows and `vectors` ≤ 2 vectors of columns.
 // A is stored in chunks of `lanes` steps of k, `chunk` factors apart; within a chunk, element k of a row is at
 // row · row_stride + k · step_stride. B is at k · b_stride, its second vector `second` factors after the first. Factors
 // are floats, or pairs of bfloat16 for two consecutive k; steps, strides and `depth` then count pairs.
 // The strides inside a chunk are compile-time constants, so that each element of A is a broadcast memory operand at a
-// fixed offset from one pointer. With `vectors` = 1 only the first half of the columns is computed. k may be split into
-// `pieces` of `depth` steps each, which are `piece` floats apart in A.
-template <int count, Index row_stride, Index step_stride, int vectors, class Factor, class Keep>
-ALWAYS_INLINE void block_sums(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, Index depth,
-                              Index pieces, Index piece, Keep keep) {
-    Vector sums[count][vectors] = {};
+// fixed offset from one pointer. k may be split into `pieces` of `depth` steps each, which are
+// `piece` floats apart in A.
+template <Index row_stride, Index step_stride, int count, int vectors, class Factor, class Ahead = NoPrefetch>
+ALWAYS_INLINE void add_products(Vector (&sums)[count][vectors], const Factor* a, Index chunk, const Factor* b,
+                                Index b_stride, Index second, Index depth, Index pieces = 1, Index piece = 0,
+                                Ahead ahead = {}) {
     const auto step = [&](const Factor* column) __attribute__((always_inline)) {
+        ahead.next();
         decltype(load(b)) factors[vectors];
 #pragma GCC unroll 2
         for (int half = 0; half < vectors; ++half) factors[half] = load(b + half * second);
@@ -48,21 +64,27 @@ ALWAYS_INLINE void block_sums(const Factor* a, Index chunk, const Factor* b, Ind
         }
         for (Index k = 0; k < left; ++k) step(from + k * step_stride);
     }
+}
+
+// Call function(row, half) for each sum of a register tile.
+template <int count, int vectors, class Function>
+ALWAYS_INLINE void each_sum(Function function) {
 #pragma GCC unroll 16
     for (int row = 0; row < count; ++row)
 #pragma GCC unroll 2
-        for (int half = 0; half < vectors; ++half) keep(row, half, sums[row][half]);
+        for (int half = 0; half < vectors; ++half) function(row, half);
 }
 
-// The same product, stored in C at row · NR, or added to it if `add`.
+// Σ_k A[row][k] · B[k][column] for `count` ≤ MR rows and NR columns, stored to C at row · NR, or added to it if `add`.
 template <int count, Index row_stride, Index step_stride, class Factor>
 void block_product(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, float* c, Index depth,
                    bool add) {
-    block_sums<count, row_stride, step_stride, 2>(a, chunk, b, b_stride, second, depth, 1, 0,
-                                                  [=](int row, int half, Vector sum) __attribute__((always_inline)) {
-                                                      float* to = c + row * NR + half * lanes;
-                                                      store(to, add ? load(to) + sum : sum);
-                                                  });
+    Vector sums[count][2] = {};
+    add_products<row_stride, step_stride>(sums, a, chunk, b, b_stride, second, depth);
+    each_sum<count, 2>([&](int row, int half) __attribute__((always_inline)) {
+        float* to = c + row * NR + half * lanes;
+        store(to, add ? load(to) + sums[row][half] : sums[row][half]);
+    });
 }
 
 // The same for a row count known only at run time.

@@ -49,10 +49,12 @@ class Program {
         });
     }
 
-    void add_direct(const Window& shape, Place input, const void* weights, Precision precision, const PlacedEpilogue& epilogue,
-                    Place output) {
+    // `gate`: of the input; its images are `gate_step` floats apart.
+    void add_direct(const Window& shape, Place input, Place gate, std::ptrdiff_t gate_step, const void* weights,
+                    Precision precision, const PlacedEpilogue& epilogue, Place output) {
         add([=, function = direct_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, precision, epilogue.in(memories), output.in(memories), threads);
+            function(shape, input.in(memories), {gate.in(memories), gate_step}, weights, precision, epilogue.in(memories),
+                     output.in(memories), threads);
         });
     }
 

@@ -54,16 +54,19 @@ struct VectorEpilogue {
     [[gnu::noinline]] void finish(const float* sums, Index between, Index pixels, Index x, Index y = 0) const {
         with_activation(activation, [&](auto chosen) __attribute__((always_inline)) {
             const VectorEpilogue self = *this;
-            for (Index pixel = 0; pixel < pixels; ++pixel) {
-                Vector result = load(sums + pixel * between) + self.bias, other{};
-                if (self.residual)
-                    other = load_up_to(self.residual + y * self.residual_line + (x + pixel) * self.residual_step, self.count);
-                if (self.residual && !self.residual_last) result = self.multiply ? result * other : result + other;
-                result = activate<chosen>(result, self.slope);
-                if (self.residual && self.residual_last) result = self.multiply ? result * other : result + other;
-                store_up_to(self.address(x + pixel, y), clamp(result, self.low, self.high), self.count);
-            }
+            for (Index pixel = 0; pixel < pixels; ++pixel)
+                self.template finish_pixel<chosen>(load(sums + pixel * between) + self.bias, x + pixel, y);
         });
+    }
+
+    template <Activation chosen>
+    ALWAYS_INLINE void finish_pixel(Vector result, Index x, Index y = 0) const {
+        Vector other{};
+        if (residual) other = load_up_to(residual + y * residual_line + x * residual_step, count);
+        if (residual && !residual_last) result = multiply ? result * other : result + other;
+        result = activate<chosen>(result, slope);
+        if (residual && residual_last) result = multiply ? result * other : result + other;
+        store_up_to(address(x, y), clamp(result, low, high), count);
     }
 };
 

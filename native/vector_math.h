@@ -64,13 +64,27 @@ ALWAYS_INLINE Vector error_function(Vector x) {
     return near == x ? ratio : with_sign_of(1.0f - Vector{}, x);
 }
 
-ALWAYS_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
+// 1 + e^-x; the absolute error of its reciprocal is below 1e-7. NaN stays NaN.
+ALWAYS_INLINE Vector sigmoid_denominator(Vector x) {
+#if defined(__AVX512F__)
+    // The rounding of the power of 2 is a relative error that grows with -x, as the reciprocal vanishes.
+    const __m512 power = (__m512)(x * -0x1.715476p0f);
+    const Vector r = (Vector)_mm512_reduce_ps(power, _MM_FROUND_TO_NEAREST_INT);
+    const Vector fraction = polynomial(r, 1.0f, 0.6931472f, 0.2402265f, 0.05550411f, 0.009618129f, 0.0013333558f,
+                                       0.000154f);
+    return 1.0f + (Vector)_mm512_scalef_ps((__m512)fraction, _mm512_sub_ps(power, (__m512)r));
+#else
+    return 1.0f + exponential(-x);
+#endif
+}
+
+ALWAYS_INLINE Vector sigmoid(Vector x) { return 1.0f / sigmoid_denominator(x); }
 
 template <Activation activation>
 ALWAYS_INLINE Vector activate(Vector x, float slope) {
     constexpr float sixth = 1.0f / 6.0f;
     if constexpr (activation == Activation::sigmoid) return sigmoid(x);
-    if constexpr (activation == Activation::silu) return x / (1.0f + exponential(-x));
+    if constexpr (activation == Activation::silu) return x / sigmoid_denominator(x);
     if constexpr (activation == Activation::hard_sigmoid) return clamp(x * sixth + 0.5f, 0, 1);
     if constexpr (activation == Activation::hard_swish) return x * (clamp(x + 3.0f, 0, 6) * sixth);
     if constexpr (activation == Activation::gelu) return 0.5f * x * (1.0f + error_function(x * 0.7071067812f));

@@ -21,6 +21,12 @@ struct Window {
     std::ptrdiff_t in_step, out_step;
 };
 
+// Factors of the channels of each image, `step` values from one image to the next. Null: none.
+struct Gate {
+    const float* factors = nullptr;
+    std::ptrdiff_t step = 0;
+};
+
 enum class Pooling {
     maximum,
     mean,         // over the pixels inside
@@ -33,8 +39,9 @@ struct Direct {
 
     // Weights are packed in panels: (panel, tap in y, tap in x, input, output in panel), zero-padded. bfloat16 weights
     // are stored in pairs of consecutive (tap in y, tap in x, input): (panel, pair, output in panel, element of pair).
-    void (*forward)(const Window&, const float* input, const void* weights, Precision, const Epilogue&, float* output,
-                    int threads);
+    // The gate multiplies the input, for 1×1 kernels without padding.
+    void (*forward)(const Window&, const float* input, Gate, const void* weights, Precision, const Epilogue&,
+                    float* output, int threads);
 
     // Grouped convolution. Weights: (tap in y, tap in x, input in group, output).
     void (*grouped)(const Window&, std::ptrdiff_t groups, const float* input, const float* weights, const Epilogue&,
@@ -55,7 +62,7 @@ struct Direct {
 #define SVERTKA_DIRECT(instructions)                                                                                   \
     namespace instructions {                                                                                           \
     std::ptrdiff_t direct_panel_width();                                                                                     \
-    void direct_forward(const Window&, const float*, const void*, Precision, const Epilogue&, float*, int);              \
+    void direct_forward(const Window&, const float*, Gate, const void*, Precision, const Epilogue&, float*, int);       \
     void grouped(const Window&, std::ptrdiff_t, const float*, const float*, const Epilogue&, float*, int);               \
     void pool(const Window&, Pooling, const float*, float*, int);                                                      \
     inline Direct direct_functions() {                                                                                 \

@@ -27,7 +27,8 @@ struct Pass {
     const Factor* weights;
     const Pair* narrow;  // bfloat16 weights to convert, instead of `weights`
     float* output;
-    Im2col<Factor> windows{shape, input};
+    Gate gate{};
+    Im2col<Factor> windows{shape, input, gate};
     Index depth = windows.depth, steps = windows.steps, panels = ceil_div(shape.out_channels, NR);
     Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
 
@@ -50,13 +51,16 @@ struct Pass {
         for (Index k = 0; k < steps; k += KC) {
             const Index here = min(KC, steps - k);
             const Factor* const a = gathered + k / lanes * MR * lanes;
-            const Block block{.chunk = MR * lanes,
-                              .b = factors(number, k, here, room),
-                              .depth = here,
-                              .number = number,
-                              .add = k > 0,
-                              .last = k + here == steps};
-            for (Index row = 0; row < count; row += MR)
+            Block block{.chunk = MR * lanes,
+                        .b = factors(number, k, here, room),
+                        .depth = here,
+                        .number = number,
+                        .add = k > 0,
+                        .last = k + here == steps};
+            // Each row of tiles fetches its share of the next weights, which follow in memory.
+            const Index share = ceil_div(NR * sizeof(Factor), ceil_div(count, MR));
+            block.ahead = {reinterpret_cast<const char*>(weights + (number * steps + k + here) * NR), share};
+            for (Index row = 0; row < count; row += MR, block.ahead.from += here * share)
                 block_of<vectors, whole, lanes, MR>(min(MR, count - row), first + row,
                                                       a + row * windows.chunks * lanes, block, products + row * NR);
         }
@@ -84,6 +88,7 @@ struct Pass {
         const Factor* b;
         Index depth, number, pieces = 1, piece = 0;
         bool add = false, last = true;
+        Prefetch ahead{};
     };
 
     // A register tile of `count` rows, the first at `a`.
@@ -99,29 +104,70 @@ struct Pass {
     // `whole`: every vector is full; otherwise the panel's last vector lacks some channels.
     template <int vectors, bool whole, Index row_stride, int count>
     [[gnu::noinline]] void rows_of(Index pixel, const Factor* a, const Block& block, float* products) const {
-        const bool add = block.add, last = block.last, later = epilogue.in_two_passes();  // copies, as in VectorEpilogue
-        VectorEpilogue<float> epilogues[vectors];
-        for (Index half = 0; half < vectors; ++half) {
-            const Index channel = block.number * NR + half * lanes;
-            const Index left = whole || half < vectors - 1 ? lanes : shape.out_channels - channel;
-            epilogues[half] = {epilogue, output, shape.out_step, pixel, channel, left};
-        }
-        block_sums<count, row_stride, 1, vectors>(
-            a, block.chunk, block.b, NR, lanes, block.depth, block.pieces, block.piece,
-            [&](int row, int half, Vector sum) __attribute__((always_inline)) {
-                float* kept = products + row * NR + half * lanes;
-                if (add) sum += load(kept);
-                last && !later ? epilogues[half].store(sum + epilogues[half].bias, row) : store(kept, sum);
+        const Index channel = block.number * NR, left = whole ? lanes : shape.out_channels - channel - (vectors - 1) * lanes;
+        const auto load_vector = [=](const float* from, int half) __attribute__((always_inline)) {
+            return whole || half < vectors - 1 ? load(from + half * lanes) : load_partial(from + half * lanes, left);
+        };
+        Vector sums[count][vectors] = {};
+        if (block.add) {
+            each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
+                sums[row][half] = load(products + row * NR + half * lanes);
             });
-        if (last && later)
-            for (int half = 0; half < vectors; ++half) epilogues[half].finish(products + half * lanes, NR, count, 0);
+        } else if (epilogue.bias) {
+            Vector bias[vectors];
+            for (int half = 0; half < vectors; ++half) bias[half] = load_vector(epilogue.bias + channel, half);
+            each_sum<count, vectors>(
+                [&](int row, int half) __attribute__((always_inline)) { sums[row][half] = bias[half]; });
+        }
+        add_products<row_stride, 1>(sums, a, block.chunk, block.b, NR, lanes, block.depth, block.pieces, block.piece,
+                                    block.ahead);
+        const bool later = epilogue.in_two_passes();
+        if (!block.last || later) {
+            each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
+                store(products + row * NR + half * lanes, sums[row][half]);
+            });
+            if (block.last) finish<vectors>(pixel, channel, left, count, products);
+            return;
+        }
+        if (epilogue.residual) {
+            const float* const residual = epilogue.residual + pixel * epilogue.residual_step + channel;
+            const Index step = epilogue.residual_step;
+            each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
+                sums[row][half] += load_vector(residual + row * step, half);
+            });
+        }
+        const float low = epilogue.low, high = epilogue.high;
+        float* const to = output + pixel * shape.out_step + channel;
+        const Index step = shape.out_step;
+        each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
+            const Vector result = clamp(sums[row][half], low, high);
+            if (whole || half < vectors - 1)
+                store(to + row * step + half * lanes, result);
+            else
+                store_partial(to + row * step + half * lanes, result, left);
+        });
+    }
+
+    // The epilogue of a register tile in a second pass; its sums include the bias.
+    template <int vectors>
+    [[gnu::noinline]] void finish(Index pixel, Index channel, Index left, Index count, const float* products) const {
+        with_activation(epilogue.activation, [&](auto chosen) __attribute__((always_inline)) {
+            VectorEpilogue<float> epilogues[vectors];
+            for (int half = 0; half < vectors; ++half)
+                epilogues[half] = {epilogue, output, shape.out_step, pixel, channel + half * lanes,
+                                   half < vectors - 1 ? lanes : left};
+            for (Index row = 0; row < count; ++row)
+#pragma GCC unroll 2
+                for (int half = 0; half < vectors; ++half)
+                    epilogues[half].template finish_pixel<chosen>(load(products + row * NR + half * lanes), row);
+        });
     }
 
     // Whether im2col can be skipped: with few channels, consecutive rows of one line are a fixed distance apart.
     bool in_strips() const {
         const Index stride = shape.x.stride * shape.in_channels;
         const bool known = stride == 1 || stride == 2 || stride == 3 || stride == 6 || stride == 12;
-        return !narrow && windows.dense && shape.in_channels <= 4 && known;
+        return !narrow && !gate.factors && windows.dense && shape.in_channels <= 4 && known;
     }
 
     // Number of values of one image line with its padding.
@@ -251,7 +297,7 @@ void in_blocks(Pass<Factor> pass, int threads) {
 
 std::ptrdiff_t direct_panel_width() { return NR; }
 
-void direct_forward(const Window& shape, const float* input, const void* weights, Precision precision,
+void direct_forward(const Window& shape, const float* input, Gate gate, const void* weights, Precision precision,
                     const Epilogue& epilogue, float* output, int threads) {
     if (shape.batch == 0) return;
     if (precision == Precision::bfloat16)
@@ -260,7 +306,8 @@ void direct_forward(const Window& shape, const float* input, const void* weights
                                     .input = input,
                                     .weights = static_cast<const Pair*>(weights),
                                     .narrow = nullptr,
-                                    .output = output},
+                                    .output = output,
+                                    .gate = gate},
                          threads);
     const bool upcast = precision == Precision::upcast;
     const Pass<float> pass{.shape = shape,
@@ -268,7 +315,8 @@ void direct_forward(const Window& shape, const float* input, const void* weights
                            .input = input,
                            .weights = static_cast<const float*>(weights),
                            .narrow = upcast ? static_cast<const Pair*>(weights) : nullptr,
-                           .output = output};
+                           .output = output,
+                           .gate = gate};
     pass.in_strips() ? in_strips(pass, threads) : in_blocks(pass, threads);
 }
 

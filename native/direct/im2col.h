@@ -11,6 +11,7 @@ template <class Factor>
 struct Im2col {
     const Window& shape;
     const float* input;
+    Gate gate{};
     const float* zeros = nullptr;  // in_channels of them
     const float* end = input + shape.batch * shape.y.size * shape.x.size * shape.in_step;
     Index taps = shape.y.taps * shape.x.taps, depth = taps * shape.in_channels;
@@ -20,6 +21,7 @@ struct Im2col {
 
     // Gathers rows `first` to `last` in the order (register tile, chunk of k, row of the tile, lane).
     void gather(Index first, Index last, Factor* to, float* line) const {
+        if (taps == 1 && shape.y.pad == 0 && shape.x.pad == 0) return gather_pixels(first, last, to);
         Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
         const Index image = first / shape.x.out_size / shape.y.out_size;
         const Index of_image = shape.y.size * shape.x.size * shape.in_step;
@@ -40,6 +42,45 @@ struct Im2col {
     }
 
   private:
+    // For 1×1 kernels without padding.
+    void gather_pixels(Index first, Index last, Factor* to) const {
+        const Index width = shape.x.out_size, right = shape.x.stride * shape.in_step;
+        const Index whole = shape.in_channels / lanes, rest = shape.in_channels % lanes;
+        for (; first < last; first += MR, to += chunks * MR * lanes) {
+            const float *pixels[MR], *factors[MR];
+            const Index count = min(MR, last - first);
+            Index x = first % width, line = first / width;
+            const float* pixel = pixel_of(line) + x * right;
+            for (Index row = 0; row < count; ++row) {
+                pixels[row] = pixel;
+                factors[row] = gate.factors + line / shape.y.out_size * gate.step;
+                pixel += right;
+                if (++x == width) pixel = pixel_of(++line), x = 0;
+            }
+            const auto copy = [&](Index number, auto read) __attribute__((always_inline)) {
+                const auto copy_row = [&](Index row) __attribute__((always_inline)) {
+                    Vector values = read(pixels[row] + number * lanes);
+                    if (gate.factors) values *= read(factors[row] + number * lanes);
+                    store(element_address(to + row * lanes, number), values);
+                };
+                if (count == MR)
+#pragma GCC unroll 16
+                    for (Index row = 0; row < MR; ++row) copy_row(row);
+                else
+                    for (Index row = 0; row < count; ++row) copy_row(row);
+            };
+            for (Index number = 0; number < whole; ++number)
+                copy(number, [](const float* from) __attribute__((always_inline)) { return load(from); });
+            if (rest) copy(whole, [=](const float* from) __attribute__((always_inline)) { return load_partial(from, rest); });
+        }
+    }
+
+    // The first pixel that line `line` of outputs reads, counted through all images.
+    const float* pixel_of(Index line) const {
+        const Index image = line / shape.y.out_size, y = line % shape.y.out_size * shape.y.stride;
+        return input + (image * shape.y.size + y) * shape.x.size * shape.in_step;
+    }
+
     void gather_channels(const float* from, Index in_y, Index in_x, Factor* row) const {
         const Index whole = shape.in_channels / lanes, rest = shape.in_channels % lanes;
         Index number = 0;

@@ -222,6 +222,8 @@ class Program:
         precision: Precision,
         epilogue: Epilogue,
         output: Place,
+        gate: Place = ...,
+        gate_step: int = ...,
     ) -> None: ...
     def add_grouped(
         self,
