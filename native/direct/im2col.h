@@ -50,12 +50,15 @@ struct Im2col {
             const float *pixels[MR], *factors[MR];
             const Index count = min(MR, last - first);
             Index x = first % width, line = first / width;
-            const float* pixel = pixel_of(line) + x * right;
+            const float *pixel = pixel_of(line) + x * right, *factor = factors_of(line);
             for (Index row = 0; row < count; ++row) {
                 pixels[row] = pixel;
-                factors[row] = gate.factors + line / shape.y.out_size * gate.step;
+                factors[row] = factor;
                 pixel += right;
-                if (++x == width) pixel = pixel_of(++line), x = 0;
+                if (++x < width) continue;
+                x = 0;
+                pixel = pixel_of(++line);
+                factor = factors_of(line);
             }
             const auto copy = [&](Index number, auto read) __attribute__((always_inline)) {
                 const auto copy_row = [&](Index row) __attribute__((always_inline)) {
@@ -74,6 +77,8 @@ struct Im2col {
             if (rest) copy(whole, [=](const float* from) __attribute__((always_inline)) { return load_partial(from, rest); });
         }
     }
+
+    const float* factors_of(Index line) const { return gate.factors + line / shape.y.out_size * gate.step; }
 
     // The first pixel that line `line` of outputs reads, counted through all images.
     const float* pixel_of(Index line) const {
