@@ -57,3 +57,45 @@ def test_results_belong_to_the_caller() -> None:
     kept = first.clone()
     optimized(other)
     assert torch.equal(first, kept)
+
+
+class SqueezeExcitation(nn.Module):
+    """The end of a block with squeeze and excitation, and the beginning of another."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.squeeze, self.excite = nn.Conv2d(channels, 5, 1), nn.Conv2d(5, channels, 1)
+        self.project, self.expand = nn.Conv2d(channels, 24, 1, stride), nn.Conv2d(24, 40, 1)
+        self.last = nn.Conv2d(40, 40, 5, padding=2, groups=40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(torch.nn.functional.silu(self.first(x)))
+        gate = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        result: Tensor = self.last(self.expand(self.project(x * gate)).relu())
+        return result
+
+
+@pytest.mark.parametrize("instructions", native.instruction_sets())
+@pytest.mark.parametrize(
+    ("channels", "side", "stride"),
+    [(32, 7, 1), (21, 9, 1), (48, 10, 2), (16, 96, 1)],  # the last one is computed in a chain
+)
+def test_gates_are_applied_to_each_image(instructions: str, channels: int, side: int, stride: int) -> None:
+    torch.manual_seed(0)
+    selected = native.selected_instruction_set()
+    network = SqueezeExcitation(channels, stride).eval()
+    x = torch.randn(3, 3, side, side)
+    native.select_instruction_set(instructions)
+    native.poison_scratch(True)
+    try:
+        optimized = optimize(network, x[:1])
+        assert sum(getattr(step, "gate", None) is not None for step in optimized._steps.steps) == 1
+        with torch.inference_mode():
+            exact = network.double()(x.double())
+            found = optimized(x).double()
+    finally:
+        native.poison_scratch(False)
+        native.select_instruction_set(selected)
+    assert float((found - exact).abs().max() / exact.abs().max()) < 1e-5

@@ -153,6 +153,26 @@ def test_a_residual_comes_before_or_after_the_activation_function() -> None:
     assert (step.multiply, step.activation, step.residual_last) == (True, "SIGMOID", True)  # type: ignore[union-attr]
 
 
+def test_factors_of_channels_and_images_are_the_gate_of_a_1x1_convolution() -> None:
+    def gate(net: Any, x: Tensor) -> Tensor:
+        return net.other(x.mean((2, 3), keepdim=True)).sigmoid()
+
+    for function in (
+        lambda net, x: net.other(net.conv(x) * gate(net, x)),
+        lambda net, x: (net.other(gate(net, x) * net.conv(x)) + x).relu(),
+    ):
+        step = steps_of(function)[-1]
+        assert isinstance(step, FusedConvolution)
+        assert step.gate is not None
+    for function in (
+        lambda net, x: net.conv(net.other(x) * gate(net, x)),  # a 3×3 kernel reads zeros around the product
+        lambda net, x: net.other((net.conv(x) * gate(net, x)).relu()),
+        lambda net, x: (y := net.conv(x) * gate(net, x)) + net.other(y),  # the product is read twice
+        lambda net, x: net.other(F.pad(net.conv(x) * gate(net, x), (0, 1, 0, 0))),
+    ):
+        assert all(getattr(step, "gate", None) is None for step in steps_of(function))
+
+
 def test_factors_and_summands_of_channels_are_folded() -> None:
     factors = torch.linspace(-1, 2, 4)[:, None, None]
     for function in (

@@ -33,7 +33,7 @@ from svertka.conv import native
 from svertka.graph.captured_operations import Constant, Operation, Value
 
 ARENA, INPUT, OUTPUT = range(3)  # numbers of the memories of a run
-OWN, BEFORE, AFTER, RESIDUALS = range(4)  # numbers of the memories of a tile step; more residuals follow
+OWN, BEFORE, AFTER, OPERANDS = range(4)  # numbers of the memories of a tile step; more operands follow
 
 
 class MapLocation(NamedTuple):
@@ -244,7 +244,7 @@ class ExecutionPlan:
                 self._add_winograd(step, x, residual, result)
             else:
                 before, after = self.maps[step.x], self.maps[step.result]
-                self._add_direct(self.program, step, before, after, x, residual, result)
+                self._add_direct(self.program, step, before, after, x, residual, result, self._where(step.gate))
         elif isinstance(step, Pool):
             x, result = self._where(step.x), self._where(step.result)
             window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
@@ -319,6 +319,7 @@ class ExecutionPlan:
         x: MapLocation,
         residual: MapLocation,
         result: MapLocation,
+        gate: MapLocation = NO_LOCATION,
     ) -> None:
         """Add a direct, depthwise or grouped convolution from `before` at `x` to `after` at `result`."""
         packed = self.weights[step.weight]
@@ -334,7 +335,7 @@ class ExecutionPlan:
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
-            program.add_direct(window, places[0], numbers, packed.precision, ending, places[1])
+            program.add_direct(window, places[0], numbers, packed.precision, ending, places[1], gate.place(), gate.step)
 
     def _add_winograd(self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation) -> None:
         """Add one 3×3 Winograd convolution; for larger kernels four, each added to the previous result."""
@@ -395,7 +396,7 @@ class ExecutionPlan:
             for part in segment:
                 self._add_part(program, bands, part)
             programs.append(program)
-        whole = [steps[0].x, chain.result, *_residuals(chain)]
+        whole = [steps[0].x, chain.result, *_list_operands(chain)]
         places = [(self._where(value), self.maps[value]) for value in whole]
         moving = [(where.place(), maps.height * maps.width * where.step) for where, maps in places]
         self.program.add_parts(batch_size, programs, bands.room, moving)
@@ -423,13 +424,17 @@ class ExecutionPlan:
         if not part.makes:
             return
         if step.residual is not None:
-            memory = RESIDUALS + _residuals(chain).index(step.residual)
-            residual = self._locate_in_image(memory, step.residual).after(part.makes.start * after.width)
+            residual = self._locate_operand(chain, step.residual).after(part.makes.start * after.width)
+        gate = NO_LOCATION if step.gate is None else self._locate_operand(chain, step.gate)
         top = step.padding[0] + part.reads.start - part.makes.start * step.stride[0]
         step = replace(step, padding=(top, step.padding[1]))
         before = replace(before, batch=1, height=len(part.reads))
         after = replace(after, batch=1, height=len(part.makes))
-        self._add_direct(program, step, before, after, x, residual, result)
+        self._add_direct(program, step, before, after, x, residual, result, gate)
+
+    def _locate_operand(self, chain: Chain, value: int) -> MapLocation:
+        """Return the location of a residual or gate of `chain`, where its memory begins at the current image."""
+        return self._locate_in_image(OPERANDS + _list_operands(chain).index(value), value)
 
     def _locate_in_image(self, memory: int, value: int) -> MapLocation:
         """Return the location of `value` in `memory`, where the memory begins at the current image."""
@@ -447,8 +452,9 @@ def _empty_floats(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
-def _residuals(chain: Chain) -> list[int]:
-    return [step.residual for step in chain.steps if step.residual is not None]
+def _list_operands(chain: Chain) -> list[int]:
+    """Return the residuals and gates of the steps of `chain`."""
+    return [value for step in chain.steps for value in (step.residual, step.gate) if value is not None]
 
 
 def _window(

@@ -292,7 +292,26 @@ def _convolution(assembly: FusionState, given: Arguments) -> bool:
         given.get("groups", 1),
         place=given.place,
     )
-    return assembly.append(step, given.result)
+    return assembly.append(_fold_gate(assembly, step) if x is given.x else step, given.result)
+
+
+def _fold_gate(assembly: FusionState, step: FusedConvolution) -> FusedConvolution:
+    """Return `step` with the factors (N, C, 1, 1) of its input as its gate, if it is a 1×1 convolution of a product.
+
+    Squeeze-and-excitation blocks end with such a product (Hu et al. 2018, equation 4).
+    """
+    product = assembly.find_producer(Value(step.x))
+    if not isinstance(product, Elementwise) or not isinstance(product.y, int) or product.combination != "MULTIPLY":
+        return step
+    simple = product.activation == "NONE" and product.bounds == UNBOUNDED
+    plain = tuple(assembly.tensors[step.weight].shape[2:]) == (1, 1) and step.padding == (0, 0) and step.groups == 1
+    shape = assembly.shapes[step.x]
+    for x, gate in ((product.x, product.y), (product.y, product.x)):
+        fits = assembly.shapes[x] == shape and assembly.shapes[gate] == (*shape[:2], 1, 1)
+        if simple and plain and fits and shape[2:] != (1, 1):
+            del assembly.steps[step.x]
+            return replace(step, x=x, gate=gate)
+    return step
 
 
 def _only_adds_zeros(pad: Operation) -> bool:

@@ -95,6 +95,7 @@ class FusedConvolution:
         activation, slope: One of ACTIVATIONS, and its second argument.
         multiply: Whether the residual is a factor instead of a summand.
         residual_last: Whether the residual comes after the activation function.
+        gate: Number of the value (N, C, 1, 1) that the input of a 1×1 kernel is multiplied by, or None.
     """
 
     x: int
@@ -112,15 +113,18 @@ class FusedConvolution:
     slope: float = 0.0
     multiply: bool = False
     residual_last: bool = False
+    gate: int | None = None
 
     @property
     def inputs(self) -> tuple[int, ...]:
         """The numbers of the values that the step reads."""
-        return (self.x,) if self.residual is None else (self.x, self.residual)
+        return (self.x, *(value for value in (self.residual, self.gate) if value is not None))
 
     def run(self, values: list[Tensor], size: Pair, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the result, (N, O, *size), computed with PyTorch's operations from inputs `values`, (N, C, H, W)."""
         x, *residual = values
+        if self.gate is not None:
+            x = x * residual.pop()
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[2:], strict=True)]
         sides = zip(size, self.stride, reach, self.padding, x.shape[2:], strict=True)
         after = [(out - 1) * stride + width - pad - length for out, stride, width, pad, length in sides]

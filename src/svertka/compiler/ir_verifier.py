@@ -79,7 +79,13 @@ def _convolution_fits(step: FusedConvolution, shapes: Mapping[int, Sizes], weigh
         and weight[0] % step.groups == 0
         and bias in (None, weight[:1])
         and (step.residual is None or _map(shapes[step.residual]) == result)
+        and (step.gate is None or _gate_fits(step, x, _map(shapes[step.gate]), weight))
     )
+
+
+def _gate_fits(step: FusedConvolution, x: Sizes, gate: Sizes, weight: Sizes) -> bool:
+    """Return whether the gate has one factor for each channel of `x`, and the kernel is one that takes a gate."""
+    return gate == (*x[:2], 1, 1) and weight[2:] == (1, 1) and step.padding == (0, 0) and step.groups == 1
 
 
 def _pool_fits(step: Pool, x: Sizes, result: Sizes) -> bool:

@@ -215,8 +215,8 @@ class Layouts:
                 self.of[value] = self._own(value, default_order(self.shapes[value]))
                 self.stored.add(value)
         if isinstance(step, FusedConvolution):
-            residual = None if step.residual is None else self._as_map(step.residual)
-            step = replace(step, x=self._as_map(step.x), residual=residual)
+            residual, gate = (None if one is None else self._as_map(one) for one in (step.residual, step.gate))
+            step = replace(step, x=self._as_map(step.x), residual=residual, gate=gate)
         elif isinstance(step, Pool) or (isinstance(step, Normalization) and step.groups is not None):
             step = replace(step, x=self._as_map(step.x))
         elif isinstance(step, Normalization):

@@ -298,7 +298,7 @@ def _check_types(step: FusedConvolution | Pool | Elementwise | Normalization | C
         elif name in ("ceil", "multiply", "residual_last"):
             good = isinstance(value, bool)
         else:
-            good = _is_size(value) or (value is None and name in ("y", "residual", "bias"))
+            good = _is_size(value) or (value is None and name in ("y", "residual", "bias", "gate"))
             good = good or (name == "y" and isinstance(value, Constant)) or (name == "groups" and value is None)
         if not good:
             raise ValueError(f"{name} of a step is {value!r}")
