@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../parallel.h"
 #include "../vector_epilogue.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -205,9 +206,9 @@ void elementwise(const Strided& shape, Combination combination, const float* inp
     const Index all = pass.units(), each = ceil_div(all, 4 * threads);
     if (all == 0) return;
     with_activation(epilogue.activation, [&](auto activation) {
-        if (threads == 1) return pass.compute<activation>(0, all);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (Index first = 0; first < all; first += each) pass.compute<activation>(first, min(first + each, all));
+        parallel_for(ceil_div(all, each), threads, [&](Index number, int) {
+            pass.compute<activation>(number * each, min((number + 1) * each, all));
+        });
     });
 }
 
@@ -215,8 +216,8 @@ void normalize(const Normalization& shape, const float* input, const float* weig
                const Epilogue& epilogue, float* output, int threads) {
     const Normalizer normalizer{shape, input, weight, bias, epilogue, output};
     with_activation(epilogue.activation, [&](auto activation) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (Index number = 0; number < shape.batch * shape.groups; ++number) normalizer.compute<activation>(number);
+        parallel_for(shape.batch * shape.groups, threads,
+                     [&](Index number, int) { normalizer.compute<activation>(number); });
     });
 }
 

@@ -3,12 +3,11 @@
 // Images with few channels, as in a network's first layer, are read in place, one line at a time. Otherwise rows are
 // gathered in blocks (im2col.h). A block is multiplied by one panel of output channels after another, so that the panel's
 // weights stay in the L1 cache for all rows of the block.
-#include <omp.h>
-
 #include <cstring>
 
-#include "../vector_epilogue.h"
+#include "../parallel.h"
 #include "../scratch.h"
+#include "../vector_epilogue.h"
 #include "im2col.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -16,7 +15,7 @@ namespace {
 
 // KC: steps of k accumulated in registers before the sum is added to memory. Long sums lose precision, and KC rows of a
 // panel's weights fit in the L1 cache.
-constexpr Index KC = 128;
+constexpr Index KC = 192;
 
 // The tensors, sizes and steps of one call. `Factor`: the type that is multiplied.
 template <class Factor>
@@ -48,8 +47,9 @@ struct Pass {
     template <int vectors, bool whole>
     void multiply_by(Index first, Index count, const Factor* gathered, Index number, float* products) const {
         Factor room[KC * NR];
-        for (Index k = 0; k < steps; k += KC) {
-            const Index here = min(KC, steps - k);
+        const Index part = ceil_div(ceil_div(steps, ceil_div(steps, KC)), lanes) * lanes;  // parts of k of about one size
+        for (Index k = 0; k < steps; k += part) {
+            const Index here = min(part, steps - k);
             const Factor* const a = gathered + k / lanes * MR * lanes;
             Block block{.chunk = MR * lanes,
                         .b = factors(number, k, here, room),
@@ -109,18 +109,19 @@ struct Pass {
             return whole || half < vectors - 1 ? load(from + half * lanes) : load_partial(from + half * lanes, left);
         };
         Vector sums[count][vectors] = {};
-        if (block.add) {
+        add_products<row_stride, 1>(sums, a, block.chunk, block.b, NR, lanes, block.depth, block.pieces, block.piece,
+                                    block.ahead);
+        // Added last, as sums of many terms lose precision.
+        if (block.add)
             each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
-                sums[row][half] = load(products + row * NR + half * lanes);
+                sums[row][half] += load(products + row * NR + half * lanes);
             });
-        } else if (epilogue.bias) {
+        if (block.last && epilogue.bias) {
             Vector bias[vectors];
             for (int half = 0; half < vectors; ++half) bias[half] = load_vector(epilogue.bias + channel, half);
             each_sum<count, vectors>(
-                [&](int row, int half) __attribute__((always_inline)) { sums[row][half] = bias[half]; });
+                [&](int row, int half) __attribute__((always_inline)) { sums[row][half] += bias[half]; });
         }
-        add_products<row_stride, 1>(sums, a, block.chunk, block.b, NR, lanes, block.depth, block.pieces, block.piece,
-                                    block.ahead);
         const bool later = epilogue.in_two_passes();
         if (!block.last || later) {
             each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
@@ -245,11 +246,10 @@ void in_strips(const Pass<float>& pass, int threads) {
     const Window& shape = pass.shape;
     const Index of_strips = ceil_div(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + MR * NR;
     float* const memory = scratch(threads * own);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
-    for (Index number = 0; number < shape.batch * shape.y.out_size; ++number) {
-        float* const strips = memory + omp_get_thread_num() * own;
+    parallel_for(shape.batch * shape.y.out_size, threads, [&](Index number, int thread) {
+        float* const strips = memory + thread * own;
         pass.line_of_strips(number, strips, strips + of_strips);
-    }
+    });
 }
 
 template <class Factor>
@@ -264,6 +264,18 @@ void in_blocks(Pass<Factor> pass, int threads) {
     float* const memory = scratch(common + threads * own);
     pass.windows.zeros = memory;
     std::memset(memory, 0, of_zeros * sizeof(float));
+    const auto compute_block = [&](Index first, Factor* gathered, float* line) {
+        const Index count = min(plan.block, pass.pixels - first);
+        pass.windows.gather(first, first + count, gathered, line);
+        for (Index number = 0; number < pass.panels; ++number)
+            pass.multiply(first, count, gathered, number, line + of_line);
+    };
+    if (threads == 1) {  // without a team of one, which takes as long as a small step
+        float* const line = memory + common;
+        const auto gathered = reinterpret_cast<Factor*>(plan.shared ? memory + of_zeros : line + of_line + of_products);
+        for (Index first = 0; first < pass.pixels; first += plan.block) compute_block(first, gathered, line);
+        return;
+    }
 
 #pragma omp parallel num_threads(threads)
     {
@@ -283,12 +295,7 @@ void in_blocks(Pass<Factor> pass, int threads) {
         } else {
             const auto gathered = reinterpret_cast<Factor*>(products + of_products);
 #pragma omp for schedule(dynamic)
-            for (Index first = 0; first < pass.pixels; first += plan.block) {
-                const Index count = min(plan.block, pass.pixels - first);
-                pass.windows.gather(first, first + count, gathered, line);
-                for (Index number = 0; number < pass.panels; ++number)
-                    pass.multiply(first, count, gathered, number, products);
-            }
+            for (Index first = 0; first < pass.pixels; first += plan.block) compute_block(first, gathered, line);
         }
     }
 }

@@ -7,13 +7,12 @@
 //
 // Wide groups have more than 8 channels, or more than a vector has lanes: each input channel is multiplied by vectors of
 // weights, as in a matrix product.
-#include <omp.h>
-
 #include <cstring>
 
 #include "../gemm.h"
-#include "../vector_epilogue.h"
+#include "../parallel.h"
 #include "../scratch.h"
+#include "../vector_epilogue.h"
 #include "direct.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -366,13 +365,12 @@ void grouped(const Window& shape, std::ptrdiff_t count, const float* input, cons
     const bool by_slices = all >= 2 * wanted;
     const Index pieces = by_slices ? wanted : min(wanted, shape.y.out_size);
     const Index bands = by_slices ? 1 : pieces, shares = by_slices ? pieces : 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < shape.batch * pieces; ++number) {
+    parallel_for(shape.batch * pieces, threads, [&](Index number, int thread) {
         const Index image = number / pieces, band = number % bands, share = number % shares;
         const Index first = shape.y.out_size * band / bands, last = shape.y.out_size * (band + 1) / bands;
         const Index begin = all * share / shares, end = all * (share + 1) / shares;
-        pass.rows(image, first, last, begin, end, memory + omp_get_thread_num() * own, functions.simple, functions.any);
-    }
+        pass.rows(image, first, last, begin, end, memory + thread * own, functions.simple, functions.any);
+    });
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -1,6 +1,7 @@
 // Max and average pooling.
 #include <limits>
 
+#include "../parallel.h"
 #include "../vector_epilogue.h"
 #include "direct.h"
 
@@ -62,11 +63,10 @@ void pool(const Window& shape, Pooling pooling, const float* input, float* outpu
     // If there are few pixels, as for the mean over whole maps, threads divide the channels.
     const Index pieces = pixels >= 4 * threads ? 1 : threads;
     const Index piece = ceil_div(ceil_div(shape.in_channels, lanes), pieces) * lanes;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < pixels * pieces; ++number) {
+    parallel_for(pixels * pieces, threads, [&](Index number, int) {
         const Index channel = number % pieces * piece;
         pass.pixel(number / pieces, channel, min(channel + piece, shape.in_channels));
-    }
+    });
 }
 
 }  // namespace svertka::INSTRUCTIONS
