@@ -24,11 +24,14 @@ def test_elsewhere_than_on_a_terminal_there_are_lines(
         shown.advance(1)
         shown.advance(2, "loss 0.1")
         shown.say("[bold]as it is[/bold]")
+    with progress("drawing", 100, "%") as shown:
+        shown.advance(17)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[0].startswith("decoding: 1 of 3, ")
     assert err.splitlines()[1].startswith("decoding: 3 of 3, loss 0.1, 0.0 s left")
     assert err.splitlines()[2] == "[bold]as it is[/bold]"
+    assert err.splitlines()[3].startswith("drawing: 17%, ")
 
 
 class Terminal(io.StringIO):

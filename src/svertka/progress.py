@@ -62,7 +62,7 @@ class Progress:
     Args:
         title: The job, such as "decoding".
         total: Number of units; 0 if not known.
-        unit: What is counted, such as "images".
+        unit: What is counted, such as "images"; "%" for percent of a whole of 100.
         done: Number of units that were done before.
     """
 
@@ -86,7 +86,8 @@ class Progress:
         if now - self._last_line > waited and not is_live():
             self._last_line = now
             remaining = self.seconds_left
-            facts = [f"{self.done} of {self.total} {self.unit}".rstrip(), note]
+            done = f"{self.done}%" if self.unit == "%" else f"{self.done} of {self.total} {self.unit}".rstrip()
+            facts = [done, note]
             facts.append("" if remaining is None else f"{format_duration(remaining)} left")
             say(f"{self.title}: {', '.join(filter(None, facts))}")
 
@@ -166,7 +167,7 @@ class _Display:
         """Lay out title, bar, count, time left and notes as far as they fit, the most important first."""
         title, count = (
             shorten(job.title, min(MAX_TITLE, max(width // 3, 1)), self._ellipsis),
-            f"{job.done:,}/{job.total:,}",
+            f"{job.done}%" if job.unit == "%" else f"{job.done:,}/{job.total:,}",
         )
         bar = min(max(width // 5, MIN_BAR), MAX_BAR)
         room = width - text_width(title) - GAP - len(count)
@@ -176,7 +177,7 @@ class _Display:
         left = "" if remaining is None else f"{_coarse_duration(remaining)} left"
         left = left if room >= GAP + len(left) else ""
         room -= GAP + len(left) if left else 0
-        if job.unit and room > len(job.unit):
+        if job.unit not in ("", "%") and room > len(job.unit):
             count, room = f"{count} {job.unit}", room - 1 - len(job.unit)
         note = join_that_fit([inner] if inner else job.note.split(", "), room - GAP)
         fields: list[RenderableType] = [Text(title)]
@@ -203,7 +204,7 @@ def progress(title: str, total: int, unit: str = "", done: int = 0) -> Iterator[
     Args:
         title: The job, such as "decoding".
         total: Number of units; 0 if not known.
-        unit: What is counted, such as "images".
+        unit: What is counted, such as "images"; "%" for percent of a whole of 100.
         done: Number of units that were done before.
     """
     job = Progress(title, total, unit, done)
