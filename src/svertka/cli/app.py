@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from svertka.cli.check import check
 from svertka.cli.compare import compare
@@ -140,6 +140,11 @@ def _fault(error: Exception) -> str:
 def _one_sentence(error: typer.TyperException) -> str:
     message = error.format_message()
     context = getattr(error, "ctx", None)
+    if message.startswith("Missing argument") and context:  # click names RUN of RUN... SOURCE if one of them is given
+        needed = [
+            one.metavar or str(one.name).upper() for one in context.command.params if isinstance(one, TyperArgument)
+        ]
+        message = f"{context.info_name} needs {' '.join(needed)}"
     return f"{message.rstrip('.')}; see {context.command_path if context else 'svertka'} --help"
 
 
