@@ -6,7 +6,7 @@ Exit codes: 0 success, 1 failure, 2 usage error; 130, 143 or 129 if stopped by C
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed_version
 from io import TextIOWrapper
 from pathlib import Path
@@ -68,8 +68,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (check, train, evaluate, compare, predict, look, locate, export, serve, models, tune):
-    app.command(cls=GroupedCommand)(verb)
+SUMMARIES: dict[
+    Callable[..., None], str
+] = {  # which svertka --help shows; at 80 columns, a docstring's first line would be cut
+    check: "Report what a dataset contains and what is wrong with it.",
+    train: "Train a network and write a run folder.",
+    evaluate: "Measure top-1 and top-5 error, with confidence intervals.",
+    compare: "Test whether runs differ; compare their size and speed.",
+    predict: "Classify images, folders of images and arrays.",
+    look: "Build an atlas: what every unit of every layer responds to.",
+    locate: "Locate classes in images, with a score and a box each.",
+    export: "Write an ONNX file, or a folder for the hub.",
+    serve: "Serve predictions on a web page and over HTTP.",
+    models: "List the networks, or the layers of one.",
+    tune: "Time every convolution algorithm on this machine.",
+}
+for verb, summary in SUMMARIES.items():
+    app.command(cls=GroupedCommand, short_help=summary)(verb)
 
 
 @app.callback()

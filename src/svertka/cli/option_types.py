@@ -88,8 +88,7 @@ TrustBuilder = Annotated[
     bool,
     typer.Option(
         "--trust-builder",
-        help="Allow RUN to import the code that builds its network, if the network is not svertka's, timm's or "
-        "torchvision's.",
+        help="Import the code that builds the network of RUN, if it is not from svertka, timm or torchvision.",
         rich_help_panel=COMPUTE,
     ),
 ]

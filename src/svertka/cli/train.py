@@ -64,7 +64,7 @@ def train(
         ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Named recipe (default: the one for SOURCE).", rich_help_panel=MODEL)
+        str | None, typer.Option(help="Name of a recipe (default: the one for SOURCE).", rich_help_panel=MODEL)
     ] = None,
     unfreeze: Annotated[
         str | None,
@@ -110,15 +110,17 @@ def train(
     auto_augment: Annotated[
         str | None,
         typer.Option(
-            help="Further random operations on each image: rand (RandAugment) or trivial (TrivialAugment); none: "
-            "without those of the recipe.",
+            help="More random operations on each image: rand (RandAugment), trivial (TrivialAugment) or none "
+            "(default: the recipe's).",
             rich_help_panel=DATA,
         ),
     ] = None,
     random_erasing: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Replace a random rectangle by noise in this share of images.", rich_help_panel=DATA
+            metavar="SHARE",
+            help="Replace a random rectangle with noise in this fraction of images.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     mixup: Annotated[
@@ -133,8 +135,8 @@ def train(
         float | None,
         typer.Option(
             metavar="ALPHA",
-            help="Replace a rectangle of each image by that of another one, of an area from Beta(ALPHA, ALPHA), such "
-            "as 1.",
+            help="Replace a rectangle of each image with that of another image; its area is drawn from Beta(ALPHA, "
+            "ALPHA), such as 1.",
             rich_help_panel=DATA,
         ),
     ] = None,
