@@ -2,9 +2,14 @@
 // computes anything. The instruction set is selected once, at import.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#if defined(SVERTKA_X86)
+#include <cpuid.h>
+#endif
 
 #include <string>
 #include <vector>
@@ -22,8 +27,17 @@ struct InstructionSet {
     Winograd winograd;
     Fourier fourier;
     Direct direct;
+    Int8 int8;
     bool bfloat16 = false;  // whether the CPU multiplies bfloat16; emulation is slower than float32
 };
+
+#ifdef SVERTKA_X86
+// Whether the CPU has AVX-VNNI: leaf 7, subleaf 1, bit 4 of EAX. Older compilers do not know its name.
+bool multiplies_bytes_by_avx() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
+}
+#endif
 
 // The sets that were built and that this CPU supports, the fastest first.
 std::vector<InstructionSet> available() {
@@ -32,16 +46,24 @@ std::vector<InstructionSet> available() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16"))  // the FFT kernels are float32 only
+    const bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    // The sets without kernels of their own for an algorithm have those of the next one.
+    if (avx512vnni && __builtin_cpu_supports("avx512bf16"))
         sets.push_back({"avx512bf16", avx512bf16::winograd_functions(), avx512::fourier_functions,
-                        avx512bf16::direct_functions(), true});
+                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), true});
+    if (avx512vnni)
+        sets.push_back({"avx512vnni", avx512::winograd_functions(), avx512::fourier_functions,
+                        avx512::direct_functions(), avx512vnni::int8_functions()});
     if (avx512) sets.push_back({"avx512", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions()});
+                        avx512::direct_functions(), avx512::int8_functions()});
+    if (avx2 && multiplies_bytes_by_avx())
+        sets.push_back({"avxvnni", avx2::winograd_functions(), avx2::fourier_functions, avx2::direct_functions(),
+                        avxvnni::int8_functions()});
     if (avx2) sets.push_back({"avx2", avx2::winograd_functions(), avx2::fourier_functions,
-                        avx2::direct_functions()});
+                        avx2::direct_functions(), avx2::int8_functions()});
 #endif
     sets.push_back({"baseline", baseline::winograd_functions(), baseline::fourier_functions,
-                        baseline::direct_functions()});
+                        baseline::direct_functions(), baseline::int8_functions()});
     return sets;
 }
 
@@ -262,8 +284,35 @@ NB_MODULE(_kernels, module) {
              "in_step"_a, "out_step"_a, "epsilon"_a);
     module.def("panel_width", [] { return used->direct.panel_width; });
 
+    module.def("int8_panel_width", [] { return used->int8.panel_width; });
+    module.def("int8_channel_width", [] { return used->int8.channel_width; });
+    module.def("int8_numbers_per_factor", [] { return used->int8.numbers_per_factor; });
+    using Pair = std::pair<float, float>;
+    nb::class_<RequantizationSpec>(module, "Requantization")
+        .def(
+            "__init__",
+            [](RequantizationSpec* self, nb::object start, nb::object scale, nb::object shift, Place residual,
+               Size residual_step, Pair real, Activation activation, float slope, bool multiply, bool residual_last,
+               Pair stored, Pair bounds, bool to_float) {
+                new (self) RequantizationSpec{std::move(start), std::move(scale), std::move(shift), residual,
+                                              residual_step, {real.first, real.second}, activation, slope, multiply,
+                                              residual_last, {stored.first, stored.second}, bounds.first, bounds.second,
+                                              to_float};
+            },
+            "start"_a, "scale"_a, "shift"_a, "residual"_a, "residual_step"_a, "real"_a, "activation"_a, "slope"_a,
+            "multiply"_a, "residual_last"_a, "stored"_a, "bounds"_a, "to_float"_a);
+    nb::class_<ByteOperation>(module, "ByteOperation")
+        .def(
+            "__init__",
+            [](ByteOperation* self, Combination combination, Activation activation, float slope, Pair stored, Pair bounds,
+               bool to_bytes) {
+                new (self) ByteOperation{combination,   activation,    slope,   {stored.first, stored.second},
+                                         bounds.first, bounds.second, to_bytes};
+            },
+            "combination"_a, "activation"_a, "slope"_a, "stored"_a, "bounds"_a, "to_bytes"_a);
+
     nb::class_<CheckedProgram>(module, "Program")
-        .def("__init__", [](CheckedProgram* self) { new (self) CheckedProgram(used->winograd, used->direct); })
+        .def("__init__", [](CheckedProgram* self) { new (self) CheckedProgram(used->winograd, used->direct, used->int8); })
         .def("__len__", &CheckedProgram::size)
         .def("add_winograd", &CheckedProgram::add_winograd, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
              "output"_a)
@@ -276,6 +325,16 @@ NB_MODULE(_kernels, module) {
              "other"_a.none(), "epilogue"_a, "output"_a)
         .def("add_normalize", &CheckedProgram::add_normalize, "shape"_a, "input"_a, "weight"_a.none(), "bias"_a.none(),
              "epilogue"_a, "output"_a)
+        .def("add_int8_convolution", &CheckedProgram::add_int8_convolution, "shape"_a, "depthwise"_a, "input"_a, "zero"_a,
+             "weights"_a, "after"_a, "output"_a)
+        .def(
+            "add_int8_pool",
+            [](CheckedProgram& self, const Window& shape, Pooling pooling, int zero, Pair mean, Place input, Place output) {
+                self.add_int8_pool(shape, pooling, zero, {mean.first, mean.second}, input, output);
+            },
+            "shape"_a, "pooling"_a, "zero"_a, "mean"_a, "input"_a, "output"_a)
+        .def("add_int8_elementwise", &CheckedProgram::add_int8_elementwise, "shape"_a, "operation"_a, "input"_a.none(),
+             "real"_a.none(), "other"_a.none(), "other_real"_a.none(), "output"_a)
         .def("add_parts", &CheckedProgram::add_parts, "images"_a, "parts"_a, "room"_a, "maps"_a)
         .def("run", &CheckedProgram::run, "memories"_a, "first"_a, "last"_a, "threads"_a);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -22,10 +23,24 @@ struct EpilogueSpec {
     bool multiply, residual_last;
 };
 
+// The arguments of a `Requantization` from Python.
+struct RequantizationSpec {
+    nb::object start, scale, shift;  // tensors: int32, float32, float32
+    Place residual;
+    Size residual_step;
+    Affine real;
+    Activation activation;
+    float slope;
+    bool multiply, residual_last;
+    Affine stored;
+    float low, high;
+    bool to_float;
+};
+
 class CheckedProgram {
   public:
-    CheckedProgram(const Winograd& winograd, const Direct& direct)
-        : winograd_(winograd), direct_(direct), program_(winograd, direct) {}
+    CheckedProgram(const Winograd& winograd, const Direct& direct, const Int8& int8)
+        : winograd_(winograd), direct_(direct), int8_(int8), program_(winograd, direct, int8) {}
 
     void add_winograd(const Convolution& shape, Place input, const nb::object& weights, Precision precision,
                       const EpilogueSpec& epilogue, Place output) {
@@ -76,11 +91,7 @@ class CheckedProgram {
     // `other`: a tensor, a place, or None.
     void add_elementwise(const Strided& shape, Combination combination, Place input, const nb::object& other,
                          const EpilogueSpec& epilogue, Place output) {
-        for (std::size_t axis = 0; axis < shape.sizes.size(); ++axis) {
-            require_between("sizes", shape.sizes[axis], 0, max_size);
-            for (const Size stride : {shape.input[axis], shape.other[axis], shape.output[axis]})
-                require_between("strides", stride, 0, PTRDIFF_MAX / 64);
-        }
+        check(shape);
         require(epilogue.residual.memory < 0 && epilogue.bias.is_none(), "elementwise operations have no bias or residual");
         require(other.is_none() == (combination == Combination::first), "two tensors are combined, or one is given alone");
         reads(input, extent(shape.sizes, shape.input));
@@ -115,6 +126,70 @@ class CheckedProgram {
         reads(output, reach(pixels, shape.out_step, shape.channels));
         program_.add_normalize(shape, input, factors.numbers_if_any<float>(shape.channels),
                                summands.numbers_if_any<float>(shape.channels), place_epilogue(epilogue, 0, 1), output);
+    }
+
+    void add_int8_convolution(const Window& shape, bool depthwise, Place input, int zero, const nb::object& weights,
+                              const RequantizationSpec& after, Place output) {
+        check(shape);
+        require_between("zero", zero, 0, 255);
+        require(!depthwise || shape.in_channels == shape.out_channels, "a depthwise convolution has a filter for each channel");
+        const Size channels = rounded_up(shape.out_channels, depthwise ? int8_.channel_width : int8_.panel_width);
+        const Size per = int8_.numbers_per_factor;
+        const Size depth = depthwise ? product({shape.y.taps, rounded_up(shape.x.taps, per)})
+                                     : rounded_up(product({shape.y.taps, shape.x.taps, shape.in_channels}), per);
+        const Size count = product({channels, depth});
+        const void* numbers = nullptr;
+        if (per == 4)
+            numbers = kept_as<std::int8_t>("weights", weights, count);
+        else
+            numbers = kept_as<std::int16_t>("weights", weights, count);
+        check_zero_point_sums(shape, depthwise);
+        require_range(after.low, after.high, after.to_float);
+        Requantization placed{.start = kept_as<std::int32_t>("start", after.start, channels),
+                              .scale = kept_as<float>("scale", after.scale, channels),
+                              .shift = kept_as<float>("shift", after.shift, channels),
+                              .residual_step = after.residual_step,
+                              .real = after.real,
+                              .activation = after.activation,
+                              .slope = after.slope,
+                              .multiply = after.multiply,
+                              .residual_last = after.residual_last,
+                              .stored = after.stored,
+                              .low = after.low,
+                              .high = after.high,
+                              .to_float = after.to_float};
+        reads_bytes(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
+        if (after.residual.memory >= 0) {
+            require_between("residual_step", after.residual_step, shape.out_channels, max_size);
+            reads_bytes(after.residual, reach(pixels_out(shape), after.residual_step, shape.out_channels));
+        }
+        reads_numbers(output, reach(pixels_out(shape), shape.out_step, shape.out_channels), !after.to_float);
+        program_.add_int8_convolution(shape, depthwise, input, static_cast<std::uint8_t>(zero), numbers, placed,
+                                      after.residual, output);
+    }
+
+    void add_int8_pool(const Window& shape, Pooling pooling, int zero, Affine mean, Place input, Place output) {
+        check(shape);
+        require_between("zero", zero, 0, 255);
+        require(shape.in_channels == shape.out_channels, "pooling gives as many channels as there are");
+        require(product({shape.y.taps, shape.x.taps}) < max_size / 256, "a pooling window has too many pixels for 32-bit sums");
+        reads_bytes(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
+        reads_bytes(output, reach(pixels_out(shape), shape.out_step, shape.out_channels));
+        program_.add_int8_pool(shape, {pooling, static_cast<std::uint8_t>(zero), mean}, input, output);
+    }
+
+    // Operands: a place, or a tensor of float32, or None. The scale and shift of one of 8 bits, or None for floats.
+    void add_int8_elementwise(const Strided& shape, const ByteOperation& operation, const nb::object& input,
+                              std::optional<std::pair<float, float>> real, const nb::object& other,
+                              std::optional<std::pair<float, float>> other_real, Place output) {
+        check(shape);
+        require_range(operation.low, operation.high, !operation.to_bytes);
+        require(other.is_none() == (operation.combination == Combination::first),
+                "two tensors are combined, or one is given alone");
+        const auto [place, first] = operand(input, extent(shape.sizes, shape.input), real);
+        const auto [other_place, second] = operand(other, extent(shape.sizes, shape.other), other_real);
+        reads_numbers(output, extent(shape.sizes, shape.output), operation.to_bytes);
+        program_.add_int8_elementwise(shape, operation, place, first, other_place, second, output);
     }
 
     void add_parts(Size images, const std::vector<CheckedProgram>& parts, Size room,
@@ -170,6 +245,47 @@ class CheckedProgram {
         needed_[memory] = std::max(needed_[memory], place.offset + count);
     }
 
+    void reads_bytes(Place place, Size count) {
+        if (count == 0) return;
+        require_between("offset", place.offset, 0, PTRDIFF_MAX / 64);
+        reads({place.memory, 0}, (place.offset + count + 3) / 4);
+    }
+
+    void reads_numbers(Place place, Size count, bool bytes) { bytes ? reads_bytes(place, count) : reads(place, count); }
+
+    // The place of an operand, or the tensor; neither for None.
+    std::pair<Place, Operand> operand(const nb::object& from, Size count, std::optional<std::pair<float, float>> real) {
+        Place place;
+        Operand found{.bytes = real.has_value()};
+        if (real) found.real = {real->first, real->second};
+        if (nb::isinstance<Place>(from)) {
+            place = nb::cast<Place>(from);
+            reads_numbers(place, count, found.bytes);
+        } else if (!from.is_none()) {
+            require(!real, "a tensor is float32");
+            found.numbers = kept_as<float>("operand", from, count);
+        }
+        return {place, found};
+    }
+
+    // Sums of products of 8 bits, and what they begin with, must fit in 32 bits.
+    static void check_zero_point_sums(const Window& shape, bool depthwise) {
+        const Size terms = product({shape.y.taps, shape.x.taps, depthwise ? 1 : shape.in_channels});
+        require(terms <= max_size / (255 * 128), std::to_string(terms) + " products of 8 bits may exceed a sum of 32 bits");
+    }
+
+    static void require_range(float low, float high, bool floats) {
+        require(low <= high && (floats || (low >= 0 && high <= 255)), "results of 8 bits are from 0 to 255");
+    }
+
+    static Size rounded_up(Size size, Size part) { return (size + part - 1) / part * part; }
+
+    template <class Number>
+    const Number* kept_as(const char* name, const nb::object& numbers, Size count) {
+        tensors_.push_back(numbers);
+        return Tensor(name, numbers).numbers<Number>(count);
+    }
+
     const void* kept(const nb::object& weights, Size count, Precision precision) {
         const Tensor tensor("weights", weights);
         tensors_.push_back(weights);
@@ -200,6 +316,7 @@ class CheckedProgram {
 
     Winograd winograd_;
     Direct direct_;
+    Int8 int8_;
     Program program_;
     std::vector<Size> needed_;         // floats needed in each memory
     std::vector<nb::object> tensors_;  // the weights and biases that the steps read, kept alive

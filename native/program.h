@@ -8,17 +8,25 @@
 #include <vector>
 
 #include "direct/direct.h"
+#include "int8/int8.h"
 #include "scratch.h"
 #include "winograd/winograd.h"
 
 namespace svertka {
 
-// The location of a feature map: an offset, in floats, in one of the memories passed to a run.
+// The location of a feature map: an offset in one of the memories passed to a run, in floats, or of an 8-bit map
+// in bytes.
 struct Place {
     int memory = -1;  // negative: none
     std::ptrdiff_t offset = 0;
 
     float* in(const std::vector<float*>& memories) const { return memory < 0 ? nullptr : memories[memory] + offset; }
+    std::uint8_t* bytes_in(const std::vector<float*>& memories) const {
+        return memory < 0 ? nullptr : reinterpret_cast<std::uint8_t*>(memories[memory]) + offset;
+    }
+    void* numbers_in(const std::vector<float*>& memories, bool bytes) const {
+        return bytes ? static_cast<void*>(bytes_in(memories)) : in(memories);
+    }
 };
 
 // An `Epilogue` whose residual is located when the program runs.
@@ -39,7 +47,8 @@ struct PlacedEpilogue {
 // Each step uses the instruction set that was selected when it was added.
 class Program {
   public:
-    Program(const Winograd& winograd, const Direct& direct) : winograd_(winograd), direct_(direct) {}
+    Program(const Winograd& winograd, const Direct& direct, const Int8& int8)
+        : winograd_(winograd), direct_(direct), int8_(int8) {}
 
     void add_winograd(const Convolution& shape, Place input, const void* weights, Precision precision,
                       const PlacedEpilogue& epilogue, Place output) {
@@ -87,6 +96,36 @@ class Program {
         });
     }
 
+    // `after`: without its residual, which is at `residual`. `depthwise`: one filter for each channel.
+    void add_int8_convolution(const Window& shape, bool depthwise, Place input, std::uint8_t zero, const void* weights,
+                              const Requantization& after, Place residual, Place output) {
+        add([=, function = depthwise ? int8_.depthwise : int8_.convolve](const Memories& memories, int threads) {
+            Requantization placed = after;
+            placed.residual = residual.bytes_in(memories);
+            function(shape, input.bytes_in(memories), zero, weights, placed, output.numbers_in(memories, !after.to_float),
+                     threads);
+        });
+    }
+
+    void add_int8_pool(const Window& shape, const BytePooling& pooling, Place input, Place output) {
+        add([=, function = int8_.pool](const Memories& memories, int threads) {
+            function(shape, pooling, input.bytes_in(memories), output.bytes_in(memories), threads);
+        });
+    }
+
+    // Operands are at their places, or where they point to.
+    void add_int8_elementwise(const Strided& shape, const ByteOperation& operation, Place input, const Operand& of_input,
+                              Place other, const Operand& of_other, Place output) {
+        add([=, function = int8_.elementwise](const Memories& memories, int threads) {
+            const auto placed = [&](Place place, Operand operand) {
+                if (place.memory >= 0) operand.numbers = place.numbers_in(memories, operand.bytes);
+                return operand;
+            };
+            function(shape, operation, placed(input, of_input), placed(other, of_other),
+                     output.numbers_in(memories, operation.to_bytes), threads);
+        });
+    }
+
     // For each of `images`, run all `parts`, in any order, each on one thread. Memory 0 of a part is `room` floats of
     // the thread's own; the others are `maps`, with the number of floats from one image to the next.
     void add_parts(std::ptrdiff_t images, const std::vector<Program>& parts, std::ptrdiff_t room,
@@ -128,6 +167,7 @@ class Program {
 
     Winograd winograd_;
     Direct direct_;
+    Int8 int8_;
     std::vector<Step> steps_;
 };
 

@@ -16,7 +16,16 @@ import pytest
 import torch  # before the kernels, so that they use the threads that PyTorch has started
 
 NAME = "svertka.conv._kernels"
-TESTS = ("api", "bounds", "native", "native_fft", "native_winograd", "native_winograd_bf16", "space_to_depth")
+TESTS = (
+    "api",
+    "bounds",
+    "native",
+    "native_fft",
+    "native_int8",
+    "native_winograd",
+    "native_winograd_bf16",
+    "space_to_depth",
+)
 NETWORKS = Path("tests/compiler/random_networks.py")  # builds random networks and optimizes them
 
 

@@ -111,6 +111,14 @@ inline void check(const Window& shape) {
     require_between("out_step", shape.out_step, shape.out_channels, max_size);
 }
 
+inline void check(const Strided& shape) {
+    for (std::size_t axis = 0; axis < shape.sizes.size(); ++axis) {
+        require_between("sizes", shape.sizes[axis], 0, max_size);
+        for (const Size stride : {shape.input[axis], shape.other[axis], shape.output[axis]})
+            require_between("strides", stride, 0, PTRDIFF_MAX / 64);
+    }
+}
+
 inline Size pixels_in(const Window& shape) { return product({shape.batch, shape.y.size, shape.x.size}); }
 inline Size pixels_out(const Window& shape) { return product({shape.batch, shape.y.out_size, shape.x.out_size}); }
 

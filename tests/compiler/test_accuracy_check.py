@@ -32,7 +32,7 @@ def test_rounding_like_pytorch_is_accepted_and_larger_errors_are_not() -> None:
         return network(x * (1 + 1e-4))
 
     with torch.no_grad(), pytest.raises(UsageError, match="gives something else on the example"):
-        measure_error(off, network, x, {2}, bf16=False)
+        measure_error(off, network, x, {2}, {"fp32"})
 
 
 def test_the_message_names_the_error_that_is_checked() -> None:
@@ -43,7 +43,7 @@ def test_the_message_names_the_error_that_is_checked() -> None:
         return x * torch.tensor([1.002, 1.0])[:, None, None]
 
     with pytest.raises(UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1 images"):
-        measure_error(first_channel_off, nn.Identity(), example, {1}, bf16=False)
+        measure_error(first_channel_off, nn.Identity(), example, {1}, {"fp32"})
 
 
 def test_outputs_on_other_devices_are_rejected() -> None:
@@ -52,4 +52,4 @@ def test_outputs_on_other_devices_are_rejected() -> None:
             return x.to("meta")
 
     with pytest.raises(UsageError, match="gives tensors of other shapes or types, or on other devices"):
-        measure_error(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, bf16=False)
+        measure_error(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, {"fp32"})

@@ -3,9 +3,7 @@
 A kernel that reads or writes a number too many ends the process here, where elsewhere it would go unseen.
 """
 
-import ctypes
 import math
-import mmap
 import random
 from collections.abc import Callable
 from typing import Any
@@ -15,31 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fences import Fenced, line, place, rows
 from svertka.compiler.ir import ACTIVATIONS, COMBINATIONS, UNBOUNDED, FusedConvolution
 from svertka.compiler.packing import PackedWeights
 from svertka.conv import native
 
 pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
-
-PAGE = mmap.PAGESIZE
-PROTECT = ctypes.CDLL(None, use_errno=True).mprotect
-PROTECT.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-
-
-class Fenced:
-    """A copy of `tensor`, dense in its memory, between two pages that may not be touched; right before the second if
-    `at_end`, else right after the first."""
-
-    def __init__(self, tensor: Tensor, *, at_end: bool) -> None:
-        size = tensor.numel() * tensor.element_size()
-        inside = -(-max(size, 1) // PAGE) * PAGE
-        self._area = mmap.mmap(-1, inside + 2 * PAGE)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._area))
-        offset = PAGE + (inside - size if at_end else 0)
-        self.numbers = torch.frombuffer(self._area, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
-        self.numbers.copy_(tensor.flatten())
-        for fence in (start, start + PAGE + inside):
-            assert PROTECT(fence, PAGE, 0) == 0
 
 
 def drawn_layer(choose: random.Random) -> tuple[FusedConvolution, tuple[int, ...], tuple[int, ...], tuple[int, int]]:
@@ -68,20 +47,6 @@ def drawn_layer(choose: random.Random) -> tuple[FusedConvolution, tuple[int, ...
     size = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sides, padding, reach, stride, strict=True)]
     step = FusedConvolution(0, 1, "weight", "bias", stride, padding, dilation, groups)
     return step, (choose.randint(1, 3), ins, *sides), (outs, ins // groups, *taps), (size[0], size[1])
-
-
-def place(memory: int) -> "native.kernels.Place":
-    return native.kernels.Place(memory, 0)
-
-
-def line(count: int) -> "native.kernels.Strided":
-    """Contiguous numbers."""
-    return native.kernels.Strided([1, 1, 1, 1, count], *([[0, 0, 0, 0, 1]] * 3))
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """(N, C, H, W) as it lies in memory, channels-last."""
-    return tensor.permute(0, 2, 3, 1).contiguous()
 
 
 def sliding(step: FusedConvolution, axis: int, size: int, out_size: int, taps: int) -> "native.kernels.WindowAxis":

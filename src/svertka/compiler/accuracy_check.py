@@ -1,6 +1,6 @@
 """The check that an optimized network agrees with the original within rounding or, in bfloat16, within fixed limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -19,10 +19,15 @@ TIMES = 5
 LEAST = 0.02
 # In bfloat16: root mean square error relative to that of the values, and fraction of images whose class changes.
 BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
+INT8_TOLERANCE = 0.25  # the same error with 8-bit layers
 
 
 def measure_error(
-    optimized: Callable[[Tensor], Any], original: nn.Module, example: Tensor, sizes: set[int], *, bf16: bool
+    optimized: Callable[[Tensor], Any],
+    original: nn.Module,
+    example: Tensor,
+    sizes: set[int],
+    precisions: Container[str],
 ) -> float:
     """Return the largest error of `optimized` relative to the largest value of `original`.
 
@@ -30,15 +35,17 @@ def measure_error(
         optimized: Called with images, (N, C, H, W) float32.
         original: The original network in inference mode; not shared with other users.
         example: Images, (N, C, H, W) float32.
-        sizes: Batch sizes to compare besides that of `example`; their images are derived from it.
-        bf16: Whether `optimized` uses bfloat16.
+        sizes: Batch sizes to compare besides that of `example`; their images are derived from it, or with "int8" are
+            its own.
+        precisions: Precisions of the layers of `optimized`, from "fp32", "bf16" and "int8".
 
     Raises:
         UsageError: The error is too large, or the original cannot run.
     """
     name, worst = type(original).__name__, 0.0
     for batch_size in (len(example), *sorted(sizes - {len(example)})):
-        x = example.clone() if batch_size == len(example) else make_similar_batch(example, batch_size)
+        spread = 0.0 if "int8" in precisions else 0.5  # 8 bits cover what calibration images contain
+        x = example.clone() if batch_size == len(example) else make_similar_batch(example, batch_size, spread)
         try:
             expected = list(find_tensors(original(x.clone())))
         except Exception as reason:
@@ -47,8 +54,12 @@ def measure_error(
         _check_same_kinds(name, ours, expected)
         for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
             error = max_error(a, b)
-            if bf16:
-                _check_bf16_error(name, a, b, scores=batch_size == len(example) and len(expected) == 1)
+            if "int8" in precisions:
+                _check_mean_error("int8", name, a, b, INT8_TOLERANCE)
+            elif "bf16" in precisions:
+                _check_mean_error("bfloat16", name, a, b, BF16_TOLERANCE)
+                if batch_size == len(example) and len(expected) == 1:
+                    _check_classes(name, a, b)
             elif not (of_channel := channel_error(a, b)) <= TOLERANCE and not _only_rounds(original, x, number, a, b):
                 raise UsageError(
                     f"optimized, {name} gives something else on the example: the largest difference is "
@@ -68,13 +79,13 @@ def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, thei
     return channel_error(ours, exact) <= TIMES * channel_error(theirs, exact) < torch.inf
 
 
-def make_similar_batch(example: Tensor, batch_size: int) -> Tensor:
-    """Return `batch_size` distinct images with the statistics of `example`."""
+def make_similar_batch(example: Tensor, batch_size: int, noise_level: float = 0.5) -> Tensor:
+    """Return `batch_size` images of `example` with noise, `noise_level` times as large as its numbers vary."""
     chosen = example[torch.arange(batch_size, device="cpu") % len(example)].clone()
     generator = torch.Generator().manual_seed(batch_size)
     spread = float(chosen.std()) if chosen.numel() > 1 else 0.0
     noise = torch.randn(chosen.shape, generator=generator, dtype=torch.float32, device="cpu")
-    return chosen + noise * (0.5 * spread or 1.0)
+    return chosen + noise * noise_level * (spread or 2.0)
 
 
 def max_error(ours: Tensor, theirs: Tensor) -> float:
@@ -116,21 +127,25 @@ def _check_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> No
         )
 
 
-def _check_bf16_error(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None:
-    """Raise UsageError if bfloat16 outputs differ too much or, with `scores`, predict other classes."""
+def _check_mean_error(precision: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """Raise UsageError if outputs of a lower precision differ too much."""
     if not theirs.is_floating_point() or not theirs.numel():
         if not torch.equal(ours, theirs):
-            raise UsageError(f"in bfloat16 {name} gives other whole numbers; use precision='fp32'")
+            raise UsageError(f"in {precision} {name} gives other whole numbers; use precision='fp32'")
         return
     a, b = ours.double(), theirs.double()
     error = float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-30))
-    if not error <= BF16_TOLERANCE:
+    if not error <= tolerance:
         raise UsageError(
-            f"in bfloat16 {name} is too far off: the error is {error:.1%} of the values (root mean square), more than "
-            f"{BF16_TOLERANCE:.0%}; use precision='fp32'"
+            f"in {precision} {name} is too far off: the error is {error:.1%} of the values (root mean square), more "
+            f"than {tolerance:.0%}; use precision='fp32'"
         )
-    if scores and theirs.dim() == 2 and theirs.shape[1] > 1:
-        others = float((a.argmax(1) != b.argmax(1)).double().mean())
+
+
+def _check_classes(name: str, ours: Tensor, theirs: Tensor) -> None:
+    """Raise UsageError unless class scores in bfloat16, (N, K), predict the same classes; other outputs have none."""
+    if theirs.is_floating_point() and theirs.dim() == 2 and theirs.shape[1] > 1:
+        others = float((ours.argmax(1) != theirs.argmax(1)).double().mean())
         if others > BF16_OTHER_CLASSES:
             raise UsageError(
                 f"in bfloat16 {name} gives another class for {others:.1%} of the example's images, more than "

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
+from svertka.compiler.int8_packing import PackedInt8Weights
+from svertka.compiler.int8_requantization import make_operation, make_requantization, to_real
 from svertka.compiler.ir import (
     UNBOUNDED,
     BatchDependentSize,
@@ -21,6 +23,7 @@ from svertka.compiler.ir import (
     FusedConvolution,
     Normalization,
     Pool,
+    Quantization,
     step_results,
 )
 from svertka.compiler.ir_verifier import check_step_shapes
@@ -37,7 +40,10 @@ OWN, BEFORE, AFTER, OPERANDS = range(4)  # numbers of the memories of a tile ste
 
 
 class MapLocation(NamedTuple):
-    """The location of a feature map: `memory`, `offset` in it and `step`, the distance between pixels, in numbers."""
+    """The location of a feature map: `memory`, `offset` in it and `step`, the distance between pixels, in numbers.
+
+    The numbers of 8-bit maps are bytes, all others are floats.
+    """
 
     memory: int
     offset: int
@@ -54,14 +60,19 @@ class MapLocation(NamedTuple):
 
 NO_LOCATION = MapLocation(-1, 0, 0)
 MAX_AXES = 5  # of a strided kernel
+FLOAT_BYTES = 4
 
 
 class Operand(NamedTuple):
-    """An operand or the result of a strided kernel: a location, (memory, offset), or a constant tensor."""
+    """An operand or the result of a strided kernel: a location, (memory, offset), or a constant tensor.
+
+    It has a `quantization` if its numbers have 8 bits.
+    """
 
     where: tuple[int, int] | Tensor
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    quantization: Quantization | None = None
 
     def further(self, more: int) -> Any:
         """Return where it begins, for a kernel, moved by `more` numbers."""
@@ -81,7 +92,9 @@ class OperationCall:
 class ExecutionPlan:
     """The execution of `fused` for batches of `batch_size` images, with packed `weights` by name."""
 
-    def __init__(self, fused: FusedNetwork, weights: Mapping[str, PackedWeights], batch_size: int) -> None:
+    def __init__(
+        self, fused: FusedNetwork, weights: Mapping[str, PackedWeights | PackedInt8Weights], batch_size: int
+    ) -> None:
         self.fused, self.weights, self.batch_size = fused, weights, batch_size
         shapes = {
             value: tuple(side.of(batch_size) if isinstance(side, BatchDependentSize) else side for side in shape)
@@ -96,7 +109,7 @@ class ExecutionPlan:
         made = {one.result for one in fused.steps if isinstance(one, kinds)}
         inner = find_concatenated_in_place(fused.steps, made - {self.output})
         self.inner = {part: outer for part, outer in inner.items() if len(shapes[part]) == 4}
-        self.layouts = Layouts(fused.steps, shapes, batch_size, self.inner)
+        self.layouts = Layouts(fused.steps, shapes, batch_size, self.inner, fused.quantizations)
         self.shapes = self.layouts.shapes
         self.maps = {value: self._find_map_size(value) for value in self.layouts.of}
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
@@ -104,7 +117,7 @@ class ExecutionPlan:
         steps = form_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
         elsewhere = {0, self.output, *(step.x for one in steps if isinstance(one, Chain) for step in one.steps[1:])}
         roots = {value: layout.root for value, layout in self.layouts.of.items()}
-        sizes = {root: math.prod(self.shapes[root]) for root in set(roots.values()) - elsewhere}
+        sizes = {root: self._count_floats(root) for root in set(roots.values()) - elsewhere}
         self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
         self.program = native.kernels.Program()
         self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
@@ -205,6 +218,11 @@ class ExecutionPlan:
         channels, height, width = (*sides, 1, 1, 1)[:3]
         return FeatureMapSize(batch, channels, height, width)
 
+    def _count_floats(self, value: int) -> int:
+        """Return how many floats the memory of `value` is as large as."""
+        count = math.prod(self.shapes[value])
+        return -(-count // FLOAT_BYTES) if value in self.fused.quantizations else count
+
     def _view(self, value: int, memories: Sequence[Tensor | None]) -> Tensor:
         layout = self.layouts.of[value]
         memory, offset = self._locate(value)
@@ -213,10 +231,11 @@ class ExecutionPlan:
         return tensor.as_strided(self.shapes[value], layout.strides, offset)
 
     def _locate(self, value: int) -> tuple[int, int]:
-        """Return the memory of `value` and its offset in it."""
+        """Return the memory of `value` and its offset in it, in numbers of its own."""
         layout = self.layouts.of[value]
         if layout.root in self.offsets:
-            return ARENA, self.offsets[layout.root] + layout.offset
+            scale = FLOAT_BYTES if value in self.fused.quantizations else 1
+            return ARENA, self.offsets[layout.root] * scale + layout.offset
         return (OUTPUT if layout.root == self.output else INPUT), layout.offset
 
     def _where(self, value: int | None) -> MapLocation:
@@ -236,6 +255,10 @@ class ExecutionPlan:
     def _add(self, step: Chain | FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
         if isinstance(step, Chain):
             self._add_chain(step)
+        elif isinstance(step, FusedConvolution) and step.weight_scale is not None:
+            self._add_int8_convolution(step)
+        elif isinstance(step, Pool) and step.result in self.fused.quantizations:
+            self._add_int8_pool(step)
         elif isinstance(step, FusedConvolution):
             x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
             if self.weights[step.weight].kernel == "winograd" and step.groups > 1:
@@ -256,11 +279,43 @@ class ExecutionPlan:
         else:
             self._add_concatenation(step)
 
+    def _add_int8_convolution(self, step: FusedConvolution) -> None:
+        """Add a convolution with 8-bit weights; one for each group, unless it is depthwise."""
+        packed = self.weights[step.weight]
+        assert isinstance(packed, PackedInt8Weights)
+        x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
+        depthwise = packed.kernel == "int8-depthwise"
+        groups = 1 if depthwise else step.groups
+        before, after = self.maps[step.x], self.maps[step.result]
+        window = _window(step, packed.shape[2:], before, after, (x.step, result.step), groups)
+        tensors = [None if name is None else self.fused.tensors[name] for name in (step.weight_scale, step.bias)]
+        found = [
+            None if value is None else self.fused.quantizations.get(value)
+            for value in (step.x, step.residual, step.result)
+        ]
+        zero = self.fused.quantizations[step.x].zero_point
+        reads, writes = before.channels // groups, after.channels // groups
+        for group in range(groups):
+            numbers = packed.numbers if depthwise else packed.numbers[group]
+            place = residual.place(group * writes), residual.step
+            self.program.add_int8_convolution(
+                window, depthwise, x.place(group * reads), zero, numbers,
+                make_requantization(step, packed, group, tensors, found, place), result.place(group * writes),
+            )  # fmt: skip
+
+    def _add_int8_pool(self, step: Pool) -> None:
+        x, result = self._where(step.x), self._where(step.result)
+        window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
+        before, after = (self.fused.quantizations[value] for value in (step.x, step.result))
+        mean = before.scale / after.scale, float(after.zero_point)
+        kind = native.kernels.Pooling[step.kind]
+        self.program.add_int8_pool(window, kind, before.zero_point, mean, x.place(), result.place())
+
     def _operand(self, y: int | Constant) -> Operand:
         if isinstance(y, Constant):
             tensor = self.fused.tensors[y.name]
             return Operand(tensor, tuple(tensor.shape), tensor.stride())
-        return Operand(self._locate(y), self.shapes[y], self.layouts.of[y].strides)
+        return Operand(self._locate(y), self.shapes[y], self.layouts.of[y].strides, self.fused.quantizations.get(y))
 
     def _add_elementwise(self, step: Elementwise) -> None:
         y = None if step.y is None else self._operand(step.y)
@@ -268,8 +323,9 @@ class ExecutionPlan:
 
     def _add_strided(self, result: Operand, x: Operand, y: Operand | None, step: Elementwise) -> None:
         """Add the combination and the epilogue of `step` with these operands instead of its own."""
-        strides_of_y = broadcast_strides(result.shape, (), ()) if y is None else broadcast_strides(result.shape, *y[1:])
-        operands = [result.strides, broadcast_strides(result.shape, *x[1:]), strides_of_y]
+        of_y = ((), ()) if y is None else (y.shape, y.strides)
+        strides_of_y = broadcast_strides(result.shape, *of_y)
+        operands = [result.strides, broadcast_strides(result.shape, x.shape, x.strides), strides_of_y]
         sizes, strides = collapse_axes(result.shape, operands)
         missing, more = max(MAX_AXES - len(sizes), 0), len(sizes) - min(MAX_AXES, len(sizes))
         axes = [[0] * missing + one[more:] for one in strides]
@@ -278,6 +334,12 @@ class ExecutionPlan:
         for index in itertools.product(*map(range, sizes[:more])):  # one operation for each index of the further axes
             to, of_x, of_y = (sum(map(operator.mul, index, one)) for one in strides)
             other = None if y is None else y.further(of_y)
+            if any(one is not None and one.quantization is not None for one in (result, x, y)):
+                self.program.add_int8_elementwise(
+                    strided, make_operation(step, result.quantization), x.further(of_x), _to_real(x), other,
+                    _to_real(y), result.further(to),
+                )  # fmt: skip
+                continue
             self.program.add_elementwise(strided, combination, x.further(of_x), other, ending, result.further(to))
 
     def _add_normalization(self, step: Normalization) -> None:
@@ -307,8 +369,14 @@ class ExecutionPlan:
                 self._copied.add((whole, number))
                 memory, offset = self._locate(step.result)
                 place = memory, offset + channel * result.strides[1]
-                self._add_strided(Operand(place, one.shape, result.strides), one, None, Elementwise(part, step.result))
+                own = Operand(place, one.shape, result.strides, result.quantization)
+                self._add_strided(own, one, None, Elementwise(part, step.result))
             channel += one.shape[1]
+
+    def _float_weights(self, step: FusedConvolution) -> PackedWeights:
+        packed = self.weights[step.weight]
+        assert isinstance(packed, PackedWeights)
+        return packed
 
     def _add_direct(
         self,
@@ -322,7 +390,7 @@ class ExecutionPlan:
         gate: MapLocation = NO_LOCATION,
     ) -> None:
         """Add a direct, depthwise or grouped convolution from `before` at `x` to `after` at `result`."""
-        packed = self.weights[step.weight]
+        packed = self._float_weights(step)
         if packed.kernel in ("depthwise", "grouped"):
             window, ending = (
                 _window(step, packed.shape[2:], before, after, (x.step, result.step)),
@@ -339,7 +407,7 @@ class ExecutionPlan:
 
     def _add_winograd(self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation) -> None:
         """Add one 3×3 Winograd convolution; for larger kernels four, each added to the previous result."""
-        packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
+        packed, before, after = self._float_weights(step), self.maps[step.x], self.maps[step.result]
         sizes = before.height, before.width, after.height, after.width
         plain = replace(step, bounds=UNBOUNDED, activation="NONE", multiply=False, residual_last=False)
         last = len(packed.numbers) - 1
@@ -364,7 +432,7 @@ class ExecutionPlan:
         self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation
     ) -> None:
         """Add one 3×3 Winograd convolution for each group."""
-        packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
+        packed, before, after = self._float_weights(step), self.maps[step.x], self.maps[step.result]
         reads, writes = packed.shape[1], packed.shape[0] // step.groups
         sizes = before.height, before.width, after.height, after.width
         shape = native.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
@@ -439,6 +507,11 @@ class ExecutionPlan:
     def _locate_in_image(self, memory: int, value: int) -> MapLocation:
         """Return the location of `value` in `memory`, where the memory begins at the current image."""
         return MapLocation(memory, 0, self._where(value).step)
+
+
+def _to_real(operand: Operand | None) -> tuple[float, float] | None:
+    """The scale and shift of an operand of 8 bits."""
+    return None if operand is None or operand.quantization is None else to_real(operand.quantization)
 
 
 def _make_ending(step: Elementwise | Normalization) -> "native.kernels.Epilogue":

@@ -8,7 +8,7 @@ numbers in memory: (N, H, W, C) and (N, L, C) are channels-last maps.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from svertka.compiler.ir import (
     Normalization,
     Pair,
     Pool,
+    Quantization,
     Shape,
     Step,
     step_results,
@@ -48,7 +49,11 @@ EPILOGUES = FusedConvolution, Elementwise, Normalization  # steps that can have 
 
 @dataclass(frozen=True)
 class FusedNetwork:
-    """The steps of a network, with their tensors and the output; `batch_size` as in `CapturedGraph`."""
+    """The steps of a network, with their tensors and the output; `batch_size` as in `CapturedGraph`.
+
+    Attributes:
+        quantizations: of the values of dtype uint8. A step computes with the real numbers that its inputs stand for.
+    """
 
     steps: tuple[Step, ...]
     shapes: Mapping[int, Shape]
@@ -56,6 +61,7 @@ class FusedNetwork:
     tensors: Mapping[str, Tensor]
     output: OutputStructure
     batch_size: int | None = None
+    quantizations: Mapping[int, Quantization] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -716,12 +722,7 @@ class GraphFuser(FusionState):
     def build(self) -> FusedNetwork:
         """Return the steps that the output depends on."""
         steps = tuple(_keep_needed(list(self.steps.values()), self._out()))
-        names = {
-            leaf.name
-            for leaf in iter_leaves([self._out().leaves, *map(list_constants, steps)])
-            if isinstance(leaf, Constant)
-        }
-        tensors = {name: self.tensors[name] for name in sorted(names)}
+        tensors = select_read_tensors(self.tensors, steps, self._out())
         return FusedNetwork(steps, self.shapes, self.dtypes, tensors, self._out(), self.batch_size)
 
     def _out(self) -> OutputStructure:
@@ -780,11 +781,21 @@ def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
     return kept[::-1]
 
 
+def select_read_tensors(
+    tensors: Mapping[str, Tensor], steps: Sequence[Step], output: OutputStructure
+) -> dict[str, Tensor]:
+    """Return those of `tensors` that steps read or that are part of the output."""
+    leaves = iter_leaves([output.leaves, *map(list_constants, steps)])
+    names = {leaf.name for leaf in leaves if isinstance(leaf, Constant)}
+    return {name: tensors[name] for name in sorted(names)}
+
+
 def list_constants(step: Step, *, packed: bool = True) -> Any:
     """Return what a step reads, including constants, but not weights that kernels pack unless `packed`."""
     if isinstance(step, Operation):
         return step.arguments
     if isinstance(step, FusedConvolution | Normalization):
         names = [step.bias] if isinstance(step, FusedConvolution) and not packed else [step.weight, step.bias]
+        names += [step.weight_scale] if isinstance(step, FusedConvolution) else []
         return [Constant(name) for name in names if name]
     return [step.y] if isinstance(step, Elementwise) else []

@@ -17,6 +17,7 @@ from svertka.graph.captured_operations import Constant, Operation
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)
+LARGEST_BYTE = 255
 POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # names in the kernels; PADDED_MEAN counts padding
 # Activation functions by their names in the kernels; the second argument is the slope.
 ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -41,6 +42,29 @@ COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "MAXIMUM": torch.maximum,
     "MINIMUM": torch.minimum,
 }
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How unsigned 8-bit numbers stand for real ones: real = `scale` · (number - `zero_point`)."""
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def covering(cls, low: float, high: float) -> "Quantization":
+        """Return the quantization of the numbers from `low` to `high`, in which 0 is exact, as padding needs it."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = float(torch.tensor((high - low) / LARGEST_BYTE, dtype=torch.float32, device="cpu").clamp(min=1e-30))
+        return cls(scale, round(-low / scale))
+
+    def quantize(self, values: Tensor) -> Tensor:
+        """Return the 8-bit numbers nearest to real `values`, in the dtype of `values`."""
+        return (values / self.scale + self.zero_point).round().clamp(0, LARGEST_BYTE)
+
+    def round(self, values: Tensor) -> Tensor:
+        """Return the real numbers that 8-bit numbers can stand for and that are nearest to `values`."""
+        return (self.quantize(values) - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True)
@@ -96,6 +120,7 @@ class FusedConvolution:
         multiply: Whether the residual is a factor instead of a summand.
         residual_last: Whether the residual comes after the activation function.
         gate: Number of the value (N, C, 1, 1) that the input of a 1×1 kernel is multiplied by, or None.
+        weight_scale: Name of the factors, (O), of 8-bit weights, or None if weights are floats.
     """
 
     x: int
@@ -114,6 +139,7 @@ class FusedConvolution:
     multiply: bool = False
     residual_last: bool = False
     gate: int | None = None
+    weight_scale: str | None = None
 
     @property
     def inputs(self) -> tuple[int, ...]:

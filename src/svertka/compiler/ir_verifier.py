@@ -2,7 +2,16 @@
 
 from collections.abc import Mapping
 
-from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step
+from svertka.compiler.ir import (
+    Concatenation,
+    Elementwise,
+    FusedConvolution,
+    Normalization,
+    Pool,
+    Quantization,
+    Step,
+    step_results,
+)
 from svertka.graph.captured_operations import Constant
 
 Sizes = tuple[int, ...]
@@ -41,6 +50,27 @@ def check_step_shapes(
         given = ", ".join("×".join(map(str, shapes[value])) for value in step.inputs)
         made = "×".join(map(str, shapes[step.result]))
         raise ValueError(f"{type(step).__name__} {step.place} cannot make {made} of {given}")
+
+
+def check_step_quantization(step: Step, quantizations: Mapping[int, Quantization]) -> None:
+    """Raise ValueError unless there are kernels for the values of 8 bits that `step` reads and computes.
+
+    Args:
+        step: any step.
+        quantizations: of the values of 8 bits.
+    """
+    inputs, results = ([one in quantizations for one in values] for values in (step.inputs, step_results(step)))
+    if isinstance(step, FusedConvolution) and step.weight_scale is not None:
+        fits = all(inputs) and step.gate is None
+    elif isinstance(step, Elementwise):
+        fits = True
+    elif isinstance(step, Pool | Concatenation) and all(inputs + results):
+        shared = {quantizations[one] for one in (*step.inputs, step.result)}
+        fits = len(shared) == 1 or (isinstance(step, Pool) and step.kind != "MAXIMUM")
+    else:
+        fits = not any(inputs + results)
+    if not fits:
+        raise ValueError(f"{type(step).__name__} {step.place} cannot compute with numbers of 8 bits")
 
 
 def _broadcasts(operands: tuple[Sizes, ...], result: Sizes) -> bool:

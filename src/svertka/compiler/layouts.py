@@ -6,7 +6,7 @@ value is stored in another order.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,7 @@ class Layouts:
         shapes: Shapes of its values, for this batch size.
         batch_size: The batch size.
         inner: The concatenation and the index of the part, for each value inside a concatenation.
+        channels_last: Values whose memory is always a channels-last map.
 
     Attributes:
         steps: The steps in order, without views.
@@ -107,8 +108,10 @@ class Layouts:
         shapes: Mapping[int, Sizes],
         batch_size: int,
         inner: Mapping[int, tuple[int, int]],
+        channels_last: Container[int] = (),
     ) -> None:
         self.shapes, self.batch_size, self.inner = dict(shapes), batch_size, inner
+        self._channels_last = channels_last
         self._parts = {step.result: step.inputs for step in steps if isinstance(step, Concatenation)}
         self.of = {0: Layout(0, 0, dense_strides(shapes[0], default_order(shapes[0])))}
         self.steps: list[Step] = []
@@ -229,6 +232,8 @@ class Layouts:
             return self._inside(step.result)
         shape = self.shapes[step.result]
         order = default_order(shape)
+        if step.result in self._channels_last:
+            return self._own(step.result, order)
         if isinstance(step, Elementwise) or (isinstance(step, Normalization) and step.groups is None):
             for value in step.inputs:  # broadcast operands have fewer elements
                 if self.shapes[value] == shape:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Self
 
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
 from svertka.compiler.accuracy_check import measure_error, suggest_fix
+from svertka.compiler.activation_ranges import observe_values
+from svertka.compiler.calibration_images import CalibrationImages
 from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapture
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
+from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.ir import CapturedGraph, FusedConvolution
 from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_linear_layer, separate_shared_weights
+from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.compiler.validation import is_traced, to_plain_images, unwrap_network
 from svertka.conv import native
@@ -41,6 +45,7 @@ def optimize(
     precision: str = "fp32",
     dense: str | None = None,
     strict: bool = False,
+    calibration: Tensor | Iterable[Any] | None = None,
 ) -> "Optimized":
     """Return a module that computes what `network` computes in inference, faster, on the CPU.
 
@@ -55,6 +60,13 @@ def optimize(
     float32 from float64. With bfloat16, the root mean square error is at most 10 % of that of the values. If the output
     is (N, K), class scores, 99 % of the example's images must keep their class.
 
+    With "int8", the network is quantized after training. Convolutions and dense layers multiply 8-bit weights, one
+    scale for each output channel, with 8-bit feature maps, one scale and zero point for each map; sums are exact
+    integers. Pools, concatenations, residual connections and activation functions between them read and write 8-bit
+    maps. The range of each map is that with the least mean square error on the calibration images, and biases are
+    corrected for the mean error of the weights. The root mean square error on up to 32 of the calibration images is at
+    most 25 % of the values; how many images change their class depends on the network, so evaluate the result.
+
     Convolutions of 3×3 and 5×5 use Winograd tiles. A NaN, an infinity, or a value about 1e5 times as large as its
     neighbors affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
     may overflow, because tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids
@@ -65,11 +77,13 @@ def optimize(
         example: Typical images, (N, C, H, W) float32; or a shape, (C, H, W) or (N, C, H, W), for which random images
             are drawn from a normal distribution. The result takes images of this size, in batches of any size if the
             network allows it.
-        precision: "fp32" or "bf16". With "bf16", weights are stored in bfloat16, and multiplied in bfloat16 where the
-            CPU supports it; sums and feature maps stay float32.
+        precision: "fp32", "bf16" or "int8". With "bf16", weights are stored in bfloat16, and multiplied in bfloat16
+            where the CPU supports it; sums and feature maps stay float32.
         dense: The precision of dense layers. None: `precision`. For single images, reading their weights takes most of
             their time.
         strict: Whether to use only algorithms whose result at each position depends only on its receptive field.
+        calibration: For "int8", a hundred or more typical images, (N, C, H, W) float32, or an iterable of batches such
+            as a DataLoader. They are read once, and only their statistics are kept.
 
     Returns:
         The optimized network.
@@ -77,11 +91,19 @@ def optimize(
     Raises:
         UsageError: The network cannot be captured (the message names the module), the results differ too much, or an
             option is invalid.
+
+    Source:
+        Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference", arXiv 1712.05877, sections 2.1 to 2.4.
     """
     dense = precision if dense is None else dense
     for one in (precision, dense):
         if not isinstance(one, str) or one not in DTYPES:
             raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}")
+    if ("int8" in (precision, dense)) != (calibration is not None):
+        raise UsageError(
+            "precision='int8' needs calibration=, some hundred typical images, and no other precision reads them"
+        )
     if not isinstance(strict, bool):
         raise UsageError(f"strict={strict!r} must be True or False")
     network = unwrap_network(network)
@@ -97,16 +119,32 @@ def optimize(
             raise UsageError(f"{reason}{suggest_fix(copy_for_comparison(network), example)}") from reason
     try:
         steps = separate_shared_weights(fuse(recording))
+        if calibration is not None:
+            calibration = CalibrationImages(calibration, info.example[1:], steps.batch_size)
+            steps = _quantize(steps, info, calibration)
         optimized = Optimized(convert_weights(steps, precision, dense), info, repeats)
     except (RuntimeError, MemoryError) as reason:  # from operations on constants
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
+    if calibration is not None:
+        example = calibration.kept[: steps.batch_size]
     sizes = optimized._select_check_sizes(len(example))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        error = measure_error(
-            optimized, copy_for_comparison(network), example, sizes, bf16="bf16" in (precision, dense)
-        )
+        error = measure_error(optimized, copy_for_comparison(network), example, sizes, {precision, dense})
     optimized.info = dataclasses.replace(info, error=error)
     return optimized
+
+
+def _quantize(steps: FusedNetwork, info: OptimizedInfo, calibration: CalibrationImages) -> FusedNetwork:
+    """Return the network with its int8 layers, whose ranges are those on the calibration images."""
+    steps = unfuse_gates(steps)
+    layers = {
+        step.result
+        for step in steps.steps
+        if isinstance(step, FusedConvolution)
+        and (info.dense if is_linear_layer(steps, step) else info.precision) == "int8"
+    }
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return quantize_network(steps, observe_values(steps, calibration), layers)
 
 
 def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
@@ -175,9 +213,10 @@ class OptimizedLayer:
 
     Attributes:
         name: Path of the module in the original network.
-        kernel: How it is computed: "winograd", "direct", "depthwise", "grouped", or "torch" without kernels.
+        kernel: How it is computed: "winograd", "direct", "depthwise", "grouped", "int8", "int8-depthwise", or "torch"
+            without kernels.
         shape: Shape of its weights, (O, C / groups, kh, kw).
-        precision: Precision of the stored weights, "fp32" or "bf16".
+        precision: Precision of the stored weights, "fp32", "bf16" or "int8".
     """
 
     name: str
@@ -205,12 +244,12 @@ class Optimized(nn.Module):
         super().__init__()
         self.info = info
         weights = {step.weight: step for step in steps.steps if isinstance(step, FusedConvolution)}
-        self._packed: Mapping[str, PackedWeights] = {}
+        self._packed: Mapping[str, PackedWeights | PackedInt8Weights] = {}
         if not native.why_not():
             self._packed = {
-                name: PackedWeights.of(
-                    step, steps.tensors[name], dense=is_linear_layer(steps, step), strict=info.strict
-                )
+                name: PackedInt8Weights.of(step, steps.tensors[name])
+                if step.weight_scale is not None
+                else PackedWeights.of(step, steps.tensors[name], dense=is_linear_layer(steps, step), strict=info.strict)
                 for name, step in weights.items()
             }
         # Copies, because the network may be trained further; never inference tensors.
@@ -370,7 +409,7 @@ class Optimized(nn.Module):
     def _describe_layer(self, step: FusedConvolution) -> OptimizedLayer:
         packed = self._packed.get(step.weight)
         weight = self._steps.tensors[step.weight] if packed is None else packed.numbers
-        precision = "bf16" if weight.dtype == torch.bfloat16 else "fp32"
+        precision = "int8" if step.weight_scale else "bf16" if weight.dtype == torch.bfloat16 else "fp32"
         shape = tuple(weight.shape) if packed is None else packed.shape
         return OptimizedLayer(step.place, "torch" if packed is None else packed.kernel, shape, precision)
 

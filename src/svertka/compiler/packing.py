@@ -17,7 +17,7 @@ MIN_WINOGRAD_GROUP = 24  # the same for a group, compared with the grouped kerne
 MAX_GROUPED_CHANNELS = 64  # of a group; with more, the weights of the grouped kernels do not stay in the cache
 MAX_FLOAT32_INPUTS = 4  # kernels read images with so few channels in place, with float32 weights
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by precision
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}  # of weights, by precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,21 +95,22 @@ def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNet
     """Return the steps with the weights of their convolutions in the given precision.
 
     Small groups of channels stay float32, and so do convolutions of few inputs on CPUs without bfloat16 multiplication,
-    because they would not be faster.
+    because they would not be faster. With "int8", layers that are not quantized stay float32, too.
 
     Args:
         fused: The network.
-        precision: Precision of convolutions, "fp32" or "bf16".
-        dense: Precision of dense layers, "fp32" or "bf16".
+        precision: Precision of convolutions, "fp32", "bf16" or "int8".
+        dense: Precision of dense layers, the same.
     """
     tensors = dict(fused.tensors)
     for step in fused.steps:
-        if isinstance(step, FusedConvolution):
+        if isinstance(step, FusedConvolution) and step.weight_scale is None:
             shape = tuple(tensors[step.weight].shape)
             few = shape[1] <= MAX_FLOAT32_INPUTS and not native.multiplies_bfloat16()
             if not few and select_kernel(step, shape) not in ("depthwise", "grouped"):
-                wanted = DTYPES[dense if is_linear_layer(fused, step) else precision]
-                tensors[step.weight] = tensors[step.weight].to(wanted)
+                wanted = dense if is_linear_layer(fused, step) else precision
+                if wanted != "int8":
+                    tensors[step.weight] = tensors[step.weight].to(DTYPES[wanted])
     return replace(fused, tensors=tensors)
 
 

@@ -1,24 +1,31 @@
 """Execution of an optimized network with PyTorch's operations, for machines without kernels, export and tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
-from svertka.compiler.ir import BatchDependentSize, Elementwise, FusedConvolution, Normalization
+from svertka.compiler.ir import BatchDependentSize, Concatenation, Elementwise, FusedConvolution, Normalization, Pool
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.graph.captured_operations import Constant, Operation, Value
 
 
-def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tensor) -> Any:
-    """Return the output of the network.
+def run_reference(
+    fused: FusedNetwork,
+    weight: Callable[[str], Tensor],
+    x: Tensor,
+    observe: Callable[[int, Tensor], None] | None = None,
+) -> Any:
+    """Return the output of the network. Values of 8 bits are real numbers here, rounded to those that can be stored.
 
     Args:
         fused: The network.
         weight: A function that returns the weights with a name, (O, C / groups, kh, kw).
         x: Images, (N, C, H, W).
+        observe: A function that is called with the number and the value of each value that a step other than an
+            operation of PyTorch reads or computes.
 
     Raises:
         ValueError: A step's result has another shape than captured.
@@ -42,24 +49,41 @@ def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tenso
                 if number is not None:
                     values[number] = _of_shape(result, [seen(side) for side in fused.shapes[number]])
             continue
-        shape = [seen(side) for side in fused.shapes[step.result]]
-        if isinstance(step, Elementwise):
-            y = None if step.y is None else seen(Value(step.y) if isinstance(step.y, int) else step.y)
-            values[step.result] = _of_shape(step.run(values[step.x], y), shape)
-            continue
-        if isinstance(step, Normalization):
-            of_channels = [None if name is None else seen(Constant(name)) for name in (step.weight, step.bias)]
-            values[step.result] = _of_shape(step.run(values[step.x], *of_channels), shape)
-            continue
-        given = [values[number][(...,) + (None,) * (4 - values[number].dim())] for number in step.inputs]
-        if isinstance(step, FusedConvolution):
-            bias = None if step.bias is None else fused.tensors[step.bias].to(x.dtype)
-            size: Any = (*shape[2:], 1, 1)[:2]
-            result = step.run(given, size, weight(step.weight).to(x.dtype), bias)
-        else:
-            result = step.run(given)
-        values[step.result] = _of_shape(result.flatten(len(shape) - 1) if len(shape) < 4 else result, shape)
+        result = _run_step(step, values, [seen(side) for side in fused.shapes[step.result]], seen, weight)
+        if step.result in fused.quantizations:
+            result = fused.quantizations[step.result].round(result)
+        values[step.result] = result
+        if observe is not None:
+            for number in (*step.inputs, step.result):
+                observe(number, values[number])
     return fused.output.rebuild(lambda leaf: copy_for_caller(seen(leaf)))
+
+
+def _run_step(
+    step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation,
+    values: Mapping[int, Tensor],
+    shape: list[int],
+    seen: Callable[[Any], Any],
+    weight: Callable[[str], Tensor],
+) -> Tensor:
+    """Return the result of a step, of this shape."""
+    if isinstance(step, Elementwise):
+        y = None if step.y is None else seen(Value(step.y) if isinstance(step.y, int) else step.y)
+        return _of_shape(step.run(values[step.x], y), shape)
+    if isinstance(step, Normalization):
+        of_channels = [None if name is None else seen(Constant(name)) for name in (step.weight, step.bias)]
+        return _of_shape(step.run(values[step.x], *of_channels), shape)
+    given = [values[number][(...,) + (None,) * (4 - values[number].dim())] for number in step.inputs]
+    if isinstance(step, FusedConvolution):
+        bias, scale = (None if name is None else seen(Constant(name)) for name in (step.bias, step.weight_scale))
+        factors = weight(step.weight).to(given[0].dtype)
+        if scale is not None:
+            factors = factors * scale[:, None, None, None]
+        size: Any = (*shape[2:], 1, 1)[:2]
+        result = step.run(given, size, factors, bias)
+    else:
+        result = step.run(given)
+    return _of_shape(result.flatten(len(shape) - 1) if len(shape) < 4 else result, shape)
 
 
 def _of_shape(result: Tensor, shape: list[int]) -> Tensor:

@@ -15,6 +15,7 @@ from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     ACTIVATIONS,
     COMBINATIONS,
+    LARGEST_BYTE,
     POOLINGS,
     BatchDependentSize,
     Concatenation,
@@ -22,9 +23,11 @@ from svertka.compiler.ir import (
     FusedConvolution,
     Normalization,
     Pool,
+    Quantization,
     Step,
     step_results,
 )
+from svertka.compiler.ir_verifier import check_step_quantization
 from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.packing import DTYPES, is_linear_layer
 from svertka.compiler.repeatable_capture import READS_MEMORY
@@ -33,7 +36,7 @@ from svertka.graph.capture import READS_VALUES
 from svertka.graph.captured_operations import Constant, Operation, Value, find_overload
 from svertka.tensor_files import read_tensors, write_tensors
 
-FORMAT = 4
+FORMAT = 5
 # Names of steps and leaves in files. They belong to the format and do not follow class names.
 STEP_KINDS: dict[str, Any] = {
     "Convolution": FusedConvolution,
@@ -71,8 +74,8 @@ class OptimizedInfo:
 
     Attributes:
         example: The shape of the example images.
-        precision: Precision of convolutions, "fp32" or "bf16".
-        dense: Precision of dense layers, "fp32" or "bf16".
+        precision: Precision of convolutions, "fp32", "bf16" or "int8".
+        dense: Precision of dense layers, the same.
         error: The largest difference from the original on the example, relative to the largest value.
         strict: As for `optimize`.
         least: The smallest batch size that the network can run.
@@ -102,6 +105,7 @@ def write_network(path: Path, fused: FusedNetwork, info: OptimizedInfo) -> None:
         "steps": [{"step": KIND_NAMES[type(step)]} | _encode(vars(step)) for step in fused.steps],
         "shapes": {str(value): _encode(list(shape)) for value, shape in fused.shapes.items()},
         "dtypes": {str(value): _encode(dtype) for value, dtype in fused.dtypes.items()},
+        "quantizations": {str(value): vars(one) for value, one in fused.quantizations.items()},
         "output": _encode_output(fused.output),
         **vars(info),
     }
@@ -150,9 +154,11 @@ def _decode_network(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     steps = tuple(_decode_step(written) for written in content["steps"])
     shapes = {int(value): tuple(_decode(shape)) for value, shape in content["shapes"].items()}
     dtypes = {int(value): _decode(dtype) for value, dtype in content["dtypes"].items()}
+    written = content.get("quantizations", {})  # from format 5 on
+    quantizations = {int(value): Quantization(**one) for value, one in written.items()}
     leaves: list[Any] = []
     output = OutputStructure(_decode_template(content["output"], leaves), tuple(leaves))
-    fused = FusedNetwork(steps, shapes, dtypes, tensors, output, content.get("pictures"))
+    fused = FusedNetwork(steps, shapes, dtypes, tensors, output, content.get("pictures"), quantizations)
     _check(fused, info)
     return fused, info
 
@@ -293,12 +299,12 @@ def _check_types(step: FusedConvolution | Pool | Elementwise | Normalization | C
             good = value in (COMBINATIONS if step.y is not None else ("FIRST",))  # type: ignore[union-attr]
         elif name in ("slope", "epsilon"):
             good = isinstance(value, float) and math.isfinite(value)
-        elif name in ("weight", "place") or (name == "bias" and value is not None):
+        elif name in ("weight", "place") or (name in ("bias", "weight_scale") and value is not None):
             good = isinstance(value, str) or (value is None and isinstance(step, Normalization))
         elif name in ("ceil", "multiply", "residual_last"):
             good = isinstance(value, bool)
         else:
-            good = _is_size(value) or (value is None and name in ("y", "residual", "bias", "gate"))
+            good = _is_size(value) or (value is None and name in ("y", "residual", "bias", "gate", "weight_scale"))
             good = good or (name == "y" and isinstance(value, Constant)) or (name == "groups" and value is None)
         if not good:
             raise ValueError(f"{name} of a step is {value!r}")
@@ -323,9 +329,11 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
     made = [value for step in fused.steps for value in step_results(step)]
     if 0 in made or len(made) != len(set(made)):
         raise ValueError("two steps give the same value")
+    _check_quantizations(fused)
     for step in fused.steps:
         if not isinstance(step, Operation):
             _check_floats(fused, step)
+        check_step_quantization(step, fused.quantizations)
     for step in fused.steps:
         if isinstance(step, FusedConvolution):
             _check_weights(fused, step, DTYPES[info.dense if is_linear_layer(fused, step) else info.precision])
@@ -343,14 +351,33 @@ def _check_floats(
     names = [step.y.name] if isinstance(step, Elementwise) and isinstance(step.y, Constant) else []
     names += [name for name in (step.weight, step.bias) if name] if isinstance(step, Normalization) else []
     dtypes = [fused.tensors[name].dtype for name in names]
-    dtypes += [fused.dtypes[value] for value in (*step.inputs, step.result)]
+    dtypes += [fused.dtypes[value] for value in (*step.inputs, step.result) if value not in fused.quantizations]
     if any(dtype != torch.float32 for dtype in dtypes):
         raise ValueError("a kernel is to read what is not float32")
 
 
 def _check_weights(fused: FusedNetwork, step: FusedConvolution, dtype: torch.dtype) -> None:
-    weight, bias = fused.tensors[step.weight], None if step.bias is None else fused.tensors[step.bias]
-    if weight.dtype not in (torch.float32, dtype) or weight.dim() != 4:
+    weight = fused.tensors[step.weight]
+    dtypes = (torch.float32, dtype) if step.weight_scale is None else (torch.int8,)
+    if weight.dtype not in dtypes or weight.dim() != 4 or (step.weight_scale is None and weight.dtype == torch.int8):
         raise ValueError(f"the weights {step.weight} do not fit")
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != torch.float32):
-        raise ValueError(f"the bias {step.bias} does not fit")
+    for name in (step.bias, step.weight_scale):
+        if name is not None and (
+            fused.tensors[name].shape != weight.shape[:1] or fused.tensors[name].dtype != torch.float32
+        ):
+            raise ValueError(f"{name}, a number for each channel, does not fit")
+
+
+def _check_quantizations(fused: FusedNetwork) -> None:
+    """Raise ValueError unless the values of 8 bits are maps with a quantization that kernels can compute with."""
+    for value, one in fused.quantizations.items():
+        scale = one.scale
+        if not isinstance(scale, float) or not 0 < scale < math.inf or type(one.zero_point) is not int:
+            raise ValueError(f"the quantization of a value is {one}")
+        if not 0 <= one.zero_point <= LARGEST_BYTE:
+            raise ValueError(f"the quantization of a value is {one}")
+        if fused.dtypes[value] != torch.uint8 or value == 0 or len(fused.shapes[value]) not in (2, 4):
+            raise ValueError("a value of 8 bits is no map")
+    read = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
+    if fused.quantizations.keys() & set(read):
+        raise ValueError("the network returns numbers of 8 bits")

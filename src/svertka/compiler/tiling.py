@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.ir import Chain, FusedConvolution, Step
 from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
@@ -19,7 +20,10 @@ MAX_TILE_NUMBERS = 1 << 18  # of intermediate rows per thread, about the size of
 
 
 def form_chains(
-    steps: Sequence[Step], maps: Mapping[int, FeatureMapSize], weights: Mapping[str, PackedWeights], kept: Iterable[int]
+    steps: Sequence[Step],
+    maps: Mapping[int, FeatureMapSize],
+    weights: Mapping[str, PackedWeights | PackedInt8Weights],
+    kept: Iterable[int],
 ) -> list[Step | Chain]:
     """Return `steps` with chains instead of consecutive convolutions that are faster together.
 

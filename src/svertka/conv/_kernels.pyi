@@ -1,6 +1,6 @@
 """The compiled module; see native/. Tensors must be dense, in the order that the kernels read.
 
-Every function checks that its sizes are consistent and that each tensor is on the CPU, float32 (or bfloat16 where
+Every function checks that its sizes are consistent and that each tensor is on the CPU, float32 (or another dtype where
 supported) and as large as the sizes require.
 
 Raises:
@@ -134,7 +134,7 @@ def grouped_forward(
 ) -> None: ...
 
 class Place:
-    """An offset in floats into one of the memories given to `Program.run`; memory −1 is none."""
+    """An offset into one of the memories given to `Program.run`, in floats, or bytes of an 8-bit map; −1 is none."""
 
     def __init__(self, memory: int, offset: int) -> None: ...
 
@@ -196,6 +196,45 @@ class Normalization:
     ) -> None: ...
 
 def panel_width() -> int: ...
+def int8_panel_width() -> int: ...
+def int8_channel_width() -> int: ...
+def int8_numbers_per_factor() -> int: ...
+
+class Requantization:
+    """What becomes of the integer sum of a result, in 8 bits or as a float; pairs are a scale and a shift.
+
+    stored(activation(scale · sum + shift + real(residual))), clamped to `bounds` of the number that is stored.
+    """
+
+    def __init__(
+        self,
+        start: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Place,
+        residual_step: int,
+        real: tuple[float, float],
+        activation: Activation,
+        slope: float,
+        multiply: bool,
+        residual_last: bool,
+        stored: tuple[float, float],
+        bounds: tuple[float, float],
+        to_float: bool,
+    ) -> None: ...
+
+class ByteOperation:
+    """An elementwise operation on real numbers, and how its result is stored."""
+
+    def __init__(
+        self,
+        combination: Combination,
+        activation: Activation,
+        slope: float,
+        stored: tuple[float, float],
+        bounds: tuple[float, float],
+        to_bytes: bool,
+    ) -> None: ...
 
 class Program:
     """A sequence of steps, with the instruction set that was selected when it was created.
@@ -257,6 +296,35 @@ class Program:
         weight: Tensor | None,
         bias: Tensor | None,
         epilogue: Epilogue,
+        output: Place,
+    ) -> None: ...
+    def add_int8_convolution(
+        self,
+        shape: Window,
+        depthwise: bool,
+        input: Place,  # noqa: A002 - the kernels' own name
+        zero: int,
+        weights: Tensor,
+        after: Requantization,
+        output: Place,
+    ) -> None: ...
+    def add_int8_pool(
+        self,
+        shape: Window,
+        pooling: Pooling,
+        zero: int,
+        mean: tuple[float, float],
+        input: Place,  # noqa: A002 - the kernels' own name
+        output: Place,
+    ) -> None: ...
+    def add_int8_elementwise(
+        self,
+        shape: Strided,
+        operation: ByteOperation,
+        input: Place | Tensor | None,  # noqa: A002 - the kernels' own name
+        real: tuple[float, float] | None,
+        other: Place | Tensor | None,
+        other_real: tuple[float, float] | None,
         output: Place,
     ) -> None: ...
     def add_parts(self, images: int, parts: list[Program], room: int, maps: list[tuple[Place, int]]) -> None: ...

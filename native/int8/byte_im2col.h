@@ -1,0 +1,108 @@
+// im2col of 8-bit maps: the windows, gathered as rows of factors.
+#pragma once
+
+#include "bytes.h"
+#include "int8.h"
+
+namespace svertka::INSTRUCTIONS {
+
+struct ByteIm2col {
+    const Window& shape;
+    const Byte* input;
+    const Byte* padding;  // at least a pixel and a vector of the number in the padding
+    const Byte* end =
+        input + (shape.batch * shape.y.size * shape.x.size - 1) * shape.in_step + shape.in_channels;  // of the input
+    Index channels = shape.in_channels, taps = shape.y.taps * shape.x.taps, depth = taps * channels;
+    Index steps = ceil_div(depth, per_factor), chunks = ceil_div(steps, lanes);
+    // Whether the pixels of one row of taps are contiguous.
+    bool dense = shape.in_step == channels && shape.x.dilation == 1;
+
+    static constexpr Index slack = sizeof(Wide);  // bytes after `depth` in a line
+
+    // Gather rows `first` to `last` to (register tile, chunk of k, row of the tile, lane). Factors after `depth` are
+    // arbitrary; their weights are zero. `line`: room for `depth` + slack bytes.
+    void gather(Index first, Index last, Factor* to, Byte* line) const {
+        Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
+        const Index image = first / shape.x.out_size / shape.y.out_size;
+        const Index of_image = shape.y.size * shape.x.size * shape.in_step;
+        const Byte* from = input + image * of_image;
+        for (Index index = 0; index < last - first; ++index) {
+            Factor* const row = to + (index / MR * chunks * MR + index % MR) * lanes;
+            const Index in_y = y * shape.y.stride - shape.y.pad, in_x = x * shape.x.stride - shape.x.pad;
+            if (channels % numbers_in_chunk == 0 || taps == 1)
+                gather_channels(from, in_y, in_x, row, line);
+            else
+                gather_line(from, in_y, in_x, row, line);
+            if (++x < shape.x.out_size) continue;
+            x = 0;
+            if (++y < shape.y.out_size) continue;
+            y = 0;
+            from += of_image;
+        }
+    }
+
+  private:
+    // Copy `count` bytes in whole vectors if they can be read, which writes up to `slack` bytes more.
+    ALWAYS_INLINE void copy(Byte* to, const Byte* from, Index count) const {
+        if (from + ceil_div(count, slack) * slack <= end)
+            for (Index k = 0; k < count; k += slack) store_as(to + k, load_as<Wide>(from + k));
+        else
+            std::memcpy(to, from, count);
+    }
+
+    ALWAYS_INLINE void fill(Byte* to, Index count) const {
+        const Wide numbers = load_as<Wide>(padding);
+        for (Index k = 0; k < count; k += slack) store_as(to + k, numbers);
+    }
+
+    void gather_channels(const Byte* from, Index in_y, Index in_x, Factor* row, Byte* line) const {
+        const Index whole = channels / numbers_in_chunk, rest = channels % numbers_in_chunk;
+        for (Index i = 0; i < shape.y.taps; ++i)
+            for (Index j = 0; j < shape.x.taps; ++j) {
+                const Index y = in_y + i * shape.y.dilation, x = in_x + j * shape.x.dilation;
+                const bool inside = y >= 0 && y < shape.y.size && x >= 0 && x < shape.x.size;
+                const Byte* pixel = inside ? from + (y * shape.x.size + x) * shape.in_step : padding;
+                for (Index number = 0; number < whole; ++number, row += MR * lanes, pixel += numbers_in_chunk)
+                    store_factors(row, pixel);
+                if (rest == 0) continue;
+                if (inside && pixel + slack > end) {
+                    std::memcpy(line, pixel, rest);
+                    pixel = line;
+                }
+                store_factors(row, pixel);
+            }
+    }
+
+    // For channels that do not fill chunks: copied to `line` contiguously, then split.
+    void gather_line(const Byte* from, Index in_y, Index in_x, Factor* row, Byte* line) const {
+        Byte* to = line;
+        for (Index i = 0; i < shape.y.taps; ++i, to += shape.x.taps * channels) {
+            const Index y = in_y + i * shape.y.dilation;
+            if (y < 0 || y >= shape.y.size)
+                fill(to, shape.x.taps * channels);
+            else
+                gather_taps(from + y * shape.x.size * shape.in_step, in_x, to);
+        }
+        for (Index chunk = 0; chunk < chunks; ++chunk)
+            store_factors(row + chunk * MR * lanes, line + chunk * numbers_in_chunk);
+    }
+
+    // One row of taps, from the image line at `from`.
+    void gather_taps(const Byte* from, Index in_x, Byte* to) const {
+        const Index taps_in_x = shape.x.taps;
+        if (!dense) {
+            for (Index j = 0; j < taps_in_x; ++j, to += channels) {
+                const Index x = in_x + j * shape.x.dilation;
+                const bool inside = x >= 0 && x < shape.x.size;
+                inside ? copy(to, from + x * shape.in_step, channels) : fill(to, channels);
+            }
+            return;
+        }
+        const Index before = min(max(-in_x, 0), taps_in_x), until = max(min(shape.x.size - in_x, taps_in_x), before);
+        if (before > 0) fill(to, before * channels);
+        if (until > before) copy(to + before * channels, from + (in_x + before) * channels, (until - before) * channels);
+        if (taps_in_x > until) fill(to + until * channels, (taps_in_x - until) * channels);
+    }
+};
+
+}  // namespace svertka::INSTRUCTIONS

@@ -1,0 +1,135 @@
+"""The ranges of a network's values on calibration images, and the quantization of each that loses least.
+
+Histograms of all values are collected in one pass. For each value, the range is the one with the least mean square
+error of rounding among the whole range, its percentiles and shrunk ranges (Nagel et al. 2021, "A White Paper on Neural
+Network Quantization", section 3.1).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from svertka.compiler.fusion import FusedNetwork
+from svertka.compiler.ir import Quantization, step_results
+from svertka.compiler.reference import run_reference
+from svertka.errors import UsageError
+from svertka.graph.captured_operations import Operation
+
+BINS = 1 << 13  # of a histogram; its range is at most twice as wide as needed
+PERCENTILES = 99.9, 99.99, 99.999
+SHRINKS = [1 - step / 50 for step in range(36)]  # of the whole range
+
+
+@dataclass
+class ObservedValues:
+    """The numbers that a value takes on all calibration images.
+
+    Attributes:
+        count: How many numbers there are.
+        low, high: The smallest and the largest number.
+        reach: The histogram covers [-reach, reach], a power of two.
+        histogram: The numbers in each bin, (BINS,) float64.
+        channel_sums: The sum of the numbers of each channel, axis 1, float64.
+    """
+
+    count: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    reach: float = 0.0
+    histogram: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64, device="cpu"))
+    channel_sums: Tensor | None = None
+
+    def add(self, values: Tensor) -> None:
+        """Count `values`, (N, C, …), which are finite."""
+        low, high = (float(one) for one in values.aminmax())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.count += values.numel()
+        sums = values.sum([axis for axis in range(values.dim()) if axis != 1]).double()
+        self.channel_sums = sums if self.channel_sums is None else self.channel_sums + sums
+        largest = max(-low, high)
+        if largest == 0:
+            self.histogram[BINS // 2] += values.numel()
+            return
+        needed = 2.0 ** math.ceil(math.log2(largest))
+        if self.reach == 0:
+            self.reach = needed
+        while self.reach < needed:  # pairs of bins around the middle become one bin
+            self.histogram[BINS // 4 : -BINS // 4] = self.histogram.view(-1, 2).sum(1)
+            self.histogram[: BINS // 4] = 0
+            self.histogram[-BINS // 4 :] = 0
+            self.reach *= 2
+        self.histogram += torch.histc(values, BINS, -self.reach, self.reach).double()
+
+    @property
+    def channel_means(self) -> Tensor:
+        """The mean of each channel, (C), float64."""
+        assert self.channel_sums is not None
+        return self.channel_sums * (len(self.channel_sums) / self.count)
+
+    def find_quantization(self) -> Quantization:
+        """Return the quantization with the least mean square error among those of several ranges."""
+        width = 2 * self.reach / BINS
+        inside = self.histogram.nonzero().flatten()
+        counts = self.histogram[inside]
+        centers = (inside.double() + 0.5) * width - self.reach
+        centers = centers.clamp(self.low, self.high)
+        cumulated = counts.cumsum(0) / counts.sum()
+        ranges = [(self.low * shrink, self.high * shrink) for shrink in SHRINKS]
+        for percentile in PERCENTILES:
+            rest = 1 - percentile / 100
+            edges = torch.searchsorted(cumulated, torch.tensor([rest, 1 - rest], dtype=torch.float64, device="cpu"))
+            low, high = centers[edges.clamp(max=len(centers) - 1)].tolist()
+            ranges.append((low if self.low < 0 else self.low, high if self.high > 0 else self.high))
+        candidates = [Quantization.covering(low, high) for low, high in ranges]
+        errors = [float((counts * (centers - one.round(centers)).square()).sum()) for one in candidates]
+        return candidates[errors.index(min(errors))]
+
+
+def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[int, ObservedValues]:
+    """Return what the values of a float network are on calibration images.
+
+    Args:
+        fused: The network; its weights are float32.
+        batches: Images, (N, C, H, W) float32.
+
+    Returns:
+        Value -> its numbers, for each value that kernels read or compute.
+
+    Raises:
+        UsageError: values of a layer are NaN, infinite, or all zero.
+    """
+    places = {value: step.place for step in fused.steps for value in step_results(step)}
+    found: dict[int, ObservedValues] = {}
+    here: set[int] = set()
+
+    def observe(number: int, values: Tensor) -> None:
+        if number in here or values.dtype != torch.float32 or values.dim() < 2 or not values.numel():
+            return
+        here.add(number)
+        if not bool(values.isfinite().all()):
+            raise UsageError(
+                f"{_name(places, number)} NaN or infinite for calibration images; correct the weights or the images, "
+                "or use precision='fp32'"
+            )
+        found.setdefault(number, ObservedValues()).add(values)
+
+    for images in batches:
+        here.clear()
+        run_reference(fused, fused.tensors.__getitem__, images.contiguous(memory_format=torch.channels_last), observe)
+    made = {step.result for step in fused.steps if not isinstance(step, Operation)}
+    for number, values in found.items():
+        if values.low == values.high == 0 and (number in made or number == 0):
+            raise UsageError(
+                f"{_name(places, number)} zero for all calibration images, so their range is unknown; calibrate on "
+                "images such as there will be, or use precision='fp32'"
+            )
+    return found
+
+
+def _name(places: Mapping[int, str], number: int) -> str:
+    if number == 0:
+        return "the numbers of the images are"
+    return f"the results of layer {places.get(number) or number} are"

@@ -1,0 +1,67 @@
+"""8-bit weights of convolutions, packed for the kernels of the selected instruction set."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from svertka.compiler.ir import FusedConvolution
+from svertka.conv import native
+
+
+@dataclass(frozen=True, eq=False)
+class PackedInt8Weights:
+    """8-bit weights packed for one kind of kernel: "int8" for products of matrices, or "int8-depthwise".
+
+    Attributes:
+        kernel: The kind of kernel.
+        shape: The shape of the weights before packing, (O, C / groups, kh, kw).
+        groups: The groups of the convolution.
+        numbers: The packed weights, int8 or int16 as the kernels multiply. "int8": (group, output panel, factor of
+            consecutive summands, output in panel, summand in factor). "int8-depthwise": (block of channels, tap y,
+            factor of taps in x, channel in block, tap in factor).
+        sums: The sum of the weights of each output channel, (O) int32.
+    """
+
+    kernel: str
+    shape: tuple[int, ...]
+    groups: int
+    numbers: Tensor
+    sums: Tensor
+
+    @classmethod
+    def of(cls, step: FusedConvolution, weight: Tensor) -> "PackedInt8Weights":
+        """Pack int8 weights, (O, C / groups, kh, kw)."""
+        shape, groups = tuple(weight.shape), step.groups
+        per = native.kernels.int8_numbers_per_factor()
+        dtype = torch.int8 if per == 4 else torch.int16
+        sums = weight.to(torch.int32).flatten(1).sum(1, dtype=torch.int32)
+        if groups == shape[0] and shape[1] == 1:
+            block = native.kernels.int8_channel_width()
+            padded = F.pad(weight[:, 0], (0, -shape[3] % per, 0, 0, 0, -shape[0] % block)).to(dtype)
+            blocks = padded.reshape(len(padded) // block, block, shape[2], -1, per).permute(0, 2, 3, 1, 4)
+            return cls("int8-depthwise", shape, groups, blocks.contiguous(), sums)
+        panel, parts = native.kernels.int8_panel_width(), []
+        for part in weight.chunk(groups):
+            matrix = part.permute(0, 2, 3, 1).flatten(1)  # (output, summand)
+            matrix = F.pad(matrix, (0, -matrix.shape[1] % per, 0, -len(part) % panel)).to(dtype)
+            parts.append(matrix.reshape(len(matrix) // panel, panel, -1, per).permute(0, 2, 1, 3))
+        return cls("int8", shape, groups, torch.stack(parts).contiguous(), sums)
+
+    def unpack(self) -> Tensor:
+        """Return the int8 weights, (O, C / groups, kh, kw)."""
+        out_channels, in_channels, height, width = self.shape
+        if self.kernel == "int8-depthwise":
+            weight = self.numbers.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+            return weight[:out_channels, None, :, :width].to(torch.int8)
+        matrix = self.numbers.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)  # (group, output, summand)
+        matrix = matrix[:, : out_channels // self.groups, : height * width * in_channels].flatten(0, 1)
+        return matrix.reshape(out_channels, height, width, in_channels).permute(0, 3, 1, 2).to(torch.int8)
+
+    @property
+    def padded_channels(self) -> int:
+        """The output channels of a group, padded to whole vectors of its kernel."""
+        if self.kernel == "int8-depthwise":
+            return self.numbers.shape[0] * self.numbers.shape[3]
+        return self.numbers.shape[1] * self.numbers.shape[3]

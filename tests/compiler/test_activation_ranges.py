@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch import nn
+
+from svertka.compiler.activation_ranges import ObservedValues, observe_values
+from svertka.compiler.dynamic_batch_capture import capture_graph
+from svertka.compiler.fusion import FusedNetwork, fuse
+from svertka.errors import UsageError
+
+
+def observed(*batches: torch.Tensor) -> ObservedValues:
+    values = ObservedValues()
+    for batch in batches:
+        values.add(batch)
+    return values
+
+
+def fused(*layers: nn.Module) -> FusedNetwork:
+    return fuse(capture_graph(nn.Sequential(*layers).eval(), (2, 3, 8, 8)))
+
+
+def test_the_range_has_the_least_error_of_all_that_are_tried() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 200, 200).relu()
+    x[0, 0, 0, 0] = 40.0  # an outlier, for which all others would be rounded to 0.16
+    found = observed(x).find_quantization()
+
+    def error(high: float) -> float:
+        scale = high / 255
+        return float(((x / scale).round().clamp(0, 255) * scale - x).square().mean())
+
+    errors = [error(high) for high in torch.linspace(2, 40, 400).tolist()]
+    assert found.zero_point == 0
+    assert found.scale * 255 < 25
+    assert error(found.scale * 255) <= 1.1 * min(errors)
+
+
+def test_numbers_of_a_narrow_distribution_are_all_covered() -> None:
+    x = torch.linspace(-1, 3, 8000).reshape(2, 4, 25, 40)
+    found = observed(x).find_quantization()
+    torch.testing.assert_close(found.round(x), x, rtol=0, atol=4 / 255)
+    assert found.round(torch.zeros(1)) == 0
+
+
+def test_one_pass_over_batches_is_as_over_all_at_once() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(2, 3, 9, 9) * 10.0**power for power in (-2, 0, 1)]
+    one, all_at_once = observed(*batches), observed(torch.cat(batches))
+    assert (one.low, one.high, one.count, one.reach) == (
+        all_at_once.low, all_at_once.high, all_at_once.count, all_at_once.reach,
+    )  # fmt: skip
+    assert one.histogram.sum() == one.count
+    # Numbers of the small batches were rounded to bins before these became wider.
+    assert (one.histogram.cumsum(0) - all_at_once.histogram.cumsum(0)).abs().max() <= 0.01 * one.count
+    torch.testing.assert_close(one.channel_means, torch.cat(batches).mean((0, 2, 3), dtype=torch.float64))
+
+
+def test_each_value_of_kernels_is_observed() -> None:
+    network = fused(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 5))
+    x = torch.randn(2, 3, 8, 8)
+    found = observe_values(network, [x, x])
+    assert found[0].count == 2 * x.numel()
+    assert found[0].low == x.min()
+    assert {step.result for step in network.steps} <= set(found)
+
+
+def test_nan_and_zeros_name_their_layer() -> None:
+    network = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    network[0].weight.data.zero_()
+    network[0].bias.data.fill_(-1)
+    with pytest.raises(UsageError, match="^the results of layer 0 are zero for all calibration images, so"):
+        observe_values(fused(*network), [torch.randn(2, 3, 8, 8)])
+    network[0].bias.data.fill_(torch.nan)
+    with pytest.raises(UsageError, match="^the results of layer 0 are NaN or infinite for calibration images; "):
+        observe_values(fused(*network), [torch.randn(2, 3, 8, 8)])
+    with pytest.raises(UsageError, match="^the numbers of the images are zero for all calibration images"):
+        observe_values(fused(nn.Conv2d(3, 8, 3)), [torch.zeros(2, 3, 8, 8)])
