@@ -249,7 +249,7 @@ def test_a_tensor_that_does_not_hold_what_the_sizes_need_is_refused(large_count:
         function(**arguments)
         name, spoiled = wrong(choose, arguments)
         with pytest.raises(
-            (TypeError, ValueError), match=f"{name}.* (holds|is neither|is not on|must be)|incompatible"
+            (TypeError, ValueError), match=f"{name}.* (holds|has a dtype|is not on|must be)|incompatible"
         ):
             function(**spoiled)
 
