@@ -45,6 +45,8 @@ def test_repeats_are_advised_only_to_single_trainings(
     said = capsys.readouterr().err
     assert said.count("the result depends on which these are\n") == 2
     assert "--repeats" not in said
+    assert "split 1 of 2; the time below is that of one split\n" in said
+    assert "split 2 of 2, about " in said
     train(tmp_path / "few", output=tmp_path / "alone", **QUICK)
     assert "depends on which these are; --repeats 10 --test 0.3 shows how much" in capsys.readouterr().err
 

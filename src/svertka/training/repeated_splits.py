@@ -1,6 +1,7 @@
 """The same training on several random splits of the images, and a confidence interval of its error."""
 
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from svertka.evaluation.confidence_intervals import wilson_interval
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import write_json
 from svertka.pages.notebook_block import NotebookBlock
+from svertka.progress import format_duration, say
 from svertka.run import Run
 from svertka.text_width import shorten
 from svertka.training.pipeline import TrainingOptions, train_run
@@ -140,7 +142,11 @@ def _train_all(options: TrainingOptions, repeats: int, source: str, folder: Path
     """
     runs: list[Run] = []
     seen: dict[str, Run] = {}
+    began = time.monotonic()
     for number in range(repeats):
+        mean = (time.monotonic() - began) / max(number, 1)
+        left = f", about {format_duration(mean * (repeats - number))} left" if number else ""
+        say(f"split {number + 1} of {repeats}{left}; the time below is that of one split")
         run = train_run(replace(options, output=folder / str(number), split_seed=number, is_repeated=True))
         first = seen.setdefault(run.settings()["fingerprint"], run)
         if first is not run:
