@@ -28,6 +28,7 @@ class Around(nn.Module):
         self.conv, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
         self.norm, self.dense = nn.BatchNorm2d(4), nn.Linear(4 * 64, 3)
         self.wide, self.layer_norm, self.narrow = nn.Linear(4, 12), nn.LayerNorm(12), nn.Linear(12, 4)
+        self.depthwise, self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1, groups=2)
         self.norm.running_mean = torch.tensor([0.1, -0.2, 0.3, 0])
         self.norm.running_var = torch.tensor([0.5, 1, 2, 0.1])
 
@@ -82,7 +83,7 @@ def test_similar_functions_are_not_fused(function: Function) -> None:
 
 
 def test_a_sum_is_fused_into_the_later_convolution() -> None:
-    first, second = steps_of(lambda net, x: net.other(x) + net.conv(x))
+    first, second = steps_of(lambda net, x: net.other(x) + net.depthwise(x))
     assert isinstance(first, FusedConvolution)
     assert isinstance(second, FusedConvolution)
     assert second.residual == first.result
@@ -151,6 +152,26 @@ def test_a_residual_comes_before_or_after_the_activation_function() -> None:
     assert (step.residual, step.activation, step.residual_last) == (0, "SILU", True)  # type: ignore[union-attr]
     step = only(lambda net, x: torch.sigmoid(net.conv(x)) * x)
     assert (step.multiply, step.activation, step.residual_last) == (True, "SIGMOID", True)  # type: ignore[union-attr]
+
+
+def test_convolutions_of_the_same_input_are_merged() -> None:
+    for function in (
+        lambda net, x: net.conv(x) + net.other(x),
+        lambda net, x: (net.norm(x) + net.other(x) + net.norm(net.conv(x))).relu(),
+        lambda net, x: net.other(x) - net.conv(x) + x,
+        lambda net, x: net.depthwise(x) - net.norm(x),
+        lambda net, x: net.norm(x) + net.grouped(x),
+    ):
+        step = only(function)
+        assert isinstance(step, FusedConvolution)
+        assert ".merged." in step.weight
+    for function in (
+        lambda net, x: net.conv(x) + net.other(x.relu()),  # another input
+        lambda net, x: net.conv(x).relu() + net.other(x),
+        lambda net, x: net.depthwise(x) + net.other(x),  # a dense 3×3 kernel would cost more
+        lambda net, x: (y := net.conv(x)) + net.other(x) + y,  # one branch is read twice
+    ):
+        assert not any(".merged." in getattr(step, "weight", "") for step in steps_of(function))
 
 
 def test_factors_of_channels_and_images_are_the_gate_of_a_1x1_convolution() -> None:

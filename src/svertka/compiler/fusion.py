@@ -490,7 +490,9 @@ def _combination(name: str) -> Any:
         if isinstance(other, Value):
             both = assembly.is_nonempty(other)
             return both and (
-                _add_residual(assembly, given, name, one, other) or _combine(assembly, given, name, one, other)
+                _merge_convolutions(assembly, given, name, one, other)
+                or _add_residual(assembly, given, name, one, other)
+                or _combine(assembly, given, name, one, other)
             )
         if isinstance(other, int | float) and not isinstance(other, bool):
             tensor = torch.tensor(float(other), device="cpu")
@@ -545,6 +547,61 @@ def _fold_constant(assembly: FusionState, given: Arguments, name: str, one: Valu
         step = replace(step, bounds=(low, high))
     given.x = one
     return assembly.extend(step, given)
+
+
+def _merge_convolutions(assembly: FusionState, given: Arguments, name: str, one: Value, other: Value) -> bool:
+    """Return whether two convolutions of the same input became one, with the sum of their weights.
+
+    Blocks of RepVGG and MobileOne consist of such branches (Ding et al. 2021, section 3.3).
+    """
+    parts = assembly.find_producer(one), assembly.find_producer(other)
+    if (
+        name not in ("ADD", "SUBTRACT")
+        or one == other
+        or not all(_can_fold(part) and part.gate is None for part in parts)
+    ):
+        return False
+    alike = len({(part.x, part.stride, assembly.shapes[part.result]) for part in parts}) == 1
+    factors = 1.0, -1.0 if name == "SUBTRACT" else 1.0
+    for wide, narrow in ((0, 1), (1, 0)):
+        weight = assembly.tensors[parts[wide].weight].double() * factors[wide]
+        inner = assembly.tensors[parts[narrow].weight].double() * factors[narrow]
+        if not alike or not _add_weights(weight, parts[wide], inner, parts[narrow]):
+            continue
+        biases = [
+            assembly.tensors[part.bias].double() * factor
+            for part, factor in zip(parts, factors, strict=True)
+            if part.bias is not None
+        ]
+        names = f"{given.place}.merged.{given.result}.weight", f"{given.place}.merged.{given.result}.bias"
+        bias = assembly.add_tensor(names[1], torch.stack(biases).sum(0)) if biases else None
+        step = replace(parts[wide], weight=assembly.add_tensor(names[0], weight), bias=bias, result=given.result)
+        assembly.uses[step.x] -= 1
+        for part in parts:
+            del assembly.steps[part.result]
+        return assembly.append(step, given.result)
+    return False
+
+
+def _add_weights(weight: Tensor, wide: FusedConvolution, inner: Tensor, narrow: FusedConvolution) -> bool:
+    """Add the weights `inner` to those of a kernel that covers them, in place. Return whether they could be added."""
+    places = []
+    for axis in (0, 1):
+        taps, offset, step = inner.shape[2 + axis], wide.padding[axis] - narrow.padding[axis], wide.dilation[axis]
+        if offset % step or (taps > 1 and narrow.dilation[axis] != step):
+            return False
+        places.append(slice(offset // step, offset // step + taps))
+        if places[axis].start < 0 or places[axis].stop > weight.shape[2 + axis]:
+            return False
+    if wide.groups == narrow.groups:
+        weight[:, :, places[0], places[1]] += inner
+        return True
+    channels = torch.arange(len(weight), device="cpu")
+    if narrow.groups != len(weight) or inner.shape[1:] != (1, 1, 1) or weight.shape[1] * wide.groups != len(weight):
+        return False
+    # a scale of each channel: the diagonal
+    weight[channels, channels % weight.shape[1], places[0].start, places[1].start] += inner[:, 0, 0, 0]
+    return True
 
 
 def _add_residual(assembly: FusionState, given: Arguments, name: str, one: Value, other: Value) -> bool:
