@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.conv import aten, autotune, native, native_winograd
+from svertka.conv import aten, autotune, native_support, native_winograd
 from svertka.conv.autotune import PASSES, Pass
 from svertka.conv_geometry import ConvShape
 from svertka.device import cpu_name, set_threads
@@ -90,7 +90,7 @@ def main() -> None:
             sizes = (batch, channels, side, side), (out_channels, channels, kernel, kernel)
             shape = ConvShape.of(*sizes, stride=stride, padding=kernel // 2)
             comparisons = [partial(compare, one_pass, shape, options.rounds) for one_pass in PASSES]
-            if (kernel, stride) == (3, 1) and not native.why_not():
+            if (kernel, stride) == (3, 1) and not native_support.why_not():
                 comparisons.append(partial(compare, "forward", shape, options.rounds, packed=True))
             for comparison in comparisons:
                 rows.append({"layer": named(channels, out_channels, side, kernel, stride)} | comparison())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka import optimize
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.device import cpu_name, set_threads
 from turns import in_turns
 
@@ -135,7 +135,11 @@ def main() -> None:
                 best = min(s for key, s in seconds.items() if key != "ours")
                 print(f"{family:11} {name:30} {listed}   {best / seconds['ours']:.2f}", flush=True)
     if args.json:
-        print(json.dumps({"cpu": cpu_name(), "instructions": native.instruction_sets()[0], "rows": rows}, indent=1))
+        print(
+            json.dumps(
+                {"cpu": cpu_name(), "instructions": native_support.instruction_sets()[0], "rows": rows}, indent=1
+            )
+        )
 
 
 if __name__ == "__main__":

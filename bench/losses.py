@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.conv.api import conv2d
 from svertka.data.builtin import open_builtin
 from svertka.data.dataset import ArrayImages
@@ -80,7 +80,7 @@ def main() -> None:
         here = {
             "processor": cpu_name(),
             "threads": threads,
-            "instructions": native.selected_instruction_set(),
+            "instructions": native_support.selected_instruction_set(),
             "torch": torch.__version__,
         }
         print(json.dumps(here | {"steps": options.steps, "losses": found}))

@@ -1,7 +1,7 @@
 // Loads and stores of bfloat16, which is converted to float in registers, and partial loads and stores of both dtypes.
 #pragma once
 
-#include "dtypes.h"
+#include "precision.h"
 #include "simd.h"
 
 namespace svertka::INSTRUCTIONS {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <limits>
 
-#include "activation.h"
+#include "activation_kind.h"
 
 namespace svertka {
 

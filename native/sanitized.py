@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--large", action="store_true", help="the tests with their large counts")
     options = parser.parse_args()
     (path,) = options.folder.glob("_kernels.*.so")
-    loaded(NAME, path)  # where svertka.conv.native looks first
+    loaded(NAME, path)  # where svertka.conv.native_support looks first
     torch.set_num_threads(2)
     tests = [f"tests/conv/test_{name}.py" for name in TESTS]
     failed = pytest.main([*tests, "-p", "no:cacheprovider", "-x", *["--large"] * options.large])

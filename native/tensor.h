@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "dtypes.h"
+#include "precision.h"
 #include "size_checks.h"
 
 namespace svertka {

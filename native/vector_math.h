@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "activation.h"
+#include "activation_kind.h"
 #include "simd.h"
 
 namespace svertka::INSTRUCTIONS {

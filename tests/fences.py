@@ -6,7 +6,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from svertka.conv import native
+from svertka.conv import native_support
 
 PAGE = mmap.PAGESIZE
 PROTECT = ctypes.CDLL(None, use_errno=True).mprotect
@@ -29,13 +29,13 @@ class Fenced:
             assert PROTECT(fence, PAGE, 0) == 0
 
 
-def place(memory: int) -> "native.kernels.Place":
-    return native.kernels.Place(memory, 0)
+def place(memory: int) -> "native_support.kernels.Place":
+    return native_support.kernels.Place(memory, 0)
 
 
-def line(count: int) -> "native.kernels.Strided":
+def line(count: int) -> "native_support.kernels.Strided":
     """Contiguous numbers."""
-    return native.kernels.Strided([1, 1, 1, 1, count], *([[0, 0, 0, 0, 1]] * 3))
+    return native_support.kernels.Strided([1, 1, 1, 1, count], *([[0, 0, 0, 0, 1]] * 3))
 
 
 def rows(tensor: Tensor) -> Tensor:

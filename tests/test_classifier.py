@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import svertka
 from svertka.classifier import Classifier, Config, predict, read_config
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import RunError, SvertkaError, UsageError
 from svertka.models.published_weights import CIFAR10
@@ -184,7 +184,7 @@ def test_predictions_do_not_depend_on_the_batch(saved: Path, tmp_path: Path) -> 
             assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
     classifier = svertka.Classifier.load(saved)
     assert classifier.optimized_for(63).network is classifier.network
-    if native.why_not() is None:
+    if native_support.why_not() is None:
         assert isinstance(classifier.optimized_for(64).network, svertka.Optimized)
 
 

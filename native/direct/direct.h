@@ -4,7 +4,7 @@
 #include <cstddef>
 
 #include "../epilogue.h"
-#include "../dtypes.h"
+#include "../precision.h"
 #include "elementwise.h"
 
 namespace svertka {

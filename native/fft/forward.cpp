@@ -7,7 +7,7 @@
 #include <omp.h>
 
 #include "../scratch.h"
-#include "weight_transforms.h"
+#include "weight_layout.h"
 #include "complex_gemm.h"
 #include "tile_transforms.h"
 

@@ -8,7 +8,7 @@
 #include "../gemm.h"
 #include "../scratch.h"
 #include "input_transform.h"
-#include "weights.h"
+#include "weight_packing.h"
 #include "winograd.h"
 
 namespace svertka::INSTRUCTIONS {

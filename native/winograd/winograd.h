@@ -5,7 +5,7 @@
 #include <cstddef>
 
 #include "../epilogue.h"
-#include "../dtypes.h"
+#include "../precision.h"
 
 namespace svertka {
 

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from svertka.compiler import reference
 from svertka.compiler.optimize import optimize
-from svertka.conv import native
+from svertka.conv import native_support
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+pytestmark = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 
 
 class Joined(nn.Module):
@@ -77,18 +77,18 @@ class SqueezeExcitation(nn.Module):
         return result
 
 
-@pytest.mark.parametrize("instructions", native.instruction_sets())
+@pytest.mark.parametrize("instructions", native_support.instruction_sets())
 @pytest.mark.parametrize(
     ("channels", "side", "stride"),
     [(32, 7, 1), (21, 9, 1), (48, 10, 2), (16, 96, 1)],  # the last one is computed in a chain
 )
 def test_gates_are_applied_to_each_image(instructions: str, channels: int, side: int, stride: int) -> None:
     torch.manual_seed(0)
-    selected = native.selected_instruction_set()
+    selected = native_support.selected_instruction_set()
     network = SqueezeExcitation(channels, stride).eval()
     x = torch.randn(3, 3, side, side)
-    native.select_instruction_set(instructions)
-    native.poison_scratch(True)
+    native_support.select_instruction_set(instructions)
+    native_support.poison_scratch(True)
     try:
         optimized = optimize(network, x[:1])
         assert sum(getattr(step, "gate", None) is not None for step in optimized._steps.steps) == 1
@@ -96,6 +96,6 @@ def test_gates_are_applied_to_each_image(instructions: str, channels: int, side:
             exact = network.double()(x.double())
             found = optimized(x).double()
     finally:
-        native.poison_scratch(False)
-        native.select_instruction_set(selected)
+        native_support.poison_scratch(False)
+        native_support.select_instruction_set(selected)
     assert float((found - exact).abs().max() / exact.abs().max()) < 1e-5

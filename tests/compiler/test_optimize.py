@@ -15,7 +15,7 @@ import svertka
 from svertka.compiler import accuracy_check, serialize
 from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.conv.accelerate import accelerate
 from svertka.errors import RunError, UsageError
 from svertka.graph.captured_operations import Operation
@@ -30,12 +30,12 @@ TOLERANCE = 2e-5
 @pytest.fixture(params=("avx512bf16", "avx512", "avx2", "baseline"))
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that the kernels are built for and that the processor has, in use meanwhile."""
-    if request.param not in native.instruction_sets():
+    if request.param not in native_support.instruction_sets():
         pytest.skip(f"no {request.param} here")
     threads = torch.get_num_threads()
-    native.select_instruction_set(request.param)
+    native_support.select_instruction_set(request.param)
     yield request.param
-    native.select_instruction_set(native.instruction_sets()[0])
+    native_support.select_instruction_set(native_support.instruction_sets()[0])
     torch.set_num_threads(threads)
 
 
@@ -109,7 +109,7 @@ def test_branches_are_computed_where_they_are_joined() -> None:
     network = with_statistics(MODELS["googlenet_bn"].build(classes=10))
     optimized = optimize(network, torch.randn(1, 3, 64, 64))
     assert kinds(optimized) == {"FusedConvolution": 58, "Pool": 14, "Concatenation": 9}
-    if native.why_not() is None:
+    if native_support.why_not() is None:
         assert len(optimized._plan(1).program) == 58 + 14  # nothing is copied
 
 
@@ -132,7 +132,7 @@ def test_the_network_stays_as_it_was() -> None:
 @pytest.mark.parametrize("multiplied", [False, True])
 @pytest.mark.parametrize("name", ["alexnet_owt", "googlenet_bn", "resnet18", "efficientnet_lite0", "vgg11_bn"])
 def test_networks_in_bfloat16_stay_near(monkeypatch: pytest.MonkeyPatch, name: str, multiplied: bool) -> None:
-    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: multiplied)  # what kernels do with it anywhere
+    monkeypatch.setattr(native_support, "multiplies_bfloat16", lambda: multiplied)  # what kernels do with it anywhere
     model, size = MODELS[name], SMALL[name]
     torch.manual_seed(1)
     network = with_statistics(model.build(classes=10, size=size))
@@ -437,7 +437,7 @@ def test_another_file_is_refused(tmp_path) -> None:
 
 
 def test_without_kernels_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "MISSING", "there are none")
+    monkeypatch.setattr(native_support, "MISSING", "there are none")
     network = with_statistics(Every(2))
     x = torch.randn(2, 3, 19, 23)
     optimized = optimize(network, x)

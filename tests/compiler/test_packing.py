@@ -15,7 +15,7 @@ from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.packing import PackedWeights, convert_weights, select_kernel
 from svertka.compiler.serialize import OptimizedInfo
-from svertka.conv import native
+from svertka.conv import native_support
 
 # The root mean square error of a layer whose products are bfloat16, over that of its results, for normally distributed
 # inputs and weights. F(4,3) rounds transformed tiles and weights. Errors of layers add up like the square root of their
@@ -23,7 +23,7 @@ from svertka.conv import native
 ERRORS = {"direct": 0.0024, "winograd": 0.0115}
 LIMIT = 0.015
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 
 ROUNDED = 2.0**-8  # by how much, of itself, a number changes at most that is rounded to bfloat16
 SETS = "avx512bf16", "avx512", "avx2", "baseline"
@@ -32,18 +32,18 @@ SETS = "avx512bf16", "avx512", "avx2", "baseline"
 @pytest.fixture(autouse=True)
 def _best_instructions() -> Iterator[None]:
     yield
-    native.select_instruction_set(native.instruction_sets()[0])
+    native_support.select_instruction_set(native_support.instruction_sets()[0])
 
 
 @pytest.fixture(params=[f"{name} {products}" for name in SETS for products in ("widened", "multiplied")])
 def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """Whether products are of bfloat16, as where processors multiply them; for each instruction set that is here."""
     instructions, products = request.param.split()
-    if instructions not in native.instruction_sets():
+    if instructions not in native_support.instruction_sets():
         pytest.skip(f"no {instructions} here")
     threads = torch.get_num_threads()
-    native.select_instruction_set(instructions)
-    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: products == "multiplied")
+    native_support.select_instruction_set(instructions)
+    monkeypatch.setattr(native_support, "multiplies_bfloat16", lambda: products == "multiplied")
     yield products == "multiplied"
     torch.set_num_threads(threads)
 
@@ -165,15 +165,15 @@ def test_the_kernel_of_a_group_depends_on_its_channels(
 
 def test_a_file_is_read_with_other_instruction_sets(tmp_path: Path) -> None:
     """Weights of groups, float32 or bfloat16, are packed for the instruction set that reads them."""
-    sets, x = native.instruction_sets(), torch.randn(2, 48, 9, 9)
+    sets, x = native_support.instruction_sets(), torch.randn(2, 48, 9, 9)
     groups = [nn.Conv2d(48, 48, 3, padding=1, groups=groups) for groups in (2, 3, 6, 12, 16, 48)]
     network = nn.Sequential(*groups, nn.Conv2d(48, 20, 3)).eval()
     exact = copy.deepcopy(network).double()(x.double())
     for writes in sets:
-        native.select_instruction_set(writes)
+        native_support.select_instruction_set(writes)
         optimize(network, x, precision="bf16").save(tmp_path / writes)
     for reads in sets:
-        native.select_instruction_set(reads)
+        native_support.select_instruction_set(reads)
         for writes in sets:
             found = Optimized.load(tmp_path / writes)(x)
             assert (found - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()

@@ -16,7 +16,7 @@ from svertka.compiler.ir import Concatenation, FusedConvolution, Pool
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.quantization import quantize_network, quantize_weights
 from svertka.compiler.reference import run_reference
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.errors import RunError, UsageError
 from svertka.tensor_files import read_tensors, write_tensors
 
@@ -90,7 +90,7 @@ def test_the_error_is_small_and_said(network: nn.Module, optimized: Optimized) -
     assert {layer.precision for layer in optimized.layers} == {"int8"}
 
 
-@pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+@pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 def test_all_maps_between_convolutions_have_8_bits(optimized: Optimized) -> None:
     steps, quantizations = optimized._steps.steps, optimized._steps.quantizations
     assert [layer.kernel for layer in optimized.layers].count("int8-depthwise") == 1
@@ -198,7 +198,7 @@ def test_without_kernels_it_gives_nearly_the_same(optimized: Optimized, monkeypa
     x, expected = images(4), optimized(images(4))
     steps = optimized._steps
     whole = {name: optimized._weight(name) for name in optimized._packed}
-    monkeypatch.setattr(native, "MISSING", "there are none")
+    monkeypatch.setattr(native_support, "MISSING", "there are none")
     plain = Optimized(type(steps)(**{**vars(steps), "tensors": {**steps.tensors, **whole}}), optimized.info)
     assert not plain._packed
     torch.testing.assert_close(plain(x), expected, rtol=0, atol=0.02 * float(expected.abs().max()))

@@ -13,10 +13,10 @@ from svertka.compiler.ir import Chain, FusedConvolution
 from svertka.compiler.memory_planner import FeatureMapSize
 from svertka.compiler.optimize import optimize
 from svertka.compiler.tiling import ChainTiling, find_input_rows, form_chains
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.graph.captured_operations import Value
 
-kernels = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+kernels = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 
 
 def step(number: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> FusedConvolution:

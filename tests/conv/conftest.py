@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import matrix, native
+from svertka.conv import matrix, native_support
 from svertka.conv_geometry import ConvShape
 
 
@@ -192,11 +192,11 @@ def error() -> Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]:
 @pytest.fixture(params=["avx512bf16", "avx512", "avx2", "baseline"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that the kernels are built for and that the processor has, in use meanwhile."""
-    if request.param not in native.instruction_sets():
+    if request.param not in native_support.instruction_sets():
         pytest.skip(f"this processor has no {request.param}")
-    native.select_instruction_set(request.param)
+    native_support.select_instruction_set(request.param)
     yield request.param
-    native.select_instruction_set(native.instruction_sets()[0])
+    native_support.select_instruction_set(native_support.instruction_sets()[0])
 
 
 @pytest.fixture(autouse=True)
@@ -213,8 +213,8 @@ def _poisoned() -> Iterator[None]:
 
     A kernel that reads it, or that leaves a part of its result out, fails every comparison.
     """
-    native.poison_scratch(True)
+    native_support.poison_scratch(True)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-    native.poison_scratch(False)
+    native_support.poison_scratch(False)

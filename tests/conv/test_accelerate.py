@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from svertka.conv import native, native_winograd_bf16
+from svertka.conv import native_support, native_winograd_bf16
 from svertka.conv.accelerate import accelerate, restore
 from svertka.data.builtin import open_builtin
 from svertka.errors import UsageError
@@ -108,7 +108,7 @@ def test_under_autocast_it_computes_in_bfloat16_and_learns_in_float32(pair):
     accelerate(network)
     # Each result is rounded once, in PyTorch's no seldomer; where processors multiply bfloat16, Winograd's products
     # lose up to LIMIT a layer.
-    layers = sum(isinstance(module, nn.Conv2d) for module in network.modules()) * native.multiplies_bfloat16()
+    layers = sum(isinstance(module, nn.Conv2d) for module in network.modules()) * native_support.multiplies_bfloat16()
     assert 0 < off() < 1.1 * math.hypot(plain, layers**0.5 * native_winograd_bf16.LIMIT)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from svertka.conv import autotune, native, native_winograd_bf16
+from svertka.conv import autotune, native_support, native_winograd_bf16
 from svertka.conv.api import conv2d
 from svertka.conv.autotune import (
     CACHE_FILE,
@@ -193,7 +193,7 @@ def test_unlikely_winners_are_timed_only_when_thorough():
         "forward", ConvShape.of((2, 3, 9, 9), (3, 1, 3, 3), groups=3), torch.channels_last
     )
     assert depthwise["gemm"].why_not == "depthwise convolutions gain nothing from it"
-    if not native.why_not():
+    if not native_support.why_not():
         assert (
             autotune.time_algorithms("forward", SHAPE, torch.channels_last)["gemm"].why_not
             == "a compiled kernel supports this shape"

@@ -16,9 +16,9 @@ from torch import Tensor
 from fences import Fenced, line, place, rows
 from svertka.compiler.ir import ACTIVATIONS, COMBINATIONS, UNBOUNDED, FusedConvolution
 from svertka.compiler.packing import PackedWeights
-from svertka.conv import native
+from svertka.conv import native_support
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+pytestmark = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 
 
 def drawn_layer(choose: random.Random) -> tuple[FusedConvolution, tuple[int, ...], tuple[int, ...], tuple[int, int]]:
@@ -49,15 +49,19 @@ def drawn_layer(choose: random.Random) -> tuple[FusedConvolution, tuple[int, ...
     return step, (choose.randint(1, 3), ins, *sides), (outs, ins // groups, *taps), (size[0], size[1])
 
 
-def sliding(step: FusedConvolution, axis: int, size: int, out_size: int, taps: int) -> "native.kernels.WindowAxis":
-    return native.kernels.WindowAxis(size, out_size, taps, step.stride[axis], step.padding[axis], step.dilation[axis])
+def sliding(
+    step: FusedConvolution, axis: int, size: int, out_size: int, taps: int
+) -> "native_support.kernels.WindowAxis":
+    return native_support.kernels.WindowAxis(
+        size, out_size, taps, step.stride[axis], step.padding[axis], step.dilation[axis]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_convolutions_stay_inside(
     instructions: str, dtype: torch.dtype, large_count: Callable[[int, int], int]
 ) -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     for seed in range(large_count(60, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -109,7 +113,7 @@ def test_convolutions_stay_inside(
 
 
 def test_pooling_and_sums_stay_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     for seed in range(large_count(60, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -141,7 +145,7 @@ def test_pooling_and_sums_stay_inside(instructions: str, large_count: Callable[[
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activation_functions_are_those_of_pytorch(instructions: str, name: str) -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     special = torch.tensor([math.inf, -math.inf, math.nan, 0.0, 1e-38, -1e-38, 88.0, -88.0, 104.0, -104.0, 3e30, -3e30])
     x = torch.cat([special, torch.linspace(-12, 12, 9973), torch.randn(500) * 1e-3])
     found, slope = torch.zeros_like(x), 0.7
@@ -158,7 +162,7 @@ def test_activation_functions_are_those_of_pytorch(instructions: str, name: str)
 
 
 def test_strided_operations_stay_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     for seed in range(large_count(60, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -189,7 +193,7 @@ def test_strided_operations_stay_inside(instructions: str, large_count: Callable
 
 
 def test_normalization_stays_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     for seed in range(large_count(60, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -221,7 +225,7 @@ def wrong(choose: random.Random, arguments: dict[str, Any]) -> tuple[str, dict[s
 
 
 def test_a_tensor_that_does_not_hold_what_the_sizes_need_is_refused(large_count: Callable[[int, int], int]) -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     plain, floats = kernels.Order.PLAIN, kernels.Precision.FLOAT32
     for seed in range(large_count(300, 20_000)):
         choose = random.Random(seed)
@@ -255,7 +259,7 @@ def test_a_tensor_that_does_not_hold_what_the_sizes_need_is_refused(large_count:
 
 
 def test_sizes_that_make_no_sense_are_refused() -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     x = torch.zeros(4096)
     for seed in range(300):
         choose = random.Random(seed)
@@ -277,7 +281,7 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
 
 
 def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     for seed in range(200):
         choose = random.Random(seed)
         pixels, channels, begin = (choose.randint(1, 30) for _ in range(3))
@@ -307,7 +311,7 @@ def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:
 
 
 def test_an_empty_batch_is_computed_by_every_kernel() -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     numbers = torch.zeros(4096)
     axes = kernels.WindowAxis(5, 5, 3, 1, 1, 1), kernels.WindowAxis(5, 5, 3, 1, 1, 1)
     window, shape = kernels.Window(0, 4, 4, *axes, 4, 4), kernels.Convolution(0, 4, 4, 5, 5, 5, 5, 1, 1)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import aten, fft, native, native_fft
+from svertka.conv import aten, fft, native_fft, native_support
 from svertka.conv_geometry import ConvShape
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

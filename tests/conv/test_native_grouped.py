@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from svertka.conv import matrix, native, native_grouped
+from svertka.conv import matrix, native_grouped, native_support
 from svertka.conv_geometry import ConvShape
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 
 SHAPES = [
     ConvShape.of((3, 33, 9, 10), (33, 1, 3, 3), padding=1, groups=33),
@@ -61,8 +61,8 @@ def test_the_kernel_checks_its_tensors():
     x, weight, output = torch.zeros(shape.input), torch.zeros(297), torch.zeros(shape.output)
     sizes = native_grouped._sizes(shape)
     with pytest.raises(ValueError, match="weights holds 296 numbers; these sizes need 297"):
-        native.kernels.grouped_forward(sizes, 33, x, torch.zeros(296), None, output, 1)
+        native_support.kernels.grouped_forward(sizes, 33, x, torch.zeros(296), None, output, 1)
     with pytest.raises(ValueError, match="output holds 2 numbers"):
-        native.kernels.grouped_forward(sizes, 33, x, weight, None, torch.zeros(2), 1)
+        native_support.kernels.grouped_forward(sizes, 33, x, weight, None, torch.zeros(2), 1)
     with pytest.raises(ValueError, match="2 groups must divide 33 input"):
-        native.kernels.grouped_forward(sizes, 2, x, weight, None, output, 1)
+        native_support.kernels.grouped_forward(sizes, 2, x, weight, None, output, 1)

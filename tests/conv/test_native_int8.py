@@ -14,18 +14,18 @@ from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.int8_requantization import make_operation, make_requantization, to_real
 from svertka.compiler.ir import COMBINATIONS, UNBOUNDED, Elementwise, FusedConvolution, Quantization
 from svertka.compiler.quantization import quantize_weights
-from svertka.conv import native
+from svertka.conv import native_support
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+pytestmark = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 
 
 @pytest.fixture(params=["avx512vnni", "avx512", "avxvnni", "avx2", "baseline"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in native.instruction_sets():
+    if request.param not in native_support.instruction_sets():
         pytest.skip(f"this CPU has no {request.param}")
-    native.select_instruction_set(request.param)
+    native_support.select_instruction_set(request.param)
     yield request.param
-    native.select_instruction_set(native.instruction_sets()[0])
+    native_support.select_instruction_set(native_support.instruction_sets()[0])
 
 
 def drawn_quantization(choose: random.Random) -> Quantization:
@@ -70,7 +70,7 @@ def drawn_convolution(choose: random.Random) -> tuple[FusedConvolution, list[int
 
 
 def test_convolutions_are_those_of_integers(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    kernels, different, all_results = native.kernels, 0, 0
+    kernels, different, all_results = native_support.kernels, 0, 0
     for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -127,7 +127,7 @@ def test_convolutions_are_those_of_integers(instructions: str, large_count: Call
 
 
 def test_pools_are_those_of_integers(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    kernels = native.kernels
+    kernels = native_support.kernels
     for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -164,7 +164,7 @@ def test_elementwise_operations_are_those_of_real_numbers(
     instructions: str, large_count: Callable[[int, int], int]
 ) -> None:
     """On 8-bit numbers and floats in any combination, with strides and broadcasting."""
-    kernels = native.kernels
+    kernels = native_support.kernels
     for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -212,14 +212,14 @@ def test_elementwise_operations_are_those_of_real_numbers(
 
 
 def test_a_tensor_that_does_not_fit_is_refused() -> None:
-    kernels, step = native.kernels, FusedConvolution(0, 1, "", None, (1, 1), (0, 0), (1, 1), 1, weight_scale="")
+    kernels, step = native_support.kernels, FusedConvolution(0, 1, "", None, (1, 1), (0, 0), (1, 1), 1, weight_scale="")
     weight, scale = quantize_weights(torch.randn(8, 16, 1, 1))
     packed, byte = PackedInt8Weights.of(step, weight), Quantization.covering(0, 1)
     after = make_requantization(step, packed, 0, [scale, None], [byte, None, byte], (place(-1), 0))
     axis = kernels.WindowAxis(4, 4, 1, 1, 0, 1)
     window = kernels.Window(1, 16, 8, axis, axis, 16, 8)
 
-    def add(weights: Tensor, zero: int = 0) -> "native.kernels.Program":
+    def add(weights: Tensor, zero: int = 0) -> "native_support.kernels.Program":
         program = kernels.Program()
         program.add_int8_convolution(window, False, place(0), zero, weights, after, place(1))
         return program

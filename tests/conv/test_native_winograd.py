@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import native, native_winograd
+from svertka.conv import native_support, native_winograd
 from svertka.conv_geometry import ConvShape
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 
 Passes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

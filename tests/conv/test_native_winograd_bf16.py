@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import aten, native, native_winograd_bf16
+from svertka.conv import aten, native_support, native_winograd_bf16
 from svertka.conv.winograd import make_transforms
 from svertka.conv_geometry import ConvShape
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from svertka.conv import native, native_winograd_bf16
+from svertka.conv import native_support, native_winograd_bf16
 from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.conv.autotune import ALGORITHMS
 from svertka.conv.operator import convolve_transposed
 from svertka.conv_geometry import ConvShape
 
-NAMES = [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")]
+NAMES = [name for name in ALGORITHMS if not native_support.why_not() or not name.startswith("native")]
 
 
 @pytest.mark.parametrize("name", ["auto", "aten", "winograd", "fft", "gemm"])  # the others do not take float64
@@ -167,7 +167,7 @@ def test_autocast_computes_in_its_dtype(name, within):
     # Half a unit of the last of eight digits where a result is rounded once, float32 sums before that; PyTorch's own
     # rounds parts of sums, too, where bfloat16 is imitated.
     digits, of_largest = (1 / 64, 1 / 64) if name in ("aten", "gemm") else (1 / 256, 1e-5)
-    if name == "native_winograd_bf16" or (name == "auto" and native.multiplies_bfloat16()):
+    if name == "native_winograd_bf16" or (name == "auto" and native_support.multiplies_bfloat16()):
         # They round what is transformed: some of these, of their root mean square.
         digits, of_largest = 1 / 256, 5 * native_winograd_bf16.LIMIT
     for one, other in zip((result, *found), (exact.detach(), *gradients), strict=True):

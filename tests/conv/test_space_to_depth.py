@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import matrix, native, space_to_depth
+from svertka.conv import matrix, native_support, space_to_depth
 from svertka.conv_geometry import ConvShape
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 
 
 @st.composite

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from svertka.classifier import Classifier, Config
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.data.preprocessing import Preprocess
 from svertka.evaluation.inference_speed import BATCH, measure_speeds
 
@@ -38,7 +38,7 @@ def test_medians_match_known_times() -> None:
         assert {*network.seen} == {(1, 3, 9, 9), (BATCH, 3, 9, 9)}
 
 
-@pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+@pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 def test_networks_are_optimized_before_timing() -> None:
     class Counted(nn.Conv2d):
         runs = 0

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from svertka.compiler.optimize import Optimized
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.data.augmentation import Flip, PadCrop
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
@@ -85,7 +85,7 @@ def test_features_in_other_batches_differ_by_rounding(frozen: Counting) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+@pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 def test_optimized_features_are_cached_bit_identically(frozen: Counting) -> None:
     pictures = batches(rows())
     expected = [frozen(batch.images) for batch in pictures.epoch(0)]
@@ -101,7 +101,7 @@ def test_optimized_features_are_cached_bit_identically(frozen: Counting) -> None
 def test_frozen_part_is_optimized_for_many_images(frozen: Counting, pictures: int, hastened: bool) -> None:
     names = set(frozen.state_dict())
     frozen.optimize((1, 8, 8), pictures)
-    assert (frozen.optimized is not None) == (hastened and not native.why_not())
+    assert (frozen.optimized is not None) == (hastened and not native_support.why_not())
     assert set(frozen.state_dict()) == names  # as which features are stored
 
 

@@ -32,7 +32,7 @@ from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.compiler.packing import PackedWeights
 from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.graph.captured_operations import Constant, Operation, Value
 
 ARENA, INPUT, OUTPUT = range(3)  # numbers of the memories of a run
@@ -53,9 +53,9 @@ class MapLocation(NamedTuple):
         """Return the location of the pixel that is `pixels` further on."""
         return MapLocation(self.memory, self.offset + pixels * self.step, self.step)
 
-    def place(self, more: int = 0) -> "native.kernels.Place":
+    def place(self, more: int = 0) -> "native_support.kernels.Place":
         """Return the location for a kernel, moved by `more` numbers."""
-        return native.kernels.Place(self.memory, self.offset + more)
+        return native_support.kernels.Place(self.memory, self.offset + more)
 
 
 NO_LOCATION = MapLocation(-1, 0, 0)
@@ -78,7 +78,7 @@ class Operand(NamedTuple):
         """Return where it begins, for a kernel, moved by `more` numbers."""
         if isinstance(self.where, Tensor):
             return self.where.as_strided((1,), (1,), self.where.storage_offset() + more)
-        return native.kernels.Place(self.where[0], self.where[1] + more)
+        return native_support.kernels.Place(self.where[0], self.where[1] + more)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ExecutionPlan:
         roots = {value: layout.root for value, layout in self.layouts.of.items()}
         sizes = {root: self._count_floats(root) for root in set(roots.values()) - elsewhere}
         self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
-        self.program = native.kernels.Program()
+        self.program = native_support.kernels.Program()
         self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
         # Ranges of steps in the native program, separated by operations of PyTorch.
         self.parts: list[tuple[int, int] | OperationCall] = []
@@ -243,11 +243,13 @@ class ExecutionPlan:
             return NO_LOCATION
         return MapLocation(*self._locate(value), self.layouts.step_of(value))
 
-    def _make_epilogue(self, step: FusedConvolution, residual: MapLocation, more: int = 0) -> "native.kernels.Epilogue":
+    def _make_epilogue(
+        self, step: FusedConvolution, residual: MapLocation, more: int = 0
+    ) -> "native_support.kernels.Epilogue":
         """Return the epilogue of `step` for the channels from `more` on."""
         bias = self.fused.tensors[step.bias][more:] if step.bias else None
-        activation = native.kernels.Activation[step.activation]
-        return native.kernels.Epilogue(
+        activation = native_support.kernels.Activation[step.activation]
+        return native_support.kernels.Epilogue(
             bias, residual.place(more), residual.step, *step.bounds, activation, step.slope, step.multiply,
             step.residual_last,
         )  # fmt: skip
@@ -271,7 +273,7 @@ class ExecutionPlan:
         elif isinstance(step, Pool):
             x, result = self._where(step.x), self._where(step.result)
             window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
-            self.program.add_pool(window, native.kernels.Pooling[step.kind], x.place(), result.place())
+            self.program.add_pool(window, native_support.kernels.Pooling[step.kind], x.place(), result.place())
         elif isinstance(step, Elementwise):
             self._add_elementwise(step)
         elif isinstance(step, Normalization):
@@ -308,7 +310,7 @@ class ExecutionPlan:
         window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
         before, after = (self.fused.quantizations[value] for value in (step.x, step.result))
         mean = before.scale / after.scale, float(after.zero_point)
-        kind = native.kernels.Pooling[step.kind]
+        kind = native_support.kernels.Pooling[step.kind]
         self.program.add_int8_pool(window, kind, before.zero_point, mean, x.place(), result.place())
 
     def _operand(self, y: int | Constant) -> Operand:
@@ -329,8 +331,8 @@ class ExecutionPlan:
         sizes, strides = collapse_axes(result.shape, operands)
         missing, more = max(MAX_AXES - len(sizes), 0), len(sizes) - min(MAX_AXES, len(sizes))
         axes = [[0] * missing + one[more:] for one in strides]
-        strided = native.kernels.Strided([1] * missing + sizes[more:], axes[1], axes[2], axes[0])
-        combination, ending = native.kernels.Combination[step.combination], _make_ending(step)
+        strided = native_support.kernels.Strided([1] * missing + sizes[more:], axes[1], axes[2], axes[0])
+        combination, ending = native_support.kernels.Combination[step.combination], _make_ending(step)
         for index in itertools.product(*map(range, sizes[:more])):  # one operation for each index of the further axes
             to, of_x, of_y = (sum(map(operator.mul, index, one)) for one in strides)
             other = None if y is None else y.further(of_y)
@@ -355,8 +357,10 @@ class ExecutionPlan:
             batch, channels, *sides = shape
             groups, pixels = step.groups, math.prod(sides)
             in_step, out_step = (self.layouts.step_of(value) for value in (step.x, step.result))
-        settings = native.kernels.Normalization(batch, pixels, channels, groups, in_step, out_step, step.epsilon)
-        before, after = (native.kernels.Place(*self._locate(value)) for value in (step.x, step.result))
+        settings = native_support.kernels.Normalization(
+            batch, pixels, channels, groups, in_step, out_step, step.epsilon
+        )
+        before, after = (native_support.kernels.Place(*self._locate(value)) for value in (step.x, step.result))
         self.program.add_normalize(settings, before, weight, bias, _make_ending(step), after)
 
     def _add_concatenation(self, step: Concatenation) -> None:
@@ -380,7 +384,7 @@ class ExecutionPlan:
 
     def _add_direct(
         self,
-        program: "native.kernels.Program",
+        program: "native_support.kernels.Program",
         step: FusedConvolution,
         before: FeatureMapSize,
         after: FeatureMapSize,
@@ -416,7 +420,7 @@ class ExecutionPlan:
         apart = last > 0 and step.residual is not None and (step.multiply or step.residual_last)
         for number, numbers in enumerate(packed.numbers):
             pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
-            shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
+            shape = native_support.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
             shape.in_step, shape.out_step = x.step, result.step
             part = plain if number < last or apart else step
             if number > 0:
@@ -435,7 +439,7 @@ class ExecutionPlan:
         packed, before, after = self._float_weights(step), self.maps[step.x], self.maps[step.result]
         reads, writes = packed.shape[1], packed.shape[0] // step.groups
         sizes = before.height, before.width, after.height, after.width
-        shape = native.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
+        shape = native_support.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
         shape.in_step, shape.out_step = x.step, result.step
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)
@@ -460,7 +464,7 @@ class ExecutionPlan:
         bands = ChainTiling(chain, maps, [self.weights[step.weight].shape[2] for step in steps], segments)
         programs = []
         for segment in bands.segments:
-            program = native.kernels.Program()
+            program = native_support.kernels.Program()
             for part in segment:
                 self._add_part(program, bands, part)
             programs.append(program)
@@ -469,7 +473,7 @@ class ExecutionPlan:
         moving = [(where.place(), maps.height * maps.width * where.step) for where, maps in places]
         self.program.add_parts(batch_size, programs, bands.room, moving)
 
-    def _add_part(self, program: "native.kernels.Program", bands: ChainTiling, part: TileStep) -> None:
+    def _add_part(self, program: "native_support.kernels.Program", bands: ChainTiling, part: TileStep) -> None:
         """Add a tile step to `program`, with locations in the memories of a thread."""
         chain, number = bands.chain, part.number
         step, last = chain.steps[number], len(chain.steps) - 1
@@ -485,9 +489,9 @@ class ExecutionPlan:
             if part.below:
                 count, further = part.kept * after.width * after.channels, own.after(part.below * after.width)
                 line = [[1, 1, 1, 1, count], [0, 0, 0, 0, 1], [0] * MAX_AXES, [0, 0, 0, 0, 1]]
-                copy, first = Elementwise(step.result, step.result), native.kernels.Combination.FIRST
+                copy, first = Elementwise(step.result, step.result), native_support.kernels.Combination.FIRST
                 program.add_elementwise(
-                    native.kernels.Strided(*line), first, further.place(), None, _make_ending(copy), own.place()
+                    native_support.kernels.Strided(*line), first, further.place(), None, _make_ending(copy), own.place()
                 )
         if not part.makes:
             return
@@ -514,10 +518,10 @@ def _to_real(operand: Operand | None) -> tuple[float, float] | None:
     return None if operand is None or operand.quantization is None else to_real(operand.quantization)
 
 
-def _make_ending(step: Elementwise | Normalization) -> "native.kernels.Epilogue":
+def _make_ending(step: Elementwise | Normalization) -> "native_support.kernels.Epilogue":
     """Return the activation function and clamp of `step`, for a kernel."""
-    activation = native.kernels.Activation[step.activation]
-    return native.kernels.Epilogue(None, NO_LOCATION.place(), 0, *step.bounds, activation, step.slope)
+    activation = native_support.kernels.Activation[step.activation]
+    return native_support.kernels.Epilogue(None, NO_LOCATION.place(), 0, *step.bounds, activation, step.slope)
 
 
 def _empty_floats(shape: tuple[int, ...]) -> Tensor:
@@ -537,12 +541,14 @@ def _window(
     after: FeatureMapSize,
     steps: tuple[int, int],
     groups: int = 1,
-) -> "native.kernels.Window":
+) -> "native_support.kernels.Window":
     y, x = (
-        native.kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
+        native_support.kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
         for size, out_size, taps, stride, pad, dilation in zip(
             (before.height, before.width), (after.height, after.width), kernel, step.stride, step.padding,
             step.dilation, strict=True,
         )
     )  # fmt: skip
-    return native.kernels.Window(before.batch, before.channels // groups, after.channels // groups, y, x, *steps)
+    return native_support.kernels.Window(
+        before.batch, before.channels // groups, after.channels // groups, y, x, *steps
+    )

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.compiler.ir import FusedConvolution
-from svertka.conv import native
+from svertka.conv import native_support
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +34,15 @@ class PackedInt8Weights:
     def of(cls, step: FusedConvolution, weight: Tensor) -> "PackedInt8Weights":
         """Pack int8 weights, (O, C / groups, kh, kw)."""
         shape, groups = tuple(weight.shape), step.groups
-        per = native.kernels.int8_numbers_per_factor()
+        per = native_support.kernels.int8_numbers_per_factor()
         dtype = torch.int8 if per == 4 else torch.int16
         sums = weight.to(torch.int32).flatten(1).sum(1, dtype=torch.int32)
         if groups == shape[0] and shape[1] == 1:
-            block = native.kernels.int8_channel_width()
+            block = native_support.kernels.int8_channel_width()
             padded = F.pad(weight[:, 0], (0, -shape[3] % per, 0, 0, 0, -shape[0] % block)).to(dtype)
             blocks = padded.reshape(len(padded) // block, block, shape[2], -1, per).permute(0, 2, 3, 1, 4)
             return cls("int8-depthwise", shape, groups, blocks.contiguous(), sums)
-        panel, parts = native.kernels.int8_panel_width(), []
+        panel, parts = native_support.kernels.int8_panel_width(), []
         for part in weight.chunk(groups):
             matrix = part.permute(0, 2, 3, 1).flatten(1)  # (output, summand)
             matrix = F.pad(matrix, (0, -matrix.shape[1] % per, 0, -len(part) % panel)).to(dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.ir import LARGEST_BYTE, Elementwise, FusedConvolution, Quantization
-from svertka.conv import native
+from svertka.conv import native_support
 
 Affine = tuple[float, float]  # scale and shift
 IDENTITY = (1.0, 0.0)
@@ -39,8 +39,8 @@ def make_requantization(
     group: int,
     tensors: Sequence[Tensor | None],
     quantizations: Sequence[Quantization | None],
-    residual: "tuple[native.kernels.Place, int]",
-) -> "native.kernels.Requantization":
+    residual: "tuple[native_support.kernels.Place, int]",
+) -> "native_support.kernels.Requantization":
     """Return what comes after the integer sums of a convolution.
 
     Args:
@@ -70,18 +70,18 @@ def make_requantization(
         stored = IDENTITY
     more = (0, packed.padded_channels - count)
     start = -of_x.zero_point * packed.sums[own]
-    return native.kernels.Requantization(
+    return native_support.kernels.Requantization(
         F.pad(start, more), F.pad(scale, more).float(), F.pad(shift, more).float(), *residual, real,
-        native.kernels.Activation[step.activation], step.slope, multiply, step.residual_last, stored,
+        native_support.kernels.Activation[step.activation], step.slope, multiply, step.residual_last, stored,
         stored_bounds(step.bounds, of_result), of_result is None,
     )  # fmt: skip
 
 
-def make_operation(step: Elementwise, quantization: Quantization | None) -> "native.kernels.ByteOperation":
+def make_operation(step: Elementwise, quantization: Quantization | None) -> "native_support.kernels.ByteOperation":
     """Return an elementwise operation on real numbers whose results have a quantization, or are floats."""
-    return native.kernels.ByteOperation(
-        native.kernels.Combination[step.combination],
-        native.kernels.Activation[step.activation],
+    return native_support.kernels.ByteOperation(
+        native_support.kernels.Combination[step.combination],
+        native_support.kernels.Activation[step.activation],
         step.slope,
         to_stored(quantization),
         stored_bounds(step.bounds, quantization),

@@ -23,7 +23,7 @@ from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_
 from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.compiler.validation import is_traced, to_plain_images, unwrap_network
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.errors import UsageError
 from svertka.files import parse_path
 from svertka.graph.network_copy import copy_for_comparison
@@ -192,7 +192,7 @@ def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_image
     """
     tensors = [*network.parameters(), *network.buffers()]
     here = all(one.device.type == "cpu" and one.dtype in (torch.float32, torch.int64) for one in tensors)
-    if num_images < MIN_NUM_IMAGES or isinstance(network, Optimized) or native.why_not() or not here:
+    if num_images < MIN_NUM_IMAGES or isinstance(network, Optimized) or native_support.why_not() or not here:
         return network
     try:
         return optimize(network, shape)
@@ -245,7 +245,7 @@ class Optimized(nn.Module):
         self.info = info
         weights = {step.weight: step for step in steps.steps if isinstance(step, FusedConvolution)}
         self._packed: Mapping[str, PackedWeights | PackedInt8Weights] = {}
-        if not native.why_not():
+        if not native_support.why_not():
             self._packed = {
                 name: PackedInt8Weights.of(step, steps.tensors[name])
                 if step.weight_scale is not None

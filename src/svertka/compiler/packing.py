@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork, list_constants
 from svertka.compiler.ir import FusedConvolution
-from svertka.conv import native
+from svertka.conv import native_support
 from svertka.graph.captured_operations import Constant, iter_leaves
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, tile transforms cost more than they save
@@ -58,7 +58,7 @@ class PackedWeights:
         if kernel in ("depthwise", "grouped"):
             # a file from another CPU may contain bfloat16 weights
             return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
-        panel = native.kernels.panel_width()
+        panel = native_support.kernels.panel_width()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
         parts = []
         for part in _split_into_3x3(weight) if groups == 1 and kernel == "winograd" else weight.chunk(groups):
@@ -84,11 +84,11 @@ class PackedWeights:
         return matrix.reshape(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
 
     @property
-    def precision(self) -> "native.kernels.Precision":
+    def precision(self) -> "native_support.kernels.Precision":
         """The precision in which the current kernels compute with these weights."""
         if self.numbers.dtype == torch.float32:
-            return native.kernels.Precision.FLOAT32
-        return native.kernels.Precision["BFLOAT16" if native.multiplies_bfloat16() else "UPCAST"]
+            return native_support.kernels.Precision.FLOAT32
+        return native_support.kernels.Precision["BFLOAT16" if native_support.multiplies_bfloat16() else "UPCAST"]
 
 
 def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:
@@ -106,7 +106,7 @@ def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNet
     for step in fused.steps:
         if isinstance(step, FusedConvolution) and step.weight_scale is None:
             shape = tuple(tensors[step.weight].shape)
-            few = shape[1] <= MAX_FLOAT32_INPUTS and not native.multiplies_bfloat16()
+            few = shape[1] <= MAX_FLOAT32_INPUTS and not native_support.multiplies_bfloat16()
             if not few and select_kernel(step, shape) not in ("depthwise", "grouped"):
                 wanted = dense if is_linear_layer(fused, step) else precision
                 if wanted != "int8":

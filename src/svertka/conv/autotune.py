@@ -19,9 +19,9 @@ from svertka.conv import (
     aten,
     fft,
     gemm,
-    native,
     native_fft,
     native_grouped,
+    native_support,
     native_winograd,
     native_winograd_bf16,
     space_to_depth,
@@ -335,7 +335,7 @@ def _too_large(name: str, shape: ConvShape) -> str | None:
 
 def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Return why an algorithm is not expected to win, or None. Timing it would take longer than timing all others."""
-    is_emulated = not (native.multiplies_bfloat16() if name == "native_winograd_bf16" else has_bfloat16())
+    is_emulated = not (native_support.multiplies_bfloat16() if name == "native_winograd_bf16" else has_bfloat16())
     if dtype == torch.bfloat16 and name in ("aten", "gemm", "native_winograd_bf16") and is_emulated:
         return "this CPU emulates bfloat16"
     if name == "native_grouped" and one_pass == "weight_gradient":

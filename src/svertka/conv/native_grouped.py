@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from svertka.conv import aten, native
-from svertka.conv.native import empty_channels_last, to_channels_last, to_kernel_vector
+from svertka.conv import aten, native_support
+from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_vector
 from svertka.conv_geometry import ConvShape
 
 IS_LOCAL = True
@@ -19,7 +19,7 @@ IS_LOCAL = True
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Return why the kernels do not support `shape`, as a phrase, or None if they do."""
-    reason = native.why_not(dtype)
+    reason = native_support.why_not(dtype)
     if reason:
         return reason
     if dtype != torch.float32:
@@ -58,14 +58,16 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
 def _forward(
     x: Tensor,
     packed: Tensor,
-    sizes: "native.kernels.Window",
+    sizes: "native_support.kernels.Window",
     groups: int,
     shape: tuple[int, int, int, int],
     bias: Tensor | None = None,
 ) -> Tensor:
     x, output = to_channels_last(x), empty_channels_last(shape)
     bias = None if bias is None else to_kernel_vector(bias)
-    native.kernels.grouped_forward(sizes, groups, x, to_kernel_vector(packed), bias, output, torch.get_num_threads())
+    native_support.kernels.grouped_forward(
+        sizes, groups, x, to_kernel_vector(packed), bias, output, torch.get_num_threads()
+    )
     return output
 
 
@@ -76,27 +78,27 @@ def _spread(shape: ConvShape) -> tuple[int, int, int, int]:
 
 
 @lru_cache(4096)
-def _sizes(shape: ConvShape) -> "native.kernels.Window":
+def _sizes(shape: ConvShape) -> "native_support.kernels.Window":
     sizes = (shape.height, shape.width), (shape.out_height, shape.out_width)
     y, x = (
-        native.kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
+        native_support.kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
         for size, out_size, taps, stride, pad, dilation in zip(
             *sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True
         )
     )
     channels = shape.in_channels, shape.out_channels
-    return native.kernels.Window(shape.batch, *channels, y, x, *channels)
+    return native_support.kernels.Window(shape.batch, *channels, y, x, *channels)
 
 
 @lru_cache(4096)
-def _adjoint_sizes(shape: ConvShape) -> "native.kernels.Window":
+def _adjoint_sizes(shape: ConvShape) -> "native_support.kernels.Window":
     """Return the sizes of the input gradient as a convolution with stride 1."""
     sizes = _spread(shape)[2:], (shape.height, shape.width)
     y, x = (
-        native.kernels.WindowAxis(size, out_size, taps, 1, span - 1 - pad, dilation)
+        native_support.kernels.WindowAxis(size, out_size, taps, 1, span - 1 - pad, dilation)
         for size, out_size, taps, span, pad, dilation in zip(
             *sizes, shape.kernel, shape.span, shape.padding, shape.dilation, strict=True
         )
     )
     channels = shape.out_channels, shape.in_channels
-    return native.kernels.Window(shape.batch, *channels, y, x, *channels)
+    return native_support.kernels.Window(shape.batch, *channels, y, x, *channels)

@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from svertka.conv import native
-from svertka.conv.native import empty_channels_last, to_channels_last, to_kernel_input, to_kernel_vector
+from svertka.conv import native_support
+from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_input, to_kernel_vector
 from svertka.conv_geometry import ConvShape
 
 IS_LOCAL = False  # whole tiles
@@ -23,7 +23,7 @@ IS_LOCAL = False  # whole tiles
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Return why the kernels do not support `shape`, as a phrase, or None if they do."""
-    reason = native.why_not(dtype)
+    reason = native_support.why_not(dtype)
     if reason:
         return reason
     if shape.kernel != (3, 3) or shape.stride != (1, 1) or shape.dilation != (1, 1):
@@ -38,13 +38,13 @@ def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = N
 
     `pairs`: whether bfloat16 numbers are multiplied, as in `native_winograd_bf16`.
     """
-    order = native.kernels.Order.PLAIN
+    order = native_support.kernels.Order.PLAIN
     return _forward(x, to_kernel_input(weight), order, _sizes(shape), shape.output, bias, pairs=pairs)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape, *, pairs: bool = False) -> Tensor:
     """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
-    order = native.kernels.Order.ADJOINT
+    order = native_support.kernels.Order.ADJOINT
     return _forward(gradient, to_kernel_input(weight), order, _adjoint_sizes(shape), shape.input, pairs=pairs)
 
 
@@ -54,7 +54,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
     It is reproducible with the same number of threads. `pairs`: as for `forward`, for bfloat16 tensors only.
     """
     gradient, x, result = to_channels_last(gradient), to_channels_last(x), empty_channels_last(shape.weight)
-    native.kernels.winograd_weight_gradient(
+    native_support.kernels.winograd_weight_gradient(
         _sizes(shape),
         gradient,
         x,
@@ -68,8 +68,10 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
 def pack(weight: Tensor) -> Tensor:
     """Return `weight`, (O, C, 3, 3), packed for `forward_fused`, with O rounded up to full vectors."""
     out_channels, in_channels = weight.shape[:2]
-    packed = empty_channels_last((native.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1))
-    native.kernels.winograd_pack(to_kernel_input(weight), in_channels, out_channels, packed, torch.get_num_threads())
+    packed = empty_channels_last((native_support.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1))
+    native_support.kernels.winograd_pack(
+        to_kernel_input(weight), in_channels, out_channels, packed, torch.get_num_threads()
+    )
     return packed
 
 
@@ -86,14 +88,14 @@ def forward_fused(
 
     For inference. `residual`: (N, O, H', W'), the shape of the result.
     """
-    return _forward(x, packed, native.kernels.Order.PACKED, _sizes(shape), shape.output, bias, residual, relu)
+    return _forward(x, packed, native_support.kernels.Order.PACKED, _sizes(shape), shape.output, bias, residual, relu)
 
 
 def _forward(
     x: Tensor,
     weight: Tensor,
-    order: "native.kernels.Order",
-    sizes: "native.kernels.Convolution",
+    order: "native_support.kernels.Order",
+    sizes: "native_support.kernels.Convolution",
     shape: tuple[int, int, int, int],
     bias: Tensor | None = None,
     residual: Tensor | None = None,
@@ -104,7 +106,7 @@ def _forward(
     x, output = to_channels_last(x), empty_channels_last(shape, x.dtype)
     bias = None if bias is None else to_kernel_vector(bias)
     residual = None if residual is None else to_kernel_input(residual)
-    native.kernels.winograd_forward(
+    native_support.kernels.winograd_forward(
         sizes,
         x,
         weight,
@@ -119,22 +121,22 @@ def _forward(
     return output
 
 
-def _precision(pairs: bool) -> "native.kernels.Precision":
-    return native.kernels.Precision.BFLOAT16 if pairs else native.kernels.Precision.FLOAT32
+def _precision(pairs: bool) -> "native_support.kernels.Precision":
+    return native_support.kernels.Precision.BFLOAT16 if pairs else native_support.kernels.Precision.FLOAT32
 
 
 @lru_cache(4096)
-def _sizes(shape: ConvShape) -> "native.kernels.Convolution":
+def _sizes(shape: ConvShape) -> "native_support.kernels.Convolution":
     channels = shape.in_channels, shape.out_channels
-    return native.kernels.Convolution(
+    return native_support.kernels.Convolution(
         shape.batch, *channels, shape.height, shape.width, shape.out_height, shape.out_width, *shape.padding
     )
 
 
 @lru_cache(4096)
-def _adjoint_sizes(shape: ConvShape) -> "native.kernels.Convolution":
+def _adjoint_sizes(shape: ConvShape) -> "native_support.kernels.Convolution":
     """Return the sizes of the input gradient as a convolution, with a padding of 2 − padding."""
     channels, (pad_y, pad_x) = (shape.out_channels, shape.in_channels), shape.padding
-    return native.kernels.Convolution(
+    return native_support.kernels.Convolution(
         shape.batch, *channels, shape.out_height, shape.out_width, shape.height, shape.width, 2 - pad_y, 2 - pad_x
     )

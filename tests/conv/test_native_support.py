@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from svertka.conv import conv2d, native, native_winograd
+from svertka.conv import conv2d, native_support, native_winograd
 from svertka.conv_geometry import ConvShape
 from svertka.errors import UsageError
 
 if os.environ.get("SVERTKA_REQUIRE_NATIVE"):
-    assert native.why_not() is None, native.why_not()
+    assert native_support.why_not() is None, native_support.why_not()
 
 
 def test_without_the_compiled_module_the_package_works_and_says_why() -> None:
@@ -22,17 +22,17 @@ def test_without_the_compiled_module_the_package_works_and_says_why() -> None:
 import sys
 sys.modules["svertka.conv._kernels"] = None  # as if it were not there
 import torch
-from svertka.conv import conv2d, native
+from svertka.conv import conv2d, native_support
 x, weight = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
 assert torch.allclose(conv2d(x, weight, padding=1), torch.conv2d(x, weight, padding=1), atol=1e-4)
-assert native.instruction_sets() == ()
-print(native.why_not())
+assert native_support.instruction_sets() == ()
+print(native_support.why_not())
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "the package was installed without a C++ compiler, hence without kernels"
 
 
-@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 def test_other_tensors_are_refused_before_their_addresses_are_used() -> None:
     shape = ConvShape(1, 4, 4, 8, 8, (3, 3), padding=(1, 1))
     x, weight = torch.randn(shape.input), torch.randn(shape.weight)
@@ -41,7 +41,7 @@ def test_other_tensors_are_refused_before_their_addresses_are_used() -> None:
     with pytest.raises(UsageError, match="this tensor is float32 on meta"):
         native_winograd.forward(x, weight.to("meta"), shape)
     with pytest.raises(ValueError, match="no kernels for sse9"):
-        native.select_instruction_set("sse9")
+        native_support.select_instruction_set("sse9")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")

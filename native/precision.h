@@ -1,4 +1,4 @@
-// The dtypes of values in memory other than float.
+// The precision of products, and the storage type of bfloat16 values.
 #pragma once
 
 #include <cstdint>

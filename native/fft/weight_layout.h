@@ -1,4 +1,4 @@
-// The weight transform along x: kernel rows to and from the frequency domain.
+// The memory layout of transformed kernel rows, and how weights are read into panels for the transform along x.
 #pragma once
 
 #include "grid.h"
