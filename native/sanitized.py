@@ -19,9 +19,9 @@ NAME = "svertka.conv._kernels"
 TESTS = (
     "api",
     "bounds",
-    "native",
     "native_fft",
     "native_int8",
+    "native_support",
     "native_winograd",
     "native_winograd_bf16",
     "space_to_depth",
