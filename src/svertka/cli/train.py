@@ -43,15 +43,15 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Network to train; svertka models lists them. Or timm:NAME, torchvision:NAME, or a function of the "
-            "number of classes, package.module:function or file.py:function.",
+            help="Network to train; svertka models lists them. Also timm:NAME, torchvision:NAME, or a function that "
+            "takes the number of classes: package.module:function or file.py:function.",
             rich_help_panel=MODEL,
         ),
     ] = None,
     head_layer: Annotated[
         str | None,
         typer.Option(
-            help="Layer that computes the class scores of a network that is not svertka's (default: found in a trace).",
+            help="Layer that computes the class scores, if the network is not svertka's (default: detected).",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -145,7 +145,7 @@ def train(
     repeats: Annotated[
         int | None,
         typer.Option(
-            help="Number of random splits to train on, with a confidence interval of the error.", rich_help_panel=DATA
+            help="Train on this many random splits and report a confidence interval of the error.", rich_help_panel=DATA
         ),
     ] = None,
     split_seed: Annotated[
@@ -240,7 +240,8 @@ def train(
     variants: Annotated[
         int | None,
         typer.Option(
-            help="Stored augmented variants of each image (default: as many as save time).", rich_help_panel=COMPUTE
+            help="Number of augmented variants to store per image (default: as many as save time).",
+            rich_help_panel=COMPUTE,
         ),
     ] = None,
     half_features: Annotated[
