@@ -3,7 +3,7 @@
     python bench/augmentation.py [cifar10] [cats-dogs] [--seeds 2] [--threads 1]
 
 Each setting is added alone to the same recipe, all with the same images, steps and seeds. `error` is the top-1 error on
-held-out images, the mean over the seeds; ± is its standard error, of the images and of the seeds together.
+held-out images, the mean over the seeds; ± is its standard error, of the images and, with several, of the seeds.
 
 - `cifar10`: resnet20 from fresh weights, 1,000 images, 12 epochs of the recipe resnet-cifar at batch 64 and learning
   rate 0.05; 2,000 test images.
@@ -99,9 +99,10 @@ def main() -> None:
                 errors.append(judged.top1_error)
                 images += judged.images
             mean = sum(errors) / len(errors)
-            spread = math.sqrt(
-                mean * (1 - mean) / images + np.var(errors, ddof=1) / len(errors) if options.seeds > 1 else 0
-            )
+            variance = mean * (1 - mean) / images
+            if options.seeds > 1:
+                variance += float(np.var(errors, ddof=1)) / len(errors)
+            spread = math.sqrt(variance)
             kept = ", ".join(f"{error:.1%}" for error in val_errors)
             print(f"| {task} | {setting} | {mean:.1%} ± {spread:.1%} | {kept} |", flush=True)
 

@@ -24,13 +24,13 @@ from svertka.data.augmentation import (
 from svertka.data.augmentation_operations import OPERATIONS, TRIVIAL_AUGMENT, apply_operation
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
-from svertka.data.preprocessing import Preprocess
+from svertka.data.preprocessing import INTERPOLATIONS, Preprocess
 from svertka.errors import UsageError
 
 COVARIANCE = ((0.06, 0.05, 0.04), (0.05, 0.07, 0.05), (0.04, 0.05, 0.08))
 STATISTICS = Statistics(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), covariance=COVARIANCE)
 ALL = [
-    *(PadCrop(), RandomCrop(), Flip(), PCAColor().fit(STATISTICS), ScaleJitter(), AreaCrop()),
+    *(PadCrop(), RandomCrop(), Flip(), PCAColor().fit(STATISTICS, "bilinear"), ScaleJitter(), AreaCrop()),
     *(RandAugment(), TrivialAugment(), RandomErasing(probability=0.5)),
 ]
 KINDS = [augmentation.kind for augmentation in ALL]
@@ -62,7 +62,7 @@ def test_an_image_is_changed_alike_in_any_batch_and_memory_order(augmentation):
 def test_shapes_and_dtypes(augmentation, channels, count):
     if augmentation.kind == "pca_colour":
         one = Statistics(mean=(0.5,), std=(0.2,), covariance=((0.04,),))
-        augmentation = augmentation.fit(STATISTICS if channels == 3 else one)
+        augmentation = augmentation.fit(STATISTICS if channels == 3 else one, "bilinear")
     images = random_images(count, 40, channels)
     result = augmentation(images, draws(count), 32)
     side = 32 if augmentation.kind in ("random_crop", "scale_jitter", "area_crop") else 40
@@ -103,7 +103,7 @@ def test_half_of_the_images_are_mirrored():
 def test_colors_shift_along_the_covariance_of_the_training_images():
     count = 20_000
     images = torch.full((count, 3, 2, 2), 100, dtype=torch.uint8)
-    shifts = PCAColor(deviation=0.1).fit(STATISTICS)(images, draws(count), 2) - 100
+    shifts = PCAColor(deviation=0.1).fit(STATISTICS, "bilinear")(images, draws(count), 2) - 100
     assert torch.equal(shifts, shifts[:, :, :1, :1].expand_as(shifts))  # one for all pixels of a image
     # A sample of 20,000 knows a covariance to about 1 %.
     measured = np.cov((shifts[:, :, 0, 0].double() / 255).T)
@@ -138,15 +138,17 @@ def windows(augmentation, side, count):
 
 
 @pytest.mark.parametrize("augmentation", [ScaleJitter(), AreaCrop()], ids=["scale_jitter", "area_crop"])
-def test_windows_are_resized_as_images_elsewhere(augmentation):
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_windows_are_resized_as_images_elsewhere(augmentation, interpolation):
     count, side, size = 40, 96, 48
-    images = random_images(count, side)
+    augmentation = augmentation.fit(STATISTICS, interpolation)
+    images = random_images(count, side) // 2 + 64  # nothing overshoots, which Pillow may clip in another order
     results = augmentation(images, draws(count), size)
     boxes = windows(augmentation, side, count)
     for image, result, (left, top, width, height) in zip(images, results, boxes, strict=True):
         box = (left, top, left + width, top + height)
         cut = Image.fromarray(image.permute(1, 2, 0).numpy()).crop(box)
-        expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        expected = np.asarray(cut.resize((size, size), Image.Resampling[interpolation.upper()])).transpose(2, 0, 1)
         # Both round their weights and twice their sums.
         assert np.abs(result.numpy().astype(int) - expected).max() <= 2
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from svertka.data.preprocessing import (
     FITS,
+    INTERPOLATIONS,
     Preprocess,
     check_fit,
     discarded_share,
@@ -160,33 +161,35 @@ def test_orientation_is_applied(tmp_path):
     torch.testing.assert_close(preprocess(path), upright, rtol=0, atol=0)
 
 
-def used_part(rgb: np.ndarray, side: int, fit: str) -> np.ndarray:
-    """The square by Pillow, an oracle of its own: its triangle filter rounds otherwise by a level or so."""
+def used_part(rgb: np.ndarray, side: int, fit: str, interpolation: str) -> np.ndarray:
+    """The square by Pillow, an oracle of its own: its filters round otherwise by a level or so."""
+    kind = Image.Resampling[interpolation.upper()]
     height, width = rgb.shape[:2]
     image = Image.fromarray(rgb)
     if fit == "squeeze":
-        return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+        return np.asarray(image.resize((side, side), kind))
     if fit == "pad":
         longer = max(height, width)
         tall, wide = (max(1, int(side * one / longer + 0.5)) for one in (height, width))
         square = Image.new("RGB", (side, side))
-        square.paste(image.resize((wide, tall), Image.Resampling.BILINEAR), ((side - wide) // 2, (side - tall) // 2))
+        square.paste(image.resize((wide, tall), kind), ((side - wide) // 2, (side - tall) // 2))
         return np.asarray(square)
     shorter = min(height, width)
     left, top = (width - shorter) // 2, (height - shorter) // 2
     cut = image.crop((left, top, left + shorter, top + shorter))
-    return np.asarray(cut.resize((side, side), Image.Resampling.BILINEAR))
+    return np.asarray(cut.resize((side, side), kind))
 
 
 @pytest.mark.parametrize("shape", [(30, 90), (90, 30), (64, 64), (7, 50), (1, 40), (300, 200)], ids=str)
 @pytest.mark.parametrize("fit", FITS)
-def test_every_way_to_a_square(shape, fit):
-    rgb = np.asarray(Image.fromarray(image(*shape)).resize(shape[::-1], Image.Resampling.BICUBIC))
-    preprocess = Preprocess(size=40, resize=40, mean=MEAN, std=STD, fit=fit)
-    square = preprocess.square(rgb)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_every_way_to_a_square(shape, fit, interpolation):
+    rgb = image(*shape) // 2 + 64  # nothing overshoots, which Pillow may clip in another order
+    settings = {"resize": 40, "mean": MEAN, "std": STD, "fit": fit, "interpolation": interpolation}
+    square = Preprocess(size=40, **settings).square(rgb)
     assert square.shape == (40, 40, 3)
-    assert np.abs(square.astype(int) - used_part(rgb, 40, fit)).max() <= 2
-    small = Preprocess(size=60, resize=40, mean=MEAN, std=STD, fit=fit).square(rgb)
+    assert np.abs(square.astype(int) - used_part(rgb, 40, fit, interpolation)).max() <= 2
+    small = Preprocess(size=60, **settings).square(rgb)
     np.testing.assert_array_equal(small[10:50, 10:50], square)
     assert not small[:10].any()
     assert not small[:, 50:].any()
@@ -260,3 +263,12 @@ def test_impossible_settings_are_refused(wrong):
     Preprocess(**right)
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Preprocess(**(right | wrong))
+
+
+def test_whole_images_are_resized_with_the_filter_of_the_network():
+    rgb = image(90, 60)
+    for interpolation in INTERPOLATIONS:
+        preprocess = Preprocess(size=40, resize=40, mean=MEAN, std=STD, interpolation=interpolation)
+        found = preprocess.resize_whole(rgb, 40).astype(int)
+        expected = Image.fromarray(rgb).resize((40, 60), Image.Resampling[interpolation.upper()])
+        assert np.abs(found - np.asarray(expected)).max() <= 2

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
 from svertka.data.pixel_modes import Range, make_shade_table, to_16_bit
-from svertka.data.preprocessing import FITS, Fit, Preprocess
+from svertka.data.preprocessing import FITS, INTERPOLATIONS, Fit, Interpolation, Preprocess
 
 pytest.importorskip("onnx")
 import onnxruntime
@@ -48,15 +48,27 @@ def levels(preprocess: Preprocess, pictures: npt.NDArray[np.uint8]) -> npt.NDArr
     st.booleans(),
     st.integers(0, 400),
     st.sampled_from(FITS),
+    st.sampled_from(INTERPOLATIONS),
     st.sampled_from([None, (0, 1023), (0, 4095), (30_000, 31_000)]),
 )
-@example(height=24, width=24, size=8, resize=19, gray=False, corner=3, fit="crop", values=None)
-@example(height=1, width=150, size=9, resize=8, gray=False, corner=3, fit="pad", values=None)
+@example(height=24, width=24, size=8, resize=19, gray=False, corner=3, fit="crop", kind="bilinear", values=None)
+@example(height=24, width=24, size=8, resize=19, gray=False, corner=3, fit="crop", kind="bicubic", values=None)
+@example(height=1, width=150, size=9, resize=8, gray=False, corner=3, fit="pad", kind="bilinear", values=None)
 def test_the_graph_prepares_as_python_does(
-    height: int, width: int, size: int, resize: int, gray: bool, corner: int, fit: Fit, values: Range | None
+    height: int,
+    width: int,
+    size: int,
+    resize: int,
+    gray: bool,
+    corner: int,
+    fit: Fit,
+    kind: Interpolation,
+    values: Range | None,
 ) -> None:
     mean, std = (0.3,) if gray else (0.3, 0.5, 0.6), (0.25,) if gray else (0.25, 0.2, 1.0)
-    preprocess = Preprocess(size=size, resize=resize, mean=mean, std=std, fit=fit, intensity_range=values)
+    preprocess = Preprocess(
+        size=size, resize=resize, mean=mean, std=std, fit=fit, interpolation=kind, intensity_range=values
+    )
     difference = levels(preprocess, PHOTOGRAPH[None, :height, corner % 400 :][:, :, :width])
     # PyTorch's filter on bytes has weights of 16 bits: a value that lies near a half is rounded the other way, by 1
     # after the columns, and what comes of that (a mean of these, 1 at most) once more after the rows.

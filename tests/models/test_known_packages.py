@@ -22,7 +22,8 @@ from torch import nn
 class Config:
     fixed_input_size, interpolation, hf_hub_filename, hf_hub_id = True, "bicubic", None, "timm/small.a1_in1k"
     def to_dict(self):
-        return {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.8}
+        statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+        return {"input_size": (3, 32, 32), "crop_pct": 0.8, "interpolation": self.interpolation} | statistics
 
 def is_model(name):
     return name == "small"
@@ -51,7 +52,7 @@ def list_models(module):
     return ["small"]
 
 def get_model_weights(name):
-    sizes = {"crop_size": [32], "resize_size": [40], "interpolation": SimpleNamespace(value="bilinear")}
+    sizes = {"crop_size": [32], "resize_size": [40], "interpolation": SimpleNamespace(value="bicubic")}
     transforms = SimpleNamespace(mean=[0.4] * 3, std=[0.2] * 3, **sizes)
     url = "http://localhost:9/models/small-0123abcd.pth"
     return SimpleNamespace(DEFAULT=SimpleNamespace(url=url, transforms=lambda: transforms))
@@ -140,7 +141,14 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
         assert all(torch.equal(weights.tensors[key], tensor) for key, tensor in network.state_dict().items())
         assert weights.names is not None
         assert len(weights.names) == 1000
-        assert ("bicubic" in weights.note) == (name == "timm:small")
+        assert weights.preprocess.interpolation == "bicubic"
+
+
+def test_another_filter_than_svertka_has_is_refused() -> None:
+    config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    with pytest.raises(UsageError, match="interpolation=lanczos, and svertka has bilinear and bicubic; change it in"):
+        known_packages.preprocess_of(config | {"interpolation": "lanczos"})
+    assert known_packages.preprocess_of(config).interpolation == "bilinear"  # type: ignore[union-attr]
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

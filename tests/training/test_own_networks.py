@@ -261,3 +261,64 @@ def test_a_published_folder_has_a_graph_and_no_path(of_file: Path, tmp_path: Pat
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(there(images), here(images), rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def of_bicubic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of a network whose `pretrained_cfg` names bicubic resizing, and its images, larger than its input."""
+    folder, random = tmp_path_factory.mktemp("bicubic"), np.random.default_rng(3)
+    for number, name in enumerate("ab"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for image in range(12):
+            coarse = (random.random((30, 40, 3)) * 100 + 100 * number).astype(np.uint8)
+            large = Image.fromarray(coarse).resize((120, 90), Image.Resampling.NEAREST)
+            large.save(folder / "photos" / name / f"{image}.png")
+    torch.manual_seed(1)
+    network = own_network()
+    settings = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.2,) * 3, "crop_pct": 0.8}
+    network.pretrained_cfg = settings | {"interpolation": "bicubic"}  # type: ignore[assignment]
+    run = folder / "run"
+    svertka.train(folder / "photos", model=network, output=run, epochs=3, val=0.3, threads=1)
+    return run, folder / "photos"
+
+
+def test_every_command_resizes_as_the_network_expects(of_bicubic: tuple[Path, Path], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run, photos = of_bicubic
+    classifier = Classifier.load(run, trust_builder=True)
+    preprocess = classifier.preprocess
+    assert (preprocess.interpolation, preprocess.size, preprocess.resize) == ("bicubic", 64, 80)
+    assert json.loads((run / "config.json").read_text())["preprocess"]["interpolation"] == "bicubic"
+    image = photos / "a" / "3.png"
+    # Pillow's own bicubic filter, and the crop by hand
+    square = Image.open(image).crop((15, 0, 105, 90)).resize((80, 80), Image.Resampling.BICUBIC).crop((8, 8, 72, 72))
+    pixels = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float()
+    with torch.no_grad():
+        expected = classifier.network((pixels / 255 - 0.5)[None] / 0.2).softmax(1)[0]
+    other = classifier.config.model_copy(
+        update={"preprocess": preprocess.model_copy(update={"interpolation": "bilinear"})}
+    )
+    plain = Classifier(classifier.network, other, classifier.model)
+
+    def scores(answer: Any) -> list[float]:
+        found = {label["name"]: label["probability"] for label in answer[0]["labels"]}
+        return [found["a"], found["b"]]
+
+    predicted = scores(svertka.predict(classifier, image, threads=1))
+    assert predicted == pytest.approx(expected.tolist(), abs=2e-3)
+    assert abs(predicted[0] - scores(svertka.predict(plain, image, threads=1))[0]) > 1e-4
+    served = ServedModel(classifier, torch.device("cpu"))
+    of_server = served.probabilities([served.prepared(np.asarray(Image.open(image)))])[0]
+    assert of_server.tolist() == pytest.approx(predicted, abs=1e-5)
+    only = tmp_path / "only"
+    for name in "ab":
+        (only / name).mkdir(parents=True)
+    (only / "a" / "3.png").write_bytes(image.read_bytes())
+    (only / "b" / "3.png").write_bytes((photos / "b" / "3.png").read_bytes())
+    judged = svertka.evaluate(classifier, only, threads=1, include_training=True)
+    second = scores(svertka.predict(classifier, photos / "b" / "3.png", threads=1))
+    assert judged.loss == pytest.approx(-np.log([predicted[0], second[1]]).mean(), abs=1e-5)
+    svertka.export(classifier, tmp_path / "model.onnx", preprocessing=True, images=[image])
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    (of_graph,) = session.run(["probabilities"], {session.get_inputs()[0].name: np.asarray(Image.open(image))[None]})
+    assert of_graph[0].tolist() == pytest.approx(predicted, abs=2e-3)

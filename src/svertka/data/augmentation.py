@@ -27,7 +27,7 @@ from svertka.data.augmentation_operations import (
 from svertka.data.dataset import Ints
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
-from svertka.data.preprocessing import Preprocess
+from svertka.data.preprocessing import Interpolation, Preprocess
 from svertka.errors import UsageError
 from svertka.text_width import shorten
 
@@ -43,8 +43,8 @@ class _Augmentation(BaseModel, ABC):
         """Return the side of the stored squares that the augmentation needs, pixels."""
         return preprocess.side
 
-    def fit(self, statistics: Statistics) -> Self:
-        """Return a copy that holds the statistics of the training images, if the augmentation needs them."""
+    def fit(self, statistics: Statistics, interpolation: Interpolation) -> Self:
+        """Return a copy with the statistics of the training images and the network's filter, if it needs them."""
         return self
 
     @abstractmethod
@@ -130,7 +130,7 @@ class PCAColor(_Augmentation):
     deviation: float = Field(default=0.1, gt=0, le=1)
     axes: tuple[tuple[float, ...], ...] | None = None
 
-    def fit(self, statistics: Statistics) -> Self:
+    def fit(self, statistics: Statistics, interpolation: Interpolation) -> Self:
         """Return a copy with the principal components of `statistics`."""
         variances, axes = np.linalg.eigh(np.asarray(statistics.covariance) * 255**2)
         axes = axes.T * np.sqrt(np.maximum(variances, 0))[:, None]
@@ -145,7 +145,39 @@ class PCAColor(_Augmentation):
         return images + shift[:, :, None, None]
 
 
-class ScaleJitter(_Augmentation):
+class _ResizedCrop(_Augmentation):
+    """Base class of the augmentations that resize crops.
+
+    Attributes:
+        interpolation: The filter, with antialiasing; that of the network.
+    """
+
+    interpolation: Interpolation = "bilinear"
+
+    def fit(self, statistics: Statistics, interpolation: Interpolation) -> Self:
+        """Return a copy with the filter of the network."""
+        return self.model_copy(update={"interpolation": interpolation})
+
+    def _crop_and_resize(
+        self, images: torch.Tensor, height: torch.Tensor, width: torch.Tensor, draws: PerImageRandom, size: int
+    ) -> torch.Tensor:
+        """Return a random window of each image, resized to (B, C, size, size).
+
+        `height` and `width` (B,) are shares of the side.
+        """
+        side = images.shape[-1]
+        height, width = ((share * side).round().clamp(1, side).long() for share in (height, width))
+        top = (draws.uniform(0) * (side - height + 1)).long()
+        left = (draws.uniform(1) * (side - width + 1)).long()
+        results = images.new_empty((len(images), images.shape[1], size, size))
+        boxes = torch.stack((top, left, top + height, left + width), dim=1).tolist()
+        for number, (above, before, below, behind) in enumerate(boxes):
+            window = images[number : number + 1, :, above:below, before:behind]
+            results[number] = _resize(window, size, self.interpolation)[0]
+        return results
+
+
+class ScaleJitter(_ResizedCrop):
     """Random crop of the network's size from the image at a random scale.
 
     Attributes:
@@ -165,10 +197,10 @@ class ScaleJitter(_Augmentation):
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """Return the crops; S' is `size`."""
         scale = self.low + (self.high - self.low) * draws.uniform(2)
-        return _crop_and_resize(images, 1 / scale, 1 / scale, draws, size)
+        return self._crop_and_resize(images, 1 / scale, 1 / scale, draws, size)
 
 
-class AreaCrop(_Augmentation):
+class AreaCrop(_ResizedCrop):
     """Random crop of random area and aspect ratio, resized to the network's size.
 
     A side that would exceed the image is clipped to it.
@@ -177,8 +209,7 @@ class AreaCrop(_Augmentation):
         area: Smallest share of the image's area, 0 to 1.
         aspect: Largest aspect ratio; ratios are drawn log-uniformly from 1 / aspect to aspect.
 
-    Source: Szegedy et al. 2014 (GoogLeNet), §6. Resized with the antialiased bilinear filter that svertka uses
-    everywhere.
+    Source: Szegedy et al. 2014 (GoogLeNet), §6.
     """
 
     kind: Literal["area_crop"] = "area_crop"
@@ -189,7 +220,7 @@ class AreaCrop(_Augmentation):
         """Return the crops; S' is `size`."""
         area = self.area + (1 - self.area) * draws.uniform(2)
         root = torch.exp((draws.uniform(3) - 0.5) * math.log(self.aspect))
-        return _crop_and_resize(images, area.sqrt() / root, area.sqrt() * root, draws, size)
+        return self._crop_and_resize(images, area.sqrt() / root, area.sqrt() * root, draws, size)
 
 
 class RandAugment(_Augmentation):
@@ -372,27 +403,10 @@ def _random_crops(images: torch.Tensor, side: int, draws: PerImageRandom) -> tor
     return images.unfold(2, side, 1).unfold(3, side, 1)[every, :, top, left]
 
 
-def _crop_and_resize(
-    images: torch.Tensor, height: torch.Tensor, width: torch.Tensor, draws: PerImageRandom, size: int
-) -> torch.Tensor:
-    """Return a random window of each image, resized to (B, C, size, size).
-
-    `height` and `width` (B,) are shares of the side.
-    """
-    side = images.shape[-1]
-    height, width = ((share * side).round().clamp(1, side).long() for share in (height, width))
-    top = (draws.uniform(0) * (side - height + 1)).long()
-    left = (draws.uniform(1) * (side - width + 1)).long()
-    results = images.new_empty((len(images), images.shape[1], size, size))
-    boxes = torch.stack((top, left, top + height, left + width), dim=1).tolist()
-    for number, (above, before, below, behind) in enumerate(boxes):
-        results[number] = _resize(images[number : number + 1, :, above:below, before:behind], size)[0]
-    return results
-
-
-def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Return (B, C, size, size) of the same dtype, resized bilinearly with antialiasing."""
+def _resize(images: torch.Tensor, size: int, interpolation: Interpolation) -> torch.Tensor:
+    """Return (B, C, size, size) of the same dtype and range, resized with antialiasing."""
     if images.dtype == torch.uint8 and images.device.type != "cpu":
         # Only the CPU can resize uint8, eight times as fast as float32.
-        return _resize(images.float(), size).round_().clamp_(0, 255).to(torch.uint8)
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        return _resize(images.float(), size, interpolation).round_().to(torch.uint8)
+    resized = F.interpolate(images, size=(size, size), mode=interpolation, antialias=True)
+    return resized.clamp_(0, 255) if interpolation == "bicubic" and images.is_floating_point() else resized

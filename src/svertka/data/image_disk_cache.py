@@ -20,7 +20,7 @@ from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, re
 from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
-from svertka.data.preprocessing import Fit
+from svertka.data.preprocessing import Fit, Interpolation
 from svertka.data.stored_image_format import HEAD, ImageInfo, RowLayout, StoredImage, read_info
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
@@ -65,6 +65,7 @@ def prepare_images(
     pad_to: int = 0,
     *,
     fit: Fit = "crop",
+    interpolation: Interpolation = "bilinear",
     only: Ints | None = None,
     threads: int,
     cache_limit: int | None = None,
@@ -82,7 +83,7 @@ def prepare_images(
         resize: Side to which images are resized, pixels.
         channels: 1 or 3.
         pad_to: Pad the squares with zeros to this side, pixels.
-        fit: How an image becomes square, as in `Preprocess`.
+        fit, interpolation: How an image becomes square, as in `Preprocess`.
         only: Indices of the wanted images, (n,) int64; the others are not read and get no digest. None for all.
         threads: Number of threads that decode.
         cache_limit: Bytes that all stored images may take. None: as `RecordStore` decides.
@@ -91,10 +92,19 @@ def prepare_images(
     if only is not None:
         part = dataset.take(only)
         some = prepare_images(
-            part, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=cache_limit, survey=survey
+            part,
+            resize,
+            channels,
+            pad_to,
+            fit=fit,
+            interpolation=interpolation,
+            threads=threads,
+            cache_limit=cache_limit,
+            survey=survey,
         )
         return _scatter(only, len(dataset), some)
-    squares = _Squares(dataset.images, RowLayout(resize, channels, max(resize, pad_to), fit), threads, survey=survey)
+    layout = RowLayout(resize, channels, max(resize, pad_to), fit, interpolation)
+    squares = _Squares(dataset.images, layout, threads, survey=survey)
     contents, unreadable = hash_images(dataset.images, threads)
     source, where = resolve_subset(dataset.images)
     if isinstance(source, ArrayImages):
@@ -338,6 +348,7 @@ def _info_at(store: RecordStore, position: int) -> ImageInfo:
 def _open_store(layout: RowLayout, limit: int | None) -> tuple[RecordStore | None, str]:
     """Open the store of these squares; return it and why it may be full, or None and why there is none."""
     fit = "" if layout.fit == "crop" else f"-{layout.fit}"
+    fit += "" if layout.interpolation == "bilinear" else f"-{layout.interpolation}"
     name = f"squares-{layout.side}-{layout.channels}-resized-{layout.resize}{fit}-version-{VERSION}"
     try:
         store = RecordStore(cache_folder("pictures") / name, limit)

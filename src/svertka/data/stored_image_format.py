@@ -8,7 +8,7 @@ import numpy as np
 
 from svertka.data.image_io import DECODERS
 from svertka.data.pixel_modes import Pixels, Range
-from svertka.data.preprocessing import Fit, crop_region, resize_to_square
+from svertka.data.preprocessing import Fit, Interpolation, crop_region, resize_to_square
 
 PAYS = 0.75  # of the square's bytes; a larger region is not stored, to save resizing it at each read
 HEAD = struct.Struct("<IIIIBBBHH")  # height and width of the image and of the row; channels; flags; format; intensities
@@ -24,13 +24,14 @@ class RowLayout:
         resize: Side to which the region is resized, pixels.
         channels: 1 or 3.
         side: Side of the padded square, pixels.
-        fit: How an image becomes square, as in `Preprocess`.
+        fit, interpolation: How an image becomes square, as in `Preprocess`.
     """
 
     resize: int
     channels: int
     side: int
     fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -44,7 +45,7 @@ class RowLayout:
 
     def square(self, used: Pixels) -> Pixels:
         """Return the row of a region (H, W, 3), (S, S, C) uint8."""
-        return resize_to_square(used, self.resize, self.channels, self.side, self.fit)
+        return resize_to_square(used, self.resize, self.channels, self.side, self.fit, self.interpolation)
 
 
 class ImageInfo(NamedTuple):

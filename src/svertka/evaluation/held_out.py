@@ -91,6 +91,7 @@ def select_images(
         preprocess.channels,
         pad_to=preprocess.size,
         fit=preprocess.fit,
+        interpolation=preprocess.interpolation,
         only=wanted,
         threads=threads,
         cache_limit=cache_limit,

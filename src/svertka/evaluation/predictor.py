@@ -111,6 +111,7 @@ class Predictor:
             channels,
             pad_to=size,
             fit=self.preprocess.fit,
+            interpolation=self.preprocess.interpolation,
             only=self.only,
             threads=self.threads,
             cache_limit=self.cache_limit,

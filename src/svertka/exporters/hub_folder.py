@@ -152,8 +152,8 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
         *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('image.jpg')"]),
         "",
         f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {color}: the image rotated "
-        f"as its EXIF says, {one.describe()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
-        f"with mean {list(one.mean)} and std {list(one.std)}. It gives logits.",
+        f"as its EXIF says, {one.describe()}, with an antialiased {one.interpolation} filter, and (x / 255 − mean) / "
+        f"std with mean {list(one.mean)} and std {list(one.std)}. It gives logits.",
     ]
 
 

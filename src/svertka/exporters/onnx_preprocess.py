@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from svertka.data.pixel_modes import intensity_to_shade_factors
-from svertka.data.preprocessing import Preprocess
+from svertka.data.preprocessing import Interpolation, Preprocess
 
 PREFIX = "preprocess/"
 LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 in units of 2⁻¹⁶, as Pillow rounds it; the sum stays exact in float32
@@ -34,10 +34,11 @@ class PreprocessingGraph:
         planes = self._node("Cast", [self._node("Transpose", [used], perm=[0, 3, 1, 2])], to=TensorProto.FLOAT)
         if preprocess.fit == "pad":
             height, width = self._padded_size(pictures, preprocess.resize)
-            square = self._padded(self._resized(planes, height, width), height, width, preprocess.resize)
+            resized = self._resized(planes, height, width, preprocess.interpolation)
+            square = self._padded(resized, height, width, preprocess.resize)
         else:
             side = self._whole([preprocess.resize])
-            square = self._resized(planes, side, side)
+            square = self._resized(planes, side, side, preprocess.interpolation)
         colored = self._gray(square) if preprocess.channels == 1 else square
         self._normalized(self._fitted(colored, preprocess), preprocess, images)
 
@@ -78,10 +79,16 @@ class PreprocessingGraph:
         none = self._whole([0, 0])
         return self._node("Pad", [planes, self._node("Concat", [none, *before, none, *after], axis=0)])
 
-    def _resized(self, planes: str, height: str, width: str) -> str:
+    def _resized(self, planes: str, height: str, width: str, interpolation: Interpolation) -> str:
+        is_cubic = interpolation == "bicubic"
+        settings: dict[str, Any] = {"mode": "cubic", "cubic_coeff_a": -0.5} if is_cubic else {"mode": "linear"}
         for axis, side in ((3, width), (2, height)):
-            settings: dict[str, Any] = {"mode": "linear", "antialias": 1, "exclude_outside": 1, "axes": [axis]}
-            planes = self._node("Round", [self._node("Resize", [planes, "", "", side], **settings)])
+            resized = self._node(
+                "Resize", [planes, "", "", side], antialias=1, exclude_outside=1, axes=[axis], **settings
+            )
+            if is_cubic:  # it overshoots at edges
+                resized = self._node("Clip", [resized, self._real(np.array(0.0)), self._real(np.array(255.0))])
+            planes = self._node("Round", [resized])
         return planes
 
     def _gray(self, colored: str) -> str:

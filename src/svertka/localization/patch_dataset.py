@@ -115,7 +115,7 @@ class PatchDataset:
             for place in np.flatnonzero(~is_whole & (of_image == image)).tolist():
                 left, top, right, bottom = self.edges(int(indices[place]))
                 tops, lefts = _scaled(top, bottom, scale[0]), _scaled(left, right, scale[1])
-                rows[place] = resize_image(rgb[tops, lefts], size, size, channels)
+                rows[place] = resize_image(rgb[tops, lefts], size, size, channels, self.preprocess.interpolation)
 
         # One image at a time for each thread: large ones take much memory.
         for _ in map_chunks(cut, np.unique(of_image[~is_whole]).tolist(), torch.get_num_threads(), 1):

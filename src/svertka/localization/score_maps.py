@@ -85,8 +85,8 @@ class PatchScorer:
 
 def resize_to_level(preprocess: Preprocess, image: Pixels, level: PyramidLevel) -> Tensor:
     """Resize `image` (H, W, 3) uint8 to the size of `level` and standardize it: (1, C, h, w) float32."""
-    pixels = torch.from_numpy(resize_image(image, *level.size, preprocess.channels)).permute(2, 0, 1)[None]
-    return preprocess.standardize(pixels)
+    resized = resize_image(image, *level.size, preprocess.channels, preprocess.interpolation)
+    return preprocess.standardize(torch.from_numpy(resized).permute(2, 0, 1)[None])
 
 
 def average_class_scores(maps: Sequence[ScoreMap]) -> npt.NDArray[np.float32]:

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from svertka.data.preprocessing import Preprocess
+from svertka.data.preprocessing import INTERPOLATIONS, Preprocess
 from svertka.errors import FetchError, UsageError
 from svertka.files import cache_folder
 from svertka.models.checkpoint_files import read_state_dict
@@ -81,18 +81,13 @@ def native_preprocess(package: str, name: str) -> Preprocess:
     weights = _torchvision_weights(name)
     transforms = weights.transforms()
     (size,), (resize,) = transforms.crop_size, transforms.resize_size
-    return Preprocess(size=size, resize=resize, mean=tuple(transforms.mean), std=tuple(transforms.std))
-
-
-def describe_interpolation(package: str, name: str) -> str:
-    """Return a sentence if the published weights of `name` expect another interpolation than svertka's, else ""."""
-    if package == "timm":
-        kind = str(_timm_config(name).interpolation)
-    else:
-        kind = str(_torchvision_weights(name).transforms().interpolation.value)
-    if kind == "bilinear":
-        return ""
-    return f"{package}:{name} was trained on images resized with the {kind} filter; svertka's is bilinear, antialiased"
+    return Preprocess(
+        size=size,
+        resize=resize,
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        interpolation=transforms.interpolation.value,
+    )
 
 
 def preprocess_of(config: Any) -> Preprocess | None:
@@ -106,6 +101,12 @@ def preprocess_of(config: Any) -> Preprocess | None:
     channels, height, width = config["input_size"]
     if height != width:
         raise UsageError(f"the network takes images of {height}×{width} pixels, and svertka's are square; use another")
+    interpolation = config.get("interpolation") or "bilinear"
+    if interpolation not in INTERPOLATIONS:
+        raise UsageError(
+            f"the network expects images resized with interpolation={shorten(str(interpolation))}, and svertka has "
+            f"{' and '.join(INTERPOLATIONS)}; change it in the network's pretrained_cfg"
+        )
     is_squeezed = config.get("crop_mode") == "squash"
     resize = height if is_squeezed else int(height / (config.get("crop_pct") or 1 / RESIZE))
     try:
@@ -115,6 +116,7 @@ def preprocess_of(config: Any) -> Preprocess | None:
             mean=tuple(config["mean"])[:channels],
             std=tuple(config["std"])[:channels],
             fit="squeeze" if is_squeezed else "crop",
+            interpolation=interpolation,
         )
     except ValidationError:
         return None

@@ -184,12 +184,9 @@ def load_pretrained(model: Model, text: str) -> Weights:
 def _published_by_package(model: Model, package: str) -> Weights:
     """Return the weights that timm or torchvision publishes for a network of theirs."""
     name = model.name.partition(":")[2]
-    tensors, note = (
-        known_packages.pretrained_state_dict(package, name),
-        known_packages.describe_interpolation(package, name),
-    )
+    tensors = known_packages.pretrained_state_dict(package, name)
     assert model.preprocess is not None
-    found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})", note)
+    found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})")
     return _with_class_names(found, imagenet.NAMES)
 
 

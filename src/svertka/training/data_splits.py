@@ -269,9 +269,17 @@ def split_data(
     dataset = dataset.with_intensity_range(preprocess.intensity_range)
 
     def squares(resize: int, pad_to: int = 0, *, survey: bool = False) -> PreparedImages:
-        channels, fit = preprocess.channels, preprocess.fit
+        channels, fit, interpolation = preprocess.channels, preprocess.fit, preprocess.interpolation
         return prepare_images(
-            dataset, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=limit, survey=survey
+            dataset,
+            resize,
+            channels,
+            pad_to,
+            fit=fit,
+            interpolation=interpolation,
+            threads=threads,
+            cache_limit=limit,
+            survey=survey,
         )
 
     prepared = squares(preprocess.resize, preprocess.size, survey=survey)
@@ -475,7 +483,7 @@ def add_statistics(
         mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
     elif recipe.normalize == "mean":
         std = (1 / 255,) * preprocess.channels
-    fitted = tuple(one.fit(statistics) for one in recipe.augmentations)
+    fitted = tuple(one.fit(statistics, preprocess.interpolation) for one in recipe.augmentations)
     known = {"mean": mean, "std": std, "intensity_range": parts.intensity_range}
     return preprocess.model_copy(update=known), recipe.with_changes(augmentations=fitted)
 

@@ -314,7 +314,14 @@ def prepare(resolved: ResolvedOptions) -> PreparedTraining:
         _check_classes(unmade, model, dataset, (1, channels, side, side))
     if start is not None:
         start.check(unmade)
-    unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels, fit=fit)
+    unmeasured = Preprocess(
+        size=side,
+        resize=resize,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        fit=fit,
+        interpolation="bilinear" if given is None else given.interpolation,
+    )
     stored = side_for_crops(unmeasured, resolved.recipe.augmentations)
     parts = split_data(
         dataset,
