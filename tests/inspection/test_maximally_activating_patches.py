@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError, UsageError
-from svertka.inspection import layer_outputs, list_layers, top_patches
+from svertka.inspection import layer_outputs, list_layers, project, top_patches
 from svertka.models.registry import MODELS, find_model
 
 # fmt: off
@@ -196,3 +197,41 @@ def test_network_without_feature_maps_is_rejected() -> None:
 
 def test_lenet_layers_have_the_names_of_the_paper() -> None:
     assert {"c1", "c3", "c5"} <= {layer.name for layer in list_layers(find_model("lenet5").build(), (1, 1, 32, 32))}
+
+
+class ChannelsLast(nn.Module):
+    """The same maps as (N, C, H, W), as (N, H, W, C) or as tokens (N, L, C) behind a class token."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.first, self.second, self.head = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 7), nn.Linear(7, 2)
+        self.class_token = nn.Parameter(torch.ones(1, 1, 6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images).relu()
+        if self.kind == "standard":
+            maps = F.conv2d(maps, self.second.weight[:, :, None, None], self.second.bias).relu()
+            return self.head(maps.mean((2, 3)))
+        if self.kind == "channels-last":
+            return self.head(self.second(maps.permute(0, 2, 3, 1)).relu().mean((1, 2)))
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), maps.flatten(2).transpose(1, 2)], 1)
+        return self.head(self.second(tokens).relu()[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("kind", ["channels-last", "tokens"])
+def test_patches_and_projections_of_other_layouts_are_those_of_the_standard_one(kind):
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    standard, other = ChannelsLast("standard"), ChannelsLast(kind)
+    expected = top_patches(standard, images, "relu:2", count=4)["relu:2"]
+    found = top_patches(other, images, "relu:2", count=4)["relu:2"]
+    assert found.feature_map_size == expected.feature_map_size == (8, 8)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4)
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.positions, expected.positions)
+    # What a token depends on is not traced: its box is the whole image, and holds the pixels that it depends on.
+    inside = (found.boxes[..., :2] <= expected.boxes[..., :2]) & (found.boxes[..., 2:] >= expected.boxes[..., 2:])
+    assert inside[expected.images >= 0].all()
+    ours, theirs = (project(one, images[:3], "relu:2", [0, 3, 6]) for one in (other, standard))
+    torch.testing.assert_close(ours, theirs)

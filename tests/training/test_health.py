@@ -150,3 +150,30 @@ def test_against_divergence_all_that_is_not_in_use_is_advised() -> None:
     everything = "try a lower learning rate (--lr 0.01), --warmup 1 or --clip 1"
     assert divergence_advice(BARE.with_changes(lr=0.1)) == everything
     assert divergence_advice(USED.with_changes(lr=0.1)) == "try a lower learning rate (--lr 0.01)"
+
+
+class Tokens(nn.Module):
+    """Patches as tokens, with activation functions as modules and functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.rows, self.head = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 10), nn.Linear(10, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.hardswish(self.patches(images))
+        tokens = nn.functional.gelu(self.rows(maps.flatten(2).transpose(1, 2)))
+        return torch.nn.functional.relu(self.head(tokens.mean(1)))
+
+
+def test_dead_units_of_any_activation_function_are_found() -> None:
+    torch.manual_seed(0)
+    network = Tokens()
+    with torch.no_grad():
+        network.patches.bias[:2] = -100  # Hardswish is 0 below −3
+        network.rows.bias[:5] = -100  # GELU is 0 there in float32
+        network.head.bias[:] = 10
+        network.head.bias[0] = -100
+    shares = measure_dead_units(network, torch.randn(16, 1, 16, 16))
+    assert list(shares.values()) == pytest.approx([0.25, 0.5, 0.2])
+    assert list(shares) == ["hardswish", "gelu", "relu"]
+    assert measure_dead_units(network, torch.randn(1, 1, 16, 16)) == {}  # nothing can differ

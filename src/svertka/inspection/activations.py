@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.layer_calls import LayerCall, LayerTracker, first_tensor
+from svertka.graph.map_layout import MapLayout
 from svertka.graph.summary import Layer, trace
 from svertka.inspection.checked_forward_pass import call_network, force_eager, prepare_input, unwrap_compiled
 from svertka.type_checking import check_types
@@ -112,14 +113,32 @@ def feature_map_size(layer: Layer) -> tuple[int, int]:
     """Return the rows and columns of a layer's feature maps.
 
     Raises:
-        UsageError: The output is not (N, C, H, W) with H and W along the axes of the image.
+        UsageError: The output holds no feature maps.
     """
-    if not (layer.maps and layer.maps.is_standard):
+    return feature_maps(layer).size
+
+
+def feature_maps(layer: Layer) -> MapLayout:
+    """Return how to read a layer's output as feature maps: (N, C, H, W), (N, H, W, C) or tokens (N, L, C).
+
+    Raises:
+        UsageError: The output holds no feature maps.
+    """
+    if layer.maps is None:
         raise UsageError(
             f"layer={layer.name} has outputs of shape {'×'.join(map(str, layer.shape[1:]))}, not feature maps; "
             "use a layer before the global pooling or flattening, such as a convolution"
         )
-    return layer.maps.size
+    return layer.maps
+
+
+def unit_count(layer: Layer) -> int:
+    """Return the number of a layer's units, the channels of its feature maps.
+
+    Raises:
+        UsageError: The output holds no feature maps.
+    """
+    return layer.shape[feature_maps(layer).dims[1]]
 
 
 def _num_positions(layer: Layer) -> tuple[int, ...]:

@@ -32,7 +32,14 @@ from svertka.graph.layer_calls import first_tensor
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.summary import Layer
 from svertka.inspection import checked_forward_pass
-from svertka.inspection.activations import feature_map_size, follow_to_activation, hook_layers, list_layers
+from svertka.inspection.activations import (
+    feature_map_size,
+    feature_maps,
+    follow_to_activation,
+    hook_layers,
+    list_layers,
+    unit_count,
+)
 from svertka.inspection.backward_rules import ReLURule, backward
 from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
 from svertka.inspection.receptive_field_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
@@ -86,7 +93,7 @@ class Deconvnet:
         observed = follow_to_activation(self._known, layer)
         size = feature_map_size(observed)
         which, channels = _pair(len(images), units, image_indices)
-        _check_range(f"a unit of layer {layer}", channels, observed.shape[1])
+        _check_range(f"a unit of layer {layer}", channels, unit_count(observed))
         _check_range("an image", which, len(images))
         if tuple(images.shape[1:]) != self._shape:
             given, expected = ("×".join(map(str, shape)) for shape in (tuple(images.shape[1:]), self._shape))
@@ -110,7 +117,7 @@ class Deconvnet:
 
     @contextmanager
     def _forward_to(self, layer: Layer) -> Iterator[ForwardFunction]:
-        """Yield a function that runs images through the network up to `layer` and returns its output."""
+        """Yield a function that runs images through the network up to `layer` and returns its feature maps."""
         found: list[Tensor] = []
 
         def stop(output: Tensor) -> None:
@@ -121,8 +128,9 @@ class Deconvnet:
             with suppress(_LayerReached):
                 # A clone, since a layer may modify its input in place.
                 checked_forward_pass.call_network(self._network, images.clone(memory_format=torch.channels_last))
-            return found.pop()
+            return maps.to_maps(found.pop())
 
+        maps = feature_maps(layer)
         with hook_layers(self._network, self._known, {layer.name: stop}):
             yield run
 

@@ -18,11 +18,14 @@ from svertka.device import has_values
 from svertka.errors import DataError, UsageError
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import (
+    LayerHook,
     convolution_names,
     feature_map_size,
+    feature_maps,
     follow_to_activation,
     hook_layers,
     list_layers,
+    unit_count,
 )
 from svertka.inspection.checked_forward_pass import StopForward, call_network, prepare_input, unwrap_compiled
 from svertka.inspection.unit_statistics import UnitStatistics
@@ -53,7 +56,7 @@ class LayerPatches:
         images: (units, k) int64, indices in the data set; −1 where there are fewer, as in the next two.
         positions: (units, k, 2) int64, row and column in the feature map.
         boxes: (units, k, 4) int64, the receptive field of the position in pixels: top, left, bottom, right, the last
-            two excluded, clipped to the image.
+            two excluded, clipped to the image. That of a token is the whole image.
         activation_rate: (units,) float32, the share of images that activate the unit.
         histogram: (units, bins) int64, images that activate the unit, by activation.
         histogram_edges: (bins + 1,) float32, four bins per octave.
@@ -129,9 +132,7 @@ def top_patches(
     known = list_layers(network, tuple(first.images.shape))
     names = convolution_names(known) if layers is None else [layers] if isinstance(layers, str) else layers
     observed = {name: follow_to_activation(known, name) for name in names}
-    for layer in observed.values():
-        feature_map_size(layer)  # raises if the layer has no feature maps
-    statistics = {layer.name: UnitStatistics(layer.shape[1], count) for layer in observed.values()}
+    statistics = {layer.name: UnitStatistics(unit_count(layer), count) for layer in observed.values()}
     if not observed:
         raise UsageError(
             f"{type(network).__name__} has no convolution with feature maps, so it has no units to inspect"
@@ -196,10 +197,15 @@ def _run_pass(
     batches: Iterable[_ImageBatch],
 ) -> None:
     """Run all images and update the statistics of each layer."""
-    last = [layer.name for layer in known if layer.name in statistics][-1]
+    observed = [layer for layer in known if layer.name in statistics]
+    last = observed[-1].name
+
+    def observing(layer: Layer) -> LayerHook:
+        maps, observe = feature_maps(layer), statistics[layer.name].observe
+        return lambda output: observe(maps.to_maps(output))
 
     def observe_last(output: Tensor) -> None:
-        statistics[last].observe(output)
+        hooks[last](output)
         raise StopForward
 
     def update() -> None:
@@ -212,8 +218,8 @@ def _run_pass(
 
     waiting: list[_ImageBatch] = []
     shape: torch.Size | None = None
-    hooks = {name: one.observe for name, one in statistics.items()} | {last: observe_last}
-    with hook_layers(network, known, hooks):
+    hooks = {layer.name: observing(layer) for layer in observed}
+    with hook_layers(network, known, hooks | {last: observe_last}):
         for batch in batches:
             shape = shape or batch.images.shape[1:]
             if batch.images.shape[1:] != shape:

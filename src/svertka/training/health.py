@@ -1,7 +1,7 @@
 """Problems that the history of a training shows: guessing, plateaus, overfitting, dead units, bad gradients."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from svertka.errors import UsageError
 from svertka.escaping import join_first
+from svertka.graph.summary import Layer
+from svertka.inspection.activations import LayerHook, hook_layers, is_activation_function, list_layers
 from svertka.training.recipe import Recipe
 
 STALE_EPOCHS = 6  # without a lower validation error: a plateau, if they are also a fifth of all epochs
@@ -150,7 +153,7 @@ def _dead(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | None
         return None
     return Finding(
         "dead",
-        f"{worst[1]:.0%} of the units after {worst[0]} are dead (zero for every image of a validation batch): try a "
+        f"{worst[1]:.0%} of the units after {worst[0]} are dead (the same for every validation image): try a "
         f"lower learning rate{'' if recipe.warmup else ' or a warm-up (--warmup 1)'}.",
     )
 
@@ -197,26 +200,36 @@ def find_constant_scores(network: nn.Module, images: torch.Tensor) -> list[int]:
 
 @torch.no_grad()
 def measure_dead_units(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
-    """Return the share of units (channels) of each ReLU module that are zero for all of `images` (B, …), by name."""
+    """Return the share of units (channels) of each activation function whose output never changes, by name.
+
+    Args:
+        network: The network; its mode is restored.
+        images: Images or features (B, …). With fewer than two, nothing is measured.
+
+    Returns:
+        The shares, for the activation functions whose channels are known; {} if the network cannot be traced.
+    """
+    if len(images) < 2:
+        return {}
+    try:
+        known = list_layers(network, (1, *images.shape[1:]))
+    except UsageError:
+        return {}
     shares: dict[str, float] = {}
 
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            others = [axis for axis in range(output.dim()) if axis != 1]
-            shares[name] = float((output.amax(others) <= 0).double().mean())
+    def watch(layer: Layer) -> LayerHook:
+        unit_axis = layer.maps.dims[1] if layer.maps else 1
+        axes = [axis for axis in range(len(layer.shape)) if axis != unit_axis]
+
+        def hook(output: torch.Tensor) -> None:
+            ranges = output.amax(axes) - output.amin(axes)
+            shares[layer.name] = float((ranges <= CONSTANT).double().mean())
 
         return hook
 
-    relus: Iterable[tuple[str, nn.Module]] = (
-        (name, module) for name, module in network.named_modules() if isinstance(module, nn.ReLU)
-    )
-    hooks = [module.register_forward_hook(watch(name)) for name, module in relus]
-    training = network.training
-    try:
-        if hooks:
-            network.eval()(images)
-    finally:
-        network.train(training)
-        for hook in hooks:
-            hook.remove()
+    # Where channels are neither those of maps nor the only axis, it is unknown what the units are.
+    watched = [layer for layer in known if is_activation_function(layer) and (layer.maps or len(layer.shape) == 2)]
+    with hook_layers(network, known, {layer.name: watch(layer) for layer in watched}):
+        if watched:
+            network(images)
     return shares
