@@ -15,6 +15,7 @@ from svertka.inspection.activations import (
     hook_layers,
     layer_outputs,
     list_layers,
+    unit_count,
 )
 from svertka.models.registry import MODELS, find_model
 
@@ -249,8 +250,10 @@ def test_convolution_names_of_networks():
     known = list_layers(Tokens(), (1, 3, 16, 24))
     assert convolution_names(known) == ["patches", "conv2d", "back"]
     assert feature_map_size(find_layer(known, "back")) == (8, 12)
-    with pytest.raises(UsageError, match="layer=dense has outputs of shape 8×12×8, not feature maps"):
-        feature_map_size(find_layer(known, "dense"))
+    dense = find_layer(known, "dense")  # (N, H, W, C)
+    assert (feature_map_size(dense), unit_count(dense)) == ((8, 12), 8)
+    with pytest.raises(UsageError, match="layer=.* has outputs of shape 1×96×8, not feature maps"):
+        feature_map_size(known[-1])
 
 
 def test_layers_after_a_global_operation_still_have_feature_maps():
