@@ -162,7 +162,7 @@ def train(
         typer.Option(help="Train for as many epochs as fit into 90s, 10m or 1.5h.", rich_help_panel=OPTIMIZATION),
     ] = None,
     lr: Annotated[
-        str | None, typer.Option(help="Highest learning rate, or find.", rich_help_panel=OPTIMIZATION)
+        str | None, typer.Option(help="Highest learning rate; 'find' runs a range test.", rich_help_panel=OPTIMIZATION)
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=OPTIMIZATION)] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.", rich_help_panel=OPTIMIZATION)] = None,
@@ -208,7 +208,8 @@ def train(
     stage_rate: Annotated[
         float | None,
         typer.Option(
-            help="Factor of the learning rate for each stage further below the head.", rich_help_panel=OPTIMIZATION
+            help="Multiply the learning rate by this factor once per stage below the head.",
+            rich_help_panel=OPTIMIZATION,
         ),
     ] = None,
     gradual: Annotated[
