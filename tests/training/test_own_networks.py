@@ -322,3 +322,29 @@ def test_every_command_resizes_as_the_network_expects(of_bicubic: tuple[Path, Pa
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     (of_graph,) = session.run(["probabilities"], {session.get_inputs()[0].name: np.asarray(Image.open(image))[None]})
     assert of_graph[0].tolist() == pytest.approx(predicted, abs=2e-3)
+
+
+def test_a_network_without_a_builder_is_trained_with_boxes(tmp_path: Path) -> None:
+    random, rows = np.random.default_rng(0), ["path,label,xmin,ymin,xmax,ymax"]
+    for number, name in enumerate("ab"):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        for image in range(6):
+            pixels = (random.random((80, 80, 3)) * 60).astype(np.uint8)
+            pixels[20:60, 20:60, number] += 180
+            Image.fromarray(pixels).save(tmp_path / "scenes" / name / f"{image}.png")
+            rows.append(f"{name}/{image}.png,{name},20,20,60,60")
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"model": own_network(), "size": 48, "unfreeze": "head", "epochs": 2, "val": 0.3}
+    run = tmp_path / "run"
+    svertka.train(tmp_path / "scenes", boxes=tmp_path / "boxes.csv", output=run, threads=1, **options)
+    of_patches = Classifier.load(run, of_patches=True, trust_builder=True)
+    whole = Classifier.load(run, trust_builder=True)
+    assert (of_patches.names, whole.names) == (("a", "b", "background"), ("a", "b"))
+    images = torch.randn(3, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.network(images), of_patches.network(images)[:, :2])
+    judged = svertka.evaluate(run, tmp_path / "scenes", part="val", threads=1, trust_builder=True)
+    assert judged.top1_error == json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["val_error"]
+    located = svertka.locate(run, tmp_path / "scenes" / "a" / "0.png", threads=1, trust_builder=True)
+    assert located

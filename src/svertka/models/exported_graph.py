@@ -53,7 +53,7 @@ def write_graph(path: Path, network: nn.Module, shape: tuple[int, ...]) -> None:
     write_atomic(path, content.getvalue())
 
 
-def read_graph(path: Path) -> nn.Module:
+def read_graph(path: Path) -> "ExportedNetwork":
     """Return the network of a file of `write_graph`, in inference mode; its state_dict is on the meta device.
 
     PyTorch unpickles parts of the file: read only files that the caller trusts.
@@ -96,6 +96,7 @@ class ExportedNetwork(nn.Module):
         graph.set_codegen(fx.graph.CodeGen())
         plain = fx.GraphModule(module, graph)
         self._modules, self._parameters, self._buffers = plain._modules, plain._parameters, plain._buffers
+        self.class_count: int | None = None  # of the scores that are returned; None: all
         self._run: Callable[[nn.Module, Tensor], Tensor] = type(plain).forward
         for part in self.modules():
             for name, buffer in list(part.named_buffers(recurse=False)):
@@ -103,10 +104,10 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the class scores (B, K) of images (B, C, H, W)."""
-        return self._run(self, images)
+        return self._run(self, images)[:, : self.class_count]
 
 
-def allocate_state_dict(module: nn.Module) -> nn.Module:
+def allocate_state_dict(module: "ExportedNetwork") -> "ExportedNetwork":
     """Return a copy of a network of `read_graph` with memory for its state_dict, which has no values yet."""
     twin = copy.deepcopy(module)
     for part in twin.modules():

@@ -107,11 +107,13 @@ def open_builder(
     if builder.is_graph:
         template = read_graph(folder / GRAPH)
 
-        def rebuild(_: int) -> nn.Module:
-            return allocate_state_dict(template)
+        def rebuild(count: int) -> nn.Module:
+            network = allocate_state_dict(template)
+            network.class_count = count  # without the classes that only patches show
+            return network
 
         facts = _Facts("exported graph", size, channels, classes, builder.head_layer, None)
-        return replace(_model(facts, builder, _Build(rebuild, None, classes), has_own_weights=True), is_exported=True)
+        return replace(_model(facts, builder, _Build(rebuild, None, None), has_own_weights=True), is_exported=True)
     model = _of_builder(builder.model_copy(update={"fingerprint": None}), (size,))
     assert model.reference is not None
     now = model.reference.fingerprint

@@ -237,8 +237,6 @@ def resolve(options: TrainingOptions) -> ResolvedOptions:
     check_frozen_layers(recipe, options.boxes, trained=trained or found.has_own_weights)
     if options.boxes is not None:
         check_patch_augmentation(recipe)
-    if options.boxes is not None and found.reference is not None and found.reference.is_graph:
-        raise UsageError(f"boxes={options.boxes} need a network with an importable builder, and {found.name} has none")
     check_range("seed", options.seed, 0, MAX_SEED)
     check_range("size", options.size, 1, MAX_SIDE)
     if options.variants is not None and options.variants < 1:
