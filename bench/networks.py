@@ -3,13 +3,17 @@
     pip install openvino ncnn pnnx MNN onnxruntime
     python bench/networks.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn] [--rounds 15] [--json]
     python bench/networks.py --precision bf16
+    pip install onnx; python bench/networks.py --precision int8
 
 Engines run in float32 and take turns. With `--precision bf16` they may compute in bfloat16: PyTorch under autocast,
-OpenVINO and ncnn, compared also with svertka in float32 and with only the weights of dense layers in bfloat16. Weights
-and images are random, images of the size of each network. Times are milliseconds of a whole batch, the best and the
-median. `ratio` is the peer's best time divided by svertka's: above 1, svertka is faster. The error is the largest
+OpenVINO and ncnn, compared also with svertka in float32 and with only the weights of dense layers in bfloat16. With
+`--precision int8`, ONNX Runtime and OpenVINO run the same network, quantized by ONNX Runtime: 8-bit weights with a
+scale for each channel, 8-bit maps with the ranges of the same random images that svertka calibrates on. Weights and
+images are random, images of the size of each network. Times are milliseconds of a whole batch, the best and the median.
+`ratio` is the peer's best time divided by svertka's: above 1, svertka is faster. The error is the largest
 difference from the original network in float64, relative to the largest value. Each engine receives images in its
-preferred memory order, converted before the measurement. ncnn processes images one by one.
+preferred memory order, converted before the measurement. ncnn processes images one by one. With one thread, times are
+CPU time.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +42,8 @@ from turns import finite, seconds
 NETWORKS = ("alexnet_owt", "vgg16", "googlenet_bn", "resnet18", "resnet50", "squeezenet1_1", "efficientnet_lite0")
 Run = Callable[[], Any]  # one run, which returns the scores as a tensor or an array
 Maker = Callable[[nn.Module, Tensor, Path], Run]
+AsOnnx = Callable[[nn.Module, Tensor, Path], Path]
+NUM_CALIBRATION = 16  # random images
 
 
 def ours(network: nn.Module, images: Tensor, _: Path, precision: str = "fp32", dense: str | None = None) -> Run:
@@ -44,6 +51,20 @@ def ours(network: nn.Module, images: Tensor, _: Path, precision: str = "fp32", d
     images = images.contiguous(memory_format=torch.channels_last)
     optimized = svertka.optimize(network, images, precision=precision, dense=dense)
     return lambda: optimized(images)
+
+
+def ours_int8(network: nn.Module, images: Tensor, _: Path) -> Run:
+    """`svertka.optimize` in int8."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are few images
+        optimized = svertka.optimize(network, images, precision="int8", calibration=calibration_images(images))
+    return lambda: optimized(images)
+
+
+def calibration_images(images: Tensor) -> Tensor:
+    """Return images like those of the benchmark."""
+    return torch.randn(NUM_CALIBRATION, *images.shape[1:], generator=torch.Generator().manual_seed(2))
 
 
 def eager(network: nn.Module, images: Tensor, _: Path) -> Run:
@@ -96,19 +117,42 @@ def _as_onnx(network: nn.Module, images: Tensor, folder: Path) -> Path:
     return path
 
 
-def onnxruntime(network: nn.Module, images: Tensor, folder: Path) -> Run:
+def _as_int8_onnx(network: nn.Module, images: Tensor, folder: Path) -> Path:
+    """Quantize the network by ONNX Runtime, after batch norm is folded."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path, folded = folder / "int8.onnx", folder / "folded.onnx"
+    if path.exists():
+        return path
+    batches = iter(calibration_images(images).split(len(images)))
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # its types are not known
+        def get_next(self) -> Any:
+            batch = next(batches, None)
+            return None if batch is None or len(batch) < len(images) else {"x": batch.numpy()}
+
+    quant_pre_process(str(_as_onnx(network, images, folder)), str(folded))
+    quantize_static(
+        str(folded), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return path
+
+
+def onnxruntime(network: nn.Module, images: Tensor, folder: Path, as_onnx: AsOnnx = _as_onnx) -> Run:
     """ONNX Runtime."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    path = _as_onnx(network, images, folder)
+    path = as_onnx(network, images, folder)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     array = images.numpy()
     return lambda: session.run(None, {"x": array})[0]
 
 
-def openvino(network: nn.Module, images: Tensor, folder: Path, hint: str = "f32") -> Run:
+def openvino(network: nn.Module, images: Tensor, folder: Path, hint: str = "f32", as_onnx: AsOnnx = _as_onnx) -> Run:
     """OpenVINO in float32, or with the precision `hint`."""
     import openvino as ov
 
@@ -118,7 +162,7 @@ def openvino(network: nn.Module, images: Tensor, folder: Path, hint: str = "f32"
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    model = core.compile_model(core.read_model(_as_onnx(network, images, folder)), "CPU", settings)
+    model = core.compile_model(core.read_model(as_onnx(network, images, folder)), "CPU", settings)
     request, array = model.create_infer_request(), images.numpy()
     return lambda: request.infer({0: array})[model.output(0)]
 
@@ -189,7 +233,13 @@ BFLOAT16: dict[str, Maker] = {
     "openvino": partial(openvino, hint="bf16"),
     "ncnn": partial(ncnn, bfloat16=True),
 }
-SIDES = {"fp32": FLOAT32, "bf16": BFLOAT16}
+INT8: dict[str, Maker] = {
+    "ours": ours_int8,
+    "ours-fp32": ours,
+    "onnxruntime": partial(onnxruntime, as_onnx=_as_int8_onnx),
+    "openvino": partial(openvino, as_onnx=_as_int8_onnx),
+}
+SIDES = {"fp32": FLOAT32, "bf16": BFLOAT16, "int8": INT8}
 
 
 @torch.inference_mode()
@@ -210,7 +260,8 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         sides = {side: maker(network, images, Path(folder)) for side, maker in makers.items()}
         found = {side: {"error": measure_error(side, run(), exact)} for side, run in sides.items()}
-        for side, seconds in in_turns(sides, rounds, max(1, 5 // batch)).items():
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        for side, seconds in in_turns(sides, rounds, max(1, 5 // batch), clock).items():
             found[side] |= {"ms": 1e3 * min(seconds), "ms_median": 1e3 * statistics.median(seconds)}
     for side in found:
         found[side]["ratio"] = found[side]["ms"] / found["ours"]["ms"]
