@@ -75,7 +75,21 @@ struct ByteIm2col {
 
     // For channels that do not fill chunks: copied to `line` contiguously, then split.
     void gather_line(const Byte* from, Index in_y, Index in_x, Factor* row, Byte* line) const {
-        Byte* to = line;
+        const Index width = shape.x.taps * channels, down = shape.y.dilation * shape.x.size * shape.in_step;
+        const Byte* const corner = from + (in_y * shape.x.size + in_x) * shape.in_step;
+        const bool inside = in_y >= 0 && in_y + (shape.y.taps - 1) * shape.y.dilation < shape.y.size && in_x >= 0 &&
+                            in_x + shape.x.taps <= shape.x.size;
+        if (dense && inside && corner + (shape.y.taps - 1) * down + ceil_div(width, slack) * slack <= end)
+            for (Index i = 0; i < shape.y.taps; ++i)
+                for (Index k = 0; k < width; k += slack)
+                    store_as(line + i * width + k, load_as<Wide>(corner + i * down + k));
+        else
+            gather_padded_line(from, in_y, in_x, line);
+        for (Index chunk = 0; chunk < chunks; ++chunk)
+            store_factors(row + chunk * MR * lanes, line + chunk * numbers_in_chunk);
+    }
+
+    void gather_padded_line(const Byte* from, Index in_y, Index in_x, Byte* to) const {
         for (Index i = 0; i < shape.y.taps; ++i, to += shape.x.taps * channels) {
             const Index y = in_y + i * shape.y.dilation;
             if (y < 0 || y >= shape.y.size)
@@ -83,8 +97,6 @@ struct ByteIm2col {
             else
                 gather_taps(from + y * shape.x.size * shape.in_step, in_x, to);
         }
-        for (Index chunk = 0; chunk < chunks; ++chunk)
-            store_factors(row + chunk * MR * lanes, line + chunk * numbers_in_chunk);
     }
 
     // One row of taps, from the image line at `from`.

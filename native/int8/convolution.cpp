@@ -33,9 +33,9 @@ struct Pass {
     }
 
     // `depth` factors of k from the register tile at `a` and the panel at `b`; `add`: continue stored sums; `last`: store
-    // results.
+    // results. `next`: weights to fetch into the cache meanwhile, one line for each factor of k.
     struct Tile {
-        const Factor *a, *b;
+        const Factor *a, *b, *next;
         Index depth, pixel, number;
         bool add, last;
         std::int32_t* sums;
@@ -48,8 +48,10 @@ struct Pass {
             const Factor* const b = weights + (number * steps + k) * NR;
             for (Index row = 0; row < count; row += MR) {
                 const Factor* const a = gathered + (row * chunks + k / lanes * MR) * lanes;
+                // The first two tiles fetch the next factors of the panel, or the next panel.
+                const Factor* const next = b + here * NR + min(row / MR, 1) * here * lanes;
                 rows_of<vectors, MR>(min(MR, count - row),
-                                     {a, b, here, first + row, number, k > 0, k + here == steps, sums + row * NR});
+                                     {a, b, next, here, first + row, number, k > 0, k + here == steps, sums + row * NR});
             }
         }
     }
@@ -73,12 +75,14 @@ struct Pass {
             for (int half = 0; half < vectors; ++half)
                 sums[row][half] = load_as<Ints>(tile.add ? kept + row * NR + half * lanes
                                                          : after.start + channel + half * lanes);
-        const Factor* b = tile.b;
+        const Factor *b = tile.b, *next = tile.next;
         const auto step = [&](const Factor* column) __attribute__((always_inline)) {
             Ints factors[vectors];
 #pragma GCC unroll 2
             for (int half = 0; half < vectors; ++half) factors[half] = load_as<Ints>(b + half * lanes);
             b += NR;
+            __builtin_prefetch(next);
+            next += lanes;
 #pragma GCC unroll 16
             for (int row = 0; row < count; ++row) {
                 const Ints factor = static_cast<std::int32_t>(column[row * lanes]) - Ints{};

@@ -26,11 +26,13 @@ from svertka.compiler import tiling
 from svertka.compiler.accuracy_check import channel_error
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.output_structure import find_tensors
+from svertka.compiler.reference import run_reference
 from svertka.errors import UsageError
 
 # Ours may be so many times as far from float64 as PyTorch's float32 is, or so far of a channel's largest value.
 FACTOR, LEAST = 30, 3e-5
 USELESS = 1e-3  # PyTorch's own error from which nothing can be told: a step has made much of little
+OF_TIES = 0.02  # root mean square error in 8 bits: a tie that is rounded otherwise changes a number by a step
 LARGEST = 1 << 14  # numbers in a value
 
 
@@ -93,7 +95,7 @@ def design(seed: int) -> Design:
         tuple(chance.sample(range(10), 2)),
         chance.choice(("contiguous", "contiguous", "channels-last", "strided", "expanded")),
         chance.choice((1, 1, 2, 3)),
-        chance.choice(("fp32",) * 9 + ("bf16",)),
+        chance.choice(("fp32",) * 8 + ("int8", "bf16")),
         chance.random() < 0.2,
         chance.random() < 0.3,
     )
@@ -583,10 +585,12 @@ def tried(design: Design) -> tuple[str, str]:
     """What becomes of a design: "right", "refused", "useless" or "wrong", and why."""
     torch.set_num_threads(design.threads)
     network = Network(design)
-    if design.precision == "bf16" and any(getattr(step, "jumps", False) for step in network.modules()):
-        return "useless", "a step that jumps, in bfloat16"
+    if design.precision != "fp32" and any(getattr(step, "jumps", False) for step in network.modules()):
+        return "useless", "a step that jumps, in a lower precision"
     exact = copy.deepcopy(network).double()
     settings: Any = {"precision": design.precision, "strict": design.strict}
+    if design.precision == "int8":
+        settings["calibration"] = images(design, 100)
     try:
         optimized = optimize(network, images(design, design.batch), **settings)
     except UsageError as error:
@@ -618,12 +622,19 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
         return None
     if theirs is None:
         return "it gives something where PyTorch refuses" if len(x) else None
+    if design.precision == "int8":  # the same steps in float64, each result rounded to the numbers that can be stored
+        truth = list(find_tensors(run_reference(optimized._steps, optimized._weight, x.double())))
     for a, b, c in zip(ours, theirs, truth, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"it gives {tuple(a.shape)} {a.dtype} in place of {tuple(b.shape)} {b.dtype}"
         usual = channel_error(b, c)
         if usual > USELESS:
             return "useless"
+        if design.precision == "int8":
+            error = float((a.double() - c).square().mean().sqrt() / c.square().mean().sqrt().clamp(min=1e-30))
+            if a.numel() and a.is_floating_point() and not error <= OF_TIES:
+                return f"off by {error:.1e} of the values from the same steps in float64"
+            continue
         limit = max(FACTOR * usual, LEAST) if design.precision == "fp32" else 1.0
         if not (error := channel_error(a, c)) <= limit:
             return f"off by {error:.1e}, PyTorch by {usual:.1e}"
