@@ -125,7 +125,7 @@ def _as_int8_onnx(network: nn.Module, images: Tensor, folder: Path) -> Path:
     path, folded = folder / "int8.onnx", folder / "folded.onnx"
     if path.exists():
         return path
-    batches = iter(calibration_images(images).split(len(images)))
+    batches = iter(torch.split(calibration_images(images), len(images)))
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # its types are not known
         def get_next(self) -> Any:

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../activation.h"
+#include "../activation_kind.h"
 #include "../direct/direct.h"
 
 namespace svertka {
