@@ -28,6 +28,7 @@ struct InstructionSet {
     Fourier fourier;
     Direct direct;
     Int8 int8;
+    TensorSteps tensor_steps;
     bool bfloat16 = false;  // whether the CPU multiplies bfloat16; emulation is slower than float32
 };
 
@@ -50,20 +51,20 @@ std::vector<InstructionSet> available() {
     // The sets without kernels of their own for an algorithm have those of the next one.
     if (avx512vnni && __builtin_cpu_supports("avx512bf16"))
         sets.push_back({"avx512bf16", avx512bf16::winograd_functions(), avx512::fourier_functions,
-                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), true});
+                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), true});
     if (avx512vnni)
         sets.push_back({"avx512vnni", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512vnni::int8_functions()});
+                        avx512::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps()});
     if (avx512) sets.push_back({"avx512", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512::int8_functions()});
+                        avx512::direct_functions(), avx512::int8_functions(), avx512::tensor_steps()});
     if (avx2 && multiplies_bytes_by_avx())
         sets.push_back({"avxvnni", avx2::winograd_functions(), avx2::fourier_functions, avx2::direct_functions(),
-                        avxvnni::int8_functions()});
+                        avxvnni::int8_functions(), avx2::tensor_steps()});
     if (avx2) sets.push_back({"avx2", avx2::winograd_functions(), avx2::fourier_functions,
-                        avx2::direct_functions(), avx2::int8_functions()});
+                        avx2::direct_functions(), avx2::int8_functions(), avx2::tensor_steps()});
 #endif
     sets.push_back({"baseline", baseline::winograd_functions(), baseline::fourier_functions,
-                        baseline::direct_functions(), baseline::int8_functions()});
+                        baseline::direct_functions(), baseline::int8_functions(), baseline::tensor_steps()});
     return sets;
 }
 
@@ -251,12 +252,16 @@ NB_MODULE(_kernels, module) {
         .value("LEAKY_RELU", Activation::leaky_relu);
     nb::enum_<Combination>(module, "Combination")
         .value("FIRST", Combination::first)
+        .value("SQUARE_ROOT", Combination::square_root)
+        .value("RECIPROCAL_SQUARE_ROOT", Combination::reciprocal_square_root)
+        .value("EXPONENTIAL", Combination::exponential)
         .value("ADD", Combination::add)
         .value("SUBTRACT", Combination::subtract)
         .value("MULTIPLY", Combination::multiply)
         .value("DIVIDE", Combination::divide)
         .value("MAXIMUM", Combination::maximum)
-        .value("MINIMUM", Combination::minimum);
+        .value("MINIMUM", Combination::minimum)
+        .value("PRELU", Combination::prelu);
     nb::class_<WindowAxis>(module, "WindowAxis")
         .def(nb::init<Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "stride"_a, "pad"_a,
              "dilation"_a);
@@ -282,6 +287,27 @@ NB_MODULE(_kernels, module) {
     nb::class_<Normalization>(module, "Normalization")
         .def(nb::init<Size, Size, Size, Size, Size, Size, float>(), "batch"_a, "pixels"_a, "channels"_a, "groups"_a,
              "in_step"_a, "out_step"_a, "epsilon"_a);
+    nb::class_<MatrixProduct>(module, "MatrixProduct")
+        .def(nb::init<std::array<Size, 3>, Size, Size, Size, MatrixProduct::Axes, MatrixProduct::Axes, MatrixProduct::Axes,
+                      float>(),
+             "batch"_a, "rows"_a, "depth"_a, "columns"_a, "left"_a, "right"_a, "output"_a, "scale"_a);
+    nb::class_<Softmax>(module, "Softmax")
+        .def(nb::init<Softmax::Axes, Softmax::Axes, Softmax::Axes, Softmax::Axes, bool, float>(), "sizes"_a, "input"_a,
+             "other"_a, "output"_a, "innermost"_a, "scale"_a);
+    nb::enum_<Statistic>(module, "Statistic")
+        .value("SUM", Statistic::sum)
+        .value("MEAN", Statistic::mean)
+        .value("NORM", Statistic::norm)
+        .value("MAXIMUM", Statistic::maximum)
+        .value("MINIMUM", Statistic::minimum)
+        .value("VARIANCE", Statistic::variance);
+    using SixAxes = std::array<Size, 6>;
+    nb::class_<Reduction>(module, "Reduction")
+        .def(nb::init<SixAxes, SixAxes, SixAxes, bool, float>(), "sizes"_a, "input"_a, "output"_a, "reduces_innermost"_a,
+             "divisor"_a);
+    nb::class_<InterpolationAxis>(module, "InterpolationAxis")
+        .def(nb::init<Size, Size, Size, std::vector<Size>, std::vector<float>>(), "size"_a, "out_size"_a, "taps"_a,
+             "indices"_a, "weights"_a);
     module.def("panel_width", [] { return used->direct.panel_width; });
 
     module.def("int8_panel_width", [] { return used->int8.panel_width; });
@@ -312,7 +338,9 @@ NB_MODULE(_kernels, module) {
             "combination"_a, "activation"_a, "slope"_a, "stored"_a, "bounds"_a, "to_bytes"_a);
 
     nb::class_<CheckedProgram>(module, "Program")
-        .def("__init__", [](CheckedProgram* self) { new (self) CheckedProgram(used->winograd, used->direct, used->int8); })
+        .def("__init__", [](CheckedProgram* self) {
+            new (self) CheckedProgram(used->winograd, used->direct, used->int8, used->tensor_steps);
+        })
         .def("__len__", &CheckedProgram::size)
         .def("add_winograd", &CheckedProgram::add_winograd, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
              "output"_a)
@@ -335,6 +363,11 @@ NB_MODULE(_kernels, module) {
             "shape"_a, "pooling"_a, "zero"_a, "mean"_a, "input"_a, "output"_a)
         .def("add_int8_elementwise", &CheckedProgram::add_int8_elementwise, "shape"_a, "operation"_a, "input"_a.none(),
              "real"_a.none(), "other"_a.none(), "other_real"_a.none(), "output"_a)
+        .def("add_matrix_product", &CheckedProgram::add_matrix_product, "shape"_a, "left"_a, "right"_a, "output"_a)
+        .def("add_softmax", &CheckedProgram::add_softmax, "shape"_a, "input"_a, "other"_a.none(), "output"_a)
+        .def("add_reduction", &CheckedProgram::add_reduction, "shape"_a, "statistic"_a, "input"_a, "epilogue"_a, "output"_a)
+        .def("add_interpolation", &CheckedProgram::add_interpolation, "batch"_a, "channels"_a, "y"_a, "x"_a, "input"_a,
+             "in_step"_a, "epilogue"_a, "output"_a, "out_step"_a)
         .def("add_parts", &CheckedProgram::add_parts, "images"_a, "parts"_a, "room"_a, "maps"_a)
         .def("run", &CheckedProgram::run, "memories"_a, "first"_a, "last"_a, "threads"_a);
 }

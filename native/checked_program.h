@@ -39,8 +39,8 @@ struct RequantizationSpec {
 
 class CheckedProgram {
   public:
-    CheckedProgram(const Winograd& winograd, const Direct& direct, const Int8& int8)
-        : winograd_(winograd), direct_(direct), int8_(int8), program_(winograd, direct, int8) {}
+    CheckedProgram(const Winograd& winograd, const Direct& direct, const Int8& int8, const TensorSteps& tensor_steps)
+        : winograd_(winograd), direct_(direct), int8_(int8), program_(winograd, direct, int8, tensor_steps) {}
 
     void add_winograd(const Convolution& shape, Place input, const nb::object& weights, Precision precision,
                       const EpilogueSpec& epilogue, Place output) {
@@ -88,24 +88,17 @@ class CheckedProgram {
         program_.add_pool(shape, pooling, input, output);
     }
 
-    // `other`: a tensor, a place, or None.
-    void add_elementwise(const Strided& shape, Combination combination, Place input, const nb::object& other,
+    // `input`, `other`: a tensor, a place, or None for `other`.
+    void add_elementwise(const Strided& shape, Combination combination, const nb::object& input, const nb::object& other,
                          const EpilogueSpec& epilogue, Place output) {
         check(shape);
         require(epilogue.residual.memory < 0 && epilogue.bias.is_none(), "elementwise operations have no bias or residual");
-        require(other.is_none() == (combination == Combination::first), "two tensors are combined, or one is given alone");
-        reads(input, extent(shape.sizes, shape.input));
-        const Size count = extent(shape.sizes, shape.other);
-        Place place;
-        const float* numbers = nullptr;
-        if (nb::isinstance<Place>(other)) {
-            place = nb::cast<Place>(other);
-            reads(place, count);
-        } else if (!other.is_none()) {
-            numbers = static_cast<const float*>(kept(other, count, Precision::float32));
-        }
+        require(other.is_none() == has_one_operand(combination), "two tensors are combined, or one is given alone");
+        require(!input.is_none(), "elementwise operations have an input");
+        const Program::FloatOperand first = reads_operand(input, extent(shape.sizes, shape.input));
+        const Program::FloatOperand second = reads_operand(other, extent(shape.sizes, shape.other));
         reads(output, extent(shape.sizes, shape.output));
-        program_.add_elementwise(shape, combination, input, place, numbers, place_epilogue(epilogue, 0, 1), output);
+        program_.add_elementwise(shape, combination, first, second, place_epilogue(epilogue, 0, 1), output);
     }
 
     void add_normalize(const Normalization& shape, Place input, const nb::object& weight, const nb::object& bias,
@@ -190,6 +183,66 @@ class CheckedProgram {
         const auto [other_place, second] = operand(other, extent(shape.sizes, shape.other), other_real);
         reads_numbers(output, extent(shape.sizes, shape.output), operation.to_bytes);
         program_.add_int8_elementwise(shape, operation, place, first, other_place, second, output);
+    }
+
+    void add_matrix_product(const MatrixProduct& shape, Place left, Place right, Place output) {
+        const auto& [a, b, c] = shape.batch;
+        const std::array<Size, 5> of_left{a, b, c, shape.rows, shape.depth}, of_right{a, b, c, shape.depth, shape.columns};
+        const std::array<Size, 5> of_output{a, b, c, shape.rows, shape.columns};
+        check_axes(of_left, {shape.left});
+        check_axes(of_right, {shape.right});
+        check_axes(of_output, {shape.output});
+        require_between("depth", shape.depth, 1, max_size);
+        product({a, b, c, shape.rows, shape.columns});
+        reads(left, extent(of_left, shape.left));
+        reads(right, extent(of_right, shape.right));
+        reads(output, extent(of_output, shape.output));
+        program_.add_matrix_product(shape, left, right, output);
+    }
+
+    // `other`: a tensor, a place, or None.
+    void add_softmax(const Softmax& shape, Place input, const nb::object& other, Place output) {
+        check_axes(shape.sizes, {shape.input, shape.other, shape.output});
+        require(shape.input[4] == 1 && shape.output[4] == 1 && (shape.other[4] == 0 || shape.other[4] == 1),
+                "softmax reads and writes contiguous numbers");
+        reads(input, extent(shape.sizes, shape.input));
+        const Program::FloatOperand summand = reads_operand(other, extent(shape.sizes, shape.other));
+        reads(output, extent(shape.sizes, shape.output));
+        program_.add_softmax(shape, input, summand, output);
+    }
+
+    void add_reduction(const Reduction& shape, Statistic statistic, Place input, const EpilogueSpec& epilogue,
+                       Place output) {
+        check_axes(shape.sizes, {shape.input, shape.output});
+        require(shape.input[5] == 1, "reductions read contiguous numbers");
+        require(shape.output[3] == 0 && shape.output[4] == 0 && (shape.output[5] == 0 || !shape.reduces_innermost),
+                "what is reduced has no place in the output");
+        require(epilogue.residual.memory < 0 && epilogue.bias.is_none(), "reductions have no bias or residual");
+        reads(input, extent(shape.sizes, shape.input));
+        reads(output, extent(shape.sizes, shape.output));
+        program_.add_reduction(shape, statistic, input, place_epilogue(epilogue, 0, 1), output);
+    }
+
+    void add_interpolation(Size batch, Size channels, const InterpolationAxis& y, const InterpolationAxis& x, Place input,
+                           Size in_step, const EpilogueSpec& epilogue, Place output, Size out_step) {
+        require_between("batch", batch, 0, max_size);
+        require_between("channels", channels, 1, max_size);
+        require_between("in_step", in_step, channels, max_size);
+        require_between("out_step", out_step, channels, max_size);
+        for (const InterpolationAxis& axis : {y, x}) {
+            require_between("size", axis.size, 1, max_size);
+            require_between("out_size", axis.out_size, 1, max_size);
+            require_between("taps", axis.taps, 1, max_size);
+            const auto count = static_cast<std::size_t>(product({axis.out_size, axis.taps}));
+            require(axis.indices.size() == count && axis.weights.size() == count,
+                    "an interpolation has indices and weights for each output");
+            for (const Size index : axis.indices) require_between("indices", index, 0, axis.size - 1);
+        }
+        require(epilogue.residual.memory < 0 && epilogue.bias.is_none(), "interpolations have no bias or residual");
+        product({x.size, channels});
+        reads(input, reach(product({batch, y.size, x.size}), in_step, channels));
+        reads(output, reach(product({batch, y.out_size, x.out_size}), out_step, channels));
+        program_.add_interpolation({batch, channels, in_step, out_step, y, x}, input, place_epilogue(epilogue, 0, 1), output);
     }
 
     void add_parts(Size images, const std::vector<CheckedProgram>& parts, Size room,
@@ -286,6 +339,23 @@ class CheckedProgram {
         return Tensor(name, numbers).numbers<Number>(count);
     }
 
+    // Where an operand of `count` numbers lies: a tensor, a place, or None.
+    Program::FloatOperand reads_operand(const nb::object& operand, Size count) {
+        if (operand.is_none()) return {};
+        if (!nb::isinstance<Place>(operand))
+            return {{}, static_cast<const float*>(kept(operand, count, Precision::float32))};
+        const Place place = nb::cast<Place>(operand);
+        reads(place, count);
+        return {place, nullptr};
+    }
+
+    template <std::size_t count>
+    static void check_axes(const std::array<Size, count>& sizes, std::initializer_list<std::array<Size, count>> strides) {
+        for (const Size size : sizes) require_between("sizes", size, 0, max_size);
+        for (const auto& axes : strides)
+            for (const Size stride : axes) require_between("strides", stride, 0, PTRDIFF_MAX / 64);
+    }
+
     const void* kept(const nb::object& weights, Size count, Precision precision) {
         const Tensor tensor("weights", weights);
         tensors_.push_back(weights);
@@ -304,8 +374,9 @@ class CheckedProgram {
                 epilogue.activation, epilogue.slope, epilogue.multiply, epilogue.residual_last};
     }
 
-    // Number of values from the first to the last element of a strided tensor.
-    static Size extent(const Strided::Axes& sizes, const Strided::Axes& strides) {
+    // Values from the first element to the last of a strided tensor.
+    template <std::size_t count>
+    static Size extent(const std::array<Size, count>& sizes, const std::array<Size, count>& strides) {
         Size last = 0;
         for (std::size_t axis = 0; axis < sizes.size(); ++axis) {
             if (sizes[axis] == 0) return 0;

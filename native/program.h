@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "direct/direct.h"
+#include "direct/tensor_steps.h"
 #include "int8/int8.h"
 #include "scratch.h"
 #include "winograd/winograd.h"
@@ -47,8 +48,8 @@ struct PlacedEpilogue {
 // Each step uses the instruction set that was selected when it was added.
 class Program {
   public:
-    Program(const Winograd& winograd, const Direct& direct, const Int8& int8)
-        : winograd_(winograd), direct_(direct), int8_(int8) {}
+    Program(const Winograd& winograd, const Direct& direct, const Int8& int8, const TensorSteps& tensor_steps)
+        : winograd_(winograd), direct_(direct), int8_(int8), tensor_steps_(tensor_steps) {}
 
     void add_winograd(const Convolution& shape, Place input, const void* weights, Precision precision,
                       const PlacedEpilogue& epilogue, Place output) {
@@ -80,11 +81,18 @@ class Program {
         });
     }
 
-    // The second operand is the tensor `other` or the values at `place`; neither for one operand.
-    void add_elementwise(const Strided& shape, Combination combination, Place input, Place place, const float* other,
+    // A tensor, or what is located at a place; neither for none.
+    struct FloatOperand {
+        Place place;
+        const float* tensor = nullptr;
+
+        const float* in(const std::vector<float*>& memories) const { return tensor ? tensor : place.in(memories); }
+    };
+
+    void add_elementwise(const Strided& shape, Combination combination, FloatOperand input, FloatOperand other,
                          const PlacedEpilogue& epilogue, Place output) {
         add([=, function = direct_.elementwise](const Memories& memories, int threads) {
-            function(shape, combination, input.in(memories), other ? other : place.in(memories), epilogue.in(memories),
+            function(shape, combination, input.in(memories), other.in(memories), epilogue.in(memories),
                      output.in(memories), threads);
         });
     }
@@ -123,6 +131,31 @@ class Program {
             };
             function(shape, operation, placed(input, of_input), placed(other, of_other),
                      output.numbers_in(memories, operation.to_bytes), threads);
+        });
+    }
+
+    void add_matrix_product(const MatrixProduct& shape, Place left, Place right, Place output) {
+        add([=, function = tensor_steps_.matrix_product](const Memories& memories, int threads) {
+            function(shape, left.in(memories), right.in(memories), output.in(memories), threads);
+        });
+    }
+
+    void add_softmax(const Softmax& shape, Place input, FloatOperand other, Place output) {
+        add([=, function = tensor_steps_.softmax](const Memories& memories, int threads) {
+            function(shape, input.in(memories), other.in(memories), output.in(memories), threads);
+        });
+    }
+
+    void add_reduction(const Reduction& shape, Statistic statistic, Place input, const PlacedEpilogue& epilogue,
+                       Place output) {
+        add([=, function = tensor_steps_.reduce](const Memories& memories, int threads) {
+            function(shape, statistic, input.in(memories), epilogue.in(memories), output.in(memories), threads);
+        });
+    }
+
+    void add_interpolation(const Interpolation& shape, Place input, const PlacedEpilogue& epilogue, Place output) {
+        add([=, function = tensor_steps_.interpolate](const Memories& memories, int threads) {
+            function(shape, input.in(memories), epilogue.in(memories), output.in(memories), threads);
         });
     }
 
@@ -168,6 +201,7 @@ class Program {
     Winograd winograd_;
     Direct direct_;
     Int8 int8_;
+    TensorSteps tensor_steps_;
     std::vector<Step> steps_;
 };
 

@@ -27,15 +27,31 @@ ALWAYS_INLINE Vector gather(const float* from, const std::int32_t* offsets, Inde
 #endif
 }
 
+ALWAYS_INLINE Vector square_root(Vector x) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+    return (Vector)_mm256_sqrt_ps((__m256)x);
+#else
+    Vector roots{};
+    for (Index i = 0; i < lanes; ++i) roots[i] = std::sqrt(x[i]);
+    return roots;
+#endif
+}
+
 ALWAYS_INLINE Vector combine(Vector a, Vector b, Combination combination) {
     switch (combination) {
         case Combination::first: return a;
+        case Combination::square_root: return square_root(a);
+        case Combination::reciprocal_square_root: return 1.0f / square_root(a);
+        case Combination::exponential: return exponential(a);
         case Combination::add: return a + b;
         case Combination::subtract: return a - b;
         case Combination::multiply: return a * b;
         case Combination::divide: return a / b;
         case Combination::maximum: return (a != a) | (a > b) ? a : b;  // NaN stays NaN
         case Combination::minimum: return (a != a) | (a < b) ? a : b;
+        case Combination::prelu: return a > 0 ? a : a * b;
     }
     return a;
 }
@@ -84,7 +100,7 @@ struct Pass {
         for (Index k = 0; k < count; k += lanes) {
             const Index here = count - k;
             Vector value = gather(a, of_input.data() + k, here);
-            if (b) value = combine(value, gather(b, of_other.data() + k, here), combination);
+            value = combine(value, b ? gather(b, of_other.data() + k, here) : value, combination);
             store_up_to(to + k, finish<activation>(value), here);
         }
     }
@@ -95,7 +111,7 @@ struct Pass {
         for (Index k = 0; k < count; k += lanes) {
             const Index here = count - k;
             Vector value = strided(a + k * step_a, step_a, here);
-            if (b) value = combine(value, strided(b + k * step_b, step_b, here), combination);
+            value = combine(value, b ? strided(b + k * step_b, step_b, here) : value, combination);
             value = finish<activation>(value);
             if (step == 1)
                 store_up_to(to + k, value, here);

@@ -14,7 +14,21 @@ struct Strided {
     Axes sizes, input, other, output;
 };
 
-enum class Combination { first, add, subtract, multiply, divide, maximum, minimum };
+enum class Combination {
+    first,  // these four have one operand
+    square_root,
+    reciprocal_square_root,
+    exponential,
+    add,
+    subtract,
+    multiply,
+    divide,
+    maximum,
+    minimum,
+    prelu,  // the first, where negative times the second
+};
+
+inline bool has_one_operand(Combination combination) { return combination <= Combination::exponential; }
 
 // Values with a common mean and variance: one of `groups` of the channels of `pixels` consecutive pixels.
 struct Normalization {

@@ -12,9 +12,8 @@ ALWAYS_INLINE Vector combine(Vector a, Vector b, Combination combination) {
         case Combination::divide: return a / b;
         case Combination::maximum: return a > b ? a : b;
         case Combination::minimum: return a < b ? a : b;
-        case Combination::first: return a;
+        default: return a;  // the others are computed with floats
     }
-    return a;
 }
 
 struct Pass {

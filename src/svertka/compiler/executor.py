@@ -1,8 +1,6 @@
 """The executor of an optimized network for one batch size, with a kernel and memory for each step."""
 
-import itertools
 import math
-import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
-from svertka.compiler.int8_requantization import make_operation, make_requantization, to_real
+from svertka.compiler.int8_requantization import make_requantization
 from svertka.compiler.ir import (
     UNBOUNDED,
     BatchDependentSize,
@@ -21,16 +19,33 @@ from svertka.compiler.ir import (
     Concatenation,
     Elementwise,
     FusedConvolution,
+    Interpolation,
+    KernelStep,
+    MatrixProduct,
     Normalization,
+    Operand,
+    Padding,
     Pool,
-    Quantization,
+    Reduction,
+    Softmax,
     step_results,
 )
 from svertka.compiler.ir_verifier import check_step_shapes
-from svertka.compiler.layouts import Layouts, broadcast_strides, collapse_axes, row_step, step_values
+from svertka.compiler.layouts import Layouts, row_step, step_values
 from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.compiler.packing import PackedWeights
+from svertka.compiler.strided_kernels import (
+    MAX_AXES,
+    StridedOperand,
+    add_elementwise,
+    add_matrix_product,
+    add_padding,
+    add_reduction,
+    add_softmax,
+    interpolation_axis,
+    make_ending,
+)
 from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native_support
 from svertka.graph.captured_operations import Constant, Operation, Value
@@ -59,26 +74,7 @@ class MapLocation(NamedTuple):
 
 
 NO_LOCATION = MapLocation(-1, 0, 0)
-MAX_AXES = 5  # of a strided kernel
 FLOAT_BYTES = 4
-
-
-class Operand(NamedTuple):
-    """An operand or the result of a strided kernel: a location, (memory, offset), or a constant tensor.
-
-    It has a `quantization` if its numbers have 8 bits.
-    """
-
-    where: tuple[int, int] | Tensor
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    quantization: Quantization | None = None
-
-    def further(self, more: int) -> Any:
-        """Return where it begins, for a kernel, moved by `more` numbers."""
-        if isinstance(self.where, Tensor):
-            return self.where.as_strided((1,), (1,), self.where.storage_offset() + more)
-        return native_support.kernels.Place(self.where[0], self.where[1] + more)
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class ExecutionPlan:
         for one in self.fused.steps:
             check_step_shapes(one, shapes, of_weights, of_tensors)
         self.output = self._find_direct_output(shapes)
-        kinds = FusedConvolution | Pool | Elementwise | Concatenation
+        kinds = FusedConvolution | Pool | Elementwise | Interpolation | Padding | Concatenation
         made = {one.result for one in fused.steps if isinstance(one, kinds)}
         inner = find_concatenated_in_place(fused.steps, made - {self.output})
         self.inner = {part: outer for part, outer in inner.items() if len(shapes[part]) == 4}
@@ -254,7 +250,7 @@ class ExecutionPlan:
             step.residual_last,
         )  # fmt: skip
 
-    def _add(self, step: Chain | FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
+    def _add(self, step: Chain | KernelStep) -> None:
         if isinstance(step, Chain):
             self._add_chain(step)
         elif isinstance(step, FusedConvolution) and step.weight_scale is not None:
@@ -278,8 +274,12 @@ class ExecutionPlan:
             self._add_elementwise(step)
         elif isinstance(step, Normalization):
             self._add_normalization(step)
-        else:
+        elif isinstance(step, Concatenation):
             self._add_concatenation(step)
+        elif isinstance(step, Interpolation):
+            self._add_interpolation(step)
+        else:
+            self._add_strided(step)
 
     def _add_int8_convolution(self, step: FusedConvolution) -> None:
         """Add a convolution with 8-bit weights; one for each group, unless it is depthwise."""
@@ -313,36 +313,40 @@ class ExecutionPlan:
         kind = native_support.kernels.Pooling[step.kind]
         self.program.add_int8_pool(window, kind, before.zero_point, mean, x.place(), result.place())
 
-    def _operand(self, y: int | Constant) -> Operand:
-        if isinstance(y, Constant):
-            tensor = self.fused.tensors[y.name]
-            return Operand(tensor, tuple(tensor.shape), tensor.stride())
-        return Operand(self._locate(y), self.shapes[y], self.layouts.of[y].strides, self.fused.quantizations.get(y))
+    def _operand(self, one: Operand) -> Any:
+        """Return an operand as strided kernels take it."""
+        if isinstance(one, Constant):
+            tensor = self.fused.tensors[one.name]
+            return StridedOperand(tensor, tuple(tensor.shape), tensor.stride())
+        return (
+            None
+            if one is None
+            else StridedOperand(
+                self._locate(one), self.shapes[one], self.layouts.of[one].strides, self.fused.quantizations.get(one)
+            )
+        )
+
+    def _add_strided(self, step: MatrixProduct | Softmax | Reduction | Padding) -> None:
+        operands = [self._operand(one) for one in (*step.operands, step.result)]
+        if isinstance(step, MatrixProduct):
+            add_matrix_product(self.program, step, *operands)
+        elif isinstance(step, Softmax):
+            add_softmax(self.program, step, *operands)
+        elif isinstance(step, Reduction):
+            add_reduction(self.program, step, *operands)
+        else:
+            add_padding(self.program, step, *operands)
+
+    def _add_interpolation(self, step: Interpolation) -> None:
+        x, result = self._where(step.x), self._where(step.result)
+        before, tensors = self.maps[step.x], self.fused.tensors
+        y_axis = interpolation_axis(before.height, tensors[step.row_indices], tensors[step.row_weights])
+        x_axis = interpolation_axis(before.width, tensors[step.column_indices], tensors[step.column_weights])
+        places = x.place(), x.step, make_ending(step), result.place(), result.step
+        self.program.add_interpolation(before.batch, before.channels, y_axis, x_axis, *places)
 
     def _add_elementwise(self, step: Elementwise) -> None:
-        y = None if step.y is None else self._operand(step.y)
-        self._add_strided(self._operand(step.result), self._operand(step.x), y, step)
-
-    def _add_strided(self, result: Operand, x: Operand, y: Operand | None, step: Elementwise) -> None:
-        """Add the combination and the epilogue of `step` with these operands instead of its own."""
-        of_y = ((), ()) if y is None else (y.shape, y.strides)
-        strides_of_y = broadcast_strides(result.shape, *of_y)
-        operands = [result.strides, broadcast_strides(result.shape, x.shape, x.strides), strides_of_y]
-        sizes, strides = collapse_axes(result.shape, operands)
-        missing, more = max(MAX_AXES - len(sizes), 0), len(sizes) - min(MAX_AXES, len(sizes))
-        axes = [[0] * missing + one[more:] for one in strides]
-        strided = native_support.kernels.Strided([1] * missing + sizes[more:], axes[1], axes[2], axes[0])
-        combination, ending = native_support.kernels.Combination[step.combination], _make_ending(step)
-        for index in itertools.product(*map(range, sizes[:more])):  # one operation for each index of the further axes
-            to, of_x, of_y = (sum(map(operator.mul, index, one)) for one in strides)
-            other = None if y is None else y.further(of_y)
-            if any(one is not None and one.quantization is not None for one in (result, x, y)):
-                self.program.add_int8_elementwise(
-                    strided, make_operation(step, result.quantization), x.further(of_x), _to_real(x), other,
-                    _to_real(y), result.further(to),
-                )  # fmt: skip
-                continue
-            self.program.add_elementwise(strided, combination, x.further(of_x), other, ending, result.further(to))
+        add_elementwise(self.program, step, *(self._operand(one) for one in (*step.operands, step.result)))
 
     def _add_normalization(self, step: Normalization) -> None:
         shape = self.shapes[step.x]
@@ -361,21 +365,19 @@ class ExecutionPlan:
             batch, pixels, channels, groups, in_step, out_step, step.epsilon
         )
         before, after = (native_support.kernels.Place(*self._locate(value)) for value in (step.x, step.result))
-        self.program.add_normalize(settings, before, weight, bias, _make_ending(step), after)
+        self.program.add_normalize(settings, before, weight, bias, make_ending(step), after)
 
     def _add_concatenation(self, step: Concatenation) -> None:
         """Copy the parts that are not computed in place, nor copied by a concatenation with the same beginning."""
         whole, result = self.layouts.find_longest(step), self._operand(step.result)
-        channel = 0
+        start = 0
         for number, part in enumerate(step.inputs):
             one = self._operand(part)
             if self.inner.get(part) != (whole, number) and (whole, number) not in self._copied:
                 self._copied.add((whole, number))
-                memory, offset = self._locate(step.result)
-                place = memory, offset + channel * result.strides[1]
-                own = Operand(place, one.shape, result.strides, result.quantization)
-                self._add_strided(own, one, None, Elementwise(part, step.result))
-            channel += one.shape[1]
+                to = result.part(step.axis, start, one.shape[step.axis])
+                add_elementwise(self.program, Elementwise(part, step.result), one, None, to)
+            start += one.shape[step.axis]
 
     def _float_weights(self, step: FusedConvolution) -> PackedWeights:
         packed = self.weights[step.weight]
@@ -491,7 +493,7 @@ class ExecutionPlan:
                 line = [[1, 1, 1, 1, count], [0, 0, 0, 0, 1], [0] * MAX_AXES, [0, 0, 0, 0, 1]]
                 copy, first = Elementwise(step.result, step.result), native_support.kernels.Combination.FIRST
                 program.add_elementwise(
-                    native_support.kernels.Strided(*line), first, further.place(), None, _make_ending(copy), own.place()
+                    native_support.kernels.Strided(*line), first, further.place(), None, make_ending(copy), own.place()
                 )
         if not part.makes:
             return
@@ -511,17 +513,6 @@ class ExecutionPlan:
     def _locate_in_image(self, memory: int, value: int) -> MapLocation:
         """Return the location of `value` in `memory`, where the memory begins at the current image."""
         return MapLocation(memory, 0, self._where(value).step)
-
-
-def _to_real(operand: Operand | None) -> tuple[float, float] | None:
-    """The scale and shift of an operand of 8 bits."""
-    return None if operand is None or operand.quantization is None else to_real(operand.quantization)
-
-
-def _make_ending(step: Elementwise | Normalization) -> "native_support.kernels.Epilogue":
-    """Return the activation function and clamp of `step`, for a kernel."""
-    activation = native_support.kernels.Activation[step.activation]
-    return native_support.kernels.Epilogue(None, NO_LOCATION.place(), 0, *step.bounds, activation, step.slope)
 
 
 def _empty_floats(shape: tuple[int, ...]) -> Tensor:

@@ -14,37 +14,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svertka.compiler.decompositions import decompose
 from svertka.compiler.ir import (
     UNBOUNDED,
     BatchDependentSize,
     CapturedGraph,
-    Concatenation,
     Elementwise,
     FusedConvolution,
+    Interpolation,
     Normalization,
+    Padding,
     Pair,
     Pool,
     Quantization,
+    Reduction,
     Shape,
     Step,
+    TensorStep,
     step_results,
 )
 from svertka.compiler.output_structure import OutputStructure
+from svertka.compiler.tensor_rules import TENSOR_RULES, expand_constant, scale_product
 from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves, map_leaves
 
 FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
-PADS = {"pad.default", "constant_pad_nd.default"}
 # Operations that return their input in inference.
 NO_OPS = {"dropout.default", "feature_dropout.default", "alpha_dropout.default", "clone.default", "detach.default"}
 NO_OPS |= {"alias.default", "contiguous.default", "lift_fresh.default"}
 # Operations that return the values of their input in another arrangement.
 VIEWS = {"permute.default", "transpose.int", "reshape.default", "flatten.using_ints", "unflatten.int", "movedim.int"}
 VIEWS |= {"unsqueeze.default", "squeeze.dim", "squeeze.dims", "swapaxes.default", "view.default", "t.default"}
+VIEWS |= {"slice.Tensor"}
+CASTS = {"to.dtype", "to.device", "to.dtype_layout", "_to_copy.default"}
 # Operations that read only the shape and dtype of their input.
 FILLS = {"new_zeros.default", "new_ones.default", "new_full.default", "zeros_like.default", "ones_like.default"}
 FILLS |= {"full_like.default"}
 NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]  # axes of the permutations to these orders
-EPILOGUES = FusedConvolution, Elementwise, Normalization  # steps that can have an activation function
+EPILOGUES = (
+    FusedConvolution,
+    Elementwise,
+    Normalization,
+    Reduction,
+    Interpolation,
+)  # steps that can have an activation function
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class FusedNetwork:
 @torch.inference_mode()
 def fuse(recording: CapturedGraph) -> FusedNetwork:
     """Return the steps of a captured graph. Its tensors are not changed; folded ones are new, computed in float64."""
-    return GraphFuser(recording).build()
+    return GraphFuser(decompose(recording)).build()
 
 
 def to_plain_tensor(tensor: Tensor) -> Tensor:
@@ -199,6 +211,12 @@ class FusionState:
         self._append_view(found, self.shapes[result], place, axes, result)
         self.map_of[result] = number
 
+    def add_value(self, like: int) -> int:
+        """Add a value of the shape and dtype of `like` that one step reads. Return its number."""
+        number = max(self.shapes) + 1
+        self.shapes[number], self.dtypes[number], self.uses[number] = self.shapes[like], self.dtypes[like], 1
+        return number
+
     def append(self, step: Step, result: int) -> bool:
         """Append `step`, which computes value `result`. Return True."""
         self.steps[result] = step
@@ -253,6 +271,7 @@ class Arguments:
         self.x: Any = assembly.resolve(first) if first is not None else None
         self.result: Any = operation.results[0]
         self.get: Callable[..., Any] = given.get
+        self.is_reversed = operation.name.startswith("rsub")
 
     def pair(self, name: str, default: Any = None) -> Pair:
         """Return an argument as (vertical, horizontal)."""
@@ -284,9 +303,8 @@ def _convolution(assembly: FusionState, given: Arguments) -> bool:
     else:
         top, left = (0, 0) if padding == "valid" else given.pair("padding", 0)
     pad = assembly.steps.get(x.number)
-    if isinstance(pad, Operation) and pad.name in PADS and _only_adds_zeros(pad):
-        columns, _, rows, _ = pad.arguments["pad"]
-        x, top, left = next(iter(pad.arguments.values())), top + rows, left + columns
+    if isinstance(pad, Padding) and pad.value == 0 and pad.before[:2] == pad.after[:2] == (0, 0):
+        x, top, left = Value(pad.x), top + pad.before[2], left + pad.before[3]
     step = FusedConvolution(
         x.number,
         given.result,
@@ -298,7 +316,29 @@ def _convolution(assembly: FusionState, given: Arguments) -> bool:
         given.get("groups", 1),
         place=given.place,
     )
-    return assembly.append(_fold_gate(assembly, step) if x is given.x else step, given.result)
+    if x is given.x:
+        step = _fold_gate(assembly, _fold_summand(assembly, step))
+    return assembly.append(step, given.result)
+
+
+def _fold_summand(assembly: FusionState, step: FusedConvolution) -> FusedConvolution:
+    """Return `step` with the constant summands of its input in its bias, if it is a 1×1 convolution of a sum."""
+    total = assembly.find_producer(Value(step.x))
+    weight = assembly.tensors[step.weight]
+    if not isinstance(total, Elementwise) or total.combination != "ADD" or not isinstance(total.y, Constant):
+        return step
+    if not isinstance(total.x, int) or assembly.shapes[total.x] != assembly.shapes[step.x]:
+        return step
+    summand = assembly.tensors[total.y.name]
+    of_channels = summand.numel() == 1 or tuple(summand.shape)[-3:] == (weight.shape[1], 1, 1)
+    simple = total.activation == "NONE" and total.bounds == UNBOUNDED and bool(summand.isfinite().all())
+    plain = tuple(weight.shape[2:]) == (1, 1) and step.padding == (0, 0) and step.groups == 1
+    if not of_channels or summand.numel() > weight.shape[1] or not simple or not plain:
+        return step
+    bias = weight[:, :, 0, 0].double() @ summand.double().flatten().expand(weight.shape[1])
+    bias = bias if step.bias is None else bias + assembly.tensors[step.bias].double()
+    del assembly.steps[step.x]
+    return replace(step, x=total.x, bias=assembly.add_tensor(f"{step.place}.summed.{step.result}", bias))
 
 
 def _fold_gate(assembly: FusionState, step: FusedConvolution) -> FusedConvolution:
@@ -307,7 +347,9 @@ def _fold_gate(assembly: FusionState, step: FusedConvolution) -> FusedConvolutio
     Squeeze-and-excitation blocks end with such a product (Hu et al. 2018, equation 4).
     """
     product = assembly.find_producer(Value(step.x))
-    if not isinstance(product, Elementwise) or not isinstance(product.y, int) or product.combination != "MULTIPLY":
+    if not isinstance(product, Elementwise) or product.combination != "MULTIPLY":
+        return step
+    if not isinstance(product.x, int) or not isinstance(product.y, int):
         return step
     simple = product.activation == "NONE" and product.bounds == UNBOUNDED
     plain = tuple(assembly.tensors[step.weight].shape[2:]) == (1, 1) and step.padding == (0, 0) and step.groups == 1
@@ -318,13 +360,6 @@ def _fold_gate(assembly: FusionState, step: FusedConvolution) -> FusedConvolutio
             del assembly.steps[step.x]
             return replace(step, x=x, gate=gate)
     return step
-
-
-def _only_adds_zeros(pad: Operation) -> bool:
-    """Return whether a padding operation only adds zeros around images."""
-    width = pad.arguments["pad"]
-    value = pad.arguments.get("value") or 0
-    return len(width) == 4 and min(width) >= 0 and pad.arguments.get("mode", "constant") == "constant" and value == 0
 
 
 def _linear(assembly: FusionState, given: Arguments) -> bool:
@@ -397,12 +432,23 @@ def _batch_norm(assembly: FusionState, given: Arguments) -> bool:
     if _can_fold(before) and _channel_axis(assembly, before, views) == 1:
         return assembly.extend(assembly.scale_convolution(before, given.result, scale, shift), given)
     if not assembly.is_map(given.x):
-        return False
+        return _scale_rows(assembly, given, scale, shift)
     # A scale and a shift of each channel are a depthwise 1×1 convolution.
     names = f"{given.place}.scale.{given.result}", f"{given.place}.shift.{given.result}"
     assembly.add_tensor(names[0], scale[:, None, None, None])
     assembly.add_tensor(names[1], shift)
     step = FusedConvolution(given.x.number, given.result, *names, (1, 1), (0, 0), (1, 1), len(scale), place=given.place)
+    return assembly.append(step, given.result)
+
+
+def _scale_rows(assembly: FusionState, given: Arguments, scale: Tensor, shift: Tensor) -> bool:
+    """Append a product and a sum of (N, C) with factors and summands of each channel."""
+    names = [f"{given.place}.{kind}.{given.result}" for kind in ("scale", "shift")]
+    for name, tensor in zip(names, (scale, shift), strict=True):
+        assembly.add_tensor(name, tensor)
+    scaled = assembly.add_value(given.result)
+    assembly.append(Elementwise(given.x.number, scaled, Constant(names[0]), "MULTIPLY", place=given.place), scaled)
+    step = Elementwise(scaled, given.result, Constant(names[1]), "ADD", place=given.place)
     return assembly.append(step, given.result)
 
 
@@ -481,10 +527,12 @@ def _combination(name: str) -> Any:
         one, other = assembly.resolve(given.get("self")), assembly.resolve(given.get("other"))
         if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
             return False
-        if not isinstance(one, Value):  # a constant first
-            if name not in ("ADD", "MULTIPLY"):
-                return False
+        if given.is_reversed:
             one, other = other, one
+        if not isinstance(one, Value) and name in ("ADD", "MULTIPLY"):
+            one, other = other, one
+        if not isinstance(one, Value):
+            return _combine_with_first(assembly, given, name, one, other)
         if not assembly.is_nonempty(one):
             return False
         if isinstance(other, Value):
@@ -494,14 +542,35 @@ def _combination(name: str) -> Any:
                 or _add_residual(assembly, given, name, one, other)
                 or _combine(assembly, given, name, one, other)
             )
-        if isinstance(other, int | float) and not isinstance(other, bool):
-            tensor = torch.tensor(float(other), device="cpu")
-            other = Constant(assembly.add_tensor(f"{given.place}.number.{given.result}", tensor))
+        other = _to_constant(assembly, given, other)
         if not isinstance(other, Constant) or not assembly.are_float(other.name):
             return False
-        return _fold_constant(assembly, given, name, one, other) or _combine(assembly, given, name, one, other)
+        return (
+            _fold_constant(assembly, given, name, one, other)
+            or scale_product(assembly, given, name, one, other)
+            or _combine(assembly, given, name, one, other)
+        )
 
     return rule
+
+
+def _to_constant(assembly: FusionState, given: Arguments, operand: Any) -> Any:
+    """Return a number as a constant of the network; anything else unchanged."""
+    if not isinstance(operand, int | float) or isinstance(operand, bool):
+        return operand
+    tensor = torch.tensor(float(operand), device="cpu")
+    return Constant(assembly.add_tensor(f"{given.place}.number.{given.result}", tensor))
+
+
+def _combine_with_first(assembly: FusionState, given: Arguments, name: str, one: Any, other: Any) -> bool:
+    """Append the combination of a constant with a value, in this order, if they are that."""
+    one = _to_constant(assembly, given, one)
+    if not isinstance(one, Constant) or not assembly.are_float(one.name):
+        return False
+    if not isinstance(other, Value) or not assembly.is_nonempty(other):
+        return False
+    x = Constant(assembly.make_contiguous(one.name, f"{given.place}.operand.{given.result}") or one.name)
+    return assembly.append(Elementwise(x, given.result, other.number, name, place=given.place), given.result)
 
 
 def _combine(assembly: FusionState, given: Arguments, name: str, one: Value, other: Value | Constant) -> bool:
@@ -707,13 +776,6 @@ def _flat(assembly: FusionState, given: Arguments) -> bool:
     return assembly.replace_step(before.result, replace(before, result=given.result), given.result)
 
 
-def _cat(assembly: FusionState, given: Arguments) -> bool:
-    parts = given.get("tensors")
-    if given.get("dim", 0) not in (1, -3) or not all(assembly.is_map(part) for part in parts):
-        return False
-    return assembly.append(Concatenation(tuple(p.number for p in parts), given.result, given.place), given.result)
-
-
 RULES: dict[str, Rule] = {
     "conv2d.default": _convolution,
     "conv2d.padding": _convolution,
@@ -726,7 +788,7 @@ RULES: dict[str, Rule] = {
     "clamp.default": _bounds(lambda given: given.get("min"), lambda given: given.get("max")),
     "clamp_min.default": _bounds(lambda given: given.get("min"), lambda _: math.inf),
     **dict.fromkeys(("add.Tensor", "add.Scalar"), _combination("ADD")),
-    **dict.fromkeys(("sub.Tensor", "sub.Scalar"), _combination("SUBTRACT")),
+    **dict.fromkeys(("sub.Tensor", "sub.Scalar", "rsub.Tensor", "rsub.Scalar"), _combination("SUBTRACT")),
     **dict.fromkeys(("mul.Tensor", "mul.Scalar", "multiply.Tensor"), _combination("MULTIPLY")),
     **dict.fromkeys(("div.Tensor", "div.Scalar"), _combination("DIVIDE")),
     "maximum.default": _combination("MAXIMUM"),
@@ -747,7 +809,6 @@ RULES: dict[str, Rule] = {
     "avg_pool2d.default": _pool("MEAN"),
     "adaptive_avg_pool2d.default": _adaptive,
     "mean.dim": _mean,
-    "cat.default": _cat,
     **dict.fromkeys(FLATTENS, _flat),
 }
 
@@ -795,6 +856,11 @@ class GraphFuser(FusionState):
         if operation.name in NO_OPS and not operation.arguments.get("train"):
             self.same[one] = next(iter(operation.arguments.values()))
             return True
+        if operation.name in CASTS and isinstance(operation.arguments["self"], Value):
+            x = operation.arguments["self"]
+            if self.dtypes[x.number] == self.dtypes[one] and "memory_format" not in operation.arguments:
+                self.same[one] = x
+                return True
         fills = operation.name in FILLS and all(isinstance(side, int) for side in self.shapes[one])
         if fills or not any(isinstance(leaf, Value | BatchDependentSize) for leaf in given):
             self._compute(operation, one)
@@ -816,15 +882,18 @@ class GraphFuser(FusionState):
 
     def _try_fuse(self, operation: Operation) -> bool:
         """Apply a rule that turns the operation into a step or a part of one; return whether there is one."""
-        rule = RULES.get(operation.name)
-        if rule is None or len(operation.results) != 1 or operation.results[0] is None:
+        result, *others = operation.results
+        if result is None or any(self.uses[number] for number in others if number is not None):
             return False
+        arguments = Arguments(operation, self)
+        if operation.name == "expand.default":
+            return expand_constant(self, arguments)
         if operation.name not in FLATTENS and any(
             isinstance(leaf, BatchDependentSize) for leaf in iter_leaves(operation.arguments)
         ):
             return False  # kernels need settings that do not depend on the batch size
-        arguments = Arguments(operation, self)
-        return arguments.x is not None and rule(self, arguments)
+        rules = [rules[operation.name] for rules in (RULES, TENSOR_RULES) if operation.name in rules]
+        return arguments.x is not None and any(rule(self, arguments) for rule in rules)
 
 
 def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
@@ -851,8 +920,10 @@ def list_constants(step: Step, *, packed: bool = True) -> Any:
     """Return what a step reads, including constants, but not weights that kernels pack unless `packed`."""
     if isinstance(step, Operation):
         return step.arguments
-    if isinstance(step, FusedConvolution | Normalization):
-        names = [step.bias] if isinstance(step, FusedConvolution) and not packed else [step.weight, step.bias]
-        names += [step.weight_scale] if isinstance(step, FusedConvolution) else []
+    if isinstance(step, TensorStep):
+        return [operand for operand in step.operands if isinstance(operand, Constant)]
+    if isinstance(step, FusedConvolution):
+        names = [step.weight, step.bias] if packed else [step.bias]
+        names += [step.weight_scale]
         return [Constant(name) for name in names if name]
-    return [step.y] if isinstance(step, Elementwise) else []
+    return []

@@ -1,7 +1,7 @@
 """The intermediate representation: captured ATen operations, and the fused steps made from them.
 
-A `CapturedGraph` is a list of `Operation`s. Fusion turns most of them into `FusedConvolution`, `Pool`, `Elementwise`,
-`Normalization` and `Concatenation` steps, which native kernels compute; the others remain operations.
+A `CapturedGraph` is a list of `Operation`s. Fusion turns most of them into the other steps, which native kernels
+compute; the others remain operations.
 """
 
 import math
@@ -33,7 +33,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "ELU": lambda x, slope: F.elu(x, slope),
     "LEAKY_RELU": lambda x, slope: F.leaky_relu(x, slope),
 }
-# Combinations of two values by their names in the kernels; "FIRST" is the first value alone.
+# Functions of one value by their native names.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "FIRST": lambda x: x,
+    "SQUARE_ROOT": torch.sqrt,
+    "RECIPROCAL_SQUARE_ROOT": torch.rsqrt,
+    "EXPONENTIAL": torch.exp,
+}
+# Combinations of two values by their native names; the second of "PRELU" are slopes.
 COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ADD": torch.add,
     "SUBTRACT": torch.sub,
@@ -41,6 +48,16 @@ COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "DIVIDE": torch.div,
     "MAXIMUM": torch.maximum,
     "MINIMUM": torch.minimum,
+    "PRELU": lambda x, slope: torch.where(x > 0, x, x * slope),
+}
+# Statistics over axes by their native names.
+STATISTICS: dict[str, Callable[..., Tensor]] = {
+    "SUM": torch.sum,
+    "MEAN": torch.mean,
+    "NORM": torch.linalg.vector_norm,
+    "MAXIMUM": torch.amax,
+    "MINIMUM": torch.amin,
+    "VARIANCE": torch.var,
 }
 
 
@@ -192,20 +209,42 @@ class Pool:
         return F.avg_pool2d(values[0], self.kernel, self.stride, self.padding, self.ceil, padded)
 
 
+Operand = int | Constant | None  # the number of a value, a tensor of the network, or nothing
+
+
+class TensorStep:
+    """A step on tensors of any rank."""
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        raise NotImplementedError
+
+
+class _FixedOperands(TensorStep):
+    """A step with a fixed number of operands."""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The numbers of the values it reads."""
+        return tuple(operand for operand in self.operands if isinstance(operand, int))
+
+
 @dataclass(frozen=True)
-class Elementwise:
-    """`combination` of value `x` with `y`, broadcast, then an activation function and a clamp to `bounds`.
+class Elementwise(_FixedOperands):
+    """A function of `x`, or of `x` and `y`, broadcast; then an activation function and a clamp to `bounds`.
 
     Attributes:
-        x, result: Numbers of the first operand and of the result.
-        y: Number of the second operand, a Constant, or None for combination "FIRST".
-        combination: One of COMBINATIONS, or "FIRST".
+        x: Number of the first operand, or a Constant, which without `y` is repeated to the shape of the result.
+        result: Number of the result.
+        y: Number of the second operand, a Constant, or None.
+        combination: One of COMBINATIONS, or without `y` one of FUNCTIONS.
         activation, slope: One of ACTIVATIONS, and its second argument.
         bounds: Lower and upper bound of the result.
         place: The path of the module.
     """
 
-    x: int
+    x: int | Constant
     result: int
     y: int | Constant | None = None
     combination: str = "FIRST"
@@ -215,18 +254,18 @@ class Elementwise:
     place: str = ""
 
     @property
-    def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values that the step reads."""
-        return (self.x, self.y) if isinstance(self.y, int) else (self.x,)
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        return (self.x, self.y)
 
     def run(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the result, computed with PyTorch's operations."""
-        result = x if y is None else COMBINATIONS[self.combination](x, y)
+        result = FUNCTIONS[self.combination](x) if y is None else COMBINATIONS[self.combination](x, y)
         return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
 
 
 @dataclass(frozen=True)
-class Normalization:
+class Normalization(_FixedOperands):
     """Layer norm over the last axis of value `x`, or group norm if `groups` is not None; then a clamp to `bounds`.
 
     Attributes:
@@ -251,9 +290,9 @@ class Normalization:
     place: str = ""
 
     @property
-    def inputs(self) -> tuple[int, ...]:
-        """The numbers of the values that the step reads."""
-        return (self.x,)
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        return (self.x, *(None if name is None else Constant(name) for name in (self.weight, self.bias)))
 
     def run(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return the result, computed with PyTorch's operations."""
@@ -265,16 +304,164 @@ class Normalization:
 
 
 @dataclass(frozen=True)
-class Concatenation:
-    """The values `inputs`, concatenated along the channels."""
+class MatrixProduct(_FixedOperands):
+    """The products of the matrices in values `x`, (…, M, K), and `y`, (…, K, N), times `scale`."""
+
+    x: int
+    y: int
+    result: int
+    scale: float = 1.0
+    place: str = ""
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        return (self.x, self.y)
+
+    def run(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the result, computed with PyTorch's operations."""
+        return torch.matmul(x, y) * self.scale
+
+
+@dataclass(frozen=True)
+class Softmax(_FixedOperands):
+    """The softmax of `scale` · `x` + `y` along `axis`; `y` is a Constant, broadcast, or None."""
+
+    x: int
+    result: int
+    axis: int
+    y: Constant | None = None
+    scale: float = 1.0
+    place: str = ""
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        return (self.x, self.y)
+
+    def run(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return the result, computed with PyTorch's operations."""
+        scores = x * self.scale
+        return (scores if y is None else scores + y).softmax(self.axis)
+
+
+@dataclass(frozen=True)
+class Reduction(_FixedOperands):
+    """A statistic of value `x` over some axes, then an activation function and a clamp to `bounds`.
+
+    Attributes:
+        x, result: Numbers of the input and output values.
+        statistic: One of STATISTICS.
+        axes: That are reduced, in ascending order.
+        keep: Whether the result has these axes, with one element each.
+        correction: Subtracted from the number of elements in a variance.
+        activation, slope: One of ACTIVATIONS, and its second argument.
+        bounds: Lower and upper bound of the result.
+        place: The path of the module.
+    """
+
+    x: int
+    result: int
+    statistic: str
+    axes: tuple[int, ...]
+    keep: bool
+    correction: float = 0.0
+    activation: str = "NONE"
+    slope: float = 0.0
+    bounds: tuple[float, float] = UNBOUNDED
+    place: str = ""
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        return (self.x,)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the result, computed with PyTorch's operations."""
+        more = {"correction": self.correction} if self.statistic == "VARIANCE" else {}
+        result = STATISTICS[self.statistic](x, dim=self.axes, keepdim=self.keep, **more)
+        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
+
+
+@dataclass(frozen=True)
+class Interpolation(_FixedOperands):
+    """A map of another size, interpolated along both axes, then an activation function and a clamp to `bounds`.
+
+    Row i of the result is the sum of the rows row_indices[i] of `x`, times row_weights[i]; columns likewise. Upsampling
+    of any kind is of this form, and so are averages over windows of different sizes.
+
+    Attributes:
+        x, result: Numbers of the input and output values, (N, C, H, W) and (N, C, H', W').
+        row_indices, row_weights: Names of tensors, (H', number of rows that are added).
+        column_indices, column_weights: Names of tensors, (W', number of columns that are added).
+        activation, slope: One of ACTIVATIONS, and its second argument.
+        bounds: Lower and upper bound of the result.
+        place: The path of the module.
+    """
+
+    x: int
+    result: int
+    row_indices: str
+    row_weights: str
+    column_indices: str
+    column_weights: str
+    activation: str = "NONE"
+    slope: float = 0.0
+    bounds: tuple[float, float] = UNBOUNDED
+    place: str = ""
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        names = self.row_indices, self.row_weights, self.column_indices, self.column_weights
+        return (self.x, *map(Constant, names))
+
+    def run(self, x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor) -> Tensor:
+        """Return the result, computed with PyTorch's operations."""
+        lines = (x[:, :, rows] * row_weights[:, :, None]).sum(3)
+        result = (lines[..., columns] * column_weights).sum(4)
+        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
+
+
+@dataclass(frozen=True)
+class Padding(_FixedOperands):
+    """Value `x` with `before` and `after` elements equal to `value` around it, along each axis."""
+
+    x: int
+    result: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    value: float = 0.0
+    place: str = ""
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        return (self.x,)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the result, computed with PyTorch's operations."""
+        width = [side for sides in zip(reversed(self.before), reversed(self.after), strict=True) for side in sides]
+        return F.pad(x, width, value=self.value)
+
+
+@dataclass(frozen=True)
+class Concatenation(TensorStep):
+    """The values `inputs`, concatenated along `axis`."""
 
     inputs: tuple[int, ...]
     result: int
     place: str = ""
+    axis: int = 1
 
-    def run(self, values: list[Tensor]) -> Tensor:
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What it reads, in the order of the arguments of `run`."""
+        return self.inputs
+
+    def run(self, *values: Tensor) -> Tensor:
         """Return the result, computed with PyTorch's operations."""
-        return torch.cat(values, 1)
+        return torch.cat(values, self.axis)
 
 
 @dataclass(frozen=True)
@@ -295,7 +482,11 @@ class Chain:
         return tuple(value for step in self.steps for value in step.inputs if value not in made)
 
 
-Step = FusedConvolution | Pool | Elementwise | Normalization | Concatenation | Operation
+StridedStep = (
+    Elementwise | Normalization | MatrixProduct | Softmax | Reduction | Interpolation | Padding | Concatenation
+)
+KernelStep = FusedConvolution | Pool | StridedStep
+Step = KernelStep | Operation
 
 
 def clamp_to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -6,15 +6,24 @@ from svertka.compiler.ir import (
     Concatenation,
     Elementwise,
     FusedConvolution,
+    Interpolation,
+    MatrixProduct,
     Normalization,
+    Operand,
+    Padding,
     Pool,
     Quantization,
+    Reduction,
+    Softmax,
     Step,
+    TensorStep,
     step_results,
 )
 from svertka.graph.captured_operations import Constant
 
 Sizes = tuple[int, ...]
+# Combinations that kernels of 8 bits know.
+BYTE_COMBINATIONS = {"FIRST", "ADD", "SUBTRACT", "MULTIPLY", "DIVIDE", "MAXIMUM", "MINIMUM"}
 
 
 def check_step_shapes(
@@ -36,14 +45,14 @@ def check_step_shapes(
         fits = _convolution_fits(step, shapes, weights[step.weight], bias)
     elif isinstance(step, Pool):
         fits = _pool_fits(step, _map(shapes[step.x]), _map(shapes[step.result]))
-    elif isinstance(step, Elementwise):
-        y = tensors[step.y.name] if isinstance(step.y, Constant) else () if step.y is None else shapes[step.y]
-        fits = _broadcasts((shapes[step.x], y), shapes[step.result])
-    elif isinstance(step, Normalization):
-        of_channels = [tensors[name] for name in (step.weight, step.bias) if name is not None]
-        fits = _normalization_fits(step, shapes[step.x], shapes[step.result], of_channels)
-    elif isinstance(step, Concatenation):
-        fits = _concatenation_fits([shapes[part] for part in step.inputs], shapes[step.result])
+    elif isinstance(step, TensorStep):
+
+        def shape_of(operand: Operand) -> Sizes:
+            if isinstance(operand, Constant):
+                return tensors[operand.name]
+            return () if operand is None else shapes[operand]
+
+        fits = _tensor_step_fits(step, [shape_of(operand) for operand in step.operands], shapes[step.result])
     else:
         return
     if not fits:
@@ -62,6 +71,8 @@ def check_step_quantization(step: Step, quantizations: Mapping[int, Quantization
     inputs, results = ([one in quantizations for one in values] for values in (step.inputs, step_results(step)))
     if isinstance(step, FusedConvolution) and step.weight_scale is not None:
         fits = all(inputs) and step.gate is None
+    elif isinstance(step, Elementwise | Concatenation) and not has_byte_form(step):
+        fits = not any(inputs + results)
     elif isinstance(step, Elementwise):
         fits = True
     elif isinstance(step, Pool | Concatenation) and all(inputs + results):
@@ -71,6 +82,50 @@ def check_step_quantization(step: Step, quantizations: Mapping[int, Quantization
         fits = not any(inputs + results)
     if not fits:
         raise ValueError(f"{type(step).__name__} {step.place} cannot compute with numbers of 8 bits")
+
+
+def has_byte_form(step: Elementwise | Concatenation) -> bool:
+    """Whether there is a kernel for this step with operands of 8 bits."""
+    if isinstance(step, Concatenation):
+        return step.axis == 1
+    return isinstance(step.x, int) and step.combination in BYTE_COMBINATIONS
+
+
+def _tensor_step_fits(step: TensorStep, operands: list[Sizes], result: Sizes) -> bool:
+    x, *others = operands or [()]
+    if isinstance(step, Elementwise):
+        repeated = isinstance(step.x, Constant) and step.y is None
+        return _broadcasts((x, *others, result) if repeated else (x, *others), result)
+    if isinstance(step, Normalization):
+        of_channels = [shape for shape, name in zip(others, (step.weight, step.bias), strict=True) if name is not None]
+        return _normalization_fits(step, x, result, of_channels)
+    if isinstance(step, MatrixProduct):
+        (y,) = others
+        matrices = min(len(x), len(y)) >= 2 and x[-1] == y[-2] >= 1
+        return matrices and _broadcasts((x[:-2], y[:-2]), result[:-2]) and result[-2:] == (x[-2], y[-1])
+    if isinstance(step, Softmax):
+        return x == result and 0 not in x and 0 <= step.axis < len(x) and _broadcasts((x, *others), result)
+    if isinstance(step, Reduction):
+        return _reduction_fits(step, x, result)
+    if isinstance(step, Interpolation):
+        rows, row_weights, columns, column_weights = others
+        maps = len(x) == len(result) == 4 and 0 not in x and x[:2] == result[:2]
+        tables = [(rows, row_weights, result[2:3]), (columns, column_weights, result[3:])]
+        return maps and all(len(a) == 2 and a == b and a[:1] == size and a[1] >= 1 for a, b, size in tables)
+    if isinstance(step, Padding):
+        sides = list(zip(x, step.before, step.after, strict=False))
+        fits = len(x) == len(step.before) == len(step.after) and min((*step.before, *step.after), default=0) >= 0
+        return fits and result == tuple(sum(side) for side in sides)
+    assert isinstance(step, Concatenation)
+    return _concatenation_fits(step.axis, operands, result)
+
+
+def _reduction_fits(step: Reduction, x: Sizes, result: Sizes) -> bool:
+    axes = step.axes
+    if 0 in x or not axes or sorted(set(axes)) != list(axes) or not all(0 <= axis < len(x) for axis in axes):
+        return False
+    kept = [1 if axis in axes else side for axis, side in enumerate(x) if step.keep or axis not in axes]
+    return result == tuple(kept)
 
 
 def _broadcasts(operands: tuple[Sizes, ...], result: Sizes) -> bool:
@@ -130,8 +185,8 @@ def _pool_fits(step: Pool, x: Sizes, result: Sizes) -> bool:
     )
 
 
-def _concatenation_fits(parts: list[Sizes], result: Sizes) -> bool:
-    if not parts or any(len(shape) != 4 for shape in (*parts, result)):
+def _concatenation_fits(axis: int, parts: list[Sizes], result: Sizes) -> bool:
+    if not parts or not 0 <= axis < len(result) or any(len(shape) != len(result) for shape in parts):
         return False
-    beside = {(shape[0], *shape[2:]) for shape in (*parts, result)}
-    return len(beside) == 1 and sum(shape[1] for shape in parts) == result[1]
+    beside = {(*shape[:axis], *shape[axis + 1 :]) for shape in (*parts, result)}
+    return len(beside) == 1 and sum(shape[axis] for shape in parts) == result[axis]

@@ -19,14 +19,22 @@ from svertka.compiler.ir import (
     Concatenation,
     Elementwise,
     FusedConvolution,
+    Interpolation,
+    KernelStep,
+    MatrixProduct,
     Normalization,
+    Padding,
     Pool,
+    Reduction,
+    Softmax,
     Step,
     step_results,
 )
 from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves
 
 Sizes = tuple[int, ...]
+MAX_FOLLOWED = 16  # steps looked at to choose the layout of a result
+MAX_REDUCED = 2  # axes, beside the innermost, over which a native reduction goes
 # Operations that may need a copy of their input to return it in another shape.
 RESHAPES = {"reshape.default", "flatten.using_ints", "unflatten.int", "clone.default", "contiguous.default"}
 
@@ -54,7 +62,7 @@ def default_order(shape: Sizes) -> list[int]:
     return [0, 2, 3, 1] if len(shape) == 4 else list(range(len(shape)))
 
 
-def axis_order(shape: Sizes, strides: Sizes) -> list[int]:
+def axis_order(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
     """Return the axes from the largest stride to the smallest; axes of one element, of arbitrary stride, first."""
     return sorted(range(len(shape)), key=lambda axis: (shape[axis] > 1, -strides[axis], axis))
 
@@ -117,11 +125,11 @@ class Layouts:
         self.steps: list[Step] = []
         self.stored: set[int] = set()
         self._copies: dict[tuple[int, Sizes], int] = {}  # (value, strides of the copy) -> the copy
-        for step in steps:
+        for number, step in enumerate(steps):
             if isinstance(step, Operation):
                 self._add_operation(step)
             else:
-                self._add_kernel(step)
+                self._add_kernel(step, steps[number + 1 :][:MAX_FOLLOWED])
 
     def step_of(self, value: int) -> int:
         """Return the distance from pixel to pixel of a map that a kernel reads or writes."""
@@ -212,7 +220,7 @@ class Layouts:
         self.steps.append(Elementwise(value, copy, place=place))
         return copy
 
-    def _add_kernel(self, step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
+    def _add_kernel(self, step: KernelStep, following: Sequence[Step]) -> None:
         for value in step.inputs:
             if value not in self.of:  # computed by an operation of PyTorch
                 self.of[value] = self._own(value, default_order(self.shapes[value]))
@@ -220,26 +228,56 @@ class Layouts:
         if isinstance(step, FusedConvolution):
             residual, gate = (None if one is None else self._as_map(one) for one in (step.residual, step.gate))
             step = replace(step, x=self._as_map(step.x), residual=residual, gate=gate)
-        elif isinstance(step, Pool) or (isinstance(step, Normalization) and step.groups is not None):
+        elif isinstance(step, Pool | Interpolation) or (isinstance(step, Normalization) and step.groups is not None):
             step = replace(step, x=self._as_map(step.x))
         elif isinstance(step, Normalization):
             step = replace(step, x=self._as_rows(step.x))
-        self.of[step.result] = self._make_result(step)
+        elif isinstance(step, Softmax):
+            step = replace(step, x=self._as_vectors(step.x, [step.axis], along=step.y is not None))
+        elif isinstance(step, Reduction):
+            step = replace(step, x=self._as_vectors(step.x, step.axes))
+        self.of[step.result] = self._make_result(step, following)
         self.steps.append(step)
 
-    def _make_result(self, step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> Layout:
+    def _make_result(self, step: KernelStep, following: Sequence[Step]) -> Layout:
         if step.result in self.inner:
             return self._inside(step.result)
         shape = self.shapes[step.result]
         order = default_order(shape)
         if step.result in self._channels_last:
             return self._own(step.result, order)
-        if isinstance(step, Elementwise) or (isinstance(step, Normalization) and step.groups is None):
+        if isinstance(step, MatrixProduct):
+            return self._choose_product_order(step.result, following)
+        if isinstance(step, Padding) or (isinstance(step, Reduction) and step.keep):
+            order = axis_order(self.shapes[step.x], self.of[step.x].strides)
+        elif isinstance(step, Elementwise | Softmax) or (isinstance(step, Normalization) and step.groups is None):
             for value in step.inputs:  # broadcast operands have fewer elements
                 if self.shapes[value] == shape:
                     order = axis_order(shape, self.of[value].strides)
                     break
         return self._own(step.result, order)
+
+    def _choose_product_order(self, result: int, following: Sequence[Step]) -> Layout:
+        """Return a layout of contiguous rows in which the views that follow need no copy, if there is one."""
+        *outer, last = range(len(self.shapes[result]))
+        swapped = [outer[:-2] + outer[-2:][::-1]] if len(outer) > 1 else []
+        layouts = [self._own(result, [*order, last]) for order in (outer, *swapped)]
+        return next((one for one in layouts if self._is_free(one, result, following)), layouts[0])
+
+    def _is_free(self, layout: Layout, result: int, following: Sequence[Step]) -> bool:
+        """Whether all reshapes of `result` among the steps that follow are views if it has this layout."""
+        known = self.of
+        self.of = {result: layout}
+        try:
+            for step in following:
+                if isinstance(step, Operation) and any(value in self.of for value in step.inputs):
+                    views = self._follow_views(step)
+                    if views is None and step.name in RESHAPES:
+                        return False
+                    self.of |= views or {}
+            return True
+        finally:
+            self.of = known
 
     def _own(self, value: int, order: Iterable[int]) -> Layout:
         return Layout(value, 0, dense_strides(self.shapes[value], order))
@@ -266,6 +304,19 @@ class Layouts:
             return value
         return self._copy(value, range(len(shape)))
 
+    def _as_vectors(self, value: int, axes: Sequence[int], *, along: bool = False) -> int:
+        """Return `value`, or a copy of it, whose memory is one that reductions over `axes` read.
+
+        One axis is contiguous (with `along`, one of `axes`), and the others of `axes` are evenly spaced.
+        """
+        shape, strides = self.shapes[value], self.of[value].strides
+        innermost = [axis for axis in axis_order(shape, strides) if shape[axis] > 1][-1:]
+        reduced, _ = collapse_axes([shape[axis] for axis in axes], [[strides[axis] for axis in axes]])
+        contiguous = all(strides[axis] == 1 and (axis in axes or not along) for axis in innermost)
+        if contiguous and len(reduced) <= MAX_REDUCED + any(axis in axes for axis in innermost):
+            return value
+        return self._copy(value, [*(axis for axis in range(len(shape)) if axis not in axes), *axes])
+
     def _copy(self, value: int, order: Iterable[int]) -> int:
         strides = dense_strides(self.shapes[value], order)
         if (value, strides) not in self._copies:
@@ -273,8 +324,8 @@ class Layouts:
         return self._copies[value, strides]
 
 
-def collapse_axes(shape: Sizes, operands: Sequence[Sizes]) -> tuple[list[int], list[list[int]]]:
-    """Return the sizes and strides of an elementwise operation with as few axes as possible, innermost last.
+def collapse_axes(shape: Sequence[int], operands: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """Return the sizes and strides of an elementwise operation with as few axes as possible, the innermost last.
 
     Args:
         shape: Shape of the result.

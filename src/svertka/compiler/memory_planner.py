@@ -66,7 +66,7 @@ def find_concatenated_in_place(steps: Sequence[Step | Chain], made: set[int]) ->
         steps: The steps in the order in which they run.
         made: Values that native kernels compute; only these can be stored inside another.
     """
-    concatenations = [step for step in steps if isinstance(step, Concatenation)]
+    concatenations = [step for step in steps if isinstance(step, Concatenation) and step.axis == 1]
     found: dict[int, tuple[int, int]] = {}
     for step in concatenations:
         longer = [one for one in concatenations if one is not step and one.inputs[: len(step.inputs)] == step.inputs]

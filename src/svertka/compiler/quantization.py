@@ -14,8 +14,18 @@ from torch import Tensor
 
 from svertka.compiler.activation_ranges import ObservedValues
 from svertka.compiler.fusion import FusedNetwork, select_read_tensors
-from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Pool, Quantization, Step, step_results
-from svertka.graph.captured_operations import Operation, Value, map_leaves
+from svertka.compiler.ir import (
+    Concatenation,
+    Elementwise,
+    FusedConvolution,
+    MatrixProduct,
+    Pool,
+    Quantization,
+    Step,
+    step_results,
+)
+from svertka.compiler.ir_verifier import has_byte_form
+from svertka.graph.captured_operations import Constant, Operation, Value, map_leaves
 
 LARGEST_WEIGHT = 127
 MAX_TERMS = (2**31 - 1) // (255 * 128)  # of a sum of 32 bits
@@ -115,6 +125,8 @@ class _Quantizer:
         """Whether there is an 8-bit kernel for this step that is no convolution, and ranges for all of its values."""
         if not isinstance(step, Pool | Concatenation | Elementwise):
             return False
+        if not isinstance(step, Pool) and not has_byte_form(step):
+            return False
         values = (*step.inputs, step.result)
         return all(value in self.observed and len(self.fused.shapes[value]) in (2, 4) for value in values)
 
@@ -196,7 +208,9 @@ def _with_inputs(step: Any, number: Callable[[int], int]) -> Any:
         return replace(step, arguments=moved)
     if isinstance(step, Concatenation):
         return replace(step, inputs=tuple(map(number, step.inputs)))
-    names = {"x": number(step.x)}
+    if isinstance(step, MatrixProduct):
+        return replace(step, x=number(step.x), y=number(step.y))
+    names = {} if isinstance(step.x, Constant) else {"x": number(step.x)}
     if isinstance(step, FusedConvolution) and step.residual is not None:
         names["residual"] = number(step.residual)
     if isinstance(step, Elementwise) and isinstance(step.y, int):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
-from svertka.compiler.ir import BatchDependentSize, Concatenation, Elementwise, FusedConvolution, Normalization, Pool
+from svertka.compiler.ir import BatchDependentSize, Elementwise, FusedConvolution, KernelStep, TensorStep
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.graph.captured_operations import Constant, Operation, Value
 
@@ -60,19 +60,19 @@ def run_reference(
 
 
 def _run_step(
-    step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation,
+    step: KernelStep,
     values: Mapping[int, Tensor],
     shape: list[int],
     seen: Callable[[Any], Any],
     weight: Callable[[str], Tensor],
 ) -> Tensor:
     """Return the result of a step, of this shape."""
-    if isinstance(step, Elementwise):
-        y = None if step.y is None else seen(Value(step.y) if isinstance(step.y, int) else step.y)
-        return _of_shape(step.run(values[step.x], y), shape)
-    if isinstance(step, Normalization):
-        of_channels = [None if name is None else seen(Constant(name)) for name in (step.weight, step.bias)]
-        return _of_shape(step.run(values[step.x], *of_channels), shape)
+    if isinstance(step, TensorStep):
+        operands = [seen(Value(one) if isinstance(one, int) else one) for one in step.operands]
+        result = step.run(*operands)
+        if isinstance(step, Elementwise) and isinstance(step.x, Constant) and step.y is None:
+            result = result.expand(shape)
+        return _of_shape(result, shape)
     given = [values[number][(...,) + (None,) * (4 - values[number].dim())] for number in step.inputs]
     if isinstance(step, FusedConvolution):
         bias, scale = (None if name is None else seen(Constant(name)) for name in (step.bias, step.weight_scale))

@@ -15,16 +15,25 @@ from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     ACTIVATIONS,
     COMBINATIONS,
+    FUNCTIONS,
     LARGEST_BYTE,
     POOLINGS,
+    STATISTICS,
     BatchDependentSize,
     Concatenation,
     Elementwise,
     FusedConvolution,
+    Interpolation,
+    KernelStep,
+    MatrixProduct,
     Normalization,
+    Padding,
     Pool,
     Quantization,
+    Reduction,
+    Softmax,
     Step,
+    TensorStep,
     step_results,
 )
 from svertka.compiler.ir_verifier import check_step_quantization
@@ -43,11 +52,18 @@ STEP_KINDS: dict[str, Any] = {
     "Pool": Pool,
     "Elementwise": Elementwise,
     "Normalization": Normalization,
+    "MatrixProduct": MatrixProduct,
+    "Softmax": Softmax,
+    "Reduction": Reduction,
+    "Interpolation": Interpolation,
+    "Padding": Padding,
     "Concatenation": Concatenation,
     "Operation": Operation,
 }
 LEAF_KINDS: dict[str, Any] = {"Value": Value, "Constant": Constant, "Size": BatchDependentSize}
 KIND_NAMES = {kind: name for name, kind in (STEP_KINDS | LEAF_KINDS).items()}
+# Fields of steps that name a tensor or a module.
+NAMES = {"weight", "place", "row_indices", "row_weights", "column_indices", "column_weights"}
 NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}  # attributes of torch
 LARGEST = 1 << 40  # largest number passed to a kernel
 # Operations that create a tensor from numbers only.
@@ -281,7 +297,7 @@ def _decode_step(written: dict[str, Any]) -> Step:
     return step
 
 
-def _check_types(step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
+def _check_types(step: KernelStep) -> None:
     """Raise ValueError unless the fields of a step have the types that kernels rely on."""
     for name, value in vars(step).items():
         if name in ("stride", "padding", "dilation", "kernel"):
@@ -289,23 +305,29 @@ def _check_types(step: FusedConvolution | Pool | Elementwise | Normalization | C
         elif name == "bounds":
             good = isinstance(value, tuple) and len(value) == 2 and all(isinstance(one, float) for one in value)
             good = good and not any(map(math.isnan, value))
-        elif name == "inputs":
+        elif name in ("inputs", "axes", "before", "after"):
             good = isinstance(value, tuple) and all(map(_is_size, value))
         elif name == "kind":
             good = value in POOLINGS
         elif name == "activation":
             good = value in ACTIVATIONS
         elif name == "combination":
-            good = value in (COMBINATIONS if step.y is not None else ("FIRST",))  # type: ignore[union-attr]
-        elif name in ("slope", "epsilon"):
+            good = value in (FUNCTIONS if step.y is None else COMBINATIONS)  # type: ignore[union-attr]
+        elif name == "statistic":
+            good = value in STATISTICS
+        elif name in ("slope", "epsilon", "scale", "correction"):
             good = isinstance(value, float) and math.isfinite(value)
-        elif name in ("weight", "place") or (name in ("bias", "weight_scale") and value is not None):
+        elif name == "value":
+            good = isinstance(value, float)
+        elif name in NAMES or (name in ("bias", "weight_scale") and value is not None):
             good = isinstance(value, str) or (value is None and isinstance(step, Normalization))
-        elif name in ("ceil", "multiply", "residual_last"):
+        elif name in ("ceil", "multiply", "residual_last", "keep"):
             good = isinstance(value, bool)
+        elif isinstance(value, Constant):
+            good = isinstance(step, Elementwise) or (name == "y" and isinstance(step, Softmax))
         else:
-            good = _is_size(value) or (value is None and name in ("y", "residual", "bias", "gate", "weight_scale"))
-            good = good or (name == "y" and isinstance(value, Constant)) or (name == "groups" and value is None)
+            good = _is_size(value) and not (name == "y" and isinstance(step, Softmax))
+            good = good or (value is None and name in ("y", "residual", "bias", "groups", "gate", "weight_scale"))
         if not good:
             raise ValueError(f"{name} of a step is {value!r}")
 
@@ -345,14 +367,15 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
     reference.run_reference(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
 
 
-def _check_floats(
-    fused: FusedNetwork, step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation
-) -> None:
-    names = [step.y.name] if isinstance(step, Elementwise) and isinstance(step.y, Constant) else []
-    names += [name for name in (step.weight, step.bias) if name] if isinstance(step, Normalization) else []
-    dtypes = [fused.tensors[name].dtype for name in names]
+def _check_floats(fused: FusedNetwork, step: KernelStep) -> None:
+    operands = step.operands if isinstance(step, TensorStep) else ()
+    names = [operand.name for operand in operands if isinstance(operand, Constant)]
+    indices = {step.row_indices, step.column_indices} if isinstance(step, Interpolation) else set()
+    dtypes = [fused.tensors[name].dtype for name in names if name not in indices]
     dtypes += [fused.dtypes[value] for value in (*step.inputs, step.result) if value not in fused.quantizations]
-    if any(dtype != torch.float32 for dtype in dtypes):
+    if any(dtype != torch.float32 for dtype in dtypes) or any(
+        fused.tensors[name].dtype != torch.int64 for name in indices
+    ):
         raise ValueError("a kernel is to read what is not float32")
 
 

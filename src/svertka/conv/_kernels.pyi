@@ -154,15 +154,19 @@ class Activation(Enum):
     LEAKY_RELU = 10
 
 class Combination(Enum):
-    """Operation on two numbers; FIRST is the first alone."""
+    """Operation on one number, the first four, or on two."""
 
     FIRST = 0
-    ADD = 1
-    SUBTRACT = 2
-    MULTIPLY = 3
-    DIVIDE = 4
-    MAXIMUM = 5
-    MINIMUM = 6
+    SQUARE_ROOT = 1
+    RECIPROCAL_SQUARE_ROOT = 2
+    EXPONENTIAL = 3
+    ADD = 4
+    SUBTRACT = 5
+    MULTIPLY = 6
+    DIVIDE = 7
+    MAXIMUM = 8
+    MINIMUM = 9
+    PRELU = 10
 
 class Epilogue:
     """The operations fused after a product: bias, residual, activation function, clamp to [low, high].
@@ -194,6 +198,61 @@ class Normalization:
     def __init__(
         self, batch: int, pixels: int, channels: int, groups: int, in_step: int, out_step: int, epsilon: float
     ) -> None: ...
+
+class MatrixProduct:
+    """Sizes of matrix products; strides are those of three axes of matrices, then of the two of a matrix."""
+
+    def __init__(
+        self,
+        batch: list[int],
+        rows: int,
+        depth: int,
+        columns: int,
+        left: list[int],
+        right: list[int],
+        output: list[int],
+        scale: float,
+    ) -> None: ...
+
+class Softmax:
+    """Sizes and strides of a softmax, along the innermost of five axes or the one before it."""
+
+    def __init__(
+        self,
+        sizes: list[int],
+        input: list[int],  # noqa: A002 - the kernels' own name
+        other: list[int],
+        output: list[int],
+        innermost: bool,
+        scale: float,
+    ) -> None: ...
+
+class Statistic(Enum):
+    """What a reduction computes."""
+
+    SUM = 0
+    MEAN = 1
+    NORM = 2
+    MAXIMUM = 3
+    MINIMUM = 4
+    VARIANCE = 5
+
+class Reduction:
+    """Sizes and strides of a reduction: of three axes that are kept, two that are reduced, and the innermost."""
+
+    def __init__(
+        self,
+        sizes: list[int],
+        input: list[int],  # noqa: A002 - the kernels' own name
+        output: list[int],
+        reduces_innermost: bool,
+        divisor: float,
+    ) -> None: ...
+
+class InterpolationAxis:
+    """One axis of an interpolation: output i is the sum of `taps` inputs at `indices`, times `weights`."""
+
+    def __init__(self, size: int, out_size: int, taps: int, indices: list[int], weights: list[float]) -> None: ...
 
 def panel_width() -> int: ...
 def int8_panel_width() -> int: ...
@@ -284,7 +343,7 @@ class Program:
         self,
         shape: Strided,
         combination: Combination,
-        input: Place,  # noqa: A002 - the kernels' own name
+        input: Place | Tensor,  # noqa: A002 - the kernels' own name
         other: Place | Tensor | None,
         epilogue: Epilogue,
         output: Place,
@@ -326,6 +385,34 @@ class Program:
         other: Place | Tensor | None,
         other_real: tuple[float, float] | None,
         output: Place,
+    ) -> None: ...
+    def add_matrix_product(self, shape: MatrixProduct, left: Place, right: Place, output: Place) -> None: ...
+    def add_softmax(
+        self,
+        shape: Softmax,
+        input: Place,  # noqa: A002 - the kernels' own name
+        other: Place | Tensor | None,
+        output: Place,
+    ) -> None: ...
+    def add_reduction(
+        self,
+        shape: Reduction,
+        statistic: Statistic,
+        input: Place,  # noqa: A002 - the kernels' own name
+        epilogue: Epilogue,
+        output: Place,
+    ) -> None: ...
+    def add_interpolation(
+        self,
+        batch: int,
+        channels: int,
+        y: InterpolationAxis,
+        x: InterpolationAxis,
+        input: Place,  # noqa: A002 - the kernels' own name
+        in_step: int,
+        epilogue: Epilogue,
+        output: Place,
+        out_step: int,
     ) -> None: ...
     def add_parts(self, images: int, parts: list[Program], room: int, maps: list[tuple[Place, int]]) -> None: ...
     def run(self, memories: list[Tensor | None], first: int, last: int, threads: int) -> None: ...
