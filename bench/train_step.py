@@ -1,7 +1,7 @@
 """Benchmark of whole training steps with svertka's convolutions against PyTorch's, channels-last, in turns.
 
     python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet | families] [--precision fp32 | bf16]
-        [--threads 2] [--rounds 7] [--json]
+        [--threads 2] [--rounds 7] [--cpu-time] [--json]
 
 A step is forward, cross-entropy, backward and SGD with momentum on random images. Speeds are PyTorch's time divided by
 svertka's: above 1, svertka is faster. Algorithms are chosen before the measurement. Non-finite gradients end the
@@ -19,6 +19,7 @@ import copy
 import importlib
 import json
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.device import cpu_name, has_bfloat16, set_memory_format, set_threads
+from svertka.malloc import keep_freed_memory
 from svertka.models.registry import find_model
 from train import lenet
 from turns import Way, finite, in_turns, ratios
@@ -108,7 +110,9 @@ def training(network: nn.Module, images: Tensor, classes: int = 1000, *, bfloat1
     return step
 
 
-def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any]:
+def compare(
+    case: Case, rounds: int, *, bfloat16: bool = False, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
     """Return milliseconds per step, and the ratio of each other side to svertka."""
     torch.manual_seed(1)
     network = set_memory_format(case.build(), torch.channels_last)
@@ -134,7 +138,7 @@ def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any
         once["pytorch, float32"] = training(copy.deepcopy(network), images, case.classes)
     elif case.bfloat16 and has_bfloat16():
         once["pytorch, bfloat16"] = training(copy.deepcopy(network), images, case.classes, bfloat16=True)
-    times = in_turns({side: repeated(step, case.steps) for side, step in once.items()}, rounds)
+    times = in_turns({side: repeated(step, case.steps) for side, step in once.items()}, rounds, clock)
     found: dict[str, Any] = {}
     for side, seconds in times.items():
         a_step = 1e3 / case.steps
@@ -170,13 +174,16 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, in which other programs do not count")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = set_threads(options.threads)
+    keep_freed_memory()  # as svertka's command line does
+    clock = time.process_time if options.cpu_time else time.perf_counter
     rows = []
     families = [name for name in CASES if name not in OWN]
     for name in families if "families" in options.only else options.only:
-        found = compare(CASES[name], options.rounds, bfloat16=options.precision == "bf16")
+        found = compare(CASES[name], options.rounds, bfloat16=options.precision == "bf16", clock=clock)
         rows.append({"network": name, "batch": CASES[name].batch, "precision": options.precision} | found)
         for side, one in found.items():
             if not options.json:

@@ -29,12 +29,14 @@ def finite(name: str, numbers: Tensor) -> Tensor:
     return numbers
 
 
-def in_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
+def in_turns(
+    ways: Mapping[str, Way], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Return the seconds of `rounds` runs of each way, after a warm-up run; the first of a round alternates."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name in list(ways)[:: 1 if number % 2 else -1]:
-            took = seconds(ways[name])
+            took = seconds(ways[name], clock)
             if number:
                 times[name].append(took)
     return times

@@ -18,6 +18,7 @@
 #include "scratch.h"
 #include "size_checks.h"
 #include "tensor.h"
+#include "training/training.h"
 
 namespace svertka {
 namespace {
@@ -29,6 +30,7 @@ struct InstructionSet {
     Direct direct;
     Int8 int8;
     TensorSteps tensor_steps;
+    Training training;
     bool bfloat16 = false;  // whether the CPU multiplies bfloat16; emulation is slower than float32
 };
 
@@ -51,20 +53,20 @@ std::vector<InstructionSet> available() {
     // The sets without kernels of their own for an algorithm have those of the next one.
     if (avx512vnni && __builtin_cpu_supports("avx512bf16"))
         sets.push_back({"avx512bf16", avx512bf16::winograd_functions(), avx512::fourier_functions,
-                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), true});
+                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512bf16::training_functions(), true});
     if (avx512vnni)
         sets.push_back({"avx512vnni", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps()});
+                        avx512::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512::training_functions()});
     if (avx512) sets.push_back({"avx512", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512::int8_functions(), avx512::tensor_steps()});
+                        avx512::direct_functions(), avx512::int8_functions(), avx512::tensor_steps(), avx512::training_functions()});
     if (avx2 && multiplies_bytes_by_avx())
         sets.push_back({"avxvnni", avx2::winograd_functions(), avx2::fourier_functions, avx2::direct_functions(),
-                        avxvnni::int8_functions(), avx2::tensor_steps()});
+                        avxvnni::int8_functions(), avx2::tensor_steps(), avx2::training_functions()});
     if (avx2) sets.push_back({"avx2", avx2::winograd_functions(), avx2::fourier_functions,
-                        avx2::direct_functions(), avx2::int8_functions(), avx2::tensor_steps()});
+                        avx2::direct_functions(), avx2::int8_functions(), avx2::tensor_steps(), avx2::training_functions()});
 #endif
     sets.push_back({"baseline", baseline::winograd_functions(), baseline::fourier_functions,
-                        baseline::direct_functions(), baseline::int8_functions(), baseline::tensor_steps()});
+                        baseline::direct_functions(), baseline::int8_functions(), baseline::tensor_steps(), baseline::training_functions()});
     return sets;
 }
 
@@ -168,6 +170,100 @@ void fft_weight_gradient(const Correlation& shape, nb::handle gradient, nb::hand
     used->fourier.weight_gradient(shape, upstream, from, sums, threads);
 }
 
+// Number of weights of a convolution in one group.
+Size dense_weights_of(const Window& shape) {
+    return product({shape.out_channels, shape.y.taps, shape.x.taps, shape.in_channels});
+}
+
+void direct_pack(Size out_channels, Size taps, Size in_channels, nb::handle weights, bool adjoint, nb::handle packed) {
+    require_between("out_channels", out_channels, 1, max_size);
+    require_between("taps", taps, 1, max_size);
+    require_between("in_channels", in_channels, 1, max_size);
+    const Size panel = used->direct.panel_width, outputs = adjoint ? in_channels : out_channels;
+    const Size padded = product({(outputs + panel - 1) / panel, panel});
+    const float* from = Tensor("weights", weights).numbers<float>(product({out_channels, taps, in_channels}));
+    float* to = Tensor("packed", packed).numbers<float>(product({padded, taps, adjoint ? out_channels : in_channels}));
+    const nb::gil_scoped_release unlocked;
+    used->training.pack(from, out_channels, taps, in_channels, adjoint, to);
+}
+
+void direct_forward(const Window& shape, nb::handle input, nb::handle packed, nb::handle bias, nb::handle output,
+                    int threads) {
+    check(shape);
+    require_between("threads", threads, 1, max_threads);
+    const Size of_weights = weights_of(shape, Precision::float32, used->direct.panel_width);
+    const float* by = Tensor("packed", packed).numbers<float>(of_weights);
+    const float* from = Tensor("input", input).numbers<float>(reach(pixels_in(shape), shape.in_step, shape.in_channels));
+    float* to = Tensor("output", output).numbers<float>(reach(pixels_out(shape), shape.out_step, shape.out_channels));
+    const Epilogue epilogue{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels)};
+    const nb::gil_scoped_release unlocked;
+    used->direct.forward(shape, from, Gate{}, by, Precision::float32, epilogue, to, threads);
+}
+
+void direct_weight_gradient(const Window& shape, nb::handle gradient, nb::handle input, nb::handle result, int threads) {
+    check(shape);
+    require_between("threads", threads, 1, max_threads);
+    const Tensor upstream("gradient", gradient), pixels("input", input);
+    const float* of = upstream.numbers<float>(reach(pixels_out(shape), shape.out_step, shape.out_channels));
+    const float* from = pixels.numbers<float>(reach(pixels_in(shape), shape.in_step, shape.in_channels));
+    float* sums = Tensor("result", result).numbers<float>(dense_weights_of(shape));
+    const nb::gil_scoped_release unlocked;
+    used->training.weight_gradient(shape, of, from, sums, threads);
+}
+
+void grouped_weight_gradient(const Window& shape, Size groups, nb::handle gradient, nb::handle input, nb::handle result,
+                             int threads) {
+    check(shape);
+    require_between("threads", threads, 1, max_threads);
+    weights_of(shape, groups);
+    const Size of_result = product({shape.y.taps, shape.x.taps, shape.out_channels / groups, shape.in_channels});
+    const Tensor upstream("gradient", gradient), pixels("input", input);
+    const float* of = upstream.numbers<float>(reach(pixels_out(shape), shape.out_step, shape.out_channels));
+    const float* from = pixels.numbers<float>(reach(pixels_in(shape), shape.in_step, shape.in_channels));
+    float* sums = Tensor("result", result).numbers<float>(of_result);
+    const nb::gil_scoped_release unlocked;
+    used->training.grouped_weight_gradient(shape, groups, of, from, sums, threads);
+}
+
+Size check(const BatchNorm& shape) {
+    require_between("pixels", shape.pixels, 1, max_size);
+    require_between("channels", shape.channels, 1, max_size);
+    return product({shape.pixels, shape.channels});
+}
+
+void batch_norm(const BatchNorm& shape, nb::handle input, nb::handle weight, nb::handle bias, nb::handle output,
+                nb::handle mean, nb::handle variance, int threads) {
+    const Size all = check(shape), channels = shape.channels;
+    require_between("threads", threads, 1, max_threads);
+    const float* from = Tensor("input", input).numbers<float>(all);
+    const float* factors = Tensor("weight", weight).numbers<float>(channels);
+    const float* summands = Tensor("bias", bias).numbers<float>(channels);
+    float* to = Tensor("output", output).numbers<float>(all);
+    float* means = Tensor("mean", mean).numbers<float>(channels);
+    float* variances = Tensor("variance", variance).numbers<float>(channels);
+    const nb::gil_scoped_release unlocked;
+    used->training.batch_norm(shape, from, factors, summands, to, means, variances, threads);
+}
+
+void batch_norm_gradients(const BatchNorm& shape, nb::handle gradient, nb::handle input, nb::handle weight, nb::handle bias,
+                          nb::handle mean, nb::handle variance, nb::handle input_gradient, nb::handle weight_gradient,
+                          nb::handle bias_gradient, int threads) {
+    const Size all = check(shape), channels = shape.channels;
+    require_between("threads", threads, 1, max_threads);
+    const float* of = Tensor("gradient", gradient).numbers<float>(all);
+    const float* from = Tensor("input", input).numbers<float>(all);
+    const float* factors = Tensor("weight", weight).numbers<float>(channels);
+    const float* summands = Tensor("bias", bias).numbers<float>(channels);
+    const float* means = Tensor("mean", mean).numbers<float>(channels);
+    const float* variances = Tensor("variance", variance).numbers<float>(channels);
+    float* to = Tensor("input_gradient", input_gradient).numbers<float>(all);
+    float* of_weight = Tensor("weight_gradient", weight_gradient).numbers<float>(channels);
+    float* of_bias = Tensor("bias_gradient", bias_gradient).numbers<float>(channels);
+    const nb::gil_scoped_release unlocked;
+    used->training.batch_norm_gradients(shape, of, from, factors, summands, means, variances, to, of_weight, of_bias,
+                                        threads);
+}
+
 void grouped_forward(const Window& shape, Size groups, nb::handle input, nb::handle weights, nb::handle bias,
                      nb::handle output, int threads) {
     check(shape);
@@ -268,6 +364,21 @@ NB_MODULE(_kernels, module) {
     nb::class_<Window>(module, "Window")
         .def(nb::init<Size, Size, Size, WindowAxis, WindowAxis, Size, Size>(), "batch"_a, "in_channels"_a, "out_channels"_a,
              "y"_a, "x"_a, "in_step"_a, "out_step"_a);
+    module.def("direct_pack", direct_pack, "out_channels"_a, "taps"_a, "in_channels"_a, "weights"_a, "adjoint"_a,
+               "packed"_a);
+    module.def("direct_forward", direct_forward, "shape"_a, "input"_a, "packed"_a, "bias"_a.none(), "output"_a,
+               "threads"_a);
+    module.def("direct_weight_gradient", direct_weight_gradient, "shape"_a, "gradient"_a, "input"_a, "result"_a,
+               "threads"_a);
+    nb::class_<BatchNorm>(module, "BatchNorm")
+        .def(nb::init<Size, Size, float, Activation, float, float>(), "pixels"_a, "channels"_a, "epsilon"_a, "activation"_a,
+             "low"_a, "high"_a);
+    module.def("batch_norm", batch_norm, "shape"_a, "input"_a, "weight"_a, "bias"_a, "output"_a, "mean"_a, "variance"_a,
+               "threads"_a);
+    module.def("batch_norm_gradients", batch_norm_gradients, "shape"_a, "gradient"_a, "input"_a, "weight"_a, "bias"_a,
+               "mean"_a, "variance"_a, "input_gradient"_a, "weight_gradient"_a, "bias_gradient"_a, "threads"_a);
+    module.def("grouped_weight_gradient", grouped_weight_gradient, "shape"_a, "groups"_a, "gradient"_a, "input"_a,
+               "result"_a, "threads"_a);
     module.def("grouped_forward", grouped_forward, "shape"_a, "groups"_a, "input"_a, "weights"_a, "bias"_a.none(),
                "output"_a, "threads"_a);
     nb::class_<Place>(module, "Place").def(nb::init<int, Size>(), "memory"_a, "offset"_a);

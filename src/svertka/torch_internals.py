@@ -67,6 +67,17 @@ def _has_storage(x: Tensor) -> bool:
     return True
 
 
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+_module: Any = torch.nn.modules.module
+_all_hooks = [_optional(_module, f"_global{name}") for name in _HOOKS]
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Return whether a hook is called before or after `module` in a pass; the fallback says yes."""
+    own = [vars(module).get(name) for name in _HOOKS]
+    return any(hooks is None or len(hooks) > 0 for hooks in (*own, *_all_hooks))
+
+
 def is_composite(operator: str) -> bool:
     """Return whether `operator` ("aten::dropout") is made of other operators; the fallback says yes."""
     return _has_kernel is None or _has_kernel(operator, "CompositeImplicitAutograd")

@@ -15,6 +15,8 @@ SHAPES = [
     ConvShape.of((2, 32, 7, 7), (32, 4, 3, 3), padding=1, groups=8),
     ConvShape.of((2, 24, 9, 8), (12, 6, 3, 3), stride=2, padding=1, groups=4),
     ConvShape.of((1, 40, 7, 6), (80, 20, 3, 3), padding=1, groups=2),
+    ConvShape.of((2, 12, 8, 7), (4, 3, 3, 3), padding=1, groups=4),
+    ConvShape.of((1, 40, 9, 8), (20, 20, 5, 5), stride=(2, 1), padding=2, groups=2),
     ConvShape.of((0, 8, 5, 5), (8, 1, 3, 3), groups=8),
 ]
 
@@ -44,6 +46,17 @@ def test_the_bias_is_added_and_threads_change_nothing(normal):
     assert torch.equal(native_grouped.forward(case.x, case.weight, case.shape, bias), alone)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[5], SHAPES[7]], ids=str)
+def test_weight_gradients_of_several_threads_are_the_definition(shape, threads, normal, instructions):
+    case = normal(shape)
+    torch.set_num_threads(threads)
+    result = native_grouped.weight_gradient(case.gradient, case.x, shape)
+    exact = matrix.weight_gradient(case.gradient.double(), case.x.double(), shape)
+    assert (result - exact).abs().max() <= 1e-6 * case.magnitudes()[2]
+    assert torch.equal(native_grouped.weight_gradient(case.gradient, case.x, shape), result)
+
+
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
@@ -59,10 +72,14 @@ def test_why_not(shape, said):
 def test_the_kernel_checks_its_tensors():
     shape = SHAPES[0]
     x, weight, output = torch.zeros(shape.input), torch.zeros(297), torch.zeros(shape.output)
-    sizes = native_grouped._sizes(shape)
+    sizes = native_support.window(shape)
     with pytest.raises(ValueError, match="weights holds 296 numbers; these sizes need 297"):
         native_support.kernels.grouped_forward(sizes, 33, x, torch.zeros(296), None, output, 1)
     with pytest.raises(ValueError, match="output holds 2 numbers"):
         native_support.kernels.grouped_forward(sizes, 33, x, weight, None, torch.zeros(2), 1)
     with pytest.raises(ValueError, match="2 groups must divide 33 input"):
         native_support.kernels.grouped_forward(sizes, 2, x, weight, None, output, 1)
+    with pytest.raises(ValueError, match="result holds 296 numbers; these sizes need 297"):
+        native_support.kernels.grouped_weight_gradient(sizes, 33, output, x, torch.zeros(296), 1)
+    with pytest.raises(ValueError, match="2 groups must divide 33 input"):
+        native_support.kernels.grouped_weight_gradient(sizes, 2, output, x, weight, 1)

@@ -142,7 +142,7 @@ def test_forward_mode_derivatives_are_pytorchs():
 
 
 @pytest.mark.parametrize(
-    "name", [*(name for name in NAMES if name not in ("winograd", "fft", "native_grouped")), "auto"]
+    "name", [*(name for name in NAMES if name not in ("winograd", "fft", "native_grouped", "native_direct")), "auto"]
 )
 @pytest.mark.parametrize("within", [False, True])
 def test_autocast_computes_in_its_dtype(name, within):

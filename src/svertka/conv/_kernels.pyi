@@ -123,6 +123,63 @@ class Window:
         self, batch: int, in_channels: int, out_channels: int, y: WindowAxis, x: WindowAxis, in_step: int, out_step: int
     ) -> None: ...
 
+def direct_pack(
+    out_channels: int, taps: int, in_channels: int, weights: Tensor, adjoint: bool, packed: Tensor
+) -> None: ...
+def direct_forward(
+    shape: Window,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    packed: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    threads: int,
+) -> None: ...
+def direct_weight_gradient(
+    shape: Window,
+    gradient: Tensor,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    result: Tensor,
+    threads: int,
+) -> None: ...
+
+class BatchNorm:
+    """Sizes of a batch normalization, and the activation function or the limits of its results."""
+
+    def __init__(
+        self, pixels: int, channels: int, epsilon: float, activation: Activation, low: float, high: float
+    ) -> None: ...
+
+def batch_norm(
+    shape: BatchNorm,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    weight: Tensor,
+    bias: Tensor,
+    output: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    threads: int,
+) -> None: ...
+def batch_norm_gradients(
+    shape: BatchNorm,
+    gradient: Tensor,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    input_gradient: Tensor,
+    weight_gradient: Tensor,
+    bias_gradient: Tensor,
+    threads: int,
+) -> None: ...
+def grouped_weight_gradient(
+    shape: Window,
+    groups: int,
+    gradient: Tensor,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    result: Tensor,
+    threads: int,
+) -> None: ...
 def grouped_forward(
     shape: Window,
     groups: int,

@@ -1,29 +1,39 @@
 """Replacement of a network's convolutions with the fastest algorithms, and its reversal.
 
 The method that computes the convolution is replaced on the layer instance: `_conv_forward` of nn.Conv2d, `forward` of
-nn.ConvTranspose2d. Layers whose class or instance overrides these methods are left unchanged, and later wrappers around
-the replacement are kept. PyTorch's method is called while a network is traced or exported, and for settings that
-`conv2d` does not support.
+nn.ConvTranspose2d and of nn.Linear, which is a 1×1 convolution. Layers whose class or instance overrides these methods
+are left unchanged, and later wrappers around the replacement are kept. Subclasses of nn.Conv2d with a `forward` of
+their own, such as layers with standardized weights or "same" padding, run it; only its calls of torch.conv2d are
+replaced. PyTorch's method is called while a network is traced or exported, and for settings that `conv2d` does not
+support.
+
+`forward` of nn.BatchNorm2d is replaced for training. In an nn.Sequential, and in timm's BatchNormAct2d, an activation
+layer after it is computed together with it, unless somebody could see what is between the two: a hook on one of them.
 """
 
+import itertools
+import sys
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from svertka import torch_internals
-from svertka.conv import aten, autotune
+from svertka.conv import aten, autotune, native_batch_norm
 from svertka.conv.api import conv2d, conv_transpose2d
-from svertka.conv.operator import is_fastest_in_pytorch
+from svertka.conv.operator import convolve, is_fastest_in_pytorch
 from svertka.conv_geometry import ConvShape
 from svertka.errors import UsageError
 from svertka.type_checking import check_types
 
 Network = TypeVar("Network", bound=nn.Module)
-CONVOLVES, TRANSPOSES = "_conv_forward", "forward"
-# torch.jit.script looks up this attribute. The replacement marks accelerated layers and raises an error.
+CONVOLVES, FORWARD = "_conv_forward", "forward"
+MIN_ROWS = 256  # of the input of a dense layer: with fewer, its weights take longer to prepare than the product
+# torch.jit.script looks up this attribute; the replacement raises an error, and marks accelerated layers.
 SCRIPTED = "__prepare_scriptable__"
 # The methods that determine what a layer computes.
 METHODS = ("__call__", "__getattr__", "_call_impl", "forward", "_conv_forward")
@@ -31,11 +41,12 @@ METHODS = ("__call__", "__getattr__", "_call_impl", "forward", "_conv_forward")
 
 @check_types
 def accelerate(model: Network, *, strict: bool = False) -> Network:
-    """Make `model` compute its convolutions with `svertka.conv`, in place.
+    """Make `model` compute convolutions, dense layers and batch normalization with `svertka.conv`, in place.
 
-    Each convolution uses the algorithm that is fastest for its shape on this machine, in training and inference.
-    Parameters, state_dict, hooks, layer classes, pickling and copies are unchanged; only rounding differs. Layers that
-    override the convolution, in their class or on the instance, are left unchanged. torch.compile, torch.export,
+    Each convolution uses the algorithm that is fastest for its shape on this machine, in training and inference; so
+    does a dense layer for 256 or more inputs at once. Parameters, state_dict, hooks, layer classes, pickling and copies
+    are unchanged; only rounding differs. Layers that override the convolution, in their class or on the instance, are
+    left unchanged, but for calls of torch.conv2d in the `forward` of their class. torch.compile, torch.export,
     torch.jit.trace and torch.onnx.export accept the network, the last three with PyTorch's convolutions;
     torch.jit.script requires `restore` first.
 
@@ -53,8 +64,18 @@ def accelerate(model: Network, *, strict: bool = False) -> Network:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and _is_plain(layer, nn.Conv2d, CONVOLVES):
             _replace(layer, CONVOLVES, partial(_convolve, layer, strict=strict))
-        elif isinstance(layer, nn.ConvTranspose2d) and _is_plain(layer, nn.ConvTranspose2d, TRANSPOSES):
-            _replace(layer, TRANSPOSES, partial(_transpose, layer, strict=strict))
+        elif isinstance(layer, nn.Conv2d) and _has_own_forward(layer):
+            _replace(layer, FORWARD, partial(_run_own_forward, layer, strict=strict))
+        elif isinstance(layer, nn.ConvTranspose2d) and _is_plain(layer, nn.ConvTranspose2d, FORWARD):
+            _replace(layer, FORWARD, partial(_transpose, layer, strict=strict))
+        elif isinstance(layer, nn.Linear) and _is_plain(layer, nn.Linear, FORWARD):
+            _replace(layer, FORWARD, partial(_multiply, layer, strict=strict))
+        elif isinstance(layer, nn.BatchNorm2d) and _is_plain(layer, nn.BatchNorm2d, FORWARD):
+            _replace(layer, FORWARD, partial(_normalize, layer))
+        elif isinstance(layer, nn.BatchNorm2d) and _is_norm_act(layer):
+            _replace(layer, FORWARD, partial(_normalize_and_activate, layer))
+        elif isinstance(layer, nn.Sequential) and _is_plain(layer, nn.Sequential, FORWARD) and _has_pair(layer):
+            _replace(layer, FORWARD, partial(_run_in_turn, layer))
     return model
 
 
@@ -72,7 +93,7 @@ def restore(model: Network) -> Network:
         UsageError: `model` is not an nn.Module.
     """
     for layer in model.modules():
-        for name in (CONVOLVES, TRANSPOSES):
+        for name in (CONVOLVES, FORWARD):
             if _is_replacement(vars(layer).get(name)):
                 delattr(layer, name)
         if _is_accelerated(layer):
@@ -95,17 +116,29 @@ def _is_plain(layer: nn.Module, kind: type[nn.Module], replaced: str) -> bool:
             return False
         if getattr(type(layer), name, None) is not getattr(kind, name, None):
             return False
-    return _is_from_pytorch(getattr(kind, replaced))
+    return _is_from_pytorch(kind, replaced)
 
 
-def _is_from_pytorch(function: Any) -> bool:
-    """Return whether `function` is defined in torch.nn.modules.conv; a patched class may have another one."""
-    code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename == nn.modules.conv.__file__
+def _has_own_forward(layer: nn.Conv2d) -> bool:
+    """Return whether the class of `layer` overrides `forward` of nn.Conv2d, and nothing else that computes."""
+    own, kind = vars(layer), type(layer)
+    if (SCRIPTED in own and not _is_accelerated(layer)) or kind.forward is nn.Conv2d.forward:
+        return False
+    is_changed = any(name in own and not _is_replacement(own[name]) for name in METHODS)
+    others = (name for name in METHODS if name != FORWARD)
+    is_like = all(getattr(kind, name, None) is getattr(nn.Conv2d, name, None) for name in others)
+    return is_like and not is_changed and _is_from_pytorch(nn.Conv2d, CONVOLVES)
+
+
+def _is_from_pytorch(kind: type[nn.Module], name: str) -> bool:
+    """Return whether the method is defined in the module of `kind`: the class itself may have been patched."""
+    code = getattr(getattr(kind, name), "__code__", None)
+    return code is not None and code.co_filename == sys.modules[kind.__module__].__file__
 
 
 def _is_replacement(function: Any) -> bool:
-    return isinstance(function, partial) and function.func in (_convolve, _transpose)
+    ours = _convolve, _run_own_forward, _transpose, _multiply, _normalize, _normalize_and_activate, _run_in_turn
+    return isinstance(function, partial) and function.func in ours
 
 
 def _is_accelerated(layer: nn.Module) -> bool:
@@ -133,7 +166,8 @@ def _must_use_pytorch(layer: nn.Module, x: Any, own: Any, replaced: str) -> bool
     )
 
 
-_CONVOLVES, _TRANSPOSES = nn.Conv2d._conv_forward, nn.ConvTranspose2d.forward
+_CONVOLVES, _TRANSPOSES, _MULTIPLIES = nn.Conv2d._conv_forward, nn.ConvTranspose2d.forward, nn.Linear.forward
+_NORMALIZES, _RUNS = nn.BatchNorm2d.forward, nn.Sequential.forward
 
 
 def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, *, strict: bool = False) -> Tensor:
@@ -208,7 +242,7 @@ def _is_left_to_pytorch(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tenso
 def _transpose(
     layer: nn.ConvTranspose2d, x: Tensor, output_size: list[int] | None = None, *, strict: bool = False
 ) -> Tensor:
-    if output_size is not None or _must_use_pytorch(layer, x, _TRANSPOSES, TRANSPOSES):
+    if output_size is not None or _must_use_pytorch(layer, x, _TRANSPOSES, FORWARD):
         result: Tensor = type(layer).forward(layer, x, output_size)
         return result
     padding: Any = layer.padding
@@ -222,6 +256,156 @@ def _transpose(
         dilation=_as_pair(layer.dilation),
         groups=layer.groups,
         strict=strict,
+    )
+
+
+class _ConvolutionCalls(TorchFunctionMode):
+    """Replaces torch.conv2d by `conv2d`; other functions are called as they are."""
+
+    def __init__(self, *, strict: bool) -> None:
+        super().__init__()
+        self.strict = strict
+
+    def __torch_function__(
+        self, function: Callable[..., Any], _types: Any, arguments: Any = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        if function is torch.conv2d and not named.keys() - {"bias", "stride", "padding", "dilation", "groups"}:
+            return self._convolve(*arguments, **named)
+        return function(*arguments, **named)
+
+    def _convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        return conv2d(
+            x,
+            weight,
+            bias,
+            stride=_as_pair(stride),
+            padding=padding if isinstance(padding, str) else _as_pair(padding),
+            dilation=_as_pair(dilation),
+            groups=groups,
+            strict=self.strict,
+        )
+
+
+def _run_own_forward(layer: nn.Conv2d, *arguments: Any, strict: bool = False, **named: Any) -> Any:
+    kind = type(layer)
+    if _must_use_pytorch(layer, arguments[:1], kind.forward, FORWARD) or torch.compiler.is_compiling():
+        return kind.forward(layer, *arguments, **named)
+    if any(isinstance(one, torch.fx.Proxy) for one in (*arguments, *named.values())):
+        return kind.forward(layer, *arguments, **named)
+    with _ConvolutionCalls(strict=strict):
+        return kind.forward(layer, *arguments, **named)
+
+
+def _multiply(layer: nn.Linear, x: Tensor, *, strict: bool = False) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    if not _must_use_pytorch(layer, x, _MULTIPLIES, FORWARD) and _is_large_product(x, weight, bias):
+        rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # one image, a column of pixels
+        kernel, name = weight[:, :, None, None], "strict" if strict else "auto"
+        shape = ConvShape.of(rows.shape, kernel.shape)
+        if not is_fastest_in_pytorch(shape, rows, kernel, name):
+            result = convolve(rows, kernel, bias, shape, name)
+            return result.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+    unchanged: Tensor = type(layer).forward(layer, x)
+    return unchanged
+
+
+def _is_large_product(x: Any, weight: Any, bias: Any) -> bool:
+    """Return whether the dense layer has enough inputs at once, and plain float32 tensors on the CPU."""
+    return (
+        type(x) is Tensor
+        and type(weight) is nn.Parameter
+        and (bias is None or type(bias) is nn.Parameter)
+        and all(one is None or (one.is_cpu and one.dtype == torch.float32) for one in (x, weight, bias))
+        and weight.dim() == 2
+        and (bias is None or bias.shape == weight.shape[:1])
+        and x.dim() > 1
+        and x.shape[-1] == weight.shape[1] > 0
+        and x.numel() >= MIN_ROWS * weight.shape[1]
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch_internals.has_transform()
+    )
+
+
+def _normalize(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    if not _must_use_pytorch(layer, x, _NORMALIZES, FORWARD) and native_batch_norm.can_normalize(layer, x):
+        return native_batch_norm.normalize(layer, x)
+    result: Tensor = type(layer).forward(layer, x)
+    return result
+
+
+def _normalize_and_activate(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    kind, after = type(layer), layer.get_submodule("act")
+    if (
+        not _must_use_pytorch(layer, x, kind.forward, FORWARD)
+        and type(layer.get_submodule("drop")) is nn.Identity
+        and not torch_internals.has_hooks(layer.get_submodule("drop"))
+        and _is_plain_activation(after)
+        and native_batch_norm.can_normalize(layer, x)
+    ):
+        return native_batch_norm.normalize(layer, x, type(after))
+    result: Tensor = kind.forward(layer, x)
+    return result
+
+
+def _is_norm_act(layer: nn.BatchNorm2d) -> bool:
+    """Return whether `layer` is timm's BatchNormAct2d: batch normalization, `drop` and `act`."""
+    kind, own = type(layer), vars(layer)
+    if (kind.__module__, kind.__qualname__) != ("timm.layers.norm_act", "BatchNormAct2d"):
+        return False
+    is_changed = any(name in own and not _is_replacement(own[name]) for name in METHODS)
+    return not is_changed and (SCRIPTED not in own or _is_accelerated(layer))
+
+
+def _run_in_turn(layer: nn.Sequential, x: Any) -> Any:
+    if _must_use_pytorch(layer, x, _RUNS, FORWARD):
+        unchanged: Any = type(layer).forward(layer, x)  # type: ignore[no-untyped-call]
+        return unchanged
+    modules, number = list(layer), 0
+    while number < len(modules):
+        module, after = modules[number], modules[number + 1] if number + 1 < len(modules) else None
+        if after is not None and _is_pair(module, after) and native_batch_norm.can_normalize(module, x):
+            x = native_batch_norm.normalize(module, x, type(after))
+            number += 2
+        else:
+            x = module(x)
+            number += 1
+    return x
+
+
+def _has_pair(layer: nn.Sequential) -> bool:
+    kinds = native_batch_norm.ACTIVATIONS
+    return any(isinstance(one, nn.BatchNorm2d) and type(after) in kinds for one, after in itertools.pairwise(layer))
+
+
+def _is_pair(module: nn.Module, after: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Return whether batch normalization is followed by its activation function, and nobody sees what is between."""
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and _is_plain_activation(after)
+        and _is_accelerated(module)
+        and _is_plain(module, nn.BatchNorm2d, FORWARD)
+        and not torch_internals.has_hooks(module)
+    )
+
+
+def _is_plain_activation(layer: nn.Module) -> bool:
+    """Return whether `layer` is an activation layer that the kernels know, and without hooks."""
+    return (
+        type(layer) in native_batch_norm.ACTIVATIONS
+        and not vars(layer).keys() & set(METHODS)
+        and _is_from_pytorch(type(layer), FORWARD)
+        and not torch_internals.has_hooks(layer)
     )
 
 

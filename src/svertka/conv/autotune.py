@@ -2,14 +2,16 @@
 
 The fastest algorithm depends on the shape, the pass, the dtype, the memory order, the number of threads and the CPU,
 and cannot be predicted. The first convolution of each shape therefore times all algorithms that support it and writes
-the winner to the cache folder. `svertka tune` prints the timings.
+the winner to the cache folder. A process spends at most about TOTAL_BUDGET seconds on this; further shapes use the
+algorithm of the most similar one, and are timed by later processes. `svertka tune` prints the timings.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from math import ceil, log, prod
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from svertka.conv import (
     aten,
     fft,
     gemm,
+    native_direct,
     native_fft,
     native_grouped,
     native_support,
@@ -43,8 +46,12 @@ DROP_RATIO = 2.0  # times the best time so far: slower algorithms are not timed 
 # Seconds that a pass takes longer in svertka than in PyTorch, because its autograd functions are in Python.
 CALL_OVERHEAD: dict[str, float] = {"forward": 5e-5, "input_gradient": 1e-4, "weight_gradient": 1e-4}
 MAX_ROUNDS = 25
-TIMING_BUDGET = 0.05  # seconds for all rounds of the fastest algorithm
-MAX_WORKSPACE = 1 << 30  # bytes; an algorithm that needs more besides input and output is not timed
+TIMING_BUDGET = 0.01  # seconds for all rounds of the fastest algorithm
+TOTAL_BUDGET = 2.0  # seconds of a process for all choices
+TIMED_FLOPS = 4e8  # with more in a pass, fewer images are timed
+DRAWN = 2**16 + 1  # random numbers of a tensor; not a multiple of its sizes
+CLEAR_RATIO = 0.75  # of PyTorch's time: a winner by so much is not timed again
+MAX_WORKSPACE = 1 << 30  # bytes: an algorithm that needs more beside input and output is not timed
 
 CACHE_FORMAT = 3  # of the cache file; files of another format are ignored
 CACHE_FILE = "convolutions.json"  # in the cache folder
@@ -92,12 +99,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     "native_winograd_bf16": native_winograd_bf16,
     "native_fft": native_fft,
     "native_grouped": native_grouped,
+    "native_direct": native_direct,
     "space_to_depth": space_to_depth,
     "winograd": winograd,
     "fft": fft,
     "gemm": gemm,
 }
-COMPILED = "native_winograd", "native_fft", "space_to_depth"
+COMPILED = "native_winograd", "native_fft", "native_grouped", "native_direct", "space_to_depth"
 PURE_TORCH = "winograd", "fft", "gemm"
 
 
@@ -119,6 +127,7 @@ class Trial:
 SELECTORS = "auto", "strict"  # the fastest of all algorithms, or of those that are local
 Key = tuple[Pass, ConvShape, torch.memory_format, int, torch.dtype, bool]
 _chosen: dict[Key, str] = {}  # by this process
+_spent = {"seconds": 0.0}  # by this process on timing
 _pinned: dict[str, str] = {}  # by description; see `pin_choices`
 # Whether PyTorch's algorithm is chosen for all passes of a call: a layer then runs PyTorch's method without overhead.
 calls_left_to_pytorch: dict[tuple[Any, ...], bool] = {}
@@ -191,7 +200,7 @@ def select_algorithm(
     layout = memory_order(like) if other is None else memory_order(like, other)
     key = one_pass, shape, layout, torch.get_num_threads(), like.dtype, name == "strict"
     if key not in _chosen:
-        _chosen[key] = _look_up(key) or _time_and_save(key)
+        _chosen[key] = _look_up(key) or _choose(key)
     return ALGORITHMS[_chosen[key]]
 
 
@@ -308,10 +317,16 @@ def random_tensors(
         "input_gradient": (shape.output, shape.weight),
         "weight_gradient": (shape.output, shape.input),
     }
-    # dtype and device are given because users change PyTorch's defaults.
-    drawn = (torch.randn(size, dtype=torch.float32, device="cpu") for size in sizes[one_pass])
-    first, second = (tensor.to(memory_format=layout) for tensor in drawn)
+    first, second = (_draw(size).to(memory_format=layout) for size in sizes[one_pass])
     return first.to(dtype), second.to(dtype if one_pass == "weight_gradient" else weight_dtype(dtype))
+
+
+def _draw(size: tuple[int, ...]) -> Tensor:
+    """Return random numbers; large tensors repeat them, since drawing them takes longer than a convolution."""
+    count = prod(size)
+    # dtype and device are given because users change PyTorch's defaults.
+    numbers = torch.randn(min(count, DRAWN), dtype=torch.float32, device="cpu")
+    return numbers.repeat(ceil(count / DRAWN))[:count].reshape(size) if count else numbers.reshape(size)
 
 
 def _reason_to_skip(
@@ -338,8 +353,8 @@ def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -
     is_emulated = not (native_support.multiplies_bfloat16() if name == "native_winograd_bf16" else has_bfloat16())
     if dtype == torch.bfloat16 and name in ("aten", "gemm", "native_winograd_bf16") and is_emulated:
         return "this CPU emulates bfloat16"
-    if name == "native_grouped" and one_pass == "weight_gradient":
-        return "aten computes the same gradient"
+    if name == "native_direct" and one_pass == "input_gradient" and 1 not in (max(shape.stride), max(shape.kernel)):
+        return "with a stride, it multiplies zeros"
     if name in PURE_TORCH and shape.in_channels == shape.groups:
         return "depthwise convolutions gain nothing from it"
     if name == "gemm" and one_pass == "forward" and shape.kernel == shape.stride == (1, 1):
@@ -351,28 +366,74 @@ def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -
     return None
 
 
-def _time_and_save(key: Key) -> str:
-    one_pass, shape, layout, _, dtype, strict = key
+def _choose(key: Key) -> str:
+    """Return the algorithm for `key`: timed and saved, or without time left that of the most similar shape."""
+    one_pass, shape, _, _, dtype, strict = key
     candidates = [name for name in ALGORITHMS if not _reason_to_skip(name, one_pass, shape, dtype, strict=strict)]
     if len(candidates) == 1:
         return candidates[0]
+    if _spent["seconds"] >= TOTAL_BUDGET:
+        return _find_similar(key) or candidates[0]
+    began = time.thread_time()  # on a busy machine, waiting does not count
+    name = _time_and_save(key, candidates)
+    _spent["seconds"] += time.thread_time() - began
+    return name
+
+
+def _time_and_save(key: Key, candidates: Sequence[str]) -> str:
+    one_pass, shape, layout, threads, dtype, strict = key
+    shape = _with_fewer_images(shape, threads)
     with torch.random.fork_rng(devices=[]):
-        name = select_fastest(time_algorithms(one_pass, shape, layout, dtype, strict=strict), one_pass)
+        tried = time_algorithms(one_pass, shape, layout, dtype, strict=strict)
+        name = select_fastest(tried, one_pass)
         own = [each for each in ("aten", "upcast") if each in candidates][:1]
-        if name not in own:  # time the winner a second time, so that another program's load does not choose it
+        # Time a close winner a second time, so that another program's load does not choose it.
+        if name not in own and not _is_clear(tried, name, *own):
             again = time_algorithms(one_pass, shape, layout, dtype, strict=strict, only=(*own, name))
             name = select_fastest(again, one_pass)
     save_choice(describe_environment(ALGORITHMS), _describe(key), name)
     return name
 
 
+def _is_clear(tried: dict[str, Trial], winner: str, own: str) -> bool:
+    fastest, other = tried[winner].seconds, tried[own].seconds
+    return fastest is not None and other is not None and fastest < CLEAR_RATIO * other
+
+
+def _with_fewer_images(shape: ConvShape, threads: int) -> ConvShape:
+    """Return `shape` with as many images as have TIMED_FLOPS, on which the order of algorithms hardly depends."""
+    # With one thread PyTorch computes 1×1 kernels in another way for fewer images than these.
+    least = 16 if threads == 1 and shape.kernel == (1, 1) else 1
+    of_image = 2 * shape.multiply_adds / max(shape.batch, 1)
+    return replace(shape, batch=min(shape.batch, max(least, ceil(TIMED_FLOPS / of_image))))
+
+
+def _find_similar(key: Key) -> str | None:
+    """Return the choice for the shape most like that of `key`, with the same kernel, or None if there is none."""
+
+    def kind(other: Key) -> tuple[Any, ...]:
+        one_pass, shape, *rest = other
+        depth = shape.in_channels // shape.groups
+        return one_pass, *rest, shape.kernel, shape.stride, shape.dilation, shape.groups == 1, depth == 1
+
+    def distance(other: Key) -> float:
+        return abs(log(other[1].multiply_adds / key[1].multiply_adds))
+
+    _, shape, _, _, dtype, _ = key
+    alike = [other for other in _chosen if kind(other) == kind(key)]
+    able = [other for other in alike if ALGORITHMS[_chosen[other]].why_not(shape, dtype) is None]
+    return _chosen[min(able, key=distance)] if able else None
+
+
 def _time_once(
     name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape, layout: torch.memory_format
 ) -> float:
-    began = time.perf_counter()
+    # Other programs do not count in the time of a thread, but other threads of this one would have to.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
     # The operator converts results to the memory order of its tensors.
     getattr(ALGORITHMS[name], one_pass)(*tensors, shape).contiguous(memory_format=layout)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _describe(key: Key) -> str:

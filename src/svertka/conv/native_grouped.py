@@ -1,16 +1,14 @@
 """Grouped and depthwise convolution in compiled kernels (`native/`), on the CPU.
 
 The input gradient is the convolution of the gradient with the rotated kernels, in which the inputs and outputs of each
-group are exchanged; with a stride, zeros are inserted into the gradient first. The weight gradient is PyTorch's.
-Results are channels-last; tensors in other orders are copied first. Results do not depend on the number of threads.
+group are exchanged; with a stride, zeros are inserted into the gradient first. Results are channels-last; tensors in
+other orders are copied first. Results and input gradients do not depend on the number of threads; weight gradients do.
 """
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from svertka.conv import aten, native_support
+from svertka.conv import native_support
 from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_vector
 from svertka.conv_geometry import ConvShape
 
@@ -34,25 +32,28 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
     """Return `x`, (N, C, H, W), convolved with `weight`, (O, C / groups, kh, kw), plus `bias`, (O): (N, O, H', W')."""
     packed = weight.permute(2, 3, 1, 0)  # (tap y, tap x, input in group, output)
-    return _forward(x, packed, _sizes(shape), shape.groups, shape.output, bias)
+    return _forward(x, packed, native_support.window(shape), shape.groups, shape.output, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
-    if shape.stride != (1, 1):
-        vertical, horizontal = shape.stride
-        spread = gradient.new_zeros(_spread(shape)).contiguous(memory_format=torch.channels_last)
-        spread[:, :, ::vertical, ::horizontal] = gradient
-        gradient = spread
     groups, taps = shape.groups, shape.kernel
     split = weight.flip(2, 3).reshape(groups, shape.out_channels // groups, shape.in_channels // groups, *taps)
     packed = split.permute(3, 4, 1, 0, 2)  # (tap y, tap x, output in group, group, input in group)
-    return _forward(gradient, packed, _adjoint_sizes(shape), groups, shape.input)
+    return _forward(
+        native_support.spread(gradient, shape), packed, native_support.adjoint_window(shape), groups, shape.input
+    )
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
-    """Return PyTorch's weight gradient, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input."""
-    return aten.weight_gradient(gradient, x, shape)
+    """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input."""
+    gradient, x = to_channels_last(gradient), to_channels_last(x)
+    outputs, inputs = shape.out_channels // shape.groups, shape.in_channels // shape.groups
+    sums = torch.empty(*shape.kernel, outputs, shape.groups, inputs, dtype=torch.float32, device="cpu")
+    native_support.kernels.grouped_weight_gradient(
+        native_support.window(shape), shape.groups, gradient, x, sums, torch.get_num_threads()
+    )
+    return sums.permute(3, 2, 4, 0, 1).reshape(shape.weight)
 
 
 def _forward(
@@ -69,36 +70,3 @@ def _forward(
         sizes, groups, x, to_kernel_vector(packed), bias, output, torch.get_num_threads()
     )
     return output
-
-
-def _spread(shape: ConvShape) -> tuple[int, int, int, int]:
-    """Return the size of the gradient with stride − 1 zeros between its pixels."""
-    height, width = ((size - 1) * step + 1 for size, step in zip(shape.output[2:], shape.stride, strict=True))
-    return shape.batch, shape.out_channels, height, width
-
-
-@lru_cache(4096)
-def _sizes(shape: ConvShape) -> "native_support.kernels.Window":
-    sizes = (shape.height, shape.width), (shape.out_height, shape.out_width)
-    y, x = (
-        native_support.kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
-        for size, out_size, taps, stride, pad, dilation in zip(
-            *sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True
-        )
-    )
-    channels = shape.in_channels, shape.out_channels
-    return native_support.kernels.Window(shape.batch, *channels, y, x, *channels)
-
-
-@lru_cache(4096)
-def _adjoint_sizes(shape: ConvShape) -> "native_support.kernels.Window":
-    """Return the sizes of the input gradient as a convolution with stride 1."""
-    sizes = _spread(shape)[2:], (shape.height, shape.width)
-    y, x = (
-        native_support.kernels.WindowAxis(size, out_size, taps, 1, span - 1 - pad, dilation)
-        for size, out_size, taps, span, pad, dilation in zip(
-            *sizes, shape.kernel, shape.span, shape.padding, shape.dilation, strict=True
-        )
-    )
-    channels = shape.out_channels, shape.in_channels
-    return native_support.kernels.Window(shape.batch, *channels, y, x, *channels)

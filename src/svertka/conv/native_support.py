@@ -4,14 +4,17 @@ Only this module imports the kernels; `native_winograd` and others use them thro
 """
 
 import os
+from functools import lru_cache
 
 import torch  # before the kernels, so that they use the threads that PyTorch has started
 from torch import Tensor
 
+from svertka.conv_geometry import ConvShape
 from svertka.errors import UsageError
 
 __all__ = [
     "DTYPES",
+    "adjoint_window",
     "empty_channels_last",
     "instruction_sets",
     "kernels",
@@ -19,10 +22,12 @@ __all__ = [
     "poison_scratch",
     "select_instruction_set",
     "selected_instruction_set",
+    "spread",
     "to_channels_last",
     "to_kernel_input",
     "to_kernel_vector",
     "why_not",
+    "window",
 ]
 
 DTYPES = torch.float32, torch.bfloat16
@@ -104,3 +109,46 @@ def to_kernel_vector(vector: Tensor) -> Tensor:
 def empty_channels_last(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Return an uninitialized channels-last tensor, (N, C, H, W)."""
     return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
+
+
+@lru_cache(4096)
+def window(shape: ConvShape) -> "kernels.Window":
+    """Return the sizes of a convolution for the direct and the grouped kernels."""
+    sizes = (shape.height, shape.width), (shape.out_height, shape.out_width)
+    y, x = (
+        kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
+        for size, out_size, taps, stride, pad, dilation in zip(
+            *sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True
+        )
+    )
+    channels = shape.in_channels, shape.out_channels
+    return kernels.Window(shape.batch, *channels, y, x, *channels)
+
+
+@lru_cache(4096)
+def adjoint_window(shape: ConvShape) -> "kernels.Window":
+    """Return the sizes of the input gradient as a convolution of `spread` gradients with flipped taps."""
+    sizes = _spread_size(shape), (shape.height, shape.width)
+    y, x = (
+        kernels.WindowAxis(size, out_size, taps, 1, span - 1 - pad, dilation)
+        for size, out_size, taps, span, pad, dilation in zip(
+            *sizes, shape.kernel, shape.span, shape.padding, shape.dilation, strict=True
+        )
+    )
+    channels = shape.out_channels, shape.in_channels
+    return kernels.Window(shape.batch, *channels, y, x, *channels)
+
+
+def spread(gradient: Tensor, shape: ConvShape) -> Tensor:
+    """Return `gradient`, (N, O, H', W'), with stride − 1 zeros between its pixels."""
+    if shape.stride == (1, 1):
+        return gradient
+    (vertical, horizontal), size = shape.stride, _spread_size(shape)
+    zeros = gradient.new_zeros(shape.batch, shape.out_channels, *size).contiguous(memory_format=torch.channels_last)
+    zeros[:, :, ::vertical, ::horizontal] = gradient
+    return zeros
+
+
+def _spread_size(shape: ConvShape) -> tuple[int, int]:
+    height, width = ((size - 1) * step + 1 for size, step in zip(shape.output[2:], shape.stride, strict=True))
+    return height, width

@@ -1,0 +1,141 @@
+"""Batch normalization and the activation function after it, in compiled kernels (`native/`), for training on the CPU.
+
+PyTorch's training reads the images of such a layer seven times in both passes; the kernels read them five times, and
+with an activation function they save its own reads and the memory of its input, which they compute again. Results are
+channels-last.
+
+Source: Ioffe & Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal covariate
+shift", algorithm 1.
+"""
+
+from math import inf
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svertka import torch_internals
+from svertka.conv import native_support
+from svertka.conv.native_support import empty_channels_last, to_channels_last
+
+MIN_VALUES = 2**14  # with fewer, the call takes longer than the kernel
+
+# The kernel's name and the limits of each activation function, by its layer; None: there is none.
+ACTIVATIONS: dict[type[nn.Module] | None, tuple[str, float, float]] = {
+    None: ("NONE", -inf, inf),
+    nn.ReLU: ("NONE", 0.0, inf),
+    nn.ReLU6: ("NONE", 0.0, 6.0),
+    nn.SiLU: ("SILU", -inf, inf),
+    nn.Hardswish: ("HARD_SWISH", -inf, inf),
+}
+FUNCTIONS: dict[type[nn.Module] | None, Any] = {
+    None: lambda x: x,
+    nn.ReLU: F.relu,
+    nn.ReLU6: F.relu6,
+    nn.SiLU: F.silu,
+    nn.Hardswish: F.hardswish,
+}
+
+
+def can_normalize(layer: nn.BatchNorm2d, x: Any) -> bool:
+    """Return whether `normalize` computes what `layer` does for `x`: in training, on plain float32 images."""
+    tensors = x, layer.weight, layer.bias, layer.running_mean, layer.running_var
+    return (
+        layer.training
+        and native_support.why_not() is None
+        and type(x) is Tensor
+        and layer.weight is not None
+        and layer.bias is not None
+        and (layer.running_mean is None) == (layer.running_var is None)
+        and all(one is None or (one.dtype == torch.float32 and one.is_cpu) for one in tensors)
+        and all(one is None or (one.dim() == 1 and len(one) == x.shape[1]) for one in tensors[1:])
+        and x.numel() >= MIN_VALUES
+        and x.numel() > x.shape[1]
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+        and not torch_internals.has_transform()
+    )
+
+
+def normalize(layer: nn.BatchNorm2d, x: Tensor, kind: type[nn.Module] | None = None) -> Tensor:
+    """Return what `layer`, and the activation layer `kind` after it, give for `x`; update the layer's statistics.
+
+    Args:
+        layer: a layer in training for which `can_normalize` holds.
+        x: images, (N, C, H, W), float32, channels-last.
+        kind: a key of ACTIVATIONS.
+
+    Returns:
+        (N, C, H, W), channels-last.
+    """
+    assert layer.weight is not None
+    assert layer.bias is not None
+    result: Tensor
+    result, mean, variance = _BatchNorm.apply(  # type: ignore[no-untyped-call]
+        x, layer.weight, layer.bias, layer.eps, kind
+    )
+    with torch.no_grad():
+        share = 0.0 if layer.momentum is None else layer.momentum
+        if layer.track_running_stats and layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.add_(1)
+            if layer.momentum is None:  # the mean of all batches
+                share = 1.0 / float(layer.num_batches_tracked)
+        if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
+            count = x.numel() // x.shape[1]
+            layer.running_mean.mul_(1 - share).add_(mean, alpha=share)
+            layer.running_var.mul_(1 - share).add_(variance, alpha=share * count / (count - 1))
+    return result
+
+
+class _BatchNorm(torch.autograd.Function):
+    """The result, and the mean and the variance of the batch, (C)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, kind: type[nn.Module] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = _sizes(x, epsilon, kind)
+        result, weight_, bias_ = empty_channels_last(_shape(x)), weight.contiguous(), bias.contiguous()
+        mean, variance = torch.empty_like(weight_), torch.empty_like(weight_)
+        threads = torch.get_num_threads()
+        native_support.kernels.batch_norm(shape, x, weight_, bias_, result, mean, variance, threads)
+        ctx.save_for_backward(x, weight, bias, mean, variance)
+        ctx.settings = epsilon, kind
+        ctx.mark_non_differentiable(mean, variance)
+        return result, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        x, weight, bias, mean, variance = ctx.saved_tensors
+        (epsilon, kind), gradient = ctx.settings, upstream[0]
+        if torch.is_grad_enabled():  # the gradient is to be derived again
+            result = FUNCTIONS[kind](F.batch_norm(x, None, None, weight, bias, training=True, eps=epsilon))
+            wanted = [one for one, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
+        gradients = empty_channels_last(_shape(x)), torch.empty_like(mean), torch.empty_like(mean)
+        native_support.kernels.batch_norm_gradients(
+            _sizes(x, epsilon, kind),
+            to_channels_last(gradient),
+            x,
+            weight.contiguous(),
+            bias.contiguous(),
+            mean,
+            variance,
+            *gradients,
+            torch.get_num_threads(),
+        )
+        return *gradients, None, None
+
+
+def _sizes(x: Tensor, epsilon: float, kind: type[nn.Module] | None) -> "native_support.kernels.BatchNorm":
+    name, low, high = ACTIVATIONS[kind]
+    channels = x.shape[1]
+    activation = getattr(native_support.kernels.Activation, name)
+    return native_support.kernels.BatchNorm(x.numel() // channels, channels, epsilon, activation, low, high)
+
+
+def _shape(x: Tensor) -> tuple[int, int, int, int]:
+    batch, channels, height, width = x.shape
+    return batch, channels, height, width
