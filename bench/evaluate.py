@@ -30,7 +30,7 @@ from torch import Tensor
 from svertka.classifier import Classifier, Config
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.preprocessing import Preprocess, resize_whole
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.evaluation.crop_protocols import crop_protocol, to_batch
 from svertka.evaluation.metrics import MetricAccumulator
 from svertka.evaluation.predictor import CROPS_PER_BATCH, Predictor, average_log_probabilities

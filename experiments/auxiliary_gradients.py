@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from harness import COLORS, figure, main, print_table
-from shared_training import batches, learn, normalized, pictures
+from training_helpers import batches, learn, normalized, pictures
 from torch import nn
 
 from svertka.models.initialization import init_weights

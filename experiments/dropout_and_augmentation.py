@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from harness import COLORS, figure, main, print_table
-from shared_training import batches, error, learn, normalized, per_cent, pictures
+from training_helpers import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
 
 from svertka.data.augmentation import Flip, PadCrop

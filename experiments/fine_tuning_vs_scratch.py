@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import COLORS, figure, main, print_table, trained
-from shared_training import per_cent
+from training_helpers import per_cent
 
 SEEDS = (0, 1, 2)
 BUDGET = "40s"

@@ -1,8 +1,8 @@
 """Figure: inference time against batch size, image size, threads and depth, and its lower bounds.
 
-Nothing is measured here: the results are those of bench/inference_time.py.
+Nothing is measured here: the results are those of bench/inference_time_by_size_and_threads.py.
 
-    python bench/inference_time.py --output experiments/metrics/inference_time.jsonl
+    python bench/inference_time_by_size_and_threads.py --output experiments/metrics/inference_time.jsonl
     python experiments/inference_time.py
 """
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from harness import COLORS, figure, main, print_table, trained
-from shared_training import per_cent
+from training_helpers import per_cent
 
 from svertka.models.registry import MODELS, trace_model
 

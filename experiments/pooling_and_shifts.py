@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from harness import COLORS, figure, main, print_table
-from shared_training import batches, error, learn, normalized, per_cent, pictures
+from training_helpers import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
 
 from svertka.data.dataset import Ints, Pixels

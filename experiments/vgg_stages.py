@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from harness import COLORS, figure, main, print_table
-from shared_training import batches, learn, normalized, pictures
+from training_helpers import batches, learn, normalized, pictures
 
 from svertka.data.loader import Batch
 from svertka.data.preprocessing import resize_central_square

@@ -85,7 +85,7 @@ def test_a_request_that_was_raised_is_not_repeated() -> None:
 @pytest.mark.parametrize(
     ("module", "number", "arguments"),
     [
-        ("svertka.cli.tune_convolutions", signal.SIGINT, ["--help"]),  # the command line itself
+        ("svertka.cli.time_convolutions", signal.SIGINT, ["--help"]),  # the command line itself
         ("numpy", signal.SIGHUP, ["models"]),  # which PyTorch imports, and can do without
         ("uvicorn", signal.SIGTERM, ["serve", "run"]),
     ],

@@ -34,8 +34,8 @@ from svertka.graph.network_copy import copy_for_comparison
 from svertka.models import external, published_weights, registry, weights
 from svertka.models.exported_graph import write_graph
 from svertka.models.external_builder import GRAPH, PACKAGES, Builder
-from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
-from svertka.models.known_packages import PRETRAINED
+from svertka.models.head_kinds import NATIVE_HEADS, HeadKind, head_path, replace_head
+from svertka.models.timm_and_torchvision import PRETRAINED
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say, show_spinner

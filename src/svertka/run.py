@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version, read_config
 from svertka.data.box_annotations import find_annotation_files
 from svertka.data.in_memory_sources import IN_MEMORY
-from svertka.data.sources import Source, is_path, is_same_source
+from svertka.data.source_opener import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import error_reason, open_regular, parse_path, read_json

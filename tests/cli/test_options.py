@@ -10,7 +10,7 @@ from typer.core import TyperOption
 
 import svertka
 from svertka.cli.app import app
-from svertka.training.pipeline import TrainingOptions
+from svertka.training.single_run import TrainingOptions
 from svertka.training.recipe import Recipe
 from svertka.training.train import RECIPE_SETTINGS
 

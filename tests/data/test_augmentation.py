@@ -21,7 +21,7 @@ from svertka.data.augmentation import (
     add_augmentations,
     augment,
 )
-from svertka.data.augmentation_operations import OPERATIONS, TRIVIAL_AUGMENT, apply_operation
+from svertka.data.rand_augment_operations import OPERATIONS, TRIVIAL_AUGMENT, apply_operation
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import INTERPOLATIONS, Preprocess

@@ -6,7 +6,7 @@ import pytest
 from scipy.io import savemat
 
 from svertka.data.imagenet import CLASSES, DEVKIT, GROUND_TRUTH, NAMES, SENSES, find_class_name
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import DataError
 from svertka.evaluation.evaluate import evaluate
 

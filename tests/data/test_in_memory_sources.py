@@ -20,7 +20,7 @@ from svertka.data.dataset import ArrayImages
 from svertka.data.dataset_check import check
 from svertka.data.folder_dataset import open_folder
 from svertka.data.in_memory_sources import ItemImages, open_in_memory
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import ImageError, SvertkaError, UsageError
 
 PHOTOGRAPHS = np.stack(load_sample_images().images)[:, 100:164, 200:248]  # two of 64×48 pixels

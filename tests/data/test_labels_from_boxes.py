@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from svertka.data.dataset import Dataset
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import DataError
 
 Boxes = Sequence[tuple[str, int, int, int, int]]

@@ -15,7 +15,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.loader import BatchLoader
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
 from svertka.evaluation.evaluate import evaluate, evaluate_jointly, evaluate_network, match_class_names
 from svertka.run import Run

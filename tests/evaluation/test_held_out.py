@@ -15,7 +15,7 @@ from PIL import Image
 import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.evaluate import evaluate_jointly

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svertka.classifier import Classifier
 from svertka.data.preprocessing import Preprocess
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import DataError
 from svertka.evaluation.crop_protocols import crop_protocol
 from svertka.evaluation.evaluate import evaluate

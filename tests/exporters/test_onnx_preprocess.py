@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
-from svertka.data.pixel_modes import Range, make_shade_table, to_16_bit
+from svertka.data.rgb_conversion import Range, make_shade_table, to_16_bit
 from svertka.data.preprocessing import FITS, INTERPOLATIONS, Fit, Interpolation, Preprocess
 
 pytest.importorskip("onnx")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.fully_convolutional import FullyConvolutional, make_fully_convolutional
-from svertka.models.heads import replace_head
+from svertka.models.head_kinds import replace_head
 from svertka.models.registry import MODELS
 
 Built = Callable[[str, int], tuple[nn.Module, int]]

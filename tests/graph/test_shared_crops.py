@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svertka.graph.cut import cut_network, find_stages
 from svertka.graph.shared_crops import MAX_RECOMPUTED_SHARE, Ints, SharedCrops, share_crops
-from svertka.models.heads import replace_head
+from svertka.models.head_kinds import replace_head
 from svertka.models.registry import MODELS
 
 Built = Callable[[str, int], tuple[nn.Module, int]]

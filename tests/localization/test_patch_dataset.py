@@ -17,7 +17,7 @@ from svertka.classifier import Classifier
 from svertka.data.box_annotations import Annotation, Box, match_to_images, read_boxes
 from svertka.data.image_disk_cache import prepare_images
 from svertka.data.preprocessing import Preprocess
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
 from svertka.localization.patch_dataset import PatchDataset, cut_patches
 from svertka.localization.patch_grid import label_patches, pyramid_levels

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.models.external import list_models, open_model
 from svertka.models.external_builder import GRAPH
-from svertka.models.heads import head_path
+from svertka.models.head_kinds import head_path
 from svertka.models.registry import MODELS
 from svertka.models.weights import head_tensors
 

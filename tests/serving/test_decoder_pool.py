@@ -23,7 +23,7 @@ from svertka.errors import FormatError, ImageError, SizeError
 from svertka.serving import decoder_pool as module
 from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, RequestDecoding
 from svertka.serving.decoder_process import DecodingSettings
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 
 SETTINGS = DecodingSettings(min_side=40, max_pixels=50_000_000)
 

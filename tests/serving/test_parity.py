@@ -22,10 +22,10 @@ from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.compiler.accuracy_check import TOLERANCE
 from svertka.data.image_io import read_image
-from svertka.data.pixel_modes import to_16_bit
+from svertka.data.rgb_conversion import to_16_bit
 from svertka.inspection.atlas.classifier_and_images import open_inputs
 from svertka.models import registry
-from svertka.models.heads import head_path
+from svertka.models.head_kinds import head_path
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("fastapi")

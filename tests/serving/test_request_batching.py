@@ -9,7 +9,7 @@ from torch import Tensor
 
 pytest.importorskip("fastapi")
 from svertka.serving import request_batching as module
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 from svertka.serving.request_batching import MAX_BATCH, MAX_PENDING_IMAGES, Batcher
 
 

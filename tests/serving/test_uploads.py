@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 from svertka.errors import ImageError
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 from svertka.serving.uploads import MAX_FIELD_BYTES, MAX_IMAGES, decode_base64, parse_base64_list, parse_form
 
 DATA = bytes(range(256)) * 3 + b"\xff"  # with every letter of base64, and a padding

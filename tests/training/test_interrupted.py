@@ -17,7 +17,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.run import Run
-from svertka.training import checkpoint, metrics_log, pipeline, resume, run_recorder, training_loop
+from svertka.training import checkpoint, metrics_log, single_run, resume, run_recorder, training_loop
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PLAIN = ["--model", "mlp", "--size", "8", "--epochs", "2", "--threads", "1"]
@@ -26,10 +26,10 @@ STOPPED_EARLY = [*PLAIN, "--epochs", "9", "--early-stop", "1", "--lr", "1e-6"]
 
 # Where a signal comes: owner and name of what is called in this phase, at which call.
 PHASES: dict[str, tuple[Any, str, int]] = {
-    "reading": (pipeline, "open_source", 1),
-    "decoding": (pipeline, "split_data", 1),
-    "timing": (pipeline.time_estimate, "time_steps", 1),
-    "making the run": (pipeline, "create_run", 1),
+    "reading": (single_run, "open_source", 1),
+    "decoding": (single_run, "split_data", 1),
+    "timing": (single_run.time_estimate, "time_steps", 1),
+    "making the run": (single_run, "create_run", 1),
     "first checkpoint": (checkpoint, "write_tensors", 1),
     "the optimizer": (resume, "build_optimizer", 1),
     "computing the head": (resume, "compute_head", 1),
@@ -158,7 +158,7 @@ def test_ctrl_c_in_a_notebook_stays_ctrl_c_until_there_is_a_run(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "split_data", interrupted)
+    monkeypatch.setattr(single_run, "split_data", interrupted)
     with pytest.raises(KeyboardInterrupt):
         svertka.train(digit_folder, output=tmp_path / "run", model="mlp", size=8, epochs=1, threads=1)
     assert not list(tmp_path.iterdir())

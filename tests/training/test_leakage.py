@@ -26,7 +26,7 @@ from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
 from svertka.run import Run
 from svertka.training import data_splits as parts_module
-from svertka.training import pipeline, repeated_splits, resume, run_recorder, training_loop
+from svertka.training import single_run, repeated_splits, resume, run_recorder, training_loop
 from svertka.training.data_splits import DataSplits
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
@@ -98,7 +98,7 @@ def recorded() -> Iterator[Reads]:
         reads.scored += 1
         reads.note("result", batches.indices)
 
-    for module, name in product((pipeline, resume), ("split_data", "use_patches")):
+    for module, name in product((single_run, resume), ("split_data", "use_patches")):
         patch.setattr(module, name, _then(getattr(module, name), reads.of_parts))
     before(parts_module, "measure_statistics", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
@@ -327,7 +327,7 @@ def leaks() -> dict[str, tuple[Any, str, Callable[[Any], Any]]]:
     return {
         "fit": (DataSplits, "training_batches", with_test),
         "choice": (DataSplits, "eval_batches", val_is_test),
-        "statistics": (pipeline, "add_statistics", of_all),
+        "statistics": (single_run, "add_statistics", of_all),
     }
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from svertka.data.augmentation_operations import (
+from svertka.data.rand_augment_operations import (
     LEVELS,
     OPERATIONS,
     RAND_AUGMENT,

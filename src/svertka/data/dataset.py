@@ -12,7 +12,7 @@ import numpy.typing as npt
 from svertka.data import image_io
 from svertka.data.file_accounting import FileAccount
 from svertka.data.image_io import DEFAULT, DecodedImage, Decoding, decode_image, read_image_size
-from svertka.data.pixel_modes import Range
+from svertka.data.rgb_conversion import Range
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]

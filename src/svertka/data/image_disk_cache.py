@@ -21,7 +21,7 @@ from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Fit, Interpolation
-from svertka.data.stored_image_format import HEAD, ImageInfo, RowLayout, StoredImage, read_info
+from svertka.data.packed_image import HEAD, ImageInfo, RowLayout, StoredImage, read_info
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say

@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_scans, estimate_decoding_bytes
-from svertka.data.pixel_modes import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
+from svertka.data.rgb_conversion import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
 from svertka.errors import FormatError, ImageError, SizeError, UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, read_regular

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from svertka.data.dataset import Ints, Pixels
-from svertka.data.pixel_modes import FULL, Range
+from svertka.data.rgb_conversion import FULL, Range
 
 PIXELS = 1 << 27  # pixels measured at most: all of MNIST or CIFAR, 2,700 images of 224×224
 CHUNK = 1 << 20  # pixels in memory at once, as float64

@@ -14,7 +14,7 @@ from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
 from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, detect_format, measure_intensities, read_bytes
 from svertka.data.label_tables import TABLE_SUFFIXES
-from svertka.data.pixel_modes import Range
+from svertka.data.rgb_conversion import Range
 from svertka.data.preprocessing import ImageLike, load_image
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import join_first

@@ -11,7 +11,7 @@ from torch import nn
 
 from svertka.classifier import Classifier, is_classifier
 from svertka.data.builtin import NAMES
-from svertka.data.sources import is_same_source
+from svertka.data.source_opener import is_same_source
 from svertka.device import choose_device, describe_device, get_device, preserves_settings
 from svertka.errors import UsageError
 from svertka.escaping import format_command

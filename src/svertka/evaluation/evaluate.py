@@ -16,7 +16,7 @@ from svertka.data.folder_layout import normalize_class_name
 from svertka.data.image_io import Decoding
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
-from svertka.data.sources import Source, open_source
+from svertka.data.source_opener import Source, open_source
 from svertka.device import autocast, choose_device, get_device, preserves_settings, set_threads
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first

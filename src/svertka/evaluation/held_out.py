@@ -19,7 +19,7 @@ from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.preprocessing import ImageLike, Preprocess
-from svertka.data.sources import is_same_source
+from svertka.data.source_opener import is_same_source
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
 from svertka.escaping import format_command

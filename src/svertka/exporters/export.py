@@ -15,10 +15,10 @@ from torch import nn
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import Decoding
-from svertka.data.pixel_modes import Range
+from svertka.data.rgb_conversion import Range
 from svertka.data.prediction_inputs import expand_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder

@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
-from svertka.data.pixel_modes import to_16_bit
+from svertka.data.rgb_conversion import to_16_bit
 from svertka.errors import ExportError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 from svertka.graph.network_copy import copy_network

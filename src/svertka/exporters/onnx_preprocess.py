@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from svertka.data.pixel_modes import intensity_to_shade_factors
+from svertka.data.rgb_conversion import intensity_to_shade_factors
 from svertka.data.preprocessing import Interpolation, Preprocess
 
 PREFIX = "preprocess/"

@@ -16,7 +16,7 @@ from svertka.errors import SvertkaError, UsageError
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
 from svertka.graph.trace_errors import describe_error
-from svertka.models import known_packages
+from svertka.models import timm_and_torchvision
 from svertka.models.exported_graph import allocate_state_dict, read_graph
 from svertka.models.external_builder import (
     GRAPH,
@@ -196,11 +196,11 @@ def _of_builder(builder: Builder, sizes: Sequence[int]) -> Model:
     if package is None:
         return _of_function(import_function(builder.target), builder, _short_name(builder.target), sizes)
     name = builder.target.partition(":")[2]
-    native = known_packages.native_preprocess(package, name)
-    function = known_packages.network_function(package, name)
+    native = timm_and_torchvision.native_preprocess(package, name)
+    function = timm_and_torchvision.network_function(package, name)
 
     def adapt(size: int, channels: int) -> Function:
-        arguments = known_packages.build_arguments(package, name, None if size == native.size else size, channels)
+        arguments = timm_and_torchvision.build_arguments(package, name, None if size == native.size else size, channels)
         return lambda classes: _call(function, classes, builder.target, arguments)
 
     classes = 1000
@@ -278,7 +278,7 @@ def _probe(
         preprocess: Published preprocessing. None: that in the network's `pretrained_cfg`, if any.
     """
     _refuse_unusual_parameters(network, name)
-    published = preprocess or known_packages.preprocess_of(getattr(network, "pretrained_cfg", None))
+    published = preprocess or timm_and_torchvision.preprocess_of(getattr(network, "pretrained_cfg", None))
     tried = dict.fromkeys((*sizes, *(() if published is None else (published.size,)), *SIZES))
     channels = _channels(network, name)
     first_error: UsageError | None = None

@@ -11,7 +11,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path
-from svertka.models import checkpoint_files, known_packages
+from svertka.models import checkpoint_files, timm_and_torchvision
 from svertka.models.published_weights import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
 from svertka.models.registry import Model
 from svertka.progress import say
@@ -161,7 +161,7 @@ def load_pretrained(model: Model, text: str) -> Weights:
         UsageError: There are no weights of that name; or the file is damaged, or would run code when read.
         FetchError: The download failed.
     """
-    if model.reference is not None and model.reference.package is not None and text == known_packages.PRETRAINED:
+    if model.reference is not None and model.reference.package is not None and text == timm_and_torchvision.PRETRAINED:
         return _published_by_package(model, model.reference.package)
     published = PRETRAINED.get(model.name, {})
     known = published.get(text) or next(iter(published.values()), None)
@@ -184,7 +184,7 @@ def load_pretrained(model: Model, text: str) -> Weights:
 def _published_by_package(model: Model, package: str) -> Weights:
     """Return the weights that timm or torchvision publishes for a network of theirs."""
     name = model.name.partition(":")[2]
-    tensors = known_packages.pretrained_state_dict(package, name)
+    tensors = timm_and_torchvision.pretrained_state_dict(package, name)
     assert model.preprocess is not None
     found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})")
     return _with_class_names(found, imagenet.NAMES)
@@ -240,7 +240,7 @@ def _is_auxiliary(network: nn.Module, name: str) -> bool:
 def _unknown(model: Model, text: str) -> str:
     elsewhere = [name for name, published in PRETRAINED.items() if text in published]
     others = f" ({text} exists for {join_first(elsewhere)})" if elsewhere else ""
-    package = [known_packages.PRETRAINED] if model.reference is not None and model.reference.package else []
+    package = [timm_and_torchvision.PRETRAINED] if model.reference is not None and model.reference.package else []
     known = ", ".join([*package, *PRETRAINED.get(model.name, {}), "a run folder"])
     return (
         f"weights={text} is neither a file nor published for {model.name}{others}; use {known}, or a .safetensors or "

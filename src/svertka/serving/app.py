@@ -26,7 +26,7 @@ from svertka.errors import FormatError, ImageError, RunError, SizeError
 from svertka.serving import docs_page, upload_page
 from svertka.serving.access_control import AccessControl
 from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 from svertka.serving.request_batching import Batcher
 from svertka.serving.request_body_limits import BodyReader
 from svertka.serving.schemas import (

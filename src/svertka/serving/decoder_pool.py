@@ -33,7 +33,7 @@ from svertka.serving.decoder_process import (
     DecodingSettings,
     LimitExceededError,
 )
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 
 Pixels = npt.NDArray[np.uint8]
 Result = TypeVar("Result")

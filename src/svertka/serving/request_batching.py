@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 
 MAX_PENDING_IMAGES = 256  # further ones get 503
 # Images per batch: on a CPU, an image of 8 takes no longer than one of 16, and later images wait half as long.

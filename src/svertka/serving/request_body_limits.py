@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect, Request
 
 from svertka.malloc import give_back_freed_memory
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 
 MAX_BODY_BYTES = 24 << 20  # of one body
 MAX_TOTAL_BYTES = 192 << 20  # of all bodies in memory

@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from svertka.errors import ImageError
-from svertka.serving.http_errors import HTTPError
+from svertka.serving.http_error import HTTPError
 
 MAX_IMAGES = 64  # images in one list or form
 MAX_FIELD_BYTES = 1024  # of a form field other than a file

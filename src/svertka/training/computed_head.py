@@ -9,7 +9,7 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import UsageError
 from svertka.graph.cut import CutPoints
-from svertka.models.heads import AdaptationHead, has_head, head_path
+from svertka.models.head_kinds import AdaptationHead, has_head, head_path
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
 from svertka.training.lr_finder import find_stable_rate

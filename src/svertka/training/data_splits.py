@@ -17,11 +17,11 @@ from svertka.data.image_disk_cache import PreparedImages, Rows, find_misnamed, p
 from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
-from svertka.data.pixel_modes import Range
+from svertka.data.rgb_conversion import Range
 from svertka.data.pixel_statistics import choose_intensity_range, measure_statistics
 from svertka.data.preprocessing import Fit, Preprocess, discarded_share
 from svertka.data.split_manifest import Manifest
-from svertka.data.stored_image_format import ImageInfo
+from svertka.data.packed_image import ImageInfo
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
 from svertka.localization.patch_dataset import PatchDataset, cut_patches

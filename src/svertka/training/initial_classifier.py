@@ -11,7 +11,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
 from svertka.files import storage_errors, sync_folder, write_json
-from svertka.models.heads import choose_head_kind, has_head, head_path, replace_head
+from svertka.models.head_kinds import choose_head_kind, has_head, head_path, replace_head
 from svertka.models.initialization import init_head, init_weights, signal_vanishes
 from svertka.models.registry import Model
 from svertka.models.weights import Weights, head_tensors

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from svertka.data.augmentation import Augmentation
 from svertka.data.mixup_and_cutmix import Mixing
 from svertka.errors import UsageError
-from svertka.models.heads import HeadKind
+from svertka.models.head_kinds import HeadKind
 from svertka.models.initialization import InitScheme
 from svertka.text_width import shorten
 from svertka.training.lr_schedule import Cosine, Schedule

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from svertka.data.sources import is_path, open_source
+from svertka.data.source_opener import is_path, open_source
 from svertka.errors import UsageError
 from svertka.evaluation.confidence_intervals import wilson_interval
 from svertka.evaluation.held_out import read_manifest
@@ -17,7 +17,7 @@ from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import format_duration, say
 from svertka.run import Run
 from svertka.text_width import shorten
-from svertka.training.pipeline import TrainingOptions, train_run
+from svertka.training.single_run import TrainingOptions, train_run
 from svertka.training.run_lock import claim_run_folder
 
 MAX_REPEATS = 1000

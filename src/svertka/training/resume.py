@@ -17,7 +17,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import DatasetSplit, split_by_content
 from svertka.data.image_io import Decoding
 from svertka.data.in_memory_sources import IN_MEMORY
-from svertka.data.sources import Source, is_path, open_source
+from svertka.data.source_opener import Source, is_path, open_source
 from svertka.device import choose_device, preserves_settings, set_memory_format, set_threads
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
 from svertka.escaping import format_command

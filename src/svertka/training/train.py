@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from svertka.data.hash_split import VAL_SHARE
-from svertka.data.sources import Source, is_path
+from svertka.data.source_opener import Source, is_path
 from svertka.device import preserves_settings
 from svertka.files import cache_limit_in_bytes
 from svertka.run import Run
-from svertka.training.pipeline import TrainingOptions, train_run
+from svertka.training.single_run import TrainingOptions, train_run
 from svertka.training.recipe import Recipe
 from svertka.training.repeated_splits import train_repeatedly
 from svertka.type_checking import check_types

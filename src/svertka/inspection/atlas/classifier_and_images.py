@@ -15,7 +15,7 @@ from svertka.data.image_disk_cache import Rows
 from svertka.data.image_io import Decoding
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.evaluation_scope import EvaluationScope

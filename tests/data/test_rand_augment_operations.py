@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svertka.data.augmentation_operations import LEVELS, OPERATIONS, RAND_AUGMENT, TRIVIAL_AUGMENT, apply_operation
+from svertka.data.rand_augment_operations import LEVELS, OPERATIONS, RAND_AUGMENT, TRIVIAL_AUGMENT, apply_operation
 
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 

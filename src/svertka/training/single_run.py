@@ -21,7 +21,7 @@ from svertka.data.filename_groups import assign_groups
 from svertka.data.image_io import Decoding
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Fit, Preprocess, check_fit
-from svertka.data.sources import Source, is_path, open_source
+from svertka.data.source_opener import Source, is_path, open_source
 from svertka.device import choose_device, describe_device, set_memory_format, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest

@@ -1,9 +1,9 @@
 """Benchmark of whole networks on the CPU: `svertka.optimize` against other inference engines, with the error of each.
 
     pip install openvino ncnn pnnx MNN onnxruntime
-    python bench/networks.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn] [--rounds 15] [--json]
-    python bench/networks.py --precision bf16
-    pip install onnx; python bench/networks.py --precision int8
+    python bench/networks_vs_engines.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn] [--rounds 15] [--json]
+    python bench/networks_vs_engines.py --precision bf16
+    pip install onnx; python bench/networks_vs_engines.py --precision int8
 
 Engines run in float32 and take turns. With `--precision bf16` they may compute in bfloat16: PyTorch under autocast,
 OpenVINO and ncnn, compared also with svertka in float32 and with only the weights of dense layers in bfloat16. With

@@ -1,6 +1,6 @@
 """Comparison of training losses with different roundings of convolutions, for ResNet-20 on CIFAR-10.
 
-    SVERTKA_DATA=… python bench/losses.py [--steps 200] [--seeds 3] [--threads 2] [--json]
+    SVERTKA_DATA=… python bench/bfloat16_training_losses.py [--steps 200] [--seeds 3] [--threads 2] [--json]
 
 It compares float32 with autocast to bfloat16, in which 3×3 convolutions with stride 1 use one of: PyTorch's algorithm
 (in float32 on upcast tensors if the CPU emulates bfloat16), Winograd with float32 products, or Winograd with bfloat16

@@ -4,7 +4,7 @@ torchvision pins torch, so the benchmark needs its own environment:
 
     python3.11 -m venv .venv-zoo
     .venv-zoo/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 openvino onnxruntime onnx .
-    .venv-zoo/bin/python bench/torchvision_and_timm_networks.py [--only resnet18 timm:lcnet_050] [--batch 1 16]
+    .venv-zoo/bin/python bench/torchvision_and_timm_vs_engines.py [--only resnet18 timm:lcnet_050] [--batch 1 16]
                                                                 [--threads 1] [--peers openvino] [--json]
 
 It covers every family of classifiers of torchvision (23) and 48 networks of timm, in float32, with random weights and

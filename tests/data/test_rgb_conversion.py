@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from svertka.data.image_io import Decoding, measure_intensities, read_image, to_rgb
-from svertka.data.pixel_modes import FULL, make_shade_table, to_16_bit
+from svertka.data.rgb_conversion import FULL, make_shade_table, to_16_bit
 from svertka.errors import ImageError
 
 RANGES = [None, (0, 255), (0, 1023), (0, 4095), (0, 65535), (30_000, 31_000), (100, 140)]

@@ -6,7 +6,7 @@ from torch import nn
 
 from svertka.classifier import Classifier, Config, load_initial_weights
 from svertka.data.preprocessing import Preprocess
-from svertka.models.heads import AdaptationHead, CosineHead, HeadKind, choose_head_kind, head_path, replace_head
+from svertka.models.head_kinds import AdaptationHead, CosineHead, HeadKind, choose_head_kind, head_path, replace_head
 from svertka.models.registry import MODELS
 from svertka.models.weights import Weights
 

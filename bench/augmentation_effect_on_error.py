@@ -1,6 +1,6 @@
 """The effect of each augmentation, of mixed images and of averaged weights on small training sets.
 
-    python bench/augmentation.py [cifar10] [cats-dogs] [--seeds 2] [--threads 1]
+    python bench/augmentation_effect_on_error.py [cifar10] [cats-dogs] [--seeds 2] [--threads 1]
 
 Each setting is added alone to the same recipe, all with the same images, steps and seeds. `error` is the top-1 error on
 held-out images, the mean over the seeds; ± is its standard error, of the images and, with several, of the seeds.
@@ -25,7 +25,7 @@ import numpy as np
 
 import svertka
 from svertka.data.dataset import ArrayImages
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "recipe alone": {},

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svertka.data.image_io import DECODERS
-from svertka.data.pixel_modes import Pixels, Range
+from svertka.data.rgb_conversion import Pixels, Range
 from svertka.data.preprocessing import Fit, Interpolation, crop_region, resize_to_square
 
 PAYS = 0.75  # of the square's bytes; a larger region is not stored, to save resizing it at each read

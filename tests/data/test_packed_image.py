@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from svertka.data.preprocessing import FITS, crop_region, resize_to_square
-from svertka.data.stored_image_format import HEAD, PAYS, ImageInfo, RowLayout, StoredImage, read_info
+from svertka.data.packed_image import HEAD, PAYS, ImageInfo, RowLayout, StoredImage, read_info
 
 RNG = np.random.default_rng(1)
 

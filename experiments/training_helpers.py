@@ -11,7 +11,7 @@ from svertka.data.dataset import ArrayImages, Ints, Pixels
 from svertka.data.loader import BatchLoader
 from svertka.data.pixel_statistics import measure_statistics
 from svertka.data.preprocessing import Preprocess
-from svertka.data.sources import open_source
+from svertka.data.source_opener import open_source
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Callback, StepMetrics, TrainingState, fit, make_optimizer

@@ -1,12 +1,12 @@
 """Benchmark of inference time against batch size, image size, threads and depth, with three peers and two lower bounds.
 
     pip install onnxruntime ncnn pnnx MNN
-    python bench/inference_time.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth]
+    python bench/inference_time_by_size_and_threads.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth]
         [--rounds 5] [--output FILE]
     python experiments/inference_time.py    # the figure and the tables, from its metrics/inference_time.jsonl
 
 ResNet-18 in batches of 1 to 64, on images of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in float32
-with random weights and images. The engines take turns as in bench/networks.py. Each line of JSON has the configuration,
+with random weights and images. The engines take turns as in bench/networks_vs_engines.py. Each line of JSON has the configuration,
 the milliseconds of a whole batch, and the work: 10⁹ multiplications by the definition of a convolution, those left by
 Winograd's algorithm (`multiplications_left`), and the megabytes of all weights and of all maps, each written once and
 read once by each step that needs it. The bounds are these multiplications over `roof` and these bytes over `bandwidth`,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from svertka.errors import FetchError, UsageError
-from svertka.models import known_packages
+from svertka.models import timm_and_torchvision
 from svertka.models.external import open_model
-from svertka.models.heads import head_path
+from svertka.models.head_kinds import head_path
 from svertka.models.weights import load_pretrained
 from svertka.tensor_files import write_tensors
 
@@ -119,7 +119,7 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
     def unreachable(*_: object, **__: object) -> None:
         raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr(known_packages.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(timm_and_torchvision.urllib.request, "urlopen", unreachable)
     places = {
         "timm:small": ("model.safetensors", packages / "cache" / "svertka" / "weights" / "timm-small.safetensors"),
         "torchvision:small": ("small-0123abcd.pth", packages / "torch" / "hub" / "checkpoints" / "small-0123abcd.pth"),
@@ -147,8 +147,8 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
 def test_another_filter_than_svertka_has_is_refused() -> None:
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
     with pytest.raises(UsageError, match="interpolation=lanczos, and svertka has bilinear and bicubic; change it in"):
-        known_packages.preprocess_of(config | {"interpolation": "lanczos"})
-    assert known_packages.preprocess_of(config).interpolation == "bilinear"  # type: ignore[union-attr]
+        timm_and_torchvision.preprocess_of(config | {"interpolation": "lanczos"})
+    assert timm_and_torchvision.preprocess_of(config).interpolation == "bilinear"  # type: ignore[union-attr]
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,21 +165,21 @@ def test_a_package_of_another_pytorch_is_one_sentence(packages: Path) -> None:
 
 @pytest.mark.parametrize("config", [None, {}, {"input_size": (3, 8, 8)}, 3])
 def test_a_network_without_published_input(config: object) -> None:
-    assert known_packages.preprocess_of(config) is None
+    assert timm_and_torchvision.preprocess_of(config) is None
 
 
 def test_the_published_input_of_a_network() -> None:
     config = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "crop_pct": 0.875}
-    found = known_packages.preprocess_of(config)
+    found = timm_and_torchvision.preprocess_of(config)
     assert found is not None
     assert (found.size, found.resize, found.mean, found.std, found.fit) == (
         224, 256, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "crop",
     )  # fmt: skip
-    squeezed = known_packages.preprocess_of(config | {"crop_mode": "squash"})
+    squeezed = timm_and_torchvision.preprocess_of(config | {"crop_mode": "squash"})
     assert squeezed is not None
     assert (squeezed.resize, squeezed.fit) == (224, "squeeze")
     with pytest.raises(UsageError, match="images of 160×96 pixels, and svertka's are square"):
-        known_packages.preprocess_of(config | {"input_size": (3, 160, 96)})
+        timm_and_torchvision.preprocess_of(config | {"input_size": (3, 160, 96)})
 
 
 def test_networks_of_timm_itself() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from svertka.data.sources import is_same_source, open_source
+from svertka.data.source_opener import is_same_source, open_source
 from svertka.errors import UsageError
 
 
