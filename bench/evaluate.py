@@ -31,7 +31,7 @@ from svertka.classifier import Classifier, Config
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.preprocessing import Preprocess, resize_whole
 from svertka.data.source_opener import open_source
-from svertka.evaluation.crop_protocols import crop_protocol, to_batch
+from svertka.evaluation.crop_protocols import get_crop_protocol, to_batch
 from svertka.evaluation.metrics import MetricAccumulator
 from svertka.evaluation.predictor import CROPS_PER_BATCH, Predictor, average_log_probabilities
 from svertka.graph.fully_convolutional import make_fully_convolutional
@@ -62,7 +62,7 @@ def judged(predictor: Predictor, dataset: Dataset) -> MetricAccumulator:
 
 def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
     """Return crops per second of both sides, and their ratio."""
-    predictor = Predictor(one, dataset, crop_protocol("10", None, one.preprocess), device=CPU, threads=threads)
+    predictor = Predictor(one, dataset, get_crop_protocol("10", None, one.preprocess), device=CPU, threads=threads)
     size = one.preprocess.size
     batch = torch.rand(10 * predictor.batch_size, 3, size, size)
     crops = 10 * len(dataset)
@@ -80,7 +80,7 @@ def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[st
 
 def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
     """Return seconds per image of both sides, and their ratio."""
-    how = crop_protocol("dense", None, one.preprocess)
+    how = get_crop_protocol("dense", None, one.preprocess)
     predictor = Predictor(one, dataset, how, device=CPU, threads=threads)
     size = one.preprocess.size
     stride = make_fully_convolutional(one.network, (1, 3, size, size)).stride

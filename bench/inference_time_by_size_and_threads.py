@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks import FLOAT32, compare
+from networks_vs_engines import FLOAT32, compare
 from svertka.compiler.dynamic_batch_capture import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import BatchDependentSize, FusedConvolution, step_results

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks import FLOAT32, Run, in_turns, measure_error, ours
+from networks_vs_engines import FLOAT32, Run, in_turns, measure_error, ours
 from svertka.device import cpu_name, set_threads
 from svertka.errors import SvertkaError
 

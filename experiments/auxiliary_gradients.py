@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from harness import COLORS, figure, main, print_table
-from training_helpers import batches, learn, normalized, pictures
 from torch import nn
+from training_helpers import batches, learn, normalized, pictures
 
 from svertka.models.initialization import init_weights
 from svertka.models.registry import find_model

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from harness import COLORS, figure, main, print_table
-from training_helpers import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
+from training_helpers import batches, error, learn, normalized, per_cent, pictures
 
 from svertka.data.augmentation import Flip, PadCrop
 from svertka.device import set_memory_format

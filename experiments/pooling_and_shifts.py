@@ -31,8 +31,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from harness import COLORS, figure, main, print_table
-from training_helpers import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
+from training_helpers import batches, error, learn, normalized, per_cent, pictures
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.device import set_memory_format

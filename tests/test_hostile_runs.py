@@ -14,7 +14,7 @@ import torch
 
 import hostile
 import svertka
-from svertka.classifier import load_initial_weights, model_of_run_weights
+from svertka.classifier import find_model_of_run, load_initial_weights
 from svertka.errors import Interrupted, RunError, SvertkaError
 from svertka.models import registry
 from svertka.run import MAX_HISTORY_BYTES, Run
@@ -62,7 +62,7 @@ def resumed(run: Path, _pictures: Path, _place: Path) -> None:
 
 
 def started_from(run: Path, _pictures: Path, _place: Path) -> None:
-    model = model_of_run_weights(str(run)) or registry.find_model("resnet20")
+    model = find_model_of_run(str(run)) or registry.find_model("resnet20")
     weights = load_initial_weights(model, str(run))
     with torch.device("meta"):
         weights.check(model.build(2, weights.preprocess.channels, weights.preprocess.size))

@@ -1,6 +1,6 @@
 import pytest
 
-from svertka.text_width import join_that_fit, pad, shorten, text_width
+from svertka.text_width import join_items_that_fit, pad, shorten, text_width
 
 TEXTS = ["album/holidays/0001.jpg", "犬の写真_0001", "a👩‍👩‍👧b👩‍👩‍👧c", "שלום עולם", "e\u0301" * 9, "…………", ""]
 
@@ -36,7 +36,7 @@ def test_padding_counts_columns() -> None:
 
 def test_facts_are_left_out_whole() -> None:
     facts = ["loss 0.25", "error 12.5%", "1,200 images/s"]
-    assert [join_that_fit(facts, width) for width in (8, 9, 21, 22)] == [
+    assert [join_items_that_fit(facts, width) for width in (8, 9, 21, 22)] == [
         "",
         "loss 0.25",
         "loss 0.25",

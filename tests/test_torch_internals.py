@@ -33,20 +33,26 @@ def test_states_are_recognized() -> None:
     assert not torch_internals.has_dispatch_mode()
     with FlopCounterMode(display=False):
         assert torch_internals.has_dispatch_mode()
-    assert not torch_internals.has_transform()
+    assert not torch_internals.has_active_transform()
     with torch.autograd.forward_ad.dual_level():
-        assert torch_internals.has_transform()
+        assert torch_internals.has_active_transform()
     seen = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
-        seen.append((torch_internals.has_transform(), torch_internals.is_wrapped(x), torch_internals.is_batched(x)))
+        seen.append(
+            (
+                torch_internals.has_active_transform(),
+                torch_internals.is_transform_wrapper(x),
+                torch_internals.is_batched(x),
+            )
+        )
         return x.sum()
 
     torch.func.vmap(look)(torch.ones(2, 3))
     torch.func.grad(look)(torch.ones(3))
     assert seen == [(True, True, True), (True, True, False)]
     x = torch.ones(2)
-    assert not torch_internals.is_wrapped(x)
+    assert not torch_internals.is_transform_wrapper(x)
     assert not torch_internals.is_batched(x)
     assert torch_internals.is_composite("aten::dropout")
     assert not torch_internals.is_composite("aten::relu")

@@ -34,7 +34,7 @@ from svertka.graph.network_copy import copy_for_comparison
 from svertka.models import external, published_weights, registry, weights
 from svertka.models.exported_graph import write_graph
 from svertka.models.external_builder import GRAPH, PACKAGES, Builder
-from svertka.models.head_kinds import NATIVE_HEADS, HeadKind, head_path, replace_head
+from svertka.models.head_kinds import NATIVE_HEADS, HeadKind, head_path, set_head_kind
 from svertka.models.timm_and_torchvision import PRETRAINED
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
@@ -114,7 +114,7 @@ class Config(BaseModel):
         model = model or registry.find_model(self.model)
         network = model.build(classes=len(self.names), channels=channels, size=size)
         if not model.is_exported:
-            replace_head(network, model, self.head, len(self.names))
+            set_head_kind(network, model, self.head, len(self.names))
         return network
 
 
@@ -257,7 +257,7 @@ class Classifier:
         if len(names) != model.classes:
             raise UsageError(f"{model.name} computes scores for {model.classes} classes; {len(names)} names are given")
         if preprocess is None and model.preprocess is None:
-            preprocess = weights.assumed_preprocess(model, model.name)
+            preprocess = weights.default_preprocess(model, model.name)
         config = Config(
             model=model.name,
             names=tuple(names),
@@ -634,7 +634,7 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return tensors
 
 
-def model_of_run_weights(text: str, *, trust_builder: bool = False) -> registry.Model | None:
+def find_model_of_run(text: str, *, trust_builder: bool = False) -> registry.Model | None:
     """Return the model that a run was trained with; None if `text` names no run.
 
     Args:

@@ -36,7 +36,7 @@ def join_first(names: Sequence[str], shown: int = 3, separator: str = ", ") -> s
     return separator.join(names[:shown]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def replace_forbidden(text: str) -> str:
+def replace_forbidden_characters(text: str) -> str:
     """Return `text` with � in place of each character that HTML or UTF-8 forbids or that reorders text."""
     if text.isprintable() and text.isascii():
         return text

@@ -159,7 +159,7 @@ def _refuse_irregular(status: os.stat_result, limit: int) -> None:
         raise ValueError(f"a file of {format_bytes(status.st_size)}, larger than the limit of {format_bytes(limit)}")
 
 
-def read_start(path: Path, count: int = 64) -> bytes:
+def read_first_bytes(path: Path, count: int = 64) -> bytes:
     """Return the first `count` bytes of the regular file `path`; empty for anything else.
 
     Raises:

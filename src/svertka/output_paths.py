@@ -13,7 +13,7 @@ SEARCHED = 2**16  # bytes at the start of a file that may contain its mark
 HTML = "– svertka</title>".encode()  # in every page that svertka writes
 
 
-def output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = False) -> Path:
+def check_output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = False) -> Path:
     """Return `path` if a file can be written there: it does not exist, or is svertka's and contains `mark`.
 
     Missing folders are created. `overwrite`: any other file may be replaced, too.
@@ -34,7 +34,7 @@ def output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = 
     return file
 
 
-def output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overwrite: bool = False) -> Path:
+def check_output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overwrite: bool = False) -> Path:
     """Return the folder `path` if it is new or empty, or is svertka's: its file `name` contains `mark`.
 
     It is created if missing. `overwrite`: it may contain other files, too.

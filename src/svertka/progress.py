@@ -20,7 +20,7 @@ from rich.text import Text
 
 from svertka.escaping import to_printable
 from svertka.standard_streams import to_encodable, wrap_stderr
-from svertka.text_width import ELLIPSIS, join_that_fit, shorten, text_width
+from svertka.text_width import ELLIPSIS, join_items_that_fit, shorten, text_width
 
 FIRST_LINE = 2.0  # seconds before the first line where stderr is not a terminal, and
 LINE_EVERY = 10.0  # between lines, and
@@ -155,7 +155,7 @@ class _Display:
         latest = next((job.latest for job in jobs if job.latest), "")
         inner = "" if jobs[-1] is outer else _short_state(jobs[-1])
         row = self._bar_row(outer, inner, width) if outer.total else self._spinner_row(outer, width)
-        return Group(Text(join_that_fit(latest.split(", "), width), no_wrap=True), row) if latest else row
+        return Group(Text(join_items_that_fit(latest.split(", "), width), no_wrap=True), row) if latest else row
 
     def _spinner_row(self, job: Progress, width: int) -> RenderableType:
         elapsed = _coarse_duration(job.seconds) if job.seconds >= 1 else ""
@@ -179,7 +179,7 @@ class _Display:
         room -= GAP + len(left) if left else 0
         if job.unit not in ("", "%") and room > len(job.unit):
             count, room = f"{count} {job.unit}", room - 1 - len(job.unit)
-        note = join_that_fit([inner] if inner else job.note.split(", "), room - GAP)
+        note = join_items_that_fit([inner] if inner else job.note.split(", "), room - GAP)
         fields: list[RenderableType] = [Text(title)]
         if bar:
             fields.append(ProgressBar(job.total, min(job.done, job.total), width=bar))
@@ -264,7 +264,7 @@ def _displayed(job: Progress) -> Iterator[None]:
                     _display = None
                 display.jobs.remove(job)
         if display is not None and job.latest:
-            _print(join_that_fit(job.latest.split(", "), display.console.width - 1))
+            _print(join_items_that_fit(job.latest.split(", "), display.console.width - 1))
 
 
 def _can_redraw() -> bool:

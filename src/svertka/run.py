@@ -229,7 +229,7 @@ class Run:
             return False
 
 
-def training_columns(run: str | PathLike[str], source: Source) -> str | None:
+def columns_of_training(run: str | PathLike[str], source: Source) -> str | None:
     """Return how the training of `run` read the columns of the table `source`; None if it used other data.
 
     Raises:

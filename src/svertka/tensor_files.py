@@ -53,7 +53,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         # One read: `safe_open` goes back to the path for its tensors, where a training may have put the next file.
-        content = read_regular(path, total_memory())
+        content = read_regular(path, machine_memory())
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
         header = json.loads(metadata.get("svertka", "{}"))
@@ -75,10 +75,10 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         RunError: As for `read_tensors`.
     """
     try:
-        with open_regular(path, total_memory()):  # a pipe would block
+        with open_regular(path, machine_memory()):  # a pipe would block
             pass
         if not _is_text(path):  # safe_open takes no such path
-            return {name: tuple(tensor.shape) for name, tensor in load(read_regular(path, total_memory())).items()}
+            return {name: tuple(tensor.shape) for name, tensor in load(read_regular(path, machine_memory())).items()}
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
@@ -105,7 +105,7 @@ def describe_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return join_first(bad) or None
 
 
-def total_memory() -> int:
+def machine_memory() -> int:
     """Return the memory of this machine in bytes, the largest size of a file of tensors."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

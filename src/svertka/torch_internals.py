@@ -37,7 +37,7 @@ def has_dispatch_mode() -> bool:
     return _dispatch_mode_count is None or _dispatch_mode_count() > 0
 
 
-def has_transform() -> bool:
+def has_active_transform() -> bool:
     """Return whether a transform of torch.func or forward-mode AD is active; the fallback says yes."""
     return _has_forward_ad() or _active_transform is None or _active_transform() is not None
 
@@ -47,7 +47,7 @@ def _has_forward_ad() -> bool:
     return level is None or level >= 0
 
 
-def is_wrapped(x: Tensor) -> bool:
+def is_transform_wrapper(x: Tensor) -> bool:
     """Return whether `x` is the stand-in of a tensor inside a transform of torch.func."""
     return not _has_storage(x) if _is_wrapped is None else _is_wrapped(x)
 

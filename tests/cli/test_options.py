@@ -10,8 +10,8 @@ from typer.core import TyperOption
 
 import svertka
 from svertka.cli.app import app
-from svertka.training.single_run import TrainingOptions
 from svertka.training.recipe import Recipe
+from svertka.training.single_run import TrainingOptions
 from svertka.training.train import RECIPE_SETTINGS
 
 COMMANDS = {str(command.callback.__name__): command.callback for command in app.registered_commands if command.callback}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import TEXTS
-from svertka.cli.printing import MIN_WIDTH, end_right_to_left, fit_columns, print_line, print_table
+from svertka.cli.printing import MIN_WIDTH, append_left_to_right_mark, fit_columns, print_line, print_table
 from svertka.text_width import text_width
 
 
@@ -93,8 +93,8 @@ def test_signs_that_an_encoding_lacks_do_not_widen_rows(monkeypatch: pytest.Monk
 
 
 def test_numbers_after_right_to_left_names_stay_after_them() -> None:
-    assert end_right_to_left("שלום עולם 95.1%") == "שלום עולם\u200e 95.1%"
-    assert end_right_to_left("犬 95.1%") == "犬 95.1%"
+    assert append_left_to_right_mark("שלום עולם 95.1%") == "שלום עולם\u200e 95.1%"
+    assert append_left_to_right_mark("犬 95.1%") == "犬 95.1%"
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 200))

@@ -21,10 +21,10 @@ from svertka.data.augmentation import (
     add_augmentations,
     augment,
 )
-from svertka.data.rand_augment_operations import OPERATIONS, TRIVIAL_AUGMENT, apply_operation
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import INTERPOLATIONS, Preprocess
+from svertka.data.rand_augment_operations import OPERATIONS, TRIVIAL_AUGMENT, apply_operation
 from svertka.errors import UsageError
 
 COVARIANCE = ((0.06, 0.05, 0.04), (0.05, 0.07, 0.05), (0.04, 0.05, 0.08))

@@ -1,11 +1,11 @@
 import json
 
-from svertka.data.file_accounting import OWN, FileAccount, LeftOut, count_by_suffix, get_suffix
+from svertka.data.file_accounting import OWN, FileAccount, UnusedFile, count_by_suffix, get_suffix
 
 
 def test_left_out_files_are_counted_by_suffix_and_reason() -> None:
-    left_out = [LeftOut(f"{number}.HEIC", "unsupported format") for number in range(5)]
-    left_out += [LeftOut("runs/a.png", OWN), LeftOut("x\n", "not in a class folder")]
+    left_out = [UnusedFile(f"{number}.HEIC", "unsupported format") for number in range(5)]
+    left_out += [UnusedFile("runs/a.png", OWN), UnusedFile("x\n", "not in a class folder")]
     account = FileAccount(tuple(left_out), count_by_suffix(["a.txt", "b.txt", "LICENSE"]), ("read so",), ("odd\x1b",))
     assert account.sentences() == [
         "read so",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.data.dataset import PARTS
-from svertka.data.hash_split import hash_position, split_by_hash
+from svertka.data.hash_split import hash_to_unit_interval, split_by_hash
 from svertka.errors import UsageError
 
 few = settings(max_examples=60, deadline=None)  # a busy machine is no failure
@@ -115,8 +115,8 @@ def test_shares_are_met_and_one_does_not_move_the_other() -> None:
 
 def test_positions_are_the_same_for_ever() -> None:
     # (printf "svertka split"; cat digest) | b2sum -l 64. Others would move images of everyone from train to val.
-    assert hash_position(b"") == pytest.approx(0x236D710A304C0E9B / 2**64, abs=2**-50)
-    assert hash_position(content(0)) == pytest.approx(0xCB4E17D9CD2763FA / 2**64, abs=2**-50)
+    assert hash_to_unit_interval(b"") == pytest.approx(0x236D710A304C0E9B / 2**64, abs=2**-50)
+    assert hash_to_unit_interval(content(0)) == pytest.approx(0xCB4E17D9CD2763FA / 2**64, abs=2**-50)
 
 
 @few
@@ -139,5 +139,5 @@ def test_a_thousand_small_classes_are_quick() -> None:
 
 
 def _by_hash(number: int, val: float, test: float) -> str:
-    u = hash_position(content(number))
+    u = hash_to_unit_interval(content(number))
     return "val" if u < val else "test" if u >= 1 - test else "train"

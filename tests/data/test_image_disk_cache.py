@@ -21,8 +21,8 @@ from svertka.data.dataset import ArrayImages, Dataset, FileImages
 from svertka.data.disk_cache import INDEX_ENTRY
 from svertka.data.image_disk_cache import prepare_images
 from svertka.data.image_io import DecodedImage, Decoding, decode_image
-from svertka.data.preprocessing import resize_central_square
 from svertka.data.packed_image import HEAD
+from svertka.data.preprocessing import resize_central_square
 from svertka.errors import DataError
 from svertka.files import cache_folder
 

@@ -6,9 +6,9 @@ from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 from svertka.evaluation.crop_protocols import (
     CropProtocol,
-    crop_protocol,
-    crop_views,
-    crop_views_144,
+    get_crop_protocol,
+    make_144_crops,
+    make_crops,
     ten_crops,
     three_squares,
 )
@@ -40,10 +40,10 @@ def test_three_squares_are_the_ends_and_the_middle(shape: tuple[int, int]) -> No
 
 def test_144_crops_include_mirror_images() -> None:
     generator = np.random.default_rng(0)
-    how = crop_protocol("144", None, PREPROCESS)
+    how = get_crop_protocol("144", None, PREPROCESS)
     assert how.scales == (256, 288, 320, 352)
     pictures = [generator.integers(256, size=(scale, scale + 30, 3), dtype=np.uint8) for scale in how.scales]
-    shown = crop_views_144(PREPROCESS, pictures)
+    shown = make_144_crops(PREPROCESS, pictures)
     assert shown.shape == (144, 3, 224, 224)
     assert how.num_views == 144
     hashes = sorted(float((one * torch.arange(224)).sum()) for one in shown)
@@ -54,8 +54,8 @@ def test_144_crops_include_mirror_images() -> None:
 
 def test_single_crop_matches_predict() -> None:
     squares = torch.from_numpy(np.random.default_rng(1).integers(256, size=(2, 3, 256, 256), dtype=np.uint8))
-    one = crop_views(CropProtocol("1", (256,)), PREPROCESS, [squares])
-    ten = crop_views(CropProtocol("10", (256,)), PREPROCESS, [squares])
+    one = make_crops(CropProtocol("1", (256,)), PREPROCESS, [squares])
+    ten = make_crops(CropProtocol("10", (256,)), PREPROCESS, [squares])
     assert torch.equal(one[:, 0], PREPROCESS.normalize(squares))
     assert torch.equal(ten[:, 4], one[:, 0])
 
@@ -75,7 +75,7 @@ def test_single_crop_matches_predict() -> None:
 def test_default_scales_are_proportional_to_those_of_the_papers(
     crops: str | int, size: int, resize: int, scales: tuple[int, ...]
 ) -> None:
-    found = crop_protocol(crops, None, Preprocess(size=size, resize=resize, mean=(0.5,), std=(0.5,)))
+    found = get_crop_protocol(crops, None, Preprocess(size=size, resize=resize, mean=(0.5,), std=(0.5,)))
     assert (found.crops, found.scales) == (str(crops), scales)
 
 
@@ -92,11 +92,11 @@ def test_default_scales_are_proportional_to_those_of_the_papers(
 )
 def test_invalid_protocols_are_refused(crops: str, scales: list[int] | None, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        crop_protocol(crops, scales, PREPROCESS)
+        get_crop_protocol(crops, scales, PREPROCESS)
 
 
 def test_padded_images_have_no_crops() -> None:
     padded = Preprocess(size=32, resize=28, mean=(0.5,), std=(0.5,))
     with pytest.raises(UsageError, match="this run pads 28 pixels to 32; use crops=1, or give scales of at least 32"):
-        crop_protocol("10", None, padded)
-    assert crop_protocol("10", [40], padded).scales == (40,)
+        get_crop_protocol("10", None, padded)
+    assert get_crop_protocol("10", [40], padded).scales == (40,)

@@ -15,7 +15,7 @@ from svertka.classifier import Classifier
 from svertka.data.preprocessing import Preprocess
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError
-from svertka.evaluation.crop_protocols import crop_protocol
+from svertka.evaluation.crop_protocols import get_crop_protocol
 from svertka.evaluation.evaluate import evaluate
 from svertka.evaluation.predictor import Predictor
 
@@ -103,7 +103,7 @@ def test_crops_match_a_plain_loop(
     assert 0 < sum(wrong) < len(wrong)
 
     dataset = open_source(photographs)
-    how = crop_protocol(crops, None, classifier.preprocess)
+    how = get_crop_protocol(crops, None, classifier.preprocess)
     predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=2)
     found = torch.cat(list(predictor.predict_batches(list(np.arange(12).reshape(-1, 3)))))
     assert (found.exp() - torch.stack(expected)).abs().max() < TOLERANCE
@@ -153,7 +153,7 @@ def test_dense_evaluation_matches_a_loop_over_positions(
             said += [one.double().softmax(0) for one in scores]
         expected.append(torch.stack(said).mean(0).log())
     dataset = open_source(photographs)
-    how = crop_protocol("dense", [33, 37], classifier.preprocess)
+    how = get_crop_protocol("dense", [33, 37], classifier.preprocess)
     predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=2)
     found = torch.cat(list(predictor.predict_batches(list(np.arange(12).reshape(-1, 3)))))
     assert found.numpy() == pytest.approx(torch.stack(expected).numpy(), rel=TOLERANCE, abs=TOLERANCE)
@@ -169,7 +169,7 @@ def test_several_scales_are_averaged(photographs: Path, fresh_run: Callable[...,
     classifier, dataset = Classifier.load(run), open_source(photographs)
 
     def said(scales: list[int]) -> Tensor:
-        how = crop_protocol("10", scales, classifier.preprocess)
+        how = get_crop_protocol("10", scales, classifier.preprocess)
         predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=1)
         return torch.cat(list(predictor.predict_batches([np.arange(12)]))).exp()
 
@@ -181,7 +181,7 @@ def test_missing_image_is_named_in_the_error(photographs: Path, fresh_run: Calla
         (tmp_path / name).mkdir()
         (tmp_path / name / "00.png").write_bytes((photographs / name / "00.png").read_bytes())
     classifier, dataset = Classifier.load(fresh_run("resnet20", SIZE, RESIZE, seed=1)), open_source(tmp_path)
-    how = crop_protocol("144", None, classifier.preprocess)
+    how = get_crop_protocol("144", None, classifier.preprocess)
     predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=1)
     (tmp_path / "flower" / "00.png").unlink()
     with pytest.raises(DataError, match=r"flower/00\.png cannot be read"):

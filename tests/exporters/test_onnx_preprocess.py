@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
-from svertka.data.rgb_conversion import Range, make_shade_table, to_16_bit
 from svertka.data.preprocessing import FITS, INTERPOLATIONS, Fit, Interpolation, Preprocess
+from svertka.data.rgb_conversion import Range, make_shade_table, to_16_bit
 
 pytest.importorskip("onnx")
 import onnxruntime

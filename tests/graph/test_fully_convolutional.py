@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.fully_convolutional import FullyConvolutional, make_fully_convolutional
-from svertka.models.head_kinds import replace_head
+from svertka.models.head_kinds import set_head_kind
 from svertka.models.registry import MODELS
 
 Built = Callable[[str, int], tuple[nn.Module, int]]
@@ -114,7 +114,7 @@ def test_dense_evaluation_of_vgg() -> None:
 @torch.inference_mode()
 def test_any_head_may_follow(built: Built, head: str) -> None:
     network, _ = built("resnet20", 32)
-    replace_head(network, MODELS["resnet20"], head, 4)  # type: ignore[arg-type]
+    set_head_kind(network, MODELS["resnet20"], head, 4)  # type: ignore[arg-type]
     network.eval()
     images = torch.rand(2, 3, 32, 32)
     scores = make_fully_convolutional(network, (1, 3, 32, 32))(images)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svertka.graph.cut import cut_network, find_stages
 from svertka.graph.shared_crops import MAX_RECOMPUTED_SHARE, Ints, SharedCrops, share_crops
-from svertka.models.head_kinds import replace_head
+from svertka.models.head_kinds import set_head_kind
 from svertka.models.registry import MODELS
 
 Built = Callable[[str, int], tuple[nn.Module, int]]
@@ -106,7 +106,7 @@ def test_a_larger_head_changes_nothing(built: Built) -> None:
     network, channels = built("vgg11_bn", SIZES["vgg11_bn"])
     shape = (1, channels, SIZES["vgg11_bn"], SIZES["vgg11_bn"])
     place = share_crops(network, shape).place
-    replace_head(network, MODELS["vgg11_bn"], "adaptation", 2000)
+    set_head_kind(network, MODELS["vgg11_bn"], "adaptation", 2000)
     assert share_crops(network, shape).place == place
 
 

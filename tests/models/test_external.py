@@ -11,7 +11,7 @@ from svertka.models.external import list_models, open_model
 from svertka.models.external_builder import GRAPH
 from svertka.models.head_kinds import head_path
 from svertka.models.registry import MODELS
-from svertka.models.weights import head_tensors
+from svertka.models.weights import head_tensor_names
 
 
 def small(classes: int = 10, channels: int = 3) -> nn.Sequential:
@@ -37,7 +37,7 @@ def test_a_module_keeps_its_weights_and_gets_a_head_for_the_classes() -> None:
     with torch.no_grad():
         same[0].weight.zero_()  # type: ignore[union-attr, index, operator]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert head_tensors(model) == {"5.weight", "5.bias"}
+    assert head_tensor_names(model) == {"5.weight", "5.bias"}
 
 
 def test_a_function_is_called_with_the_number_of_classes() -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from svertka.classifier import Classifier, Config, load_initial_weights
 from svertka.data.preprocessing import Preprocess
-from svertka.models.head_kinds import AdaptationHead, CosineHead, HeadKind, choose_head_kind, head_path, replace_head
+from svertka.models.head_kinds import AdaptationHead, CosineHead, HeadKind, choose_head_kind, head_path, set_head_kind
 from svertka.models.registry import MODELS
 from svertka.models.weights import Weights
 
@@ -58,7 +58,7 @@ def test_config_alone_rebuilds_it(kind: HeadKind, tmp_path: Path) -> None:
 def test_linear_is_the_networks_own() -> None:
     network = MODELS["resnet20"].build(classes=3, size=32)
     before = network.linear
-    replace_head(network, MODELS["resnet20"], "linear", 3)
+    set_head_kind(network, MODELS["resnet20"], "linear", 3)
     assert network.linear is before
 
 
@@ -68,12 +68,12 @@ def test_scores_behind_a_relu_are_trained_as_those_of_pooled_features() -> None:
     own = model.build(classes=3).eval()
     pooled = model.build(classes=3)
     pooled.load_state_dict(own.state_dict())
-    replace_head(pooled, model, "pooled", 3)
+    set_head_kind(pooled, model, "pooled", 3)
     assert isinstance(pooled.eval().get_submodule(head_path(model)), nn.Linear)
     own.classifier[2] = nn.Identity()  # the ReLU
     pictures = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(pooled(pictures), own(pictures))
-    replace_head(pooled, model, "pooled", 3)  # a second time changes nothing
+    set_head_kind(pooled, model, "pooled", 3)  # a second time changes nothing
     torch.testing.assert_close(pooled(pictures), own(pictures))
 
 
@@ -111,7 +111,7 @@ def test_no_network_is_trained_with_scores_that_are_cut_off_at_0(name: str) -> N
     torch.manual_seed(0)
     with torch.device("meta"):
         network = model.build(2, model.channels, size)
-        replace_head(network, model, choose_head_kind(model, "linear"), 2)
+        set_head_kind(network, model, choose_head_kind(model, "linear"), 2)
     head = network.get_submodule(head_path(model))
     seen: list[nn.Module] = []
     for module in network.modules():

@@ -6,7 +6,7 @@ from torch import nn
 
 from svertka.models.initialization import InitScheme, init_head, init_weights, signal_vanishes
 from svertka.models.registry import MODELS
-from svertka.models.weights import head_tensors
+from svertka.models.weights import head_tensor_names
 
 
 @pytest.mark.parametrize(("scheme", "std"), [
@@ -39,5 +39,5 @@ def test_vanishing_signals_are_detected_and_fixed(name: str, vanishes: bool) -> 
     assert network.training
     if vanishes:
         init_weights(network, "he")
-        init_head(network, head_tensors(model))
+        init_head(network, head_tensor_names(model))
         assert not signal_vanishes(network, images)

@@ -147,8 +147,8 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
 def test_another_filter_than_svertka_has_is_refused() -> None:
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
     with pytest.raises(UsageError, match="interpolation=lanczos, and svertka has bilinear and bicubic; change it in"):
-        timm_and_torchvision.preprocess_of(config | {"interpolation": "lanczos"})
-    assert timm_and_torchvision.preprocess_of(config).interpolation == "bilinear"  # type: ignore[union-attr]
+        timm_and_torchvision.timm_preprocess(config | {"interpolation": "lanczos"})
+    assert timm_and_torchvision.timm_preprocess(config).interpolation == "bilinear"  # type: ignore[union-attr]
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,21 +165,21 @@ def test_a_package_of_another_pytorch_is_one_sentence(packages: Path) -> None:
 
 @pytest.mark.parametrize("config", [None, {}, {"input_size": (3, 8, 8)}, 3])
 def test_a_network_without_published_input(config: object) -> None:
-    assert timm_and_torchvision.preprocess_of(config) is None
+    assert timm_and_torchvision.timm_preprocess(config) is None
 
 
 def test_the_published_input_of_a_network() -> None:
     config = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "crop_pct": 0.875}
-    found = timm_and_torchvision.preprocess_of(config)
+    found = timm_and_torchvision.timm_preprocess(config)
     assert found is not None
     assert (found.size, found.resize, found.mean, found.std, found.fit) == (
         224, 256, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "crop",
     )  # fmt: skip
-    squeezed = timm_and_torchvision.preprocess_of(config | {"crop_mode": "squash"})
+    squeezed = timm_and_torchvision.timm_preprocess(config | {"crop_mode": "squash"})
     assert squeezed is not None
     assert (squeezed.resize, squeezed.fit) == (224, "squeeze")
     with pytest.raises(UsageError, match="images of 160×96 pixels, and svertka's are square"):
-        timm_and_torchvision.preprocess_of(config | {"input_size": (3, 160, 96)})
+        timm_and_torchvision.timm_preprocess(config | {"input_size": (3, 160, 96)})
 
 
 def test_networks_of_timm_itself() -> None:

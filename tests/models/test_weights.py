@@ -17,7 +17,7 @@ from svertka.data import imagenet
 from svertka.errors import FetchError, UsageError
 from svertka.models.published_weights import CIFAR10, PRETRAINED, PretrainedWeights
 from svertka.models.registry import MODELS
-from svertka.models.weights import Weights, head_tensors, load_pretrained
+from svertka.models.weights import Weights, head_tensor_names, load_pretrained
 
 RESNET20 = MODELS["resnet20"]
 
@@ -276,13 +276,13 @@ def test_counters_and_auxiliaries_may_be_missing() -> None:
 
 def test_the_heads_of_auxiliaries_follow_the_classes() -> None:
     model = MODELS["googlenet"]
-    assert {name.partition(".")[0] for name in head_tensors(model)} == {"fc", "aux1", "aux2"}
+    assert {name.partition(".")[0] for name in head_tensor_names(model)} == {"fc", "aux1", "aux2"}
     old = Weights(
         model, state_of("googlenet", 3), PRETRAINED["googlenet_bn"]["imagenet"].preprocess, tuple("abc"), "old"
     )
     network = model.build(2)
     old.load_into(network, ("b", "x"))
-    for name in head_tensors(model):
+    for name in head_tensor_names(model):
         assert network.state_dict()[name][0].equal(old.tensors[name][1])
 
 
@@ -291,7 +291,7 @@ def test_head_tensors_of_every_model(name: str) -> None:
     model = MODELS[name]
     with torch.device("meta"):
         expected = model.build(5).state_dict()
-    heads = head_tensors(model)
+    heads = head_tensor_names(model)
     assert heads
     assert all(len(expected[head]) == 5 for head in heads)
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("fastapi")
 from svertka.errors import ImageError
 from svertka.serving.http_error import HTTPError
-from svertka.serving.uploads import MAX_FIELD_BYTES, MAX_IMAGES, decode_base64, parse_base64_list, parse_form
+from svertka.serving.uploads import MAX_FIELD_BYTES, MAX_IMAGES, decode_base64, parse_form, split_base64_list
 
 DATA = bytes(range(256)) * 3 + b"\xff"  # with every letter of base64, and a padding
 
@@ -48,7 +48,7 @@ ENCODERS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("length", [767, 768, 769])
 def test_base64_in_every_spelling(spelling: str, encoder: str, length: int) -> None:
     body = ENCODERS[encoder](SPELLINGS[spelling](DATA[:length])).encode()
-    (text,) = parse_base64_list(bytearray(body))
+    (text,) = split_base64_list(bytearray(body))
     assert decode_base64(text) == DATA[:length]
 
 
@@ -59,7 +59,7 @@ def test_a_list_is_read_as_json_reads_it(large_count: Callable[[int, int], int])
             "".join(letters.choices('abc/+="\\\n\x7f', k=letters.randrange(9))) for _ in range(letters.randrange(1, 6))
         ]
         body = json.dumps(strings, indent=letters.choice([None, 1])).encode()
-        assert [json.loads(b'"' + bytes(one) + b'"') for one in parse_base64_list(body)] == strings
+        assert [json.loads(b'"' + bytes(one) + b'"') for one in split_base64_list(body)] == strings
         # Cut short or with a letter changed, it is refused as json refuses it, or is a list, too.
         mutant = bytearray(body)
         mutant[letters.randrange(len(mutant))] = letters.choice(b'[]",\\a1 {')
@@ -68,10 +68,10 @@ def test_a_list_is_read_as_json_reads_it(large_count: Callable[[int, int], int])
         except ValueError:
             continue
         if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-            assert len(parse_base64_list(mutant)) == len(value)
+            assert len(split_base64_list(mutant)) == len(value)
         else:
             with pytest.raises(HTTPError):
-                parse_base64_list(mutant)
+                split_base64_list(mutant)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def test_what_is_not_base64(text: str) -> None:
 )  # fmt: skip
 def test_what_is_no_list(body: bytes) -> None:
     with pytest.raises(HTTPError) as refused:
-        parse_base64_list(body)
+        split_base64_list(body)
     assert refused.value.status == 400
 
 
 def test_a_list_that_is_too_long() -> None:
-    assert len(parse_base64_list(json.dumps([""] * MAX_IMAGES).encode())) == MAX_IMAGES
+    assert len(split_base64_list(json.dumps([""] * MAX_IMAGES).encode())) == MAX_IMAGES
     with pytest.raises(HTTPError) as refused:
-        parse_base64_list(json.dumps([""] * (MAX_IMAGES + 1)).encode())
+        split_base64_list(json.dumps([""] * (MAX_IMAGES + 1)).encode())
     assert refused.value.status == 413
 
 

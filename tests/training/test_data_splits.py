@@ -13,7 +13,7 @@ from svertka.data.folder_dataset import open_folder
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError
 from svertka.models.registry import MODELS
-from svertka.training.data_splits import DataSplits, choose_input, side_for_crops, split_data
+from svertka.training.data_splits import DataSplits, choose_network_input, split_data, stored_side_for_crops
 
 PREPROCESS = Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -27,7 +27,7 @@ def test_parts_are_disjoint_and_whole(digit_folder: Path) -> None:
 
 
 def test_training_may_draw_from_larger_squares_than_are_shown(digit_folder: Path) -> None:
-    side = side_for_crops(PREPROCESS, (ScaleJitter(),))
+    side = stored_side_for_crops(PREPROCESS, (ScaleJitter(),))
     assert side == 18  # 512/224 of 8
     parts = split_data(open_folder(digit_folder), PREPROCESS, side, 0.1, 0.0, threads=1, limit=None)
     assert parts.train_rows[np.array([0])].shape == (1, 18, 18, 3)
@@ -61,18 +61,18 @@ def test_a_class_whose_pictures_are_all_bad_is_one_sentence(digit_folder: Path, 
 
 def test_inputs_suit_network_and_pictures(digit_folder: Path) -> None:
     digits, photos = open_builtin("digits"), open_folder(digit_folder)
-    assert choose_input(digits, MODELS["lenet5"], None) == (32, 28, 1)
-    assert choose_input(digits, MODELS["mlp"], None) == (8, 8, 1)
-    assert choose_input(digits, MODELS["resnet20"], 16) == (16, 16, 1)
-    assert choose_input(photos, MODELS["resnet20"], None) == (64, 64, 3)
-    assert choose_input(photos, MODELS["lenet5"], None) == (32, 28, 1)
+    assert choose_network_input(digits, MODELS["lenet5"], None) == (32, 28, 1)
+    assert choose_network_input(digits, MODELS["mlp"], None) == (8, 8, 1)
+    assert choose_network_input(digits, MODELS["resnet20"], 16) == (16, 16, 1)
+    assert choose_network_input(photos, MODELS["resnet20"], None) == (64, 64, 3)
+    assert choose_network_input(photos, MODELS["lenet5"], None) == (32, 28, 1)
 
 
 def test_inputs_suit_the_weights_that_training_starts_from() -> None:
     digits = open_builtin("digits")
     expected = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert choose_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
-    assert choose_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
+    assert choose_network_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
+    assert choose_network_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
 
 
 def _weights(labels: np.ndarray, patches: Any = None, *, by_class: bool = True) -> np.ndarray:

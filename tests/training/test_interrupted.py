@@ -17,7 +17,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.run import Run
-from svertka.training import checkpoint, metrics_log, single_run, resume, run_recorder, training_loop
+from svertka.training import checkpoint, metrics_log, resume, run_recorder, single_run, training_loop
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PLAIN = ["--model", "mlp", "--size", "8", "--epochs", "2", "--threads", "1"]

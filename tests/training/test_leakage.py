@@ -26,7 +26,7 @@ from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
 from svertka.run import Run
 from svertka.training import data_splits as parts_module
-from svertka.training import single_run, repeated_splits, resume, run_recorder, training_loop
+from svertka.training import repeated_splits, resume, run_recorder, single_run, training_loop
 from svertka.training.data_splits import DataSplits
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}

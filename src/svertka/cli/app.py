@@ -24,8 +24,8 @@ from svertka.cli.look import look
 from svertka.cli.models import models
 from svertka.cli.predict import predict
 from svertka.cli.serve import serve
-from svertka.cli.train import train
 from svertka.cli.time_convolutions import tune
+from svertka.cli.train import train
 from svertka.errors import SvertkaError, UsageError
 from svertka.escaping import to_printable
 from svertka.malloc import keep_freed_memory

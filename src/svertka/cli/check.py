@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, Test, Val, parse_pixel_count
-from svertka.cli.printing import print_json, print_line, show_loading
+from svertka.cli.printing import print_json, print_line, show_import_spinner
 
 
 def check(
@@ -21,7 +21,7 @@ def check(
 
     Example: svertka check photos/
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.data import dataset_check as checking
 
     findings = checking.check(source, val, test, columns=columns, group=group, max_pixels=parse_pixel_count(max_pixels))

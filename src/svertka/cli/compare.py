@@ -20,7 +20,7 @@ from svertka.cli.option_types import (
     parse_pixel_count,
     parse_whole_numbers,
 )
-from svertka.cli.printing import print_json, print_line, print_table, show_loading
+from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
 
 if TYPE_CHECKING:
     from svertka.evaluation.compare import ComparedRun
@@ -53,7 +53,7 @@ def compare(
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.evaluation.compare import compare as side_by_side
         from svertka.evaluation.compare import separate_runs_and_source
 

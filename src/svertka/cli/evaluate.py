@@ -22,7 +22,7 @@ from svertka.cli.option_types import (
     parse_pixel_count,
     parse_whole_numbers,
 )
-from svertka.cli.printing import print_json, print_line, print_table, show_loading
+from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
 
 
 def evaluate(
@@ -51,7 +51,7 @@ def evaluate(
 
     Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.evaluation.evaluate import evaluate as evaluate_runs
 
     result = evaluate_runs(

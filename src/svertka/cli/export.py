@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import AsJson, Overwrite, RunArgument, TrustBuilder
-from svertka.cli.printing import print_json, print_line, show_loading
+from svertka.cli.printing import print_json, print_line, show_import_spinner
 
 
 def export(
@@ -32,7 +32,7 @@ def export(
 
     Example: svertka export runs/photos-resnet18 --to model.onnx
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.exporters.export import export as write
 
     written = write(

@@ -19,7 +19,7 @@ from svertka.cli.option_types import (
     TrustBuilder,
     parse_pixel_count,
 )
-from svertka.cli.printing import print_json, print_line, print_table, show_loading
+from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
 from svertka.escaping import to_printable
 
 
@@ -49,7 +49,7 @@ def locate(
 
     Example: svertka locate runs/photos-efficientnet_lite0 album/ --output found
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.localization.locate import locate as search
         from svertka.localization.overlays import describe_pointing
 

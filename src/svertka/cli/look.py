@@ -16,7 +16,7 @@ from svertka.cli.option_types import (
     TrustBuilder,
     parse_pixel_count,
 )
-from svertka.cli.printing import print_json, print_line, show_loading
+from svertka.cli.printing import print_json, print_line, show_import_spinner
 
 
 def look(
@@ -46,7 +46,7 @@ def look(
 
     Example: svertka look runs/digits-lenet5
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.inspection.atlas.build import look as make
 
     names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]

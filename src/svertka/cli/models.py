@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svertka.cli.option_types import AsJson
-from svertka.cli.printing import print_json, print_line, print_table, show_loading
+from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
 
 if TYPE_CHECKING:
     from svertka.graph.summary import Layer, Trace
@@ -25,7 +25,7 @@ def models(
 
     Example: svertka models vgg16
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.models import external, registry
 
     if name is None:

@@ -21,7 +21,7 @@ from svertka.cli.option_types import (
     TrustBuilder,
     parse_pixel_count,
 )
-from svertka.cli.printing import print_table, show_loading, to_json
+from svertka.cli.printing import print_table, show_import_spinner, to_json
 from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 
 Batch = list[dict[str, Any]]
@@ -45,7 +45,7 @@ def predict(
 
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.classifier import predict_in_batches
 
     failed, limit = False, parse_pixel_count(max_pixels)

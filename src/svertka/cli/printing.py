@@ -31,7 +31,7 @@ def to_json(value: Any) -> str:
 
 
 @contextmanager
-def show_loading() -> Iterator[None]:
+def show_import_spinner() -> Iterator[None]:
     """Show a spinner while the body imports PyTorch and what needs it; elsewhere than on a terminal, nothing."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield
@@ -83,7 +83,7 @@ def print_table(
         cells = list(row)
         if available is not None:
             cells = [
-                end_right_to_left(shorten(cell, width, ellipsis, is_prose=column in prose))
+                append_left_to_right_mark(shorten(cell, width, ellipsis, is_prose=column in prose))
                 for column, (cell, width) in enumerate(zip(cells, fitted, strict=True))
             ]
         padded = [
@@ -122,7 +122,7 @@ def fit_columns(
     return fitted
 
 
-def end_right_to_left(text: str) -> str:
+def append_left_to_right_mark(text: str) -> str:
     """Return `text` with a left-to-right mark after its last right-to-left letter.
 
     Else a terminal that orders letters by direction would move the numbers that follow.

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import Device, Threads, TrustBuilder
-from svertka.cli.printing import print_json, print_line, show_loading
+from svertka.cli.printing import print_json, print_line, show_import_spinner
 
 
 def serve(
@@ -34,7 +34,7 @@ def serve(
     # Waiting threads of the network sleep instead of spinning, which would take cores from the decoders. PyTorch reads
     # this once, when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with show_loading():
+    with show_import_spinner():
         from svertka.serving.serve import ServerAddress
         from svertka.serving.serve import serve as answer
 

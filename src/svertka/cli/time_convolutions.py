@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from svertka.cli.option_types import AsJson, Threads
-from svertka.cli.printing import print_json, print_table, show_loading
+from svertka.cli.printing import print_json, print_table, show_import_spinner
 from svertka.errors import UsageError
 
 
@@ -33,7 +33,7 @@ def tune(
 
     Example: svertka tune resnet18
     """
-    with show_loading():
+    with show_import_spinner():
         from svertka.evaluation.algorithm_timing import tune as time_algorithms
 
     found = time_algorithms(

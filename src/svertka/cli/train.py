@@ -22,7 +22,7 @@ from svertka.cli.option_types import (
     Val,
     parse_pixel_count,
 )
-from svertka.cli.printing import print_json, print_line, show_loading
+from svertka.cli.printing import print_json, print_line, show_import_spinner
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 
@@ -278,12 +278,12 @@ def train(
                 f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out, or "
                 f"start a new run from its weights: {anew} …"
             )
-        with show_loading():
+        with show_import_spinner():
             from svertka.training.resume import resume as continue_run
 
         run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard, trust_builder=trust_builder)
     else:
-        with show_loading():
+        with show_import_spinner():
             from svertka.training.train import train as train_run
 
         options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler.output_structure import find_tensors
-from svertka.compiler.validation import dtype_hint
+from svertka.compiler.validation import float32_hint
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_network
 
@@ -153,12 +153,14 @@ def _check_classes(name: str, ours: Tensor, theirs: Tensor) -> None:
             )
 
 
-def suggest_fix(original: nn.Module, example: Tensor) -> str:
+def suggest_capture_fix(original: nn.Module, example: Tensor) -> str:
     """Return what to do about `original`, whose capture failed, as the end of an error message."""
     try:
         original(example.clone())
     except Exception:  # a network may raise anything
-        return dtype_hint(original) or "; it cannot run as it is either: use an example such that network(example) runs"
+        return (
+            float32_hint(original) or "; it cannot run as it is either: use an example such that network(example) runs"
+        )
     return "; write that part with operations of PyTorch on tensors, or optimize the parts before and after"
 
 

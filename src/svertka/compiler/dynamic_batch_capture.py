@@ -30,10 +30,10 @@ def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
     Raises:
         UsageError: As for `RepeatableCapture`.
     """
-    return DynamicBatchCapture(network, shape[1:]).capture(shape[0])
+    return DynamicBatchCapturer(network, shape[1:]).capture(shape[0])
 
 
-class DynamicBatchCapture:
+class DynamicBatchCapturer:
     """Captures `network` for any number of images of `shape`, (C, H, W); without its forward hooks if not `hooks`."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], *, hooks: bool = True) -> None:
@@ -48,7 +48,7 @@ class DynamicBatchCapture:
 
     def make_batch_size_check(self, recording: CapturedGraph) -> "BatchSizeCheck":
         """Return a check of whether other batch sizes lead to the same graph. It keeps no weights alive."""
-        alone = DynamicBatchCapture(
+        alone = DynamicBatchCapturer(
             copy_without_values(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks
         )
         read = recording.looked_at & self.constants.keys()
@@ -87,7 +87,7 @@ class DynamicBatchCapture:
 class BatchSizeCheck:
     """Whether a captured network computes the same graph for a batch size; results are cached."""
 
-    def __init__(self, followed: DynamicBatchCapture, recording: CapturedGraph) -> None:
+    def __init__(self, followed: DynamicBatchCapturer, recording: CapturedGraph) -> None:
         self._followed, self._recording = followed, recording
         self._known: dict[int, bool] = {}
 

@@ -33,7 +33,7 @@ from svertka.compiler.ir import (
 from svertka.compiler.ir_verifier import check_step_shapes
 from svertka.compiler.layouts import Layouts, row_step, step_values
 from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
-from svertka.compiler.output_structure import copy_for_caller
+from svertka.compiler.output_structure import copy_output_tensor
 from svertka.compiler.packing import PackedWeights
 from svertka.compiler.strided_kernels import (
     MAX_AXES,
@@ -169,7 +169,7 @@ class ExecutionPlan:
             for number in part.over:
                 values.pop(number, None)
         returned = self.fused.output.rebuild(
-            lambda leaf: copy_for_caller(seen(leaf), memory_format) if output is None else output
+            lambda leaf: copy_output_tensor(seen(leaf), memory_format) if output is None else output
         )
         self._arenas.append(arena)
         return returned

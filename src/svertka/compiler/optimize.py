@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
-from svertka.compiler.accuracy_check import measure_error, suggest_fix
+from svertka.compiler.accuracy_check import measure_error
 from svertka.compiler.activation_ranges import observe_values
 from svertka.compiler.calibration_images import CalibrationImages
-from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapture
+from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.int8_packing import PackedInt8Weights
@@ -150,11 +150,11 @@ def _quantize(steps: FusedNetwork, info: OptimizedInfo, calibration: Calibration
 def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
     """Return the captured graph and a check of batch sizes; without hooks, if only these depend on values."""
     try:
-        recording = (followed := DynamicBatchCapture(network, shape[1:])).capture(shape[0])
+        recording = (followed := DynamicBatchCapturer(network, shape[1:])).capture(shape[0])
     except UsageError:
         if not any(module._forward_hooks for module in network.modules()):
             raise
-        recording = (followed := DynamicBatchCapture(network, shape[1:], hooks=False)).capture(shape[0])
+        recording = (followed := DynamicBatchCapturer(network, shape[1:], hooks=False)).capture(shape[0])
     return recording, followed.make_batch_size_check(recording)  # the accuracy check detects effects of hooks
 
 

@@ -57,7 +57,7 @@ def find_tensors(structure: Any) -> Iterator[Tensor]:
     return iter(found)
 
 
-def copy_for_caller(part: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
+def copy_output_tensor(part: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
     """Return a copy of a tensor in an output, so that callers cannot change the network or its input through it.
 
     Args:

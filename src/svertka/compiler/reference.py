@@ -8,7 +8,7 @@ from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import BatchDependentSize, Elementwise, FusedConvolution, KernelStep, TensorStep
-from svertka.compiler.output_structure import copy_for_caller
+from svertka.compiler.output_structure import copy_output_tensor
 from svertka.graph.captured_operations import Constant, Operation, Value
 
 
@@ -56,7 +56,7 @@ def run_reference(
         if observe is not None:
             for number in (*step.inputs, step.result):
                 observe(number, values[number])
-    return fused.output.rebuild(lambda leaf: copy_for_caller(seen(leaf)))
+    return fused.output.rebuild(lambda leaf: copy_output_tensor(seen(leaf)))
 
 
 def _run_step(

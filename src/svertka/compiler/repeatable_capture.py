@@ -12,7 +12,7 @@ from svertka.compiler.output_structure import OutputStructure
 from svertka.errors import UsageError
 from svertka.graph.capture import GraphCapture
 from svertka.graph.captured_operations import Constant, Value
-from svertka.graph.trace_errors import NEW_TENSOR, reads_unknown_tensor
+from svertka.graph.trace_errors import NEW_TENSOR, unknown_tensor_error
 
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
 KEEPS_NOTHING = "an optimized network keeps nothing from one run to the next"
@@ -88,7 +88,7 @@ class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]
         """Return the Constant for a tensor that the previous run has stored, such as a mask."""
         made = None if self._earlier is None else self._earlier.numbers.get(id(tensor))
         if self._earlier is None or made is None:
-            raise reads_unknown_tensor(self.place)
+            raise unknown_tensor_error(self.place)
         if id(tensor) in self._earlier.stale:
             raise UsageError(
                 f"{self.place} reads a tensor that the previous run modified through another view, which cannot be "

@@ -40,7 +40,7 @@ def _check_plain(name: str, tensor: Tensor) -> None:
         raise UsageError(f"{name} is a {kind} tensor, which optimized networks do not know; run the network as it is")
 
 
-def dtype_hint(network: nn.Module) -> str:
+def float32_hint(network: nn.Module) -> str:
     """Return the end of an error message about parameters that are not float32; "" if all are."""
     others = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - {torch.float32}
     if not others:
@@ -87,6 +87,6 @@ def is_traced(x: Any) -> bool:
     return (
         x.is_meta
         or torch_internals.is_tracing()
-        or torch_internals.is_wrapped(x)
+        or torch_internals.is_transform_wrapper(x)
         or (type(x) not in (Tensor, nn.Parameter) and any(one.__name__ == "FakeTensor" for one in type(x).__mro__))
     )

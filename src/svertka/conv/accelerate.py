@@ -204,7 +204,7 @@ def _describe_call(
         or layer.padding_mode != "zeros"
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
-        or torch_internals.has_transform()
+        or torch_internals.has_active_transform()
     ):
         return None
     derived = torch.is_grad_enabled()

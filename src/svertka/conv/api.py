@@ -197,7 +197,7 @@ def _is_transformed() -> bool:
 
     Custom operators do not support the first two; tracing would record kernel results as constants.
     """
-    return torch_internals.is_tracing() or torch_internals.has_transform()
+    return torch_internals.is_tracing() or torch_internals.has_active_transform()
 
 
 def _has_algorithms(x: Tensor) -> bool:

@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from svertka.data.dataset import Ints
+from svertka.data.per_image_random import PerImageRandom
+from svertka.data.pixel_statistics import Statistics
+from svertka.data.preprocessing import Interpolation, Preprocess
 from svertka.data.rand_augment_operations import (
     LEVELS,
     OPERATIONS,
@@ -24,10 +28,6 @@ from svertka.data.rand_augment_operations import (
     MagnitudeRange,
     apply_operation,
 )
-from svertka.data.dataset import Ints
-from svertka.data.per_image_random import PerImageRandom
-from svertka.data.pixel_statistics import Statistics
-from svertka.data.preprocessing import Interpolation, Preprocess
 from svertka.errors import UsageError
 from svertka.text_width import shorten
 

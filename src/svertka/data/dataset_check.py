@@ -24,9 +24,9 @@ from svertka.data.image_io import NOT_INSTALLED, Decoding, detect_misnamed, meas
 from svertka.data.in_memory_sources import IN_MEMORY, ItemImages
 from svertka.data.label_tables import parse_columns
 from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
-from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.pixel_statistics import choose_intensity_range
 from svertka.data.preprocessing import discarded_share
+from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import preserves_settings
 from svertka.errors import DataError, ImageError

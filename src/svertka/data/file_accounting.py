@@ -26,7 +26,7 @@ UNLISTED = "cannot be listed"
 
 
 @dataclass(frozen=True, order=True)
-class LeftOut:
+class UnusedFile:
     """File that is or may be an image, or a folder that cannot be listed, and why it is not used."""
 
     path: str
@@ -49,7 +49,7 @@ class FileAccount:
         warnings: Sentences on what may be wrong with it.
     """
 
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[UnusedFile, ...] = ()
     not_images: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

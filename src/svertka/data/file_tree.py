@@ -19,7 +19,7 @@ from svertka.data.file_accounting import (
     OWN,
     UNLISTED,
     UNREAD_FORMAT,
-    LeftOut,
+    UnusedFile,
 )
 from svertka.data.image_io import DECODERS, SUFFIXES
 from svertka.errors import DataError
@@ -128,7 +128,7 @@ class FileTree:
     """
 
     root: Folder
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[UnusedFile] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     hidden_others: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
@@ -199,7 +199,7 @@ def _is_album(path: Path) -> bool:
         return False
 
 
-def is_junk(name: str) -> bool:
+def is_junk_file_name(name: str) -> bool:
     """Return whether systems or tools leave files or folders called `name` behind."""
     return name.startswith(".") or name.lower() in JUNK
 
@@ -254,7 +254,7 @@ class _Lister:
             path = folder.inside(entry.name)
             if _is_folder(entry):
                 self._add_folder(folder, entry, path, above | {folder.identity})
-            elif is_junk(entry.name):
+            elif is_junk_file_name(entry.name):
                 self.tree.hidden.append(path)
                 self._leave(path, HIDDEN)
             else:
@@ -262,10 +262,10 @@ class _Lister:
         return True
 
     def _unlisted(self, path: str, error: OSError) -> None:
-        self.tree.left_out.append(LeftOut(f"{path}/", f"{UNLISTED}: {(error.strerror or str(error)).lower()}"))
+        self.tree.left_out.append(UnusedFile(f"{path}/", f"{UNLISTED}: {(error.strerror or str(error)).lower()}"))
 
     def _add_folder(self, parent: Folder, entry: "os.DirEntry[str]", path: str, above: frozenset[Identity]) -> None:
-        if is_junk(entry.name):
+        if is_junk_file_name(entry.name):
             self.tree.hidden.append(path)
             if not entry.is_symlink():
                 self._leave_all(parent.path / entry.name, path, HIDDEN)
@@ -278,7 +278,7 @@ class _Lister:
         identity = status.st_dev, status.st_ino
         linked = parent.linked or entry.is_symlink()
         if identity in above or (linked and identity in self._through_links):
-            self.tree.left_out.append(LeftOut(f"{path}/", LEADS_BACK if identity in above else LISTED_ALREADY))
+            self.tree.left_out.append(UnusedFile(f"{path}/", LEADS_BACK if identity in above else LISTED_ALREADY))
             return
         if linked:
             self._through_links.add(identity)
@@ -289,11 +289,11 @@ class _Lister:
         regular = _is_regular(entry)
         if suffix in SUFFIXES:
             if regular is False:  # reading a pipe blocks, a device may be endless
-                self.tree.left_out.append(LeftOut(path, NOT_REGULAR))
+                self.tree.left_out.append(UnusedFile(path, NOT_REGULAR))
             else:  # a broken link is reported as an unreadable image
                 folder.images.append(entry.name)
         elif suffix in UNREAD_SUFFIXES:
-            self.tree.left_out.append(LeftOut(path, UNREAD_FORMAT))
+            self.tree.left_out.append(UnusedFile(path, UNREAD_FORMAT))
         elif regular and is_image_content(_start(entry.path)):
             self.tree.misnamed.append(path)
             folder.images.append(entry.name)
@@ -303,7 +303,7 @@ class _Lister:
     def _leave(self, path: str, reason: str) -> None:
         """Record a file that is left out for its place or name."""
         if Path(path).suffix.lower() in SUFFIXES.keys() | UNREAD_SUFFIXES:
-            self.tree.left_out.append(LeftOut(path, reason))
+            self.tree.left_out.append(UnusedFile(path, reason))
         else:
             self.tree.hidden_others.append(path)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from svertka.data import imagenet
-from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART, LeftOut
+from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART, UnusedFile
 from svertka.data.file_tree import FileTree, Folder
 from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import match_split_name, match_split_names
@@ -70,7 +70,7 @@ class FolderLayout:
     entries: list[LabeledImage] = field(default_factory=list)
     empty_classes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[UnusedFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -318,7 +318,7 @@ class _Reader:
         plain = {folder.identity for _, folder in self.found if folder is not None and not folder.linked}
         for entry, folder in self.found:
             if folder is not None and folder.linked and folder.identity in plain:
-                self.layout.left_out.append(LeftOut(entry.path, LISTED_ALREADY))
+                self.layout.left_out.append(UnusedFile(entry.path, LISTED_ALREADY))
             else:
                 self.layout.entries.append(entry)
 
@@ -403,7 +403,7 @@ class _Reader:
             for path in map(folder.inside, folder.images):
                 if path not in known:
                     reason = NO_LABEL if path in self.in_tables else under
-                    self.layout.left_out.append(LeftOut(path, reason))
+                    self.layout.left_out.append(UnusedFile(path, reason))
 
 
 def _parts_in(folder: Folder) -> dict[str, str]:

@@ -50,8 +50,10 @@ def split_by_hash(
     contents: dict[bytes, list[int]] = {}
     for index in np.flatnonzero(chosen == "train"):
         contents.setdefault(digests[int(index)], []).append(int(index))
-    order = sorted(contents, key=lambda digest: (hash_position(digest), digest))
-    place = {digest: "train" if digest in pinned else _place(hash_position(digest), val, test) for digest in order}
+    order = sorted(contents, key=lambda digest: (hash_to_unit_interval(digest), digest))
+    place = {
+        digest: "train" if digest in pinned else _place(hash_to_unit_interval(digest), val, test) for digest in order
+    }
     # A content with several labels belongs to several classes.
     holders = {digest: {int(labels[index]) for index in contents[digest]} for digest in order}
     members: dict[int, list[bytes]] = {label: [] for label in sorted(set().union(*holders.values()))}
@@ -102,7 +104,7 @@ def compute_fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, 
     return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-def hash_position(digest: bytes) -> float:
+def hash_to_unit_interval(digest: bytes) -> float:
     """Return the position of a content, in [0, 1): uniform, and the same forever."""
     # A float holds the upper 53 of 64 bits exactly; all 64 could round to 1.
     return (int.from_bytes(hashlib.blake2b(b"svertka split" + digest, digest_size=8).digest()) >> 11) / 2**53

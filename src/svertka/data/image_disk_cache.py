@@ -18,17 +18,17 @@ from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, get_decoding
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
+from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, RowLayout, read_info
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Fit, Interpolation
-from svertka.data.packed_image import HEAD, ImageInfo, RowLayout, StoredImage, read_info
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say
 
 __all__ = ["PreparedImages", "Rows", "prepare_images"]
 
-VERSION = 2  # of the results of `image_io.decode_image` and `StoredImage`; part of the folder's name
+VERSION = 2  # of the results of `image_io.decode_image` and `PackedImage`; part of the folder's name
 IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; larger ones are computed when needed
 CHUNK_BYTES = 2**24  # of squares per write to the disk
 CHUNK = 256  # images per write at most: they are lost if the process is killed before
@@ -146,7 +146,7 @@ class _SomeRows:
         return self.rows[places]
 
 
-def find_misnamed(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[str, str]]:
+def find_misnamed_images(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[str, str]]:
     """Return the path and true format of each image whose suffix names another format."""
     found = []
     for index, one in sorted(facts.items()):
@@ -190,18 +190,18 @@ class _Squares:
         """How the files are decoded."""
         return get_decoding(self.source)
 
-    def row(self, index: int) -> StoredImage:
+    def row(self, index: int) -> PackedImage:
         """Return what is stored of image `index`.
 
         Raises:
             ImageError: The image cannot be read.
         """
         if not isinstance(self.source, FileImages):
-            return StoredImage.from_image(self.images.read(index, min_side=self.layout.resize), self.layout)
+            return PackedImage.from_image(self.images.read(index, min_side=self.layout.resize), self.layout)
         if self.survey and (facts := self._survey(self.source.read_bytes(int(self.where[index])))):
-            return StoredImage(facts, np.empty((0, 0, 1), np.uint8))
+            return PackedImage(facts, np.empty((0, 0, 1), np.uint8))
         decoded = self.source.decode(int(self.where[index]), self.layout.resize)
-        return StoredImage.from_image(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
+        return PackedImage.from_image(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
 
     def square(self, index: int) -> Pixels:
         """Return the square of image `index`.
@@ -264,7 +264,7 @@ class _StoredRows:
             return self._tell(f"{error}; until then images are decoded at each read")
         if data is None:
             return self._tell(f"{self.squares.images.name(index)} is damaged in {self.store.folder}; decoding it again")
-        row[...] = StoredImage.unpack(data).square(self.squares.layout)
+        row[...] = PackedImage.unpack(data).square(self.squares.layout)
         return True
 
     def _tell(self, sentence: str) -> bool:
@@ -388,7 +388,7 @@ def _decode(
         The unreadable images and why, the information on the others, and why there may be no room.
     """
 
-    def attempt(content: bytes) -> StoredImage | ImageError:
+    def attempt(content: bytes) -> PackedImage | ImageError:
         try:
             return squares.row(indices[content])
         except ImageError as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from svertka.data.box_annotations import BACKGROUND, Annotation, match_to_images, read_boxes
 from svertka.data.dataset import PARTS, Dataset, FileImages
-from svertka.data.file_accounting import NO_BOXES, FileAccount, LeftOut, count_by_suffix
+from svertka.data.file_accounting import NO_BOXES, FileAccount, UnusedFile, count_by_suffix
 from svertka.data.file_tree import FileTree, list_tree
 from svertka.data.folder_dataset import FolderListing, list_folder, natural_sort_key
 from svertka.data.folder_layout import WRAPPERS, clean_name
@@ -84,7 +84,7 @@ def _dataset(tree: FileTree, labels: Mapping[str, str], found: Mapping[int, Anno
     names = tuple(sorted(set(labels.values()), key=natural_sort_key))
     index, parts = {name: number for number, name in enumerate(names)}, _parts(list(labels))
     paths = sorted(labels, key=lambda path: (index[labels[path]], ("", *PARTS).index(parts[path]), path))
-    left_out = [*tree.left_out, *(LeftOut(path, NO_BOXES) for path in tree.images() if path not in labels)]
+    left_out = [*tree.left_out, *(UnusedFile(path, NO_BOXES) for path in tree.images() if path not in labels)]
     not_images = [folder.inside(name) for folder in tree.root.walk() for name in folder.other]
     counts = Counter(labels.values())
     notes = ["labels are read from boxes: " + ", ".join(f"{counts[name]:,} images of {name}" for name in names)]

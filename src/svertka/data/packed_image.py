@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from svertka.data.image_io import DECODERS
-from svertka.data.rgb_conversion import Pixels, Range
 from svertka.data.preprocessing import Fit, Interpolation, crop_region, resize_to_square
+from svertka.data.rgb_conversion import Pixels, Range
 
 PAYS = 0.75  # of the square's bytes; a larger region is not stored, to save resizing it at each read
 HEAD = struct.Struct("<IIIIBBBHH")  # height and width of the image and of the row; channels; flags; format; intensities
@@ -65,7 +65,7 @@ class ImageInfo(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class StoredImage:
+class PackedImage:
     """Image as it is stored.
 
     Attributes:

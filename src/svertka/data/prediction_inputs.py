@@ -14,11 +14,11 @@ from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
 from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, detect_format, measure_intensities, read_bytes
 from svertka.data.label_tables import TABLE_SUFFIXES
-from svertka.data.rgb_conversion import Range
 from svertka.data.preprocessing import ImageLike, load_image
+from svertka.data.rgb_conversion import Range
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import join_first
-from svertka.files import read_start
+from svertka.files import read_first_bytes
 from svertka.progress import say
 from svertka.text_width import shorten
 
@@ -60,7 +60,7 @@ def find_misnamed_files(images: Iterable[Input]) -> list[tuple[str, str]]:
         if isinstance(image, str | PathLike):
             path = Path(image)
             with suppress(OSError, ValueError):
-                name = detect_format(read_start(path))
+                name = detect_format(read_first_bytes(path))
                 if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
                     found.append((str(image), name))
     return found
@@ -126,7 +126,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
 def _is_image(path: Path) -> bool:
     """Return whether the content of `path` is an image, whatever its suffix."""
     with suppress(OSError, ValueError):
-        return is_image_content(read_start(path))
+        return is_image_content(read_first_bytes(path))
     return False
 
 

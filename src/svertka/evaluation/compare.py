@@ -17,7 +17,6 @@ from svertka.errors import UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.confidence_intervals import (
     Interval,
-    format_p,
     format_points,
     mcnemar_p_value,
     paired_difference_interval,
@@ -29,7 +28,7 @@ from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
 from svertka.files import cache_limit_in_bytes
 from svertka.graph.summary import trace
-from svertka.output_paths import HTML, output_file
+from svertka.output_paths import HTML, check_output_file
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count, format_percent
 from svertka.run import Run
@@ -92,7 +91,7 @@ def compare(
     opened = [Classifier.wrap(one) if isinstance(one, nn.Module) else one for one in runs]
     names = [one.origin if isinstance(one, Classifier) else fspath(one) for one in opened]
     _check_runs(names, [name for name, one in zip(names, opened, strict=True) if not isinstance(one, Classifier)])
-    file = None if output is None else output_file(output, HTML, overwrite=overwrite)
+    file = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
     joint = evaluate_jointly(
         opened,

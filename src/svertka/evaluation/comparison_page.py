@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from svertka.errors import ImageError
 from svertka.evaluation.compare import ComparedRun, Comparison
-from svertka.evaluation.confidence_intervals import Interval, format_p, format_points
+from svertka.evaluation.confidence_intervals import Interval, format_p_value, format_points
 from svertka.evaluation.metrics import ClassMetrics
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.evaluation.training_curves import TrainingCurves, format_epoch, read_metric, subsample
@@ -91,7 +91,7 @@ def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[
         and {
             "points": format_points(difference.top1_error),
             "bar": _bar(difference.interval, difference.top1_error, (-reach, reach), format_points),
-            "p": format_p(difference.p).removeprefix("= ").replace(" ", NBSP),
+            "p": format_p_value(difference.p).removeprefix("= ").replace(" ", NBSP),
         },
         "costs": (
             one.network,

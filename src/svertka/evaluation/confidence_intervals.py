@@ -74,6 +74,6 @@ def format_points(share: float) -> str:
     return text[1:] if text in ("+0.0", "−0.0") else text
 
 
-def format_p(p: float) -> str:
+def format_p_value(p: float) -> str:
     """Format a p-value after the letter p: "= 0.03", "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.01 else f"= {p:.2f}"

@@ -46,7 +46,7 @@ class CropProtocol:
         return self.crops in ("144", "dense")
 
 
-def crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preprocess) -> CropProtocol:
+def get_crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preprocess) -> CropProtocol:
     """Return the protocol called `crops`.
 
     Args:
@@ -84,7 +84,7 @@ def crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Pr
     return CropProtocol(crops, tuple(scales))
 
 
-def crop_views(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
+def make_crops(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
     """Return the normalized crops of a batch, (B, V, C, size, size), for the protocols "1" and "10".
 
     Args:
@@ -97,7 +97,7 @@ def crop_views(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequenc
     return torch.cat([ten_crops(preprocess.standardize(squares), preprocess.size) for squares in pictures], 1)
 
 
-def crop_views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
+def make_144_crops(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
     """Return the 144 normalized crops of one image, (144, C, size, size).
 
     Args:

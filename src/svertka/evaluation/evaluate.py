@@ -20,7 +20,7 @@ from svertka.data.source_opener import Source, open_source
 from svertka.device import autocast, choose_device, get_device, preserves_settings, set_threads
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
-from svertka.evaluation.crop_protocols import CropProtocol, crop_protocol
+from svertka.evaluation.crop_protocols import CropProtocol, get_crop_protocol
 from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
@@ -28,9 +28,9 @@ from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.predictor import Predictor, average_log_probabilities
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.files import cache_limit_in_bytes
-from svertka.output_paths import HTML, output_file
+from svertka.output_paths import HTML, check_output_file
 from svertka.progress import progress
-from svertka.run import training_boxes, training_columns
+from svertka.run import columns_of_training, training_boxes
 from svertka.type_checking import check_types
 
 RunPath = str | PathLike[str]
@@ -94,7 +94,7 @@ def evaluate(
         FetchError: The weights or the data set cannot be downloaded.
         StorageError: `output` or the cache cannot be written.
     """
-    file = None if output is None else output_file(output, HTML, overwrite=overwrite)
+    file = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
     limit = cache_limit_in_bytes(cache_limit)
     joint = evaluate_jointly(
         run,
@@ -194,7 +194,7 @@ def evaluate_jointly(
     runs = [one.origin for one in classifiers]
     names = classifiers[0].names
     orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
-    columns = columns or training_columns(runs[0], source)
+    columns = columns or columns_of_training(runs[0], source)
     opened = open_source(source, to_train=False, columns=columns, boxes=training_boxes(runs[0], source))
     opened = opened.with_decoding(Decoding.up_to(max_pixels))
     dataset = match_class_names(names, opened)
@@ -208,7 +208,7 @@ def evaluate_jointly(
         cache_limit=cache_limit,
     )
     indices = selection.indices
-    protocols = [crop_protocol(crops, scales, one.preprocess) for one in classifiers]
+    protocols = [get_crop_protocol(crops, scales, one.preprocess) for one in classifiers]
     predictors = [
         Predictor(
             one, dataset, protocol, only=indices, device=torch_device, threads=num_threads, cache_limit=cache_limit

@@ -13,7 +13,7 @@ from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints
 from svertka.data.deduplicated_split import split_by_content
 from svertka.data.hash_split import compute_fingerprint
-from svertka.data.image_disk_cache import Rows, find_misnamed, prepare_images
+from svertka.data.image_disk_cache import Rows, find_misnamed_images, prepare_images
 from svertka.data.image_io import describe_misnamed, measure_intensities
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling
@@ -99,7 +99,7 @@ def select_images(
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
         raise DataError(f"{dataset.source}: no image can be read; see {_check_command(dataset.source)}")
-    if sentence := describe_misnamed(find_misnamed(dataset.images, prepared.info)):
+    if sentence := describe_misnamed(find_misnamed_images(dataset.images, prepared.info)):
         say(sentence)
     near_duplicates, not_compared = _near_duplicates(splits, dataset, contents, good, threads)
     deep = [index for index in good.tolist() if index in prepared.info and prepared.info[index].deep]

@@ -12,7 +12,7 @@ from svertka.data.image_disk_cache import PreparedImages, prepare_images
 from svertka.data.parallel_map import map_chunks
 from svertka.device import autocast
 from svertka.errors import DataError, ImageError
-from svertka.evaluation.crop_protocols import CropProtocol, crop_views, crop_views_144, to_batch
+from svertka.evaluation.crop_protocols import CropProtocol, make_144_crops, make_crops, to_batch
 from svertka.graph.fully_convolutional import make_fully_convolutional
 
 CROPS_PER_BATCH = 64
@@ -80,7 +80,7 @@ class Predictor:
             self._squares = [self._prepared(scale) for scale in self.protocol.scales]
         for indices in batches:
             squares = [torch.from_numpy(one.rows[indices]).permute(0, 3, 1, 2) for one in self._squares]
-            shown = crop_views(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
+            shown = make_crops(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
             outputs = self._log_probabilities(shown.flatten(0, 1))
             yield average_log_probabilities(outputs.view(*shown.shape[:2], -1), 1)
 
@@ -93,7 +93,7 @@ class Predictor:
     def _predict_whole(self, scales: list[Pixels]) -> Tensor:
         """Return log probabilities (K,) of one whole image, given at every scale."""
         if self._sliding is None:
-            shown = crop_views_144(self.preprocess, scales).to(self.device)
+            shown = make_144_crops(self.preprocess, scales).to(self.device)
             return average_log_probabilities(self._log_probabilities(shown), 0)
         scores = []
         for pixels in scales:

@@ -15,19 +15,19 @@ from torch import nn
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import Decoding
-from svertka.data.rgb_conversion import Range
 from svertka.data.prediction_inputs import expand_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
+from svertka.data.rgb_conversion import Range
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import format_bytes, parse_path, write_atomic
-from svertka.output_paths import output_file, output_folder
+from svertka.output_paths import check_output_file, check_output_folder
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
 from svertka.progress import show_spinner
-from svertka.run import Run, training_boxes, training_columns
+from svertka.run import Run, columns_of_training, training_boxes
 from svertka.type_checking import check_types
 
 MAX_CHECKED_IMAGES = 32  # on which a file is compared with the original
@@ -123,9 +123,9 @@ def export(
     classifier = Classifier.open(run, trust_builder=trust_builder)
     origin = classifier.origin
     if is_file:
-        path = output_file(path, b"svertka", overwrite=overwrite)
+        path = check_output_file(path, b"svertka", overwrite=overwrite)
     else:
-        path = output_folder(path, CARD_FILE, FRONT_MATTER.encode(), overwrite=overwrite)
+        path = check_output_folder(path, CARD_FILE, FRONT_MATTER.encode(), overwrite=overwrite)
     if not is_file:
         write_hub_folder(path, classifier, origin)
         size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
@@ -164,7 +164,7 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
     """Return up to `MAX_CHECKED_IMAGES` images of the source of `run`, evenly spread over it, (H, W, 3) uint8."""
     try:
         source = str(Run(run).settings()["source"])
-        how = {"columns": training_columns(run, source), "boxes": training_boxes(run, source)}
+        how = {"columns": columns_of_training(run, source), "boxes": training_boxes(run, source)}
         dataset = open_source(source, to_train=False, **how).with_intensity_range(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(

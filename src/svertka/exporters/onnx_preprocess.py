@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from svertka.data.rgb_conversion import intensity_to_shade_factors
 from svertka.data.preprocessing import Interpolation, Preprocess
+from svertka.data.rgb_conversion import intensity_to_shade_factors
 
 PREFIX = "preprocess/"
 LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 in units of 2⁻¹⁶, as Pillow rounds it; the sum stays exact in float32

@@ -19,11 +19,11 @@ from svertka.graph.tensor_views import View, describe_view
 from svertka.graph.trace_errors import (
     THE_NETWORK,
     TraceRunError,
-    cannot_be_traced,
-    depends_on_values,
-    reads_unknown_tensor,
-    reads_written_part,
-    writes_in_unknown_way,
+    trace_failure_message,
+    unknown_tensor_error,
+    unknown_write_error,
+    value_dependence_error,
+    written_part_error,
 )
 
 VIEWS = {"view.default", "_unsafe_view.default"}
@@ -106,7 +106,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except SvertkaError:
             raise
         except Exception as error:
-            raise TraceRunError(cannot_be_traced(self.network, shape, error, tracker.where)) from error
+            raise TraceRunError(trace_failure_message(self.network, shape, error, tracker.where)) from error
         finally:
             tracker.remove_hooks()
 
@@ -127,7 +127,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def find_unknown_tensor(self, tensor: Tensor) -> Value | Constant:
         """Return the symbol of a meta tensor that no captured operation has made."""
         if tensor.untyped_storage()._cdata in self._in_memory:
-            raise reads_unknown_tensor(self.place)
+            raise unknown_tensor_error(self.place)
         name = f"{self.place}.constant.{len(self.own)}"
         self.own[name], self.numbers[id(tensor)] = tensor, Constant(name)
         self._kept.append(tensor)
@@ -216,7 +216,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _compute_from_constants(self, operation: Any, name: str, arguments: dict[str, Any]) -> Any:
         """Return the result of an operation that reads values, if they are all of tensors of the network."""
         if any(isinstance(leaf, Value) and self.depends_on_images(leaf) for leaf in iter_leaves(arguments)):
-            raise depends_on_values(self.place, name)
+            raise value_dependence_error(self.place, name)
         results = self._compute(Operation(f"{name}.{operation._overloadname}", arguments, (), self.place))
         return results[0] if len(results) == 1 else results
 
@@ -271,7 +271,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             or not hasattr(torch.ops.aten, packet)
             or (overload not in getattr(torch.ops.aten, packet).overloads())
         ):
-            raise writes_in_unknown_way(self.place, name)
+            raise unknown_write_error(self.place, name)
         return f"{packet}.{overload}"
 
     def _mark_stale(self, target: Tensor, name: str) -> None:
@@ -366,7 +366,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name, settings = view.taken
             self._record_new_value(leaf, name, {"self": self.to_symbol(view.base), **settings})
         if id(leaf) in self.stale:
-            raise reads_written_part(self.stale[id(leaf)])
+            raise written_part_error(self.stale[id(leaf)])
         if id(leaf) in self.numbers:
             return self.numbers[id(leaf)]
         return self.find_unknown_tensor(leaf)

@@ -73,7 +73,7 @@ class MapLayout:
         return torch.unflatten(tokens.narrow(2, self.start, math.prod(self.size)), 2, self.size)
 
 
-def image_layout(shape: Sequence[int]) -> Layout:
+def input_layout(shape: Sequence[int]) -> Layout:
     """Return the layout of the input, (N, C, H, W); for other inputs only the images are known."""
     roles = [Role.IMAGES, Role.OTHER, Role.ROWS, Role.COLUMNS]
     if len(shape) != 4:
@@ -243,7 +243,7 @@ def _convolution(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int
     if found is None:
         return None
     if len(shape) == 4 and not any(_is_positions(factors) for factors in found):
-        return image_layout(shape)  # a 2-D convolution reads an image, even after unknown operations
+        return input_layout(shape)  # a 2-D convolution reads an image, even after unknown operations
     return (found[0], (DimFactor(shape[1]),), *found[2:])
 
 

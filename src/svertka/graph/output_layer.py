@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.summary import Layer, trace
-from svertka.graph.trace_errors import cannot_be_traced, describe_error
+from svertka.graph.trace_errors import describe_error, trace_failure_message
 
 BATCH = 2  # images; with one, a network that confuses batch and classes would pass
 
@@ -40,7 +40,7 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
                 f"{name} depends on the values of its input ({describe_error(error)}), which may differ for each "
                 "image; write that part of the network without it, for example with torch.where"
             ) from error
-        raise UsageError(cannot_be_traced(network, shape, error)) from error
+        raise UsageError(trace_failure_message(network, shape, error)) from error
     if not isinstance(output, Tensor):
         raise UsageError(
             f"{name} returns a {type(output).__name__}; svertka needs class scores (N, K); wrap it in a module that "

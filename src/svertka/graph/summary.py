@@ -18,7 +18,7 @@ from svertka.graph.map_layout import (
     Layout,
     MapLayout,
     find_maps,
-    image_layout,
+    input_layout,
     propagate_layout,
     reads_positions,
 )
@@ -214,7 +214,7 @@ class _LayerAnalysis:
         pixels = {size: ReceptiveField.of_pixels(size) for size in shape[2:]}
         axes = tuple(FieldAxis(pixels[size], dim) for dim, size in enumerate(shape) if dim >= 2)
         self._origins = {0: _Origin((self._image,), axes)}
-        self._layouts: dict[int, Layout | None] = {0: image_layout(shape)}
+        self._layouts: dict[int, Layout | None] = {0: input_layout(shape)}
         self._reads: list[tuple[Any, dict[str, Any], Operand, int]] = []  # an operation, its operand and its result
         self._unused: set[int] = set()  # further results of operations, such as the means of a norm
         for operation in capture.operations:

@@ -17,7 +17,7 @@ def describe_error(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def cannot_be_traced(network: nn.Module, shape: tuple[int, ...], error: Exception, where: str = "") -> str:
+def trace_failure_message(network: nn.Module, shape: tuple[int, ...], error: Exception, where: str = "") -> str:
     """Return the message for a network that fails while it is traced.
 
     Args:
@@ -32,7 +32,7 @@ def cannot_be_traced(network: nn.Module, shape: tuple[int, ...], error: Exceptio
     )
 
 
-def depends_on_values(place: str, operation: str) -> UsageError:
+def value_dependence_error(place: str, operation: str) -> UsageError:
     """Return the error for a decision, size or index that depends on the values of images."""
     return UsageError(
         f"{place} depends on the values of a tensor ({operation}), which may differ for each image; write that part of "
@@ -40,7 +40,7 @@ def depends_on_values(place: str, operation: str) -> UsageError:
     )
 
 
-def writes_in_unknown_way(place: str, operation: str) -> UsageError:
+def unknown_write_error(place: str, operation: str) -> UsageError:
     """Return the error for an operation that writes into a tensor and has no variant that returns a new one."""
     return UsageError(
         f"{place} writes into a tensor ({operation}) in a way that cannot be traced; use an operation that returns a "
@@ -48,7 +48,7 @@ def writes_in_unknown_way(place: str, operation: str) -> UsageError:
     )
 
 
-def reads_written_part(place: str) -> UsageError:
+def written_part_error(place: str) -> UsageError:
     """Return the error for a tensor that is read after the module at `place` has written into an unknown part of it."""
     return UsageError(
         f"{place} writes into a part or another view of a tensor that is read later, which cannot be traced; "
@@ -56,7 +56,7 @@ def reads_written_part(place: str) -> UsageError:
     )
 
 
-def reads_unknown_tensor(place: str) -> UsageError:
+def unknown_tensor_error(place: str) -> UsageError:
     """Return the error for a tensor that no recorded operation has made."""
     return UsageError(
         f"{place} reads a tensor that was made in a way that cannot be traced, such as .data; write it with operations "

@@ -22,7 +22,7 @@ from svertka.localization.heatmap import Region, find_region, make_heat_map
 from svertka.localization.overlays import PAGE, OverlayFolder, describe_pointing
 from svertka.localization.pointing_game import Point, PointingGame
 from svertka.localization.score_maps import PatchScorer, average_class_scores
-from svertka.output_paths import HTML, output_folder
+from svertka.output_paths import HTML, check_output_folder
 from svertka.pages.notebook_block import NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.pages.number_format import format_count
 from svertka.progress import progress, say
@@ -175,7 +175,7 @@ def locate(
     scorer = PatchScorer(classifier)
     inputs = list_inputs(images)
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)
-    folder = None if output is None else OverlayFolder(output_folder(output, PAGE, HTML, overwrite=overwrite))
+    folder = None if output is None else OverlayFolder(check_output_folder(output, PAGE, HTML, overwrite=overwrite))
     game, training_filter = PointingGame(), TrainingImageFilter(classifier.origin, include_training=include_training)
     decoding = Decoding.up_to(max_pixels).with_intensity_range(scorer.preprocess.intensity_range)
     located = []

@@ -14,7 +14,7 @@ from svertka.errors import UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes
 from svertka.progress import say
-from svertka.tensor_files import describe_nonfinite, read_tensors, total_memory
+from svertka.tensor_files import describe_nonfinite, machine_memory, read_tensors
 from svertka.text_width import shorten
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".th", ".bin")
@@ -228,5 +228,5 @@ def _refuse_bomb(path: Path) -> None:
             size = sum(one.file_size for one in archive.infolist())
         if size > MAX_EXPANSION * path.stat().st_size + EXPANSION_ALLOWANCE:
             raise UsageError(f"{path} unpacks to {format_bytes(size)}, which no PyTorch file does; replace it")
-    if size > total_memory():
+    if size > machine_memory():
         raise UsageError(f"{path} contains {format_bytes(size)}, more than this machine's memory")

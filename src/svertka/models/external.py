@@ -196,11 +196,13 @@ def _of_builder(builder: Builder, sizes: Sequence[int]) -> Model:
     if package is None:
         return _of_function(import_function(builder.target), builder, _short_name(builder.target), sizes)
     name = builder.target.partition(":")[2]
-    native = timm_and_torchvision.native_preprocess(package, name)
-    function = timm_and_torchvision.network_function(package, name)
+    native = timm_and_torchvision.published_preprocess(package, name)
+    function = timm_and_torchvision.get_network_builder(package, name)
 
     def adapt(size: int, channels: int) -> Function:
-        arguments = timm_and_torchvision.build_arguments(package, name, None if size == native.size else size, channels)
+        arguments = timm_and_torchvision.builder_arguments(
+            package, name, None if size == native.size else size, channels
+        )
         return lambda classes: _call(function, classes, builder.target, arguments)
 
     classes = 1000
@@ -278,7 +280,7 @@ def _probe(
         preprocess: Published preprocessing. None: that in the network's `pretrained_cfg`, if any.
     """
     _refuse_unusual_parameters(network, name)
-    published = preprocess or timm_and_torchvision.preprocess_of(getattr(network, "pretrained_cfg", None))
+    published = preprocess or timm_and_torchvision.timm_preprocess(getattr(network, "pretrained_cfg", None))
     tried = dict.fromkeys((*sizes, *(() if published is None else (published.size,)), *SIZES))
     channels = _channels(network, name)
     first_error: UsageError | None = None

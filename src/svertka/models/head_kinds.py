@@ -8,7 +8,7 @@ from torch import nn
 
 from svertka.errors import UsageError
 from svertka.models.registry import Model
-from svertka.models.weights import head_tensors
+from svertka.models.weights import head_tensor_names
 
 HeadKind = Literal["linear", "pooled", "cosine", "adaptation"]
 ADAPTATION_UNITS = 2048  # of layer FCa
@@ -61,7 +61,7 @@ def choose_head_kind(model: Model, kind: HeadKind) -> HeadKind:
     return "pooled" if has_relu and kind == "linear" else kind
 
 
-def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int) -> None:
+def set_head_kind(network: nn.Module, model: Model, kind: HeadKind, classes: int) -> None:
     """Replace the last layer of `network`, which `model` built, with a newly initialized head, in place.
 
     Auxiliary classifiers are unchanged.
@@ -110,7 +110,7 @@ def head_path(model: Model) -> str:
         return model.reference.head_layer
     with torch.device("meta"):
         auxiliary = tuple(getattr(model.build(), "auxiliaries", ()))
-    paths = {name.rpartition(".")[0] for name in head_tensors(model)}
+    paths = {name.rpartition(".")[0] for name in head_tensor_names(model)}
     return next(path for path in sorted(paths) if path.partition(".")[0] not in auxiliary)
 
 

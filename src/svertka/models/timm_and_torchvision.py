@@ -25,7 +25,7 @@ PRETRAINED = "pretrained"  # the name of the weights that a package publishes fo
 RESIZE = 256 / 224  # of networks whose package names no size before the crop
 
 
-def build_arguments(package: str, name: str, size: int | None, channels: int) -> dict[str, Argument]:
+def builder_arguments(package: str, name: str, size: int | None, channels: int) -> dict[str, Argument]:
     """Return the keyword arguments with which `name` is built for other images than the package's own.
 
     Args:
@@ -45,7 +45,7 @@ def build_arguments(package: str, name: str, size: int | None, channels: int) ->
     return arguments
 
 
-def network_function(package: str, name: str) -> Callable[..., nn.Module]:
+def get_network_builder(package: str, name: str) -> Callable[..., nn.Module]:
     """Return the function (classes, **arguments) → the network `name` of `package`, with fresh weights.
 
     Raises:
@@ -68,14 +68,14 @@ def _build_torchvision(name: str, classes: int, **arguments: Any) -> nn.Module:
     return network
 
 
-def native_preprocess(package: str, name: str) -> Preprocess:
+def published_preprocess(package: str, name: str) -> Preprocess:
     """Return the preprocessing that `package` publishes for its network `name`.
 
     Raises:
         UsageError: The package is not installed, or has no such network, or its images are not square.
     """
     if package == "timm":
-        found = preprocess_of(_timm_config(name).to_dict())
+        found = timm_preprocess(_timm_config(name).to_dict())
         assert found is not None
         return found
     weights = _torchvision_weights(name)
@@ -90,7 +90,7 @@ def native_preprocess(package: str, name: str) -> Preprocess:
     )
 
 
-def preprocess_of(config: Any) -> Preprocess | None:
+def timm_preprocess(config: Any) -> Preprocess | None:
     """Return the preprocessing of timm's `pretrained_cfg`; None if it does not name one.
 
     Raises:
@@ -122,7 +122,7 @@ def preprocess_of(config: Any) -> Preprocess | None:
         return None
 
 
-def pretrained_state_dict(package: str, name: str) -> dict[str, torch.Tensor]:
+def load_published_state_dict(package: str, name: str) -> dict[str, torch.Tensor]:
     """Return the published weights of `name`, from the local cache of its package or fetched.
 
     Raises:

@@ -53,7 +53,7 @@ class Weights:
         Raises:
             UsageError: There is no head, or the heads disagree.
         """
-        heads = head_tensors(self.model)
+        heads = head_tensor_names(self.model)
         rows = {len(tensor) if tensor.dim() else 0 for name, tensor in self.tensors.items() if name in heads}
         if len(rows) != 1 or 0 in rows:
             problem = "which disagree about the number of classes" if rows else "which are missing"
@@ -70,7 +70,7 @@ class Weights:
             UsageError: Names or shapes differ.
         """
         own = network.state_dict()
-        difference = checkpoint_files.describe_mismatch(own, self._complete(network), head_tensors(self.model))
+        difference = checkpoint_files.describe_mismatch(own, self._complete(network), head_tensor_names(self.model))
         if difference:
             raise UsageError(
                 f"weights={self.title} does not fit {self.model.name} ({difference}); use weights of "
@@ -93,7 +93,7 @@ class Weights:
             UsageError: Names or shapes differ.
         """
         self.check(network)
-        heads = head_tensors(self.model)
+        heads = head_tensor_names(self.model)
         initial, tensors = network.state_dict(), self._complete(network)
         new_heads = {name: _initial_head(network, name, initial[name]) for name in heads & tensors.keys()}
         if heads.isdisjoint(self.tensors):
@@ -123,7 +123,7 @@ class Weights:
         own = network.state_dict()
         heads = {
             name: _reshaped(self.tensors[name], own[name])
-            for name in head_tensors(self.model) & self.tensors.keys() & own.keys()
+            for name in head_tensor_names(self.model) & self.tensors.keys() & own.keys()
         }
         return (own if self.partial else _optional(network)) | self.tensors | heads
 
@@ -174,7 +174,7 @@ def load_pretrained(model: Model, text: str) -> Weights:
             raise UsageError(_unknown(model, text))
     tensors = checkpoint_files.read_state_dict(path)
     other_format = STATE_DICT_FORMATS.get(model.name)
-    preprocess = known.preprocess if known else model.preprocess or assumed_preprocess(model, title)
+    preprocess = known.preprocess if known else model.preprocess or default_preprocess(model, title)
     if other_format and other_format.marker in tensors:
         tensors, preprocess = other_format.convert(tensors), other_format.preprocess or preprocess
     found = Weights(model, tensors, preprocess, None, title, note)
@@ -184,14 +184,14 @@ def load_pretrained(model: Model, text: str) -> Weights:
 def _published_by_package(model: Model, package: str) -> Weights:
     """Return the weights that timm or torchvision publishes for a network of theirs."""
     name = model.name.partition(":")[2]
-    tensors = timm_and_torchvision.pretrained_state_dict(package, name)
+    tensors = timm_and_torchvision.load_published_state_dict(package, name)
     assert model.preprocess is not None
     found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})")
     return _with_class_names(found, imagenet.NAMES)
 
 
 @cache
-def head_tensors(model: Model) -> frozenset[str]:
+def head_tensor_names(model: Model) -> frozenset[str]:
     """Return the names of the tensors whose first dimension is the number of classes: the heads of `model`."""
     with torch.device("meta"):
         two, three = (model.build(classes).state_dict() for classes in (2, 3))
@@ -204,7 +204,7 @@ def _with_class_names(found: Weights, names: tuple[str, ...]) -> Weights:
     Networks from TensorFlow have a background class before ImageNet's, which is removed.
     """
     if found.classes == len(names) + 1 == 1001:
-        heads = head_tensors(found.model)
+        heads = head_tensor_names(found.model)
         kept = {name: tensor[1:] if name in heads else tensor for name, tensor in found.tensors.items()}
         found = replace(found, tensors=kept)
     by_number = {len(imagenet.NAMES): imagenet.NAMES, len(names): names}
@@ -213,7 +213,7 @@ def _with_class_names(found: Weights, names: tuple[str, ...]) -> Weights:
     return replace(found, names=by_number.get(found.classes))
 
 
-def assumed_preprocess(model: Model, title: str) -> Preprocess:
+def default_preprocess(model: Model, title: str) -> Preprocess:
     """Return the preprocessing for a weights file of a model without published weights."""
     if model.mean is not None and model.std is not None:
         mean, std = (model.mean,) * model.channels, (model.std,) * model.channels

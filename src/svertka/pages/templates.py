@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from svertka.escaping import replace_forbidden
+from svertka.escaping import replace_forbidden_characters
 from svertka.pages.number_format import format_brief, format_count, format_percent, format_three_digits
 
 FILTERS = {
@@ -29,7 +29,7 @@ def escape(text: str) -> Markup:
 
     Characters that HTML or UTF-8 forbids, or that change the direction of the text around them, become �.
     """
-    return Markup.escape(replace_forbidden(text))
+    return Markup.escape(replace_forbidden_characters(text))
 
 
 @cache
@@ -37,7 +37,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(lambda name: files("svertka.pages").joinpath("templates", name).read_text("utf-8")),
         autoescape=True,
-        finalize=lambda value: replace_forbidden(value) if type(value) is str else value,
+        finalize=lambda value: replace_forbidden_characters(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -41,7 +41,7 @@ from svertka.serving.schemas import (
     error_responses,
 )
 from svertka.serving.served_model import ServedModel
-from svertka.serving.uploads import decode_base64, parse_base64_list, parse_form
+from svertka.serving.uploads import decode_base64, parse_form, split_base64_list
 
 # The last is curl's default for --data-binary. The content says whether the body is an image.
 BYTES_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
@@ -292,7 +292,7 @@ class App:
         self, request: Request, body: bytearray, options: Options, content_type: str
     ) -> ImageRequest[Options]:
         if content_type == JSON_TYPE:
-            strings = await self._read(parse_base64_list, body)
+            strings = await self._read(split_base64_list, body)
             return ImageRequest(options, strings, [None] * len(strings), is_single=False)
         if content_type == FORM_TYPE:
             form = await self._read(parse_form, body, request.headers["content-type"])

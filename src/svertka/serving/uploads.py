@@ -45,7 +45,7 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
-def parse_base64_list(body: bytes | bytearray) -> list[memoryview]:
+def split_base64_list(body: bytes | bytearray) -> list[memoryview]:
     """Return the raw strings of the JSON list in `body`, without quotation marks, for `decode_base64`.
 
     Raises:

@@ -13,15 +13,15 @@ from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.hash_split import compute_fingerprint
-from svertka.data.image_disk_cache import PreparedImages, Rows, find_misnamed, prepare_images
+from svertka.data.image_disk_cache import PreparedImages, Rows, find_misnamed_images, prepare_images
 from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
-from svertka.data.rgb_conversion import Range
+from svertka.data.packed_image import ImageInfo
 from svertka.data.pixel_statistics import choose_intensity_range, measure_statistics
 from svertka.data.preprocessing import Fit, Preprocess, discarded_share
+from svertka.data.rgb_conversion import Range
 from svertka.data.split_manifest import Manifest
-from svertka.data.packed_image import ImageInfo
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
 from svertka.localization.patch_dataset import PatchDataset, cut_patches
@@ -75,7 +75,7 @@ class DataSplits:
 
     def describe_misnamed(self) -> str | None:
         """Return a sentence on files whose suffix names another format; None without such files."""
-        return describe_misnamed(find_misnamed(self.dataset.images, self.image_info))
+        return describe_misnamed(find_misnamed_images(self.dataset.images, self.image_info))
 
     def describe_fit(self, preprocess: Preprocess) -> list[tuple[str, str]]:
         """Return label and value of the line that says how much of each image the network sees; [] if nearly all."""
@@ -257,7 +257,7 @@ def split_data(
         limit: Size limit of the image cache, bytes. None: a share of the free disk.
         turn: Number of the random split.
         survey: Whether to measure the range of 16-bit values; otherwise it is that of `preprocess`.
-        boxed: Whether `use_patches` follows, which adds a class for background.
+        boxed: Whether `replace_images_by_patches` follows, which adds a class for background.
         inherited: Content hashes of the images that the weights were trained on before.
         resplit: Returns the parts of a resumed run, given the content hash of each image and the readable indices.
 
@@ -354,7 +354,9 @@ def _split_without_duplicates(
     return replace(division, notes=(*division.notes, note))
 
 
-def use_patches(splits: DataSplits, boxes: str, preprocess: Preprocess, *, seed: int, threads: int) -> DataSplits:
+def replace_images_by_patches(
+    splits: DataSplits, boxes: str, preprocess: Preprocess, *, seed: int, threads: int
+) -> DataSplits:
     """Replace images by patches labeled from bounding boxes, with one more class for background.
 
     Patches of one image stay in one part.
@@ -429,7 +431,7 @@ def _describe_unmatched(
     return notes
 
 
-def choose_input(
+def choose_network_input(
     dataset: Dataset, model: Model, size: int | None, weights: Preprocess | None = None, fit: Fit = "crop"
 ) -> tuple[int, int, int]:
     """Choose the input of a network for these images.
@@ -488,7 +490,7 @@ def add_statistics(
     return preprocess.model_copy(update=known), recipe.with_changes(augmentations=fitted)
 
 
-def side_for_crops(preprocess: Preprocess, augmentations: tuple[Augmentation, ...]) -> int:
+def stored_side_for_crops(preprocess: Preprocess, augmentations: tuple[Augmentation, ...]) -> int:
     """Return the side of the squares that the augmentations need, pixels."""
     return max([preprocess.side, *(one.stored_side(preprocess) for one in augmentations)])
 

@@ -11,10 +11,10 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
 from svertka.files import storage_errors, sync_folder, write_json
-from svertka.models.head_kinds import choose_head_kind, has_head, head_path, replace_head
+from svertka.models.head_kinds import choose_head_kind, has_head, head_path, set_head_kind
 from svertka.models.initialization import init_head, init_weights, signal_vanishes
 from svertka.models.registry import Model
-from svertka.models.weights import Weights, head_tensors
+from svertka.models.weights import Weights, head_tensor_names
 from svertka.run import Run
 from svertka.training import checkpoint
 from svertka.training.computed_head import needs_computed_head
@@ -125,7 +125,7 @@ def build_initial_classifier(
     if model.init_from_data is not None:
         model.init_from_data(network, parts.first_training_images(preprocess, INIT_IMAGES).to(device))
     own_head = choose_head_kind(model, "linear")
-    replace_head(network, model, own_head, len(names))
+    set_head_kind(network, model, own_head, len(names))
     if start is not None:
         notes += [start.note, start.load_into(network, names)]
     elif recipe.unfreeze != ALL and model.classes != len(names) and has_head(model):
@@ -137,7 +137,7 @@ def build_initial_classifier(
         )
     kind = choose_head_kind(model, recipe.head_kind)
     if kind != own_head:
-        replace_head(network, model, kind, len(names))
+        set_head_kind(network, model, kind, len(names))
     config = Config(
         model=model.name,
         names=names,
@@ -156,7 +156,7 @@ def _reinitialize_if_vanishing(network: nn.Module, model: Model, images: torch.T
     if not signal_vanishes(network, images):
         return []
     init_weights(network, "he")
-    init_head(network, head_tensors(model))
+    init_head(network, head_tensor_names(model))
     return [
         f"the scores of {model.name} with its own initialization are the same for every image, so that it would not "
         "learn; its weights are initialized as in He et al. 2015 (--initial he) instead"

@@ -17,8 +17,8 @@ from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import format_duration, say
 from svertka.run import Run
 from svertka.text_width import shorten
-from svertka.training.single_run import TrainingOptions, train_run
 from svertka.training.run_lock import claim_run_folder
+from svertka.training.single_run import TrainingOptions, train_run
 
 MAX_REPEATS = 1000
 

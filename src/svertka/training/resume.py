@@ -32,7 +32,7 @@ from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
 from svertka.training.computed_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
-from svertka.training.data_splits import DataSplits, split_data, use_patches
+from svertka.training.data_splits import DataSplits, replace_images_by_patches, split_data
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
 from svertka.training.run_recorder import Recorder
@@ -317,7 +317,7 @@ def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> DataSpli
     )
     if settings.boxes is None:
         return parts
-    return use_patches(parts, settings.boxes, preprocess, seed=settings.seed, threads=settings.threads)
+    return replace_images_by_patches(parts, settings.boxes, preprocess, seed=settings.seed, threads=settings.threads)
 
 
 def _further(run: Run, source: str) -> str:

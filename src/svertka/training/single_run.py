@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from svertka import distributed
-from svertka.classifier import Classifier, load_initial_weights, model_of_run_weights
+from svertka.classifier import Classifier, find_model_of_run, load_initial_weights
 from svertka.conv.accelerate import accelerate
 from svertka.data.augmentation import add_augmentations
 from svertka.data.dataset import ArrayImages, Dataset
@@ -37,10 +37,10 @@ from svertka.training.config import MAX_SEED, MAX_SIDE, Cache, Settings, check_r
 from svertka.training.data_splits import (
     DataSplits,
     add_statistics,
-    choose_input,
-    side_for_crops,
+    choose_network_input,
+    replace_images_by_patches,
     split_data,
-    use_patches,
+    stored_side_for_crops,
 )
 from svertka.training.initial_classifier import (
     build_initial_classifier,
@@ -53,7 +53,7 @@ from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import resume, suggest_resume_command, train_to_the_end
 from svertka.training.run_lock import claim_run_folder
-from svertka.training.training_inputs import estimate_evaluation_seconds, freeze_classifier, optimize_frozen
+from svertka.training.training_inputs import estimate_final_evaluation_seconds, freeze_classifier, optimize_frozen
 from svertka.transfer.feature_cache import available_bytes, row_bytes
 from svertka.transfer.freeze import PartiallyFrozen
 
@@ -152,7 +152,7 @@ class PreparedTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredTraining:
+class TimedTraining:
     """How the training will run, decided by timing it.
 
     Attributes:
@@ -177,7 +177,7 @@ def train_run(options: TrainingOptions) -> Run:
         UsageError, DataError, TrainingError, Interrupted: As `svertka.train`.
     """
     with show_spinner("reading the dataset"):
-        resolved = resolve(options)
+        resolved = resolve_options(options)
     place = resolved.device
     with (
         distributed.process_group(place),
@@ -186,9 +186,9 @@ def train_run(options: TrainingOptions) -> Run:
         if resolved.recipe.start not in (None, resolved.model.name) and resolved.start_from is None:
             resolved = replace(resolved, start_from=str(_first_stage(resolved, folder).folder))
         with show_spinner("preparing the data and the network"):
-            prepared = prepare(resolved)
+            prepared = prepare_training(resolved)
         with show_spinner("timing the training"):
-            measurement = measure(resolved, prepared)
+            measurement = plan_by_timing(resolved, prepared)
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
         lines = training_report.describe_training(prepared.classifier, settings, measurement.seconds)
@@ -212,7 +212,7 @@ def train_run(options: TrainingOptions) -> Run:
             )
 
 
-def resolve(options: TrainingOptions) -> ResolvedOptions:
+def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     """Open the source, fill in what `options` leave open and check them against one another.
 
     Raises:
@@ -229,7 +229,7 @@ def resolve(options: TrainingOptions) -> ResolvedOptions:
     model, start_from = options.model, options.weights
     if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
         model, start_from = BACKBONE
-    known = None if start_from is None else model_of_run_weights(start_from, trust_builder=options.trust_builder)
+    known = None if start_from is None else find_model_of_run(start_from, trust_builder=options.trust_builder)
     found = _find_model(options, dataset, model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     # The weights that a network comes with may be pretrained or not: all of it is trained by default.
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
@@ -290,10 +290,10 @@ def _recipe(options: TrainingOptions, source: str, model: str, *, trained: bool)
     changes["augmentations"] = add_augmentations(
         augmentations, auto_augment=options.auto_augment, random_erasing=options.random_erasing
     )
-    return name, recipe.with_changes(lr=time_estimate.parse_rate(options.lr), **changes)
+    return name, recipe.with_changes(lr=time_estimate.parse_learning_rate(options.lr), **changes)
 
 
-def prepare(resolved: ResolvedOptions) -> PreparedTraining:
+def prepare_training(resolved: ResolvedOptions) -> PreparedTraining:
     """Decode and divide the images and build the network with its first weights.
 
     Raises:
@@ -305,7 +305,7 @@ def prepare(resolved: ResolvedOptions) -> PreparedTraining:
     start = None if resolved.start_from is None else load_initial_weights(model, resolved.start_from)
     given = model.preprocess if start is None else start.preprocess
     fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
-    side, resize, channels = choose_input(dataset, model, options.size, given, fit)
+    side, resize, channels = choose_network_input(dataset, model, options.size, given, fit)
     with torch.device("meta"):  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
     if model.reference is not None:
@@ -320,7 +320,7 @@ def prepare(resolved: ResolvedOptions) -> PreparedTraining:
         fit=fit,
         interpolation="bilinear" if given is None else given.interpolation,
     )
-    stored = side_for_crops(unmeasured, resolved.recipe.augmentations)
+    stored = stored_side_for_crops(unmeasured, resolved.recipe.augmentations)
     parts = split_data(
         dataset,
         unmeasured,
@@ -336,7 +336,7 @@ def prepare(resolved: ResolvedOptions) -> PreparedTraining:
     )
     preprocess, recipe = add_statistics(parts, unmeasured, model, resolved.recipe, given)
     if boxes is not None:
-        parts = use_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
+        parts = replace_images_by_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
     train_count = len(parts.indices["train"])
     if "batch_size" not in options.changes and not isinstance(options.recipe, Recipe):
         recipe = recipe.with_changes(batch_size=min(recipe.batch_size, train_count))
@@ -366,7 +366,7 @@ def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tu
         )
 
 
-def measure(resolved: ResolvedOptions, prepared: PreparedTraining) -> MeasuredTraining:
+def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> TimedTraining:
     """Time the training on the real network, and decide what depends on it.
 
     The network is accelerated, and its frozen part optimized, as the training will use them; its weights stay as they
@@ -418,12 +418,12 @@ def measure(resolved: ResolvedOptions, prepared: PreparedTraining) -> MeasuredTr
     around = once + estimate_head_seconds(
         classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing
     )
-    around += estimate_evaluation_seconds(parts.whole_images(), forward)
+    around += estimate_final_evaluation_seconds(parts.whole_images(), forward)
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.epochs_within_budget(resolved.budget, spent, around, one_epoch)
         recipe = recipe.with_changes(epochs=distributed.broadcast(epochs))
-    return MeasuredTraining(
+    return TimedTraining(
         recipe=recipe,
         memory_format=timing.memory_format,
         accelerate=accelerated,
@@ -434,7 +434,7 @@ def measure(resolved: ResolvedOptions, prepared: PreparedTraining) -> MeasuredTr
     )
 
 
-def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement: MeasuredTraining) -> Settings:
+def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement: TimedTraining) -> Settings:
     """Collect the content of training.json."""
     options, parts, place = resolved.options, prepared.parts, resolved.device
     return Settings(

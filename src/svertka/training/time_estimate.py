@@ -267,7 +267,7 @@ def parse_time(time: str | float) -> float:
     return seconds
 
 
-def parse_rate(lr: float | str | None) -> float | None:
+def parse_learning_rate(lr: float | str | None) -> float | None:
     """Return the option `lr` if it is a number; None for None and "find".
 
     Raises:

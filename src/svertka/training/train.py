@@ -12,9 +12,9 @@ from svertka.data.source_opener import Source, is_path
 from svertka.device import preserves_settings
 from svertka.files import cache_limit_in_bytes
 from svertka.run import Run
-from svertka.training.single_run import TrainingOptions, train_run
 from svertka.training.recipe import Recipe
 from svertka.training.repeated_splits import train_repeatedly
+from svertka.training.single_run import TrainingOptions, train_run
 from svertka.type_checking import check_types
 
 

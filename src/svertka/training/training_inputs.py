@@ -142,7 +142,7 @@ def measure_val_error(classifier: Classifier, settings: Settings, parts: DataSpl
     return evaluate_network(network, batches, classifier.names, "scoring val").top1_error
 
 
-def estimate_evaluation_seconds(parts: DataSplits, forward: float) -> float:
+def estimate_final_evaluation_seconds(parts: DataSplits, forward: float) -> float:
     """Estimate the time of the final evaluation and its report, for which the images are read again.
 
     Args:

@@ -20,7 +20,7 @@ from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
-from svertka.run import Run, training_boxes, training_columns
+from svertka.run import Run, columns_of_training, training_boxes
 
 BATCH_SIZE = 32  # images; a larger batch would determine peak memory
 
@@ -179,7 +179,9 @@ def _suggested_command(run: str | PathLike[str]) -> str:
 
 def _open_labeled(run: str | PathLike[str], source: str) -> Dataset:
     """Open `source` with labels as in the training of `run`."""
-    return open_source(source, to_train=False, columns=training_columns(run, source), boxes=training_boxes(run, source))
+    return open_source(
+        source, to_train=False, columns=columns_of_training(run, source), boxes=training_boxes(run, source)
+    )
 
 
 def _open_dataset(run: str | PathLike[str], source: str | PathLike[str] | None, training_source: str | None) -> Dataset:
