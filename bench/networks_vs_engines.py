@@ -1,7 +1,8 @@
 """Benchmark of whole networks on the CPU: `svertka.optimize` against other inference engines, with the error of each.
 
     pip install openvino ncnn pnnx MNN onnxruntime
-    python bench/networks_vs_engines.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn] [--rounds 15] [--json]
+    python bench/networks_vs_engines.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn]
+        [--rounds 15] [--json]
     python bench/networks_vs_engines.py --precision bf16
     pip install onnx; python bench/networks_vs_engines.py --precision int8
 

@@ -78,7 +78,7 @@ for name, value in kept.items():
 torch._C._functorch = functorch
 for name in {private!r}:
     assert getattr(internals, name) is None, name
-assert internals.has_dispatch_mode() and internals.has_transform() and internals.is_composite("aten::relu")
+assert internals.has_dispatch_mode() and internals.has_active_transform() and internals.is_composite("aten::relu")
 
 import torch.nn.functional as F
 import svertka

@@ -48,7 +48,7 @@ def shorten(text: str, width: int = 60, ellipsis: str = ELLIPSIS, *, is_prose: b
 def join_items_that_fit(items: Sequence[str], width: int, separator: str = ", ") -> str:
     """Return the first of `items` that fit into `width` columns, joined; none is cut, so that no number is.
 
-    >>> join_that_fit(["loss 0.25", "error 12.5%", "1,200 images/s"], 24)
+    >>> join_items_that_fit(["loss 0.25", "error 12.5%", "1,200 images/s"], 24)
     'loss 0.25, error 12.5%'
     """
     joined = ""

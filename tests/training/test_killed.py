@@ -17,12 +17,12 @@ from svertka import progress
 from svertka.errors import SvertkaError
 from svertka.run import Run
 from svertka.tensor_files import read_tensors
-from svertka.training import run_recorder, pipeline, training_loop
+from svertka.training import run_recorder, single_run, training_loop
 
 source, folder, attempts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 training_loop.LOG_EVERY = 1
 run_recorder.CHECKPOINT_EVERY = run_recorder.CHECKPOINT_COST = 0  # look, and save, after every step
-progress.say = pipeline.say = lambda *text: None
+progress.say = single_run.say = lambda *text: None
 progress.Progress.say = lambda *text: None
 torch.set_num_threads(1)
 options = dict(model="mlp", size=8, epochs=4, batch_size=32, lr=0.05, threads=1)

@@ -98,7 +98,7 @@ def recorded() -> Iterator[Reads]:
         reads.scored += 1
         reads.note("result", batches.indices)
 
-    for module, name in product((single_run, resume), ("split_data", "use_patches")):
+    for module, name in product((single_run, resume), ("split_data", "replace_images_by_patches")):
         patch.setattr(module, name, _then(getattr(module, name), reads.of_parts))
     before(parts_module, "measure_statistics", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))

@@ -166,4 +166,4 @@ def suggest_capture_fix(original: nn.Module, example: Tensor) -> str:
 
 def _describe_failure(network: nn.Module, batch_size: int, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
-    return f"{type(network).__name__} cannot run on {batch_size} float32 images itself: {reason}{dtype_hint(network)}"
+    return f"{type(network).__name__} cannot run on {batch_size} float32 images itself: {reason}{float32_hint(network)}"

@@ -25,7 +25,7 @@ def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
     """Capture `network` in inference for inputs of `shape`, (N, C, H, W), for any batch size if possible.
 
     Nothing is computed and `network` is not changed. Decisions that depend on the input's shape become fixed;
-    `DynamicBatchCapture.make_batch_size_check` tells whether another batch size leads to the same ones.
+    `DynamicBatchCapturer.make_batch_size_check` tells whether another batch size leads to the same ones.
 
     Raises:
         UsageError: As for `RepeatableCapture`.

@@ -116,7 +116,7 @@ def optimize(
         recording, repeats = _capture(network, info.example)
     except TraceRunError as reason:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            raise UsageError(f"{reason}{suggest_fix(copy_for_comparison(network), example)}") from reason
+            raise UsageError(f"{reason}{suggest_capture_fix(copy_for_comparison(network), example)}") from reason
     try:
         steps = separate_shared_weights(fuse(recording))
         if calibration is not None:

@@ -79,7 +79,7 @@ class PackedImage:
     own_size: bool = False
 
     @classmethod
-    def from_image(cls, rgb: Pixels, layout: RowLayout, format_name: str = "", *, deep: bool = False) -> "StoredImage":
+    def from_image(cls, rgb: Pixels, layout: RowLayout, format_name: str = "", *, deep: bool = False) -> "PackedImage":
         """Return the smaller of the region and the square of an image (H, W, 3)."""
         info = ImageInfo(format_name, (rgb.shape[0], rgb.shape[1]), deep)
         used = crop_region(rgb, layout.fit)
@@ -105,7 +105,7 @@ class PackedImage:
         return np.concatenate([np.frombuffer(head, np.uint8), self.pixels.reshape(-1)])
 
     @classmethod
-    def unpack(cls, data: Pixels) -> "StoredImage":
+    def unpack(cls, data: Pixels) -> "PackedImage":
         """Return the image of bytes that `pack` returned."""
         _, _, height, width, channels, kind, *_ = HEAD.unpack(data[: HEAD.size].tobytes())
         return cls(read_info(data), data[HEAD.size :].reshape(height, width, channels), bool(kind & OWN_SIZE))

@@ -175,7 +175,7 @@ class Difference:
     def sentence(self) -> str:
         """The difference in words, such as "errs less, by −1.3 points (−2.0 to −0.6, p < 0.001)"."""
         low, high = map(format_points, self.interval)
-        points = f"{format_points(self.top1_error)} points ({low} to {high}, p {format_p(self.p)})"
+        points = f"{format_points(self.top1_error)} points ({low} to {high}, p {format_p_value(self.p)})"
         if not self.is_significant:
             return f"is not significantly different, {points}"
         return f"errs {'less' if self.top1_error < 0 else 'more'}, by {points}"

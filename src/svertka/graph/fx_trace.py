@@ -41,7 +41,7 @@ def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
             _Shapes(module).run(torch.empty(shape, dtype=next(floating, None)))
     except Exception as error:
         raise UsageError(
-            f"{cannot_be_traced(network, shape, error)}; move what depends on values into a leaf module"
+            f"{trace_failure_message(network, shape, error)}; move what depends on values into a leaf module"
         ) from error
     return module.graph
 

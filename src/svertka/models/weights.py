@@ -186,7 +186,7 @@ def _published_by_package(model: Model, package: str) -> Weights:
     name = model.name.partition(":")[2]
     tensors = timm_and_torchvision.load_published_state_dict(package, name)
     assert model.preprocess is not None
-    found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})")
+    found = Weights(model, tensors, model.preprocess, None, f"{timm_and_torchvision.PRETRAINED} ({model.name})")
     return _with_class_names(found, imagenet.NAMES)
 
 
