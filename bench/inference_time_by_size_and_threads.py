@@ -7,10 +7,11 @@
 
 ResNet-18 in batches of 1 to 64, on images of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in float32
 with random weights and images. The engines take turns as in bench/networks_vs_engines.py. Each line of JSON has the
-configuration, the milliseconds of a whole batch, and the work: 10⁹ multiplications by the definition of a convolution, those left by
-Winograd's algorithm (`multiplications_left`), and the megabytes of all weights and of all maps, each written once and
-read once by each step that needs it. The bounds are these multiplications over `roof` and these bytes over `bandwidth`,
-the highest rates measured on this machine in the same run, with matrix products and with sums of 400 MB.
+configuration, the milliseconds of a whole batch, and the work: 10⁹ multiplications by the definition of a convolution,
+those left by Winograd's algorithm (`multiplications_left`), and the megabytes of all weights and of all maps, each
+written once and read once by each step that needs it. The bounds are these multiplications over `roof` and these bytes
+over `bandwidth`, the highest rates measured on this machine in the same run, with matrix products and with sums of 400
+MB.
 """
 
 import argparse

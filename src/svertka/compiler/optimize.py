@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
-from svertka.compiler.accuracy_check import measure_error
+from svertka.compiler.accuracy_check import measure_error, suggest_capture_fix
 from svertka.compiler.activation_ranges import observe_values
 from svertka.compiler.calibration_images import CalibrationImages
 from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer

@@ -333,7 +333,7 @@ def _is_large_product(x: Any, weight: Any, bias: Any) -> bool:
         and x.numel() >= MIN_ROWS * weight.shape[1]
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and not torch_internals.has_transform()
+        and not torch_internals.has_active_transform()
     )
 
 

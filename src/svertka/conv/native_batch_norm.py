@@ -54,7 +54,7 @@ def can_normalize(layer: nn.BatchNorm2d, x: Any) -> bool:
         and x.numel() > x.shape[1]
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
-        and not torch_internals.has_transform()
+        and not torch_internals.has_active_transform()
     )
 
 

@@ -17,6 +17,7 @@ from svertka.errors import UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.confidence_intervals import (
     Interval,
+    format_p_value,
     format_points,
     mcnemar_p_value,
     paired_difference_interval,

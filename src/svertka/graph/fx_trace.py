@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_without_values
+from svertka.graph.trace_errors import trace_failure_message
 
 SHAPE = "shape"  # key in a node's `meta`: the shape of its value, None if not a tensor
 
