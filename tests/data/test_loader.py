@@ -108,6 +108,14 @@ def test_mixed_images_are_those_of_the_batch_with_both_labels(make):
         assert torch.equal(other.mixed.weights, one.weights.roll(1))
 
 
+def test_an_image_alone_in_its_batch_is_not_mixed(make):
+    indices, mixing = np.arange(3), Mixing(mixup=1.0)
+    *_, alone = make(indices, batch_size=2, mixing=mixing).epoch(0)
+    *_, plain = make(indices, batch_size=2).epoch(0)
+    assert alone.mixed is None
+    assert torch.equal(alone.images, plain.images)
+
+
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_mixed_images_do_not_depend_on_the_number_of_processes(make, world):
     settings = {"shuffle": True, "augmentations": (PadCrop(),), "mixing": Mixing(mixup=0.3, cutmix=1.0)}

@@ -50,5 +50,15 @@ def test_what_changes_nothing_is_said() -> None:
     assert sentence == "--gradual changes nothing: with --boxes only the head is trained"
     (sentence,) = describe_ignored(head.with_changes(gradual=True, stage_rate=0.5), None)
     assert sentence.startswith(
-        "--gradual and --stage-rate changes nothing: only the head is trained; give --unfreeze all"
+        "--gradual and --stage-rate change nothing: only the head is trained; give --unfreeze all"
     )
+
+
+def test_batches_of_one_image_are_not_mixed_which_is_said() -> None:
+    alone = RECIPES["photos"].with_changes(batch_size=1, mixup=0.2, cutmix=1)
+    assert describe_ignored(alone, None) == [
+        "--mixup and --cutmix change nothing: batches of one image hold no pair to mix; give --batch-size 2 or more"
+    ]
+    assert not alone.mixing
+    assert describe_ignored(alone.with_changes(batch_size=2), None) == []
+    assert alone.with_changes(batch_size=2).mixing

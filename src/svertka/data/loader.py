@@ -96,7 +96,8 @@ class BatchLoader:
         seed: Seed of the order and of the augmentations.
         shuffle: Whether the order is random; else it is that of `indices`.
         augmentations: Applied in order.
-        mixing: How each image is then mixed with the one before it in the batch.
+        mixing: How each image is then mixed with the one before it in the batch. An image that is alone in its batch,
+            as the last one may be, is not mixed.
         weights: Weight of each row in the loss, (N,) float32. None: equal weights.
         device: Where batches go (default: CPU).
         memory_format: Memory format of the images.
@@ -192,7 +193,7 @@ class BatchLoader:
         whole = order[self._ends[step - 1] if step else 0 : self._ends[step]]
         indices = whole[self.rank :: self.world]
         images, labels, weights = self.images(indices, epoch), *self._targets(indices)
-        if not self.mixing:
+        if not self.mixing or len(whole) == 1:
             return Batch(images, labels, indices, len(whole), weights)
         # The partner does not depend on the number of processes.
         partners = np.roll(whole, 1)[self.rank :: self.world]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -65,24 +66,25 @@ def check_patch_augmentation(recipe: Recipe) -> None:
 def describe_ignored(recipe: Recipe, boxes: str | None) -> list[str]:
     """Return sentences on the settings of `recipe` that change nothing, because of what is trained."""
     sentences = []
-    of_steps: dict[str, object] = {
-        "augmentation": recipe.augmentations,
-        "--mixup": recipe.mixup,
-        "--cutmix": recipe.cutmix,
-        "--ema": recipe.ema,
-    }
-    if recipe.is_computed and any(of_steps.values()):
-        ignored = [option for option, value in of_steps.items() if value]
-        sentences.append(
-            f"{' and '.join(ignored)} changes nothing: the head is computed from the images as they are, without steps"
-        )
-    given = {"--gradual": recipe.gradual, "--stage-rate": recipe.stage_rate != 1}
-    ignored = [option for option, is_given in given.items() if is_given]
-    if recipe.unfreeze != HEAD or not ignored:
-        return sentences
-    why = "with --boxes only the head is trained" if boxes is not None else "only the head is trained"
-    advice = "" if boxes is not None else "; give --unfreeze all, last or a number of stages"
-    return [*sentences, f"{' and '.join(ignored)} changes nothing: {why}{advice}"]
+    of_pairs: dict[str, object] = {"--mixup": recipe.mixup, "--cutmix": recipe.cutmix}
+    of_steps: dict[str, object] = {"augmentation": recipe.augmentations, **of_pairs, "--ema": recipe.ema}
+    if recipe.is_computed:
+        sentences += _ignored(of_steps, "the head is computed from the images as they are, without steps")
+    elif recipe.batch_size == 1:
+        sentences += _ignored(of_pairs, "batches of one image hold no pair to mix; give --batch-size 2 or more")
+    if recipe.unfreeze == HEAD:
+        why = "with --boxes only the head is trained" if boxes is not None else "only the head is trained"
+        advice = "" if boxes is not None else "; give --unfreeze all, last or a number of stages"
+        of_stages: dict[str, object] = {"--gradual": recipe.gradual, "--stage-rate": recipe.stage_rate != 1}
+        sentences += _ignored(of_stages, why + advice)
+    return sentences
+
+
+def _ignored(given: Mapping[str, object], why: str) -> list[str]:
+    """Return the sentence that the options of `given` with a true value change nothing; none without such options."""
+    options = [option for option, value in given.items() if value]
+    verb = "changes" if len(options) == 1 else "change"
+    return [f"{' and '.join(options)} {verb} nothing: {why}"] if options else []
 
 
 def build_initial_classifier(

@@ -108,8 +108,8 @@ class Recipe(BaseModel):
 
     @property
     def mixing(self) -> Mixing:
-        """How images are mixed in pairs; not at all if the head is computed in closed form."""
-        return Mixing() if self.is_computed else Mixing(self.mixup, self.cutmix)
+        """How images are mixed in pairs; not at all if batches hold one image, or the head has a closed form."""
+        return Mixing() if self.is_computed or self.batch_size == 1 else Mixing(self.mixup, self.cutmix)
 
     @property
     def head_kind(self) -> HeadKind:

@@ -115,7 +115,8 @@ def train(
         random_erasing: Share of the images in which a random rectangle is replaced by noise, 0 to 1.
         mixup: Mix pairs of images and their labels, with weights from Beta(mixup, mixup), such as 0.2; 0: do not.
         cutmix: Replace a rectangle of each image by that of another one, and the label in proportion; areas are from
-            Beta(cutmix, cutmix), such as 1; 0: do not. With `mixup`, one of both at random for each image.
+            Beta(cutmix, cutmix), such as 1; 0: do not. With `mixup`, one of both at random for each image. An
+            image that is alone in its batch is not mixed.
         val: Share of the training images held out for validation if `source` has no val part, 0 to 1.
         test: Share held out for testing if `source` has no test part, 0 to 1.
         split_seed: Draws another random split into train, val and test for each number. None: the default split.
