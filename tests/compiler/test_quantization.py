@@ -210,6 +210,18 @@ def test_precision_and_calibration_belong_together(network: nn.Module) -> None:
             optimize(network, images(2), **options)
 
 
+def test_calibration_images_of_another_scale_are_refused() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    x = torch.rand(100, 3, 16, 16)
+    sentence = (
+        r"far off on the example: .* the example has values from \S+ to 1 and the calibration images from \S+ to 255"
+    )
+    with pytest.raises(UsageError, match=sentence):
+        optimize(network, x[:8], precision="int8", calibration=x * 255)
+    optimize(network, x[:8], precision="int8", calibration=x)
+
+
 def test_a_network_that_8_bits_spoil_is_refused() -> None:
     """One channel is so large that the others, which alone are used, are rounded to 0."""
     torch.manual_seed(0)

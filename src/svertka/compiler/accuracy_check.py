@@ -70,6 +70,31 @@ def measure_error(
     return worst
 
 
+def check_example(
+    optimized: Callable[[Tensor], Any], original: nn.Module, example: Tensor, calibrated: tuple[float, float]
+) -> None:
+    """Raise UsageError if an int8 network is far off on `example`, as it is if calibration images are scaled otherwise.
+
+    Args:
+        optimized: Called with images, (N, C, H, W) float32.
+        original: The original network in inference mode; not shared with other users.
+        example: Images, (N, C, H, W) float32.
+        calibrated: The smallest and the largest number of the calibration images.
+    """
+    for a, b in zip(find_tensors(optimized(example)), find_tensors(original(example.clone())), strict=True):
+        if not b.is_floating_point() or not b.numel():
+            continue
+        error = _relative_rms(a, b)
+        if not error <= INT8_TOLERANCE:
+            low, high = (float(one) for one in example.aminmax())
+            raise UsageError(
+                f"in int8 {type(original).__name__} is too far off on the example: the error is {error:.1%} of the "
+                f"values (root mean square), more than {INT8_TOLERANCE:.0%}; the example has values from {low:.3g} to "
+                f"{high:.3g} and the calibration images from {calibrated[0]:.3g} to {calibrated[1]:.3g}, so preprocess "
+                "both alike"
+            )
+
+
 def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, theirs: Tensor) -> bool:
     """Return whether output `number` is nearly as close to `original` in float64 as PyTorch's float32 output is."""
     try:
@@ -133,13 +158,18 @@ def _check_mean_error(precision: str, name: str, ours: Tensor, theirs: Tensor, t
         if not torch.equal(ours, theirs):
             raise UsageError(f"in {precision} {name} gives other whole numbers; use precision='fp32'")
         return
-    a, b = ours.double(), theirs.double()
-    error = float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-30))
+    error = _relative_rms(ours, theirs)
     if not error <= tolerance:
         raise UsageError(
             f"in {precision} {name} is too far off: the error is {error:.1%} of the values (root mean square), more "
             f"than {tolerance:.0%}; use precision='fp32'"
         )
+
+
+def _relative_rms(ours: Tensor, theirs: Tensor) -> float:
+    """Return the root mean square error relative to that of the values."""
+    a, b = ours.double(), theirs.double()
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-30))
 
 
 def _check_classes(name: str, ours: Tensor, theirs: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The images on which `optimize` measures the ranges of a network's values."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ class CalibrationImages:
 
     Attributes:
         kept: The first images, up to MAX_KEPT, after the iteration.
+        low, high: The smallest and the largest number of all images, after the iteration.
     """
 
     def __init__(self, calibration: Any, shape: tuple[int, ...], batch_size: int | None) -> None:
@@ -36,6 +38,7 @@ class CalibrationImages:
         self._batches = [calibration] if isinstance(calibration, Tensor) else calibration
         self._shape, self._batch_size = shape, batch_size
         self.kept = torch.empty(0, *shape, device="cpu")
+        self.low, self.high = math.inf, -math.inf
 
     def __iter__(self) -> Iterator[Tensor]:
         """Return an iterator over the images in batches that the network can run; warn if they are few.
@@ -48,6 +51,9 @@ class CalibrationImages:
         rest = self.kept
         for batch in self._batches:
             images = self._check(batch[0] if isinstance(batch, tuple | list) and batch else batch)
+            if len(images):
+                low, high = (float(one) for one in images.aminmax())
+                self.low, self.high = min(self.low, low), max(self.high, high)
             count += len(images)
             self.kept = torch.cat([self.kept, images[: MAX_KEPT - len(self.kept)]])
             rest = torch.cat([rest, images]) if len(rest) else images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
-from svertka.compiler.accuracy_check import measure_error, suggest_capture_fix
+from svertka.compiler.accuracy_check import check_example, measure_error, suggest_capture_fix
 from svertka.compiler.activation_ranges import observe_values
 from svertka.compiler.calibration_images import CalibrationImages
 from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer
@@ -65,7 +65,8 @@ def optimize(
     integers. Pools, concatenations, residual connections and activation functions between them read and write 8-bit
     maps. The range of each map is that with the least mean square error on the calibration images, and biases are
     corrected for the mean error of the weights. The root mean square error on up to 32 of the calibration images is at
-    most 25 % of the values; how many images change their class depends on the network, so evaluate the result.
+    most 25 % of the values, and so is that on `example`, unless it is a shape; a larger one means that the calibration
+    images are preprocessed otherwise. How many images change their class depends on the network: evaluate the result.
 
     Convolutions of 3×3 and 5×5 use Winograd tiles. A NaN, an infinity, or a value about 1e5 times as large as its
     neighbors affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
@@ -107,6 +108,7 @@ def optimize(
     if not isinstance(strict, bool):
         raise UsageError(f"strict={strict!r} must be True or False")
     network = unwrap_network(network)
+    is_drawn = isinstance(example, tuple | list)
     example = to_plain_images(_draw_images(example) if isinstance(example, tuple | list) else example)
     _check_example(example)
     info = OptimizedInfo(tuple(example.shape), precision, dense, strict=strict)
@@ -125,11 +127,12 @@ def optimize(
         optimized = Optimized(convert_weights(steps, precision, dense), info, repeats)
     except (RuntimeError, MemoryError) as reason:  # from operations on constants
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
-    if calibration is not None:
-        example = calibration.kept[: steps.batch_size]
-    sizes = optimized._select_check_sizes(len(example))
+    checked = example if calibration is None else calibration.kept[: steps.batch_size]
+    sizes = optimized._select_check_sizes(len(checked))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        error = measure_error(optimized, copy_for_comparison(network), example, sizes, {precision, dense})
+        error = measure_error(optimized, copy_for_comparison(network), checked, sizes, {precision, dense})
+        if calibration is not None and not is_drawn:
+            check_example(optimized, copy_for_comparison(network), example, (calibration.low, calibration.high))
     optimized.info = dataclasses.replace(info, error=error)
     return optimized
 
