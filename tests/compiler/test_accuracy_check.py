@@ -53,3 +53,30 @@ def test_outputs_on_other_devices_are_rejected() -> None:
 
     with pytest.raises(UsageError, match="gives tensors of other shapes or types, or on other devices"):
         measure_error(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, {"fp32"})
+
+
+def test_channels_in_int8_are_compared_with_their_own_spread() -> None:
+    example = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    example *= torch.tensor([100.0, 1.0, 0.0])[:, None, None]
+    off = torch.tensor([0.3, 0.9, 0.0])[:, None, None]
+    sentence = (
+        r"off in output channel 1: the error \(root mean square\) is 86% of the channel's standard deviation over"
+    )
+    with pytest.raises(UsageError, match=sentence):
+        measure_error(lambda x: x + off, nn.Identity(), example, set(), {"int8"})
+    measure_error(lambda x: x + off / 2, nn.Identity(), example, set(), {"int8"})
+
+
+@pytest.mark.parametrize(("changed", "is_refused"), [(8, False), (9, True)])
+def test_classes_in_int8_are_those_of_four_of_five_images(changed: int, is_refused: bool) -> None:
+    scores = torch.randn(40, 1, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 0.01])
+
+    def swapped(x: Tensor) -> Tensor:
+        return torch.cat([x[:changed].flip(1), x[changed:]]).flatten(1)
+
+    example = scores[:, :, None, None]
+    if not is_refused:
+        measure_error(swapped, nn.Flatten(), example, set(), {"int8"})
+        return
+    with pytest.raises(UsageError, match="^in int8 Flatten gives another class for 22.5% of the calibration images, m"):
+        measure_error(swapped, nn.Flatten(), example, set(), {"int8"})

@@ -222,6 +222,28 @@ def test_calibration_images_of_another_scale_are_refused() -> None:
     optimize(network, x[:8], precision="int8", calibration=x)
 
 
+def test_a_concatenation_of_parts_with_very_different_ranges_stays_floats() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.box, self.score = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1), nn.Conv2d(16, 5, 1)
+            self.last = nn.Conv2d(9, 9, 3, groups=9, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            found: Tensor = self.last(torch.cat([self.box(x) * 640, self.score(x) * 3], 1))
+            return found
+
+    torch.manual_seed(0)
+    network, x = Detector().eval(), images(100)
+    optimized = optimize(network, x[:2], precision="int8", calibration=x)
+    assert [layer.precision for layer in optimized.layers] == ["int8", "int8", "int8", "fp32"]
+    with torch.no_grad():
+        expected, found = network(x), optimized(x)
+    error = (found - expected).square().mean((0, 2, 3)).sqrt() / expected.std((0, 2, 3))
+    assert error.max() < 0.1
+
+
 def test_a_network_that_8_bits_spoil_is_refused() -> None:
     """One channel is so large that the others, which alone are used, are rounded to 0."""
     torch.manual_seed(0)

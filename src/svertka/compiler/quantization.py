@@ -29,6 +29,7 @@ from svertka.graph.captured_operations import Constant, Operation, Value, map_le
 
 LARGEST_WEIGHT = 127
 MAX_TERMS = (2**31 - 1) // (255 * 128)  # of a sum of 32 bits
+MAX_RANGE_RATIO = 8  # of the parts of a concatenation: with one scale, the smallest has 5 bits
 MIN_GROUP = 16  # input channels of a group that is multiplied as a matrix
 
 
@@ -79,12 +80,15 @@ class _Quantizer:
 
     def __init__(self, fused: FusedNetwork, observed: Mapping[int, ObservedValues], layers: Container[int]) -> None:
         self.fused, self.observed = fused, observed
+        self.own = {value: numbers.find_quantization() for value, numbers in observed.items()}
+        self.uneven = self._find_uneven()
         self.layers = {
             step.result
             for step in fused.steps
             if isinstance(step, FusedConvolution)
             and step.result in layers
             and step.x in observed
+            and not self.uneven.intersection(step.inputs)
             and can_quantize(step, tuple(fused.tensors[step.weight].shape))
         }
         self.wanted = self._find_wanted()
@@ -112,6 +116,18 @@ class _Quantizer:
             output=output, quantizations=self.bytes,
         )  # fmt: skip
 
+    def _find_uneven(self) -> set[int]:
+        """Return the concatenations of parts with very different ranges, and their pools, which stay floats."""
+        uneven: set[int] = set()
+        for step in self.fused.steps:
+            if isinstance(step, Concatenation):
+                scales = [self.own[value].scale for value in step.inputs if value in self.own]
+                if len(scales) > 1 and max(scales) > MAX_RANGE_RATIO * min(scales):
+                    uneven.add(step.result)
+            if isinstance(step, Pool | Concatenation) and uneven.intersection(step.inputs):
+                uneven.add(step.result)
+        return uneven
+
     def _find_wanted(self) -> set[int]:
         """Return the values that are needed in 8 bits."""
         wanted: set[int] = set()
@@ -128,6 +144,8 @@ class _Quantizer:
         if not isinstance(step, Pool) and not has_byte_form(step):
             return False
         values = (*step.inputs, step.result)
+        if self.uneven.intersection(values):
+            return False
         return all(value in self.observed and len(self.fused.shapes[value]) in (2, 4) for value in values)
 
     def _has_byte_form(self, step: Step) -> bool:
@@ -148,10 +166,9 @@ class _Quantizer:
             if isinstance(step, Concatenation) or step.kind == "MAXIMUM":  # these only move numbers
                 for value in step.inputs:
                     same[root(value)] = root(step.result)
-        own = {value: self.observed[value].find_quantization() for value in self.wanted}
         members: dict[int, list[Quantization]] = {}
         for value in self.wanted:
-            members.setdefault(root(value), []).append(own[value])
+            members.setdefault(root(value), []).append(self.own[value])
         shared = {number: _cover(several) for number, several in members.items()}
         return {value: shared[root(value)] for value in self.wanted}
 
