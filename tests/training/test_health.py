@@ -95,7 +95,7 @@ def test_dead_units_counts_channels_and_leaves_the_network_as_it_was() -> None:
         network[4].bias[:] = torch.tensor([-1000.0, 10, 10, 10])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
-    assert measure_dead_units(network, torch.randn(16, 1, 8, 8)) == {"2": 0.25, "5": 0.25}
+    assert measure_dead_units(network, torch.randn(32, 1, 8, 8)) == {"2": 0.25, "5": 0.25}
     assert network.training
     assert network[1].training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -173,7 +173,20 @@ def test_dead_units_of_any_activation_function_are_found() -> None:
         network.rows.bias[:5] = -100  # GELU is 0 there in float32
         network.head.bias[:] = 10
         network.head.bias[0] = -100
-    shares = measure_dead_units(network, torch.randn(16, 1, 16, 16))
+    shares = measure_dead_units(network, torch.randn(32, 1, 16, 16))
     assert list(shares.values()) == pytest.approx([0.25, 0.5, 0.2])
     assert list(shares) == ["hardswish", "gelu", "relu"]
-    assert measure_dead_units(network, torch.randn(1, 1, 16, 16)) == {}  # nothing can differ
+    assert measure_dead_units(network, torch.randn(31, 1, 16, 16)) == {}  # too few to tell
+
+
+def test_dead_units_that_training_does_not_change_are_left_out() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU())
+    with torch.no_grad():
+        network[0].bias[0] = network[2].bias[0] = -1000
+    images = torch.randn(64, 6)
+    assert measure_dead_units(network, images)["1"] == 0.25
+    network[0].requires_grad_(False)
+    assert set(measure_dead_units(network, images)) == {"3"}
+    network.requires_grad_(False)
+    assert measure_dead_units(network, images) == {}

@@ -65,6 +65,17 @@ def test_what_is_frozen_stays_to_the_bit(
 
 
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("cache", [True, False])
+def test_dead_units_are_those_of_trained_layers(trained: Run, digit_folder: Path, tmp_path: Path, cache: bool) -> None:
+    run = svertka.train(
+        digit_folder, weights=trained, output=tmp_path / "run", unfreeze="last", val=0, cache=cache, **FEW
+    )
+    shares = [entry["dead"] for entry in run.history() if entry["kind"] == "epoch"]
+    relus = {name for name, module in run.classifier().network.named_modules() if isinstance(module, torch.nn.ReLU)}
+    assert all(set(one) == {name for name in relus if name.startswith("layer3.")} for one in shares)
+
+
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("options", [
     {"unfreeze": "head"},
     {"unfreeze": "last", "augment": False, "recipe": find_recipe("fine-tuning").with_changes(computed_first=False)},

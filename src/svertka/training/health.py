@@ -19,6 +19,7 @@ STALE_EPOCHS = 6  # without a lower validation error: a plateau, if they are als
 NAMED = 5  # classes named in a sentence
 CONSTANT = 1e-6  # largest range of a score that counts as constant
 DEAD_SHARE = 0.25  # share of a layer's units that is reported
+DEAD_IMAGES = 32  # on fewer images, a unit that one in ten activates looks dead with a probability over 0.9³² = 3 %
 EXPLODING = 30.0  # gradient norm relative to the median of earlier epochs
 VANISHING = 1e-4  # gradient of the first layer relative to that of the last, each divided by its weights
 
@@ -153,8 +154,8 @@ def _dead(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | None
         return None
     return Finding(
         "dead",
-        f"{worst[1]:.0%} of the units after {worst[0]} are dead (the same for every validation image): try a "
-        f"lower learning rate{'' if recipe.warmup else ' or a warm-up (--warmup 1)'}.",
+        f"{worst[1]:.0%} of the units after {worst[0]} are dead (constant over a sample of {DEAD_IMAGES} or more images)"
+        f": try a lower learning rate{'' if recipe.warmup else ' or a warm-up (--warmup 1)'}.",
     )
 
 
@@ -202,19 +203,32 @@ def find_constant_scores(network: nn.Module, images: torch.Tensor) -> list[int]:
 def measure_dead_units(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
     """Return the share of units (channels) of each activation function whose output never changes, by name.
 
+    Activation functions that depend on no parameter with `requires_grad` are left out: training does not change them.
+
     Args:
         network: The network; its mode is restored.
-        images: Images or features (B, …). With fewer than two, nothing is measured.
+        images: Images or features (B, …). With fewer than `DEAD_IMAGES`, nothing is measured.
 
     Returns:
         The shares, for the activation functions whose channels are known; {} if the network cannot be traced.
     """
-    if len(images) < 2:
+    if len(images) < DEAD_IMAGES:
         return {}
     try:
         known = list_layers(network, (1, *images.shape[1:]))
     except UsageError:
         return {}
+    # Where channels are neither those of maps nor the only axis, it is unknown what the units are.
+    watched = [layer for layer in known if is_activation_function(layer) and (layer.maps or len(layer.shape) == 2)]
+    if not watched:
+        return {}
+    depends: dict[str, bool] = {}
+
+    def note(layer: Layer) -> LayerHook:
+        return lambda output: depends.update({layer.name: output.requires_grad})
+
+    with hook_layers(network, known, {layer.name: note(layer) for layer in watched}), torch.enable_grad():
+        network(images[:1])
     shares: dict[str, float] = {}
 
     def watch(layer: Layer) -> LayerHook:
@@ -227,9 +241,8 @@ def measure_dead_units(network: nn.Module, images: torch.Tensor) -> dict[str, fl
 
         return hook
 
-    # Where channels are neither those of maps nor the only axis, it is unknown what the units are.
-    watched = [layer for layer in known if is_activation_function(layer) and (layer.maps or len(layer.shape) == 2)]
-    with hook_layers(network, known, {layer.name: watch(layer) for layer in watched}):
-        if watched:
+    trained = {layer.name: watch(layer) for layer in watched if depends[layer.name]}
+    if trained:
+        with hook_layers(network, known, trained):
             network(images)
     return shares

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ from svertka.training.recipe import Recipe
 from svertka.training.training_inputs import TrainingInputs
 from svertka.training.training_loop import Callback, StepMetrics, TrainingState, gradient_ratios
 from svertka.training.weight_average import WeightAverage
+from svertka.transfer.freeze import PartiallyFrozen
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
 CHECKPOINT_COST = 20.0  # times the duration of the last one, whichever is longer
@@ -99,7 +101,7 @@ class Recorder(Callback):
             )
             if metrics.step < self._steps_per_epoch and not self._checked_early:
                 self._checked_early = True
-                self._tell([health.describe_constant_scores(self._constant_scores(self._probe()), self.recipe)], None)
+                self._tell([health.describe_constant_scores(self._constant_scores(*self._probe()), self.recipe)], None)
 
     def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights unless earlier ones are better, log the epoch, and report problems."""
@@ -246,21 +248,29 @@ class Recorder(Callback):
             self.log.write("health", epoch=epoch, step=self.state.step, finding="unseen", sentence=sentence)
 
     def _unit_statistics(self) -> dict[str, Any]:
-        """Return the share of dead units after each ReLU, and the classes whose scores are constant."""
-        images = self._probe()
-        return {
-            "dead": health.measure_dead_units(self.inputs.network, images),
-            "constant_scores": self._constant_scores(images),
-        }
+        """Return the share of dead units after each trained ReLU, and the classes whose scores are constant."""
+        network, images = self._probe()
+        dead = health.measure_dead_units(network, images)
+        if network is not self.network:  # the functions of a part have other names than those of the whole
+            modules = dict(self.network.named_modules())
+            dead = {name: share for name, share in dead.items() if name in modules}
+        return {"dead": dead, "constant_scores": self._constant_scores(network, images)}
 
-    def _probe(self) -> torch.Tensor:
-        """Return images, or their features, on which units and scores are checked."""
-        return next((self.inputs.val or self.inputs.batches).epoch(0)).images[:PROBED]
+    @torch.no_grad()
+    def _probe(self) -> tuple[nn.Module, torch.Tensor]:
+        """Return the network, or its trainable part, and a sample of its inputs on which it is checked."""
+        network, batches = self.inputs.network, self.inputs.val or self.inputs.batches
+        # Images in order may all be of one class.
+        places = np.linspace(0, len(batches.indices) - 1, min(len(batches.indices), batches.batch_size, PROBED))
+        images = batches.images(batches.indices[places.astype(np.int64)], 0)
+        if isinstance(network, PartiallyFrozen):
+            return network.trainable, network.frozen(images)
+        return network, images
 
-    def _constant_scores(self, images: torch.Tensor) -> list[str]:
+    def _constant_scores(self, network: nn.Module, images: torch.Tensor) -> list[str]:
         """Return the names of the classes whose score is the same for all of `images`."""
         names = self.classifier.names
-        return [names[unit] for unit in health.find_constant_scores(self.inputs.network, images)]
+        return [names[unit] for unit in health.find_constant_scores(network, images)]
 
     def _lap(self) -> float:
         """Return the seconds since the last call and add them to the total time."""
