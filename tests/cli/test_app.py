@@ -58,7 +58,7 @@ def test_the_verbs_tested_are_all_there_are() -> None:
         (["train", "digist"], 2, "svertka: there is no folder digist; did you mean digits?"),
         (["train", __file__], 2, "svertka: "),
         (["train", "digits", "--epochs", "many"], 2, "svertka: Invalid value for '--epochs'"),
-        (["train", "digits", "--epochs", "0"], 2, "svertka: epochs=0.0: input should be greater than 0"),
+        (["train", "digits", "--epochs", "0"], 2, "svertka: epochs=0 must be above 0"),
         (["train", "digits", "--wings", "2"], 2, "svertka: No such option: --wings"),
         (["train", "digits", "--model", "vgg"], 2, "svertka: model=vgg is not known"),
         (["train", "--resume", "x", "--lr", "1"], 2, "svertka: --lr cannot be given with --resume: the run goes on"),

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 import svertka
+from svertka.data.augmentation import AUTO_AUGMENTATIONS, RandomErasing
 from svertka.errors import UsageError
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.initial_classifier import check_frozen_layers, describe_ignored
+from svertka.training.initial_classifier import check_frozen_layers, check_patch_augmentation, describe_ignored
+from svertka.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("unfreeze", ["head", "last", "2", "layer3"])
@@ -62,3 +64,17 @@ def test_batches_of_one_image_are_not_mixed_which_is_said() -> None:
     assert not alone.mixing
     assert describe_ignored(alone.with_changes(batch_size=2), None) == []
     assert alone.with_changes(batch_size=2).mixing
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option"),
+    [
+        (Recipe(mixup=0.2), "--mixup 0.2"),
+        (Recipe(augmentations=AUTO_AUGMENTATIONS["rand"]), "--auto-augment rand"),
+        (Recipe(augmentations=AUTO_AUGMENTATIONS["trivial"]), "--auto-augment trivial"),
+        (Recipe(augmentations=(RandomErasing(probability=0.3),)), "--random-erasing 0.3"),
+    ],
+)
+def test_what_patches_exclude_is_named_by_its_option(recipe: Recipe, option: str) -> None:
+    with pytest.raises(UsageError, match=f"^{option} cannot be combined with --boxes"):
+        check_patch_augmentation(recipe)

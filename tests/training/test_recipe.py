@@ -23,10 +23,13 @@ def test_changes_leave_the_rest() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"lr": -1}, "lr=-1: input should be greater than 0"),
-        ({"lr": float("nan")}, "lr=nan"),
-        ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
-        ({"optimizer": "adam"}, "optimizer='adam': input should be 'sgd' or 'adamw'"),
+        ({"lr": -1}, "lr=-1 must be above 0"),
+        ({"lr": float("nan")}, "lr=nan must be a finite number"),
+        ({"mixup": -1.0}, "mixup=-1 must be at least 0"),
+        ({"cutmix": float("inf")}, "cutmix=inf must be a finite number"),
+        ({"ema": 1.0}, "ema=1 must be below 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"optimizer": "adam"}, "optimizer='adam' must be 'sgd' or 'adamw'"),
         ({"schedule": "linear"}, "schedule.*'constant', 'step', 'plateau', 'cosine'"),
         ({"momentum": 1}, "momentum=1"),
         ({"color": "red"}, "color"),

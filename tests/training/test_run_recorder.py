@@ -13,7 +13,7 @@ from svertka.progress import progress
 from svertka.run import Run
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
-from svertka.training.run_recorder import Recorder, is_as_good
+from svertka.training.run_recorder import Recorder, is_as_good, why_kept
 from svertka.training.training_inputs import TrainingInputs
 from svertka.training.training_loop import LOG_EVERY, TrainingState, fit, make_optimizer
 
@@ -41,6 +41,27 @@ def test_an_epoch_that_overfits_is_not_kept() -> None:
     assert kept([0.10, 0.09, 0.09, 0.10], 200, [0.30, 0.27, 0.33, 0.39]) == 2
     assert kept([0.10, 0.09, 0.09, 0.10], 200, [0.30, 0.27, 0.275, 0.28]) == 4  # the loss is as good
     assert kept([0.30, 0.05], 200, [0.5, 0.9]) == 2  # an error that is surely lower counts more than the loss
+
+
+@pytest.mark.parametrize(
+    ("val_errors", "val_losses", "reason"),
+    [
+        ([2 / 3, 2 / 3], [1.2, 0.9], ", whose error is the same, after more training"),
+        (
+            [0.16, 0.04, 0.06],
+            [0.5, 0.3, 0.3],
+            ", whose error of 6.00% is within one standard error, after more training",
+        ),
+        ([0.06, 0.04], [0.3, 0.5], ", whose error of 6.00% is within one standard error, and whose loss is lower"),
+    ],
+)
+def test_the_reason_for_another_epoch_than_that_of_the_lowest_error(
+    val_errors: list[float], val_losses: list[float], reason: str
+) -> None:
+    chosen = kept(val_errors, 100, val_losses)
+    best = val_errors.index(min(val_errors))
+    assert chosen != best + 1
+    assert why_kept(val_errors, val_losses, best, chosen - 1) == reason
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 5)), min_size=1, max_size=30))

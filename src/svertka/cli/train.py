@@ -309,7 +309,8 @@ def _print_run(run: "Run") -> None:
     settings = run.settings()
     unit = "features" if settings["cache"] else "images"  # stored features of frozen layers
     speed = f"{result['images_per_second']:,.0f} {unit}/s"
-    print_line(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs at {speed}")
+    epochs = f"{result['epochs']:g} epoch{'' if result['epochs'] == 1 else 's'}"
+    print_line(f"{', '.join(errors) or 'trained'} after {epochs} at {speed}")
     for warning in settings["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")

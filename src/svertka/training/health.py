@@ -154,8 +154,8 @@ def _dead(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | None
         return None
     return Finding(
         "dead",
-        f"{worst[1]:.0%} of the units after {worst[0]} are dead (constant over a sample of {DEAD_IMAGES} or more images)"
-        f": try a lower learning rate{'' if recipe.warmup else ' or a warm-up (--warmup 1)'}.",
+        f"{worst[1]:.0%} of the units after {worst[0]} are dead (constant over a sample of {DEAD_IMAGES} or more "
+        f"images): try a lower learning rate{'' if recipe.warmup else ' or a warm-up (--warmup 1)'}.",
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from svertka.classifier import Classifier, Config
+from svertka.data.augmentation import AUTO_AUGMENTATIONS, Augmentation, RandomErasing
 from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
@@ -54,13 +55,22 @@ def check_frozen_layers(recipe: Recipe, boxes: str | None, *, trained: bool) -> 
 
 def check_patch_augmentation(recipe: Recipe) -> None:
     """Raise UsageError if patches, which are labeled by what they show, would be mixed or partly hidden."""
-    settings = {"mixup": recipe.mixup, "cutmix": recipe.cutmix}
-    given = [f"{name}={value:g}" for name, value in settings.items() if value]
-    given += [f"augmentation {one.kind}" for one in recipe.augmentations]
+    settings = {"--mixup": recipe.mixup, "--cutmix": recipe.cutmix}
+    given = [f"{name} {value:g}" for name, value in settings.items() if value]
+    given += [_option_of(one) for one in recipe.augmentations]
     if given:
         raise UsageError(
             f"{given[0]} cannot be combined with --boxes, whose patches are labeled by what they show; leave out one"
         )
+
+
+def _option_of(augmentation: Augmentation) -> str:
+    """Return the option that adds `augmentation`, with its value."""
+    if isinstance(augmentation, RandomErasing):
+        return f"--random-erasing {augmentation.probability:g}"
+    names = {kind: name for name, kinds in AUTO_AUGMENTATIONS.items() for kind in kinds}
+    name = names.get(augmentation)
+    return f"augmentation {augmentation.kind}" if name is None else f"--auto-augment {name}"
 
 
 def describe_ignored(recipe: Recipe, boxes: str | None) -> list[str]:

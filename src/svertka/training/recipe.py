@@ -16,6 +16,13 @@ from svertka.transfer.freeze import ALL, HEAD
 
 HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]
 
+SHOULD_BE = "Input should be "  # how pydantic begins most sentences
+COMPARISONS = {
+    "greater than or equal to": "at least",
+    "greater than": "above",
+    "less than or equal to": "at most",
+    "less than": "below",
+}
 MANY = 1_000_000  # larger values are typing errors, or come from a file that was changed
 
 
@@ -138,9 +145,14 @@ class Recipe(BaseModel):
 
 
 def first_validation_error(error: ValidationError) -> str:
-    """Return the first error of a validation, such as "lr=-1: input should be greater than 0"."""
+    """Return the first error of a validation, such as "lr=-1 must be above 0"."""
     fault = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in fault["loc"]) or "value"
-    needed = fault["msg"][0].lower() + fault["msg"][1:]
-    given = "" if isinstance(fault["input"], dict) else f"={shorten(repr(fault['input']))}"
-    return f"{name}{given}: {needed}"
+    value, needed = fault["input"], fault["msg"]
+    given = "" if isinstance(value, dict) else f"={shorten(f'{value:g}' if isinstance(value, float) else repr(value))}"
+    if not needed.startswith(SHOULD_BE):
+        return f"{name}{given}: {needed[0].lower()}{needed[1:]}"
+    needed = needed.removeprefix(SHOULD_BE)
+    for comparison, words in COMPARISONS.items():
+        needed = needed.replace(comparison, words)
+    return f"{name}{given} must be {needed}"

@@ -135,9 +135,11 @@ class Recorder(Callback):
         errors = self.state.val_errors
         if len(errors) < 2:
             return ""
+        best, kept = errors.index(min(errors)), self.state.kept_epoch
+        why = "" if kept in (0, best + 1) else why_kept(errors, self.state.val_losses, best, kept - 1)
         return (
             f"{len(errors)} epochs in {format_duration(self.state.seconds)}: lowest val error {min(errors):.2%} "
-            f"(epoch {errors.index(min(errors)) + 1}), kept epoch {self.state.kept_epoch}"
+            f"(epoch {best + 1}), kept epoch {kept}{why}"
         )
 
     def is_out_of_patience(self) -> bool:
@@ -278,6 +280,15 @@ class Recorder(Callback):
         elapsed, self._marked = now - self._marked, now
         self.state.seconds += elapsed
         return elapsed
+
+
+def why_kept(errors: Sequence[float], losses: Sequence[float], best: int, kept: int) -> str:
+    """Return why `is_as_good` kept the weights of epoch `kept`, not those of `best`, both from 0: the end of a line."""
+    same = errors[kept] == errors[best]
+    near = "whose error is the same" if same else f"whose error of {errors[kept]:.2%} is within one standard error"
+    if kept > best:
+        return f", {near}, after more training"
+    return f", {near}, and whose loss is lower" if len(losses) > best and losses[kept] < losses[best] else f", {near}"
 
 
 def is_as_good(val_errors: Sequence[float], val_losses: Sequence[float], images: int, kept_epoch: int) -> bool:

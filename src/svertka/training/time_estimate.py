@@ -203,10 +203,12 @@ class FrozenCost:
                 f"{format_bytes(limit)}; the frozen layers run in every step"
             )
         each = f", {variants} variants of each image" if variants > 1 else ""
-        many = "as many as fit into the time" if is_timed and not recipe.is_computed else passes
+        repeated = f", and each of the {passes} epochs would repeat it" if passes > 1 else ""
+        if is_timed and not recipe.is_computed:  # the number of epochs is not known yet
+            repeated = ", and each epoch would repeat it"
         return Cache(variants=variants, half=half), (
             f"features are computed once and stored, {format_bytes(size)}{each}: a pass through the frozen layers "
-            f"takes {format_duration(once)}, and there are {many}"
+            f"takes {format_duration(once)}{repeated}"
         )
 
     def cost(self, cache: Cache | None) -> tuple[float, float]:
