@@ -244,6 +244,31 @@ def test_a_concatenation_of_parts_with_very_different_ranges_stays_floats() -> N
     assert error.max() < 0.1
 
 
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_layer_whose_results_are_always_zero_is_quantized(joins: bool) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(16 if joins else 8, 4, 1)
+            self.zero = nn.Conv2d(8, 8, 3, padding=1)
+            nn.init.zeros_(self.zero.weight)
+            nn.init.zeros_(self.zero.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            x = torch.cat([x, self.zero(x)], 1) if joins else x + self.zero(x)
+            found: Tensor = self.last(x)
+            return found
+
+    torch.manual_seed(0)
+    network, x = Residual().eval(), images(100)
+    optimized = optimize(network, x[:2], precision="int8", calibration=x)
+    assert {layer.precision for layer in optimized.layers} == {"int8"}
+    with torch.no_grad():
+        expected = network(x)
+    assert ((optimized(x) - expected).square().mean() / expected.square().mean()).sqrt() < 0.02
+
+
 def test_a_network_that_8_bits_spoil_is_refused() -> None:
     """One channel is so large that the others, which alone are used, are rounded to 0."""
     torch.manual_seed(0)

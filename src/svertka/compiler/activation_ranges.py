@@ -16,7 +16,7 @@ from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import Quantization, step_results
 from svertka.compiler.reference import run_reference
 from svertka.errors import UsageError
-from svertka.graph.captured_operations import Operation
+from svertka.graph.trace_errors import THE_NETWORK
 
 BINS = 1 << 13  # of a histogram; its range is at most twice as wide as needed
 PERCENTILES = 99.9, 99.99, 99.999
@@ -64,6 +64,11 @@ class ObservedValues:
         self.histogram += torch.histc(values, BINS, -self.reach, self.reach).double()
 
     @property
+    def is_zero(self) -> bool:
+        """Whether all numbers are 0, which any quantization represents."""
+        return self.low == self.high == 0
+
+    @property
     def channel_means(self) -> Tensor:
         """The mean of each channel, (C), float64."""
         assert self.channel_sums is not None
@@ -71,6 +76,8 @@ class ObservedValues:
 
     def find_quantization(self) -> Quantization:
         """Return the quantization with the least mean square error among those of several ranges."""
+        if self.is_zero:
+            return Quantization(1.0, 0)
         width = 2 * self.reach / BINS
         inside = self.histogram.nonzero().flatten()
         counts = self.histogram[inside]
@@ -99,7 +106,7 @@ def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[in
         Value -> its numbers, for each value that kernels read or compute.
 
     Raises:
-        UsageError: values of a layer are NaN, infinite, or all zero.
+        UsageError: values of a layer are NaN or infinite, or the images are all zero.
     """
     places = {value: step.place for step in fused.steps for value in step_results(step)}
     found: dict[int, ObservedValues] = {}
@@ -119,17 +126,16 @@ def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[in
     for images in batches:
         here.clear()
         run_reference(fused, fused.tensors.__getitem__, images.contiguous(memory_format=torch.channels_last), observe)
-    made = {step.result for step in fused.steps if not isinstance(step, Operation)}
-    for number, values in found.items():
-        if values.low == values.high == 0 and (number in made or number == 0):
-            raise UsageError(
-                f"{_name(places, number)} zero for all calibration images, so their range is unknown; calibrate on "
-                "images such as there will be, or use precision='fp32'"
-            )
+    if 0 in found and found[0].is_zero:
+        raise UsageError(
+            "the numbers of all calibration images are zero, so their range is unknown; calibrate on images such as "
+            "there will be, or use precision='fp32'"
+        )
     return found
 
 
 def _name(places: Mapping[int, str], number: int) -> str:
     if number == 0:
         return "the numbers of the images are"
-    return f"the results of layer {places.get(number) or number} are"
+    place = places.get(number)
+    return f"the results of {f'layer {place}' if place and place != THE_NETWORK else 'the network'} are"

@@ -121,12 +121,15 @@ class _Quantizer:
         uneven: set[int] = set()
         for step in self.fused.steps:
             if isinstance(step, Concatenation):
-                scales = [self.own[value].scale for value in step.inputs if value in self.own]
+                scales = [self.own[value].scale for value in step.inputs if self._has_range(value)]
                 if len(scales) > 1 and max(scales) > MAX_RANGE_RATIO * min(scales):
                     uneven.add(step.result)
             if isinstance(step, Pool | Concatenation) and uneven.intersection(step.inputs):
                 uneven.add(step.result)
         return uneven
+
+    def _has_range(self, value: int) -> bool:
+        return value in self.observed and not self.observed[value].is_zero
 
     def _find_wanted(self) -> set[int]:
         """Return the values that are needed in 8 bits."""
@@ -166,10 +169,10 @@ class _Quantizer:
             if isinstance(step, Concatenation) or step.kind == "MAXIMUM":  # these only move numbers
                 for value in step.inputs:
                     same[root(value)] = root(step.result)
-        members: dict[int, list[Quantization]] = {}
-        for value in self.wanted:
-            members.setdefault(root(value), []).append(self.own[value])
-        shared = {number: _cover(several) for number, several in members.items()}
+        members: dict[int, list[Quantization]] = {root(value): [] for value in self.wanted}
+        for value in filter(self._has_range, self.wanted):
+            members[root(value)].append(self.own[value])
+        shared = {number: _cover(several or [self.own[number]]) for number, several in members.items()}
         return {value: shared[root(value)] for value in self.wanted}
 
     def _add_convolution(self, step: FusedConvolution) -> None:
