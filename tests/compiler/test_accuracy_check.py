@@ -42,7 +42,9 @@ def test_the_message_names_the_error_that_is_checked() -> None:
     def first_channel_off(x: Tensor) -> Tensor:  # by 1e-4 of all, which would do, and by 2e-3 of the channel
         return x * torch.tensor([1.002, 1.0])[:, None, None]
 
-    with pytest.raises(UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1 images"):
+    with pytest.raises(
+        UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1.image, more"
+    ):
         measure_error(first_channel_off, nn.Identity(), example, {1}, {"fp32"})
 
 

@@ -2,10 +2,14 @@ import re
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from svertka.compiler.calibration_images import CalibrationImages
+from svertka.compiler.optimize import optimize
 from svertka.errors import UsageError
 
 SHAPE = 3, 4, 4
@@ -29,12 +33,16 @@ def test_batches_have_the_only_size_that_a_network_can_run() -> None:
     assert batches(torch.randn(104, *SHAPE)) == [16] * 6 + [8]
 
 
-def test_few_images_are_warned_about() -> None:
-    with pytest.warns(UserWarning, match="^calibration= has 99 images; with fewer than 100 the ranges"):
-        batches(torch.randn(99, *SHAPE))
+def test_few_images_are_warned_about_where_optimize_is_called() -> None:
+    network = nn.Conv2d(3, 4, 1)
+    with pytest.warns(UserWarning, match="^calibration= has 99.images; with fewer than 100 the ranges") as caught:
+        optimize(network, SHAPE, precision="int8", calibration=torch.randn(99, *SHAPE))
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="^calibration= has 1.image; with fewer"):
+        optimize(network, SHAPE, precision="int8", calibration=torch.randn(1, *SHAPE))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        batches(torch.randn(100, *SHAPE))
+        optimize(network, SHAPE, precision="int8", calibration=torch.randn(100, *SHAPE))
 
 
 @pytest.mark.parametrize(
@@ -49,8 +57,21 @@ def test_few_images_are_warned_about() -> None:
             [torch.randn(2, *SHAPE), torch.full((1, *SHAPE), torch.nan)],
             "calibration= has images with numbers that are not",
         ),
-        ([["a"]], "images are of type str; an optimized network takes a torch.Tensor"),
-        (torch.randint(0, 9, (2, *SHAPE)), "an optimized network takes (N, C, H, W) float32"),
+        ([["a"]], "calibration= has batches of type str; give tensors, (N, C, H, W) float32"),
+        (
+            [np.zeros((2, *SHAPE))],
+            "calibration= has batches of type ndarray; give tensors, (N, C, H, W) float32; use t",
+        ),
+        (np.zeros((2, *SHAPE)), "batches of them; use torch.from_numpy(images).float()"),
+        (
+            TensorDataset(torch.zeros(2, *SHAPE)),
+            "batches of them; use torch.utils.data.DataLoader(dataset, batch_size=",
+        ),
+        (
+            torch.randint(0, 9, (2, *SHAPE)),
+            "in calibration=, images are (2, 3, 4, 4) int64 on cpu; an optimized network",
+        ),
+        (torch.zeros(2, *SHAPE, dtype=torch.uint8), "on the CPU; use x.float() / 255, and normalize it as the network"),
     ],
 )
 def test_what_are_no_images_is_refused(calibration: Any, sentence: str) -> None:

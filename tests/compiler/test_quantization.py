@@ -205,9 +205,30 @@ def test_without_kernels_it_gives_nearly_the_same(optimized: Optimized, monkeypa
 
 
 def test_precision_and_calibration_belong_together(network: nn.Module) -> None:
-    for options in ({"precision": "int8"}, {"calibration": images(100)}, {"precision": "fp32", "dense": "int8"}):
-        with pytest.raises(UsageError, match="^precision='int8' needs calibration=, some hundred typical images"):
-            optimize(network, images(2), **options)
+    for option in ("precision", "dense"):
+        with pytest.raises(UsageError, match=f"^{option}='int8' needs calibration=, some hundred typical images"):
+            optimize(network, images(2), **{option: "int8"})
+    with pytest.raises(UsageError, match="^calibration= is read only with precision='int8' or dense='int8'; leave it"):
+        optimize(network, images(2), calibration=images(100))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_images_that_are_not_finite_are_refused(optimized: Optimized, number: float) -> None:
+    x = images(3)
+    x[1, 0, 0, 0] = number
+    with pytest.raises(UsageError, match="^some images contain NaN or infinity, which 8 bits cannot represent; "):
+        optimized(x)
+    x = torch.full((1, 3, 24, 24), 3e38)  # only the sum is infinite
+    assert optimized(x).isfinite().all()
+
+
+def test_a_network_without_layers_that_8_bits_support_says_so() -> None:
+    with pytest.warns(
+        UserWarning, match="^Softplus has no layer that int8 supports, so its feature maps stay float32; use"
+    ):
+        optimized = optimize(nn.Softplus(), images(2), precision="int8", calibration=images(100))
+    assert "fp32" in optimized.sentence
+    assert "int8" not in optimized.sentence
 
 
 def test_calibration_images_of_another_scale_are_refused() -> None:

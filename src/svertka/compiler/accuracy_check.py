@@ -10,6 +10,7 @@ from svertka.compiler.output_structure import find_tensors
 from svertka.compiler.validation import float32_hint
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_network
+from svertka.pages.number_format import format_count
 
 # Largest float32 error relative to the largest value. The built-in models stay below 1e-5.
 TOLERANCE = 1e-3
@@ -72,8 +73,8 @@ def measure_error(
             elif not (of_channel := channel_error(a, b)) <= TOLERANCE and not _only_rounds(original, x, number, a, b):
                 raise UsageError(
                     f"optimized, {name} gives something else on the example: the largest difference is "
-                    f"{of_channel:.1e} of the largest value of its channel for {batch_size} images, more than "
-                    f"{TOLERANCE:.0e}; run the network as it is"
+                    f"{of_channel:.1e} of the largest value of its channel for {format_count(batch_size, 'image')}, "
+                    f"more than {TOLERANCE:.0e}; run the network as it is"
                 )
             worst = max(worst, error)
     return worst

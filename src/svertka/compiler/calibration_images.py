@@ -1,15 +1,17 @@
 """The images on which `optimize` measures the ranges of a network's values."""
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from svertka.compiler.validation import to_plain_images
 from svertka.errors import UsageError
+from svertka.pages.number_format import format_count
 
 MIN_IMAGES = 100  # with fewer, ranges are uncertain
 BATCH_SIZE = 16  # images that are run at a time
@@ -26,27 +28,28 @@ class CalibrationImages:
 
     Attributes:
         kept: The first images, up to MAX_KEPT, after the iteration.
+        count: The number of images, after the iteration.
         low, high: The smallest and the largest number of all images, after the iteration.
     """
 
     def __init__(self, calibration: Any, shape: tuple[int, ...], batch_size: int | None) -> None:
-        if not isinstance(calibration, Iterable) or isinstance(calibration, str | bytes | dict):
+        if not isinstance(calibration, Iterable) or isinstance(calibration, str | bytes | dict | np.ndarray):
             raise UsageError(
                 f"calibration= is of type {type(calibration).__name__}; give images, (N, C, H, W) float32, or an "
-                "iterable of batches of them"
+                f"iterable of batches of them{_hint(calibration)}"
             )
         self._batches = [calibration] if isinstance(calibration, Tensor) else calibration
         self._shape, self._batch_size = shape, batch_size
         self.kept = torch.empty(0, *shape, device="cpu")
+        self.count = 0
         self.low, self.high = math.inf, -math.inf
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Return an iterator over the images in batches that the network can run; warn if they are few.
+        """Return an iterator over the images in batches that the network can run.
 
         Raises:
             UsageError: there are no images, or some are of another shape or not finite.
         """
-        count = 0
         size = self._batch_size or BATCH_SIZE
         rest = self.kept
         for batch in self._batches:
@@ -54,25 +57,34 @@ class CalibrationImages:
             if len(images):
                 low, high = (float(one) for one in images.aminmax())
                 self.low, self.high = min(self.low, low), max(self.high, high)
-            count += len(images)
+            self.count += len(images)
             self.kept = torch.cat([self.kept, images[: MAX_KEPT - len(self.kept)]])
             rest = torch.cat([rest, images]) if len(rest) else images
             whole = len(rest) // size * size
             yield from torch.split(rest[:whole], size) if whole else ()
             rest = rest[whole:]
-        if count == 0:
+        if self.count == 0:
             raise UsageError("calibration= has no images; give some hundred typical images, (N, C, H, W) float32")
         if len(rest) and self._batch_size is None:
             yield rest
-        if count < MIN_IMAGES:
-            warnings.warn(
-                f"calibration= has {count} images; with fewer than {MIN_IMAGES} the ranges of values are uncertain, so "
-                "give more",
-                stacklevel=2,
-            )
+
+    def describe_count(self) -> str:
+        """Return a warning about too few images."""
+        return (
+            f"calibration= has {format_count(self.count, 'image')}; with fewer than {MIN_IMAGES} the ranges of values "
+            "are uncertain, so give more"
+        )
 
     def _check(self, batch: Any) -> Tensor:
-        images = to_plain_images(batch)
+        if not isinstance(batch, Tensor):
+            raise UsageError(
+                f"calibration= has batches of type {type(batch).__name__}; give tensors, (N, C, H, W) float32"
+                f"{_hint(batch)}"
+            )
+        try:
+            images = to_plain_images(batch)
+        except UsageError as reason:
+            raise UsageError(f"in calibration=, {reason}") from reason
         if images.shape[1:] != self._shape:
             sizes = ["×".join(map(str, shape)) for shape in (images.shape[1:], self._shape)]
             raise UsageError(f"calibration= has images of {sizes[0]} and the example's are {sizes[1]}; resize them")
@@ -81,3 +93,10 @@ class CalibrationImages:
                 "calibration= has images with numbers that are not finite; use images such as there will be"
             )
         return images
+
+
+def _hint(given: Any) -> str:
+    """Return the end of an error message, which says how to make batches of what was given."""
+    if isinstance(given, np.ndarray):
+        return "; use torch.from_numpy(images).float()"
+    return "; use torch.utils.data.DataLoader(dataset, batch_size=16)" if isinstance(given, Dataset) else ""

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Self
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from svertka.compiler import reference, serialize
 from svertka.compiler.accuracy_check import check_example, measure_error, suggest_capture_fix
 from svertka.compiler.activation_ranges import observe_values
-from svertka.compiler.calibration_images import CalibrationImages
+from svertka.compiler.calibration_images import MIN_IMAGES, CalibrationImages
 from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
@@ -102,10 +103,11 @@ def optimize(
     for one in (precision, dense):
         if not isinstance(one, str) or one not in DTYPES:
             raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}")
-    if ("int8" in (precision, dense)) != (calibration is not None):
-        raise UsageError(
-            "precision='int8' needs calibration=, some hundred typical images, and no other precision reads them"
-        )
+    if "int8" in (precision, dense) and calibration is None:
+        option = "precision" if precision == "int8" else "dense"
+        raise UsageError(f"{option}='int8' needs calibration=, some hundred typical images, (N, C, H, W) float32")
+    if "int8" not in (precision, dense) and calibration is not None:
+        raise UsageError("calibration= is read only with precision='int8' or dense='int8'; leave it out")
     if not isinstance(strict, bool):
         raise UsageError(f"strict={strict!r} must be True or False")
     network = unwrap_network(network)
@@ -125,6 +127,10 @@ def optimize(
         if calibration is not None:
             calibration = CalibrationImages(calibration, info.example[1:], steps.batch_size)
             steps = _quantize(steps, info, calibration)
+            _warn_about_calibration(type(network).__name__, steps, calibration)
+            if not steps.quantizations:
+                precision, dense = ("fp32" if one == "int8" else one for one in (precision, dense))
+                info, calibration = dataclasses.replace(info, precision=precision, dense=dense), None
         optimized = Optimized(convert_weights(steps, precision, dense), info, repeats)
     except (RuntimeError, MemoryError) as reason:  # from operations on constants
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
@@ -136,6 +142,17 @@ def optimize(
             check_example(optimized, copy_for_comparison(network), example, (calibration.low, calibration.high))
     optimized.info = dataclasses.replace(info, error=error)
     return optimized
+
+
+def _warn_about_calibration(name: str, quantized: FusedNetwork, calibration: CalibrationImages) -> None:
+    """Warn the caller of `optimize` of few calibration images and of a network, called `name`, without int8 layers."""
+    if calibration.count < MIN_IMAGES:
+        warnings.warn(calibration.describe_count(), stacklevel=3)
+    if not quantized.quantizations:
+        warnings.warn(
+            f"{name} has no layer that int8 supports, so its feature maps stay float32; use precision='fp32'",
+            stacklevel=3,
+        )
 
 
 def _quantize(steps: FusedNetwork, info: OptimizedInfo, calibration: CalibrationImages) -> FusedNetwork:
@@ -344,7 +361,7 @@ class Optimized(nn.Module):
 
         Raises:
             UsageError: `x` does not have the size of the example, or the network computes something else for this batch
-                size.
+                size; or layers are int8 and `x` contains NaN or infinity.
         """
         if torch.compiler.is_exporting():
             return self._run_traced(x)
@@ -355,6 +372,12 @@ class Optimized(nn.Module):
             return self._run_traced(x)
         x = to_plain_images(x)
         self._check_batch(x)
+        # The sum is finite unless a number is not, or it overflows, and costs far less than `isfinite`.
+        if self._steps.quantizations and not math.isfinite(float(x.sum())) and not bool(x.isfinite().all()):
+            raise UsageError(
+                "some images contain NaN or infinity, which 8 bits cannot represent; correct these images, or optimize "
+                "with precision='fp32'"
+            )
         # The memory is reused by all callers, so it must not consist of inference tensors.
         try:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):

@@ -77,6 +77,8 @@ def _conversion_hint(x: Tensor) -> str:
         return "; for one image use x[None]"
     if x.device.type not in ("cpu", "meta"):
         return "; use x.cpu()"
+    if x.dtype == torch.uint8:
+        return "; use x.float() / 255, and normalize it as the network's training did"
     return "; use x.float()" if x.is_floating_point() and x.dtype != torch.float32 else ""
 
 
