@@ -221,6 +221,7 @@ def test_no_whole_image_is_named_background(boxed_run: Run, scenes: Scenes, tmp_
     pytest.importorskip("onnx")
     import onnxruntime
 
+    from svertka.exporters.onnx import PROBABILITY_TOLERANCE
     from svertka.serving.served_model import ServedModel
 
     of_patches = Classifier.load(boxed_run.folder, of_patches=True)
@@ -259,7 +260,9 @@ def test_no_whole_image_is_named_background(boxed_run: Run, scenes: Scenes, tmp_
         else:
             (logits,) = session.run(None, {"images": images.numpy()})
             found = torch.from_numpy(logits).softmax(1).numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-3 if preprocessing else 1e-5)
+        # The resize of ONNX Runtime rounds one pixel in 500 to the next of 255 values. How much that changes depends on
+        # the weights; the limit is that of the exporter.
+        np.testing.assert_allclose(found, expected, atol=PROBABILITY_TOLERANCE if preprocessing else 1e-5)
 
 
 @pytest.mark.large

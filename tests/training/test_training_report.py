@@ -19,5 +19,7 @@ def test_the_plan_says_what_on_what_how_where_and_how_long() -> None:
     assert lines["network"] == "lenet5, 32×32 gray, 60,000 parameters, 415,680 multiply-adds"
     assert lines["recipe"].startswith("lenet5-digits: sgd, lr ")
     assert lines["recipe"].endswith(" epochs, pad crop")
+    once = settings.model_copy(update={"recipe": settings.recipe.with_changes(epochs=1)})
+    assert ", 1 epoch, " in dict(describe_training(Classifier(config.build(), config), once, seconds=75))["recipe"]
     assert lines["device"].startswith("cpu, ")
     assert lines["time"] == "about 1 min 15 s"

@@ -314,11 +314,14 @@ def _print_run(run: "Run") -> None:
     for warning in settings["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
-    for verb, *arguments in (("predict", "IMAGE..."), ("look",), ("serve",)):
+    limits = ATLAS_LIMITS if run.weights.stat().st_size > LARGE else ()
+    for verb, *arguments in (("predict", "IMAGE..."), ("look", *limits), ("serve",)):
         print_line(f"next: {format_command(verb, run.folder, *run.consent)} {' '.join(arguments)}".rstrip())
 
 
 PARTS = {"val": "val_error", "test": "test_error"}
+LARGE = 4_000_000  # bytes of weights, a million parameters: the whole atlas of a larger network takes hours
+ATLAS_LIMITS = ("--units", "4", "--images", "10")  # minutes, with all layers
 RESUMABLE = ("source", "resume", "boxes", "tensorboard", "trust_builder", "as_json")
 NOT_FOR_TRAIN = {"source", "resume", "as_json"}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

@@ -74,7 +74,7 @@ def describe_training(
         (
             "recipe",
             f"{settings.recipe_name}: {recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, "
-            f"batch {recipe.batch_size}, {recipe.epochs:g} epochs, {changes}",
+            f"batch {recipe.batch_size}, {recipe.epochs:g} epoch{'' if recipe.epochs == 1 else 's'}, {changes}",
         ),
         # As recorded, since a model card may be written on another machine.
         ("device", settings.hardware or f"{settings.device}, {settings.threads} threads"),
