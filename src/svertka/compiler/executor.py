@@ -35,7 +35,7 @@ from svertka.compiler.layouts import Layouts, row_step, step_values
 from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_output_tensor
 from svertka.compiler.packing import PackedWeights
-from svertka.compiler.strided_kernels import (
+from svertka.compiler.tensor_kernel_arguments import (
     MAX_AXES,
     StridedOperand,
     add_elementwise,

@@ -20,13 +20,13 @@ from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, re
 from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
 from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, RowLayout, read_info
 from svertka.data.parallel_map import map_chunks
-from svertka.data.pixel_statistics import Rows
+from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Fit, Interpolation
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say
 
-__all__ = ["PreparedImages", "Rows", "prepare_images"]
+__all__ = ["PreparedImages", "SquareImages", "prepare_images"]
 
 VERSION = 2  # of the results of `image_io.decode_image` and `PackedImage`; part of the folder's name
 IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; larger ones are computed when needed
@@ -49,7 +49,7 @@ class PreparedImages:
         unstored: Why some images are not on disk, a sentence; None if all are, or are in memory.
     """
 
-    rows: Rows
+    rows: SquareImages
     digests: list[bytes]
     bad: dict[int, str]
     info: dict[int, ImageInfo]
@@ -108,7 +108,7 @@ def prepare_images(
     contents, unreadable = hash_images(dataset.images, threads)
     source, where = resolve_subset(dataset.images)
     if isinstance(source, ArrayImages):
-        rows: Rows = squares
+        rows: SquareImages = squares
         everything = np.arange(len(where), dtype=np.int64)
         if source.array.shape[1:] == squares.layout.shape and resize == squares.layout.side:
             rows = _ArrayRows(source.array, where)
@@ -133,7 +133,7 @@ def _scatter(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
 class _SomeRows:
     """Rows of some of the images; `where` (N,) is the row of each image, -1 if it has none."""
 
-    def __init__(self, rows: Rows, where: Ints) -> None:
+    def __init__(self, rows: SquareImages, where: Ints) -> None:
         self.rows, self.where = rows, where
 
     def __len__(self) -> int:

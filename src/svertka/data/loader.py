@@ -15,7 +15,7 @@ from svertka.data.augmentation import Augmentation, augment
 from svertka.data.dataset import Ints
 from svertka.data.mixup_and_cutmix import Mixing
 from svertka.data.per_image_random import PerImageRandom
-from svertka.data.pixel_statistics import Rows
+from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
@@ -111,7 +111,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: SquareImages,
         labels: Ints,
         indices: Ints,
         preprocess: Preprocess,

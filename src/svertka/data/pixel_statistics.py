@@ -13,7 +13,7 @@ PIXELS = 1 << 27  # pixels measured at most: all of MNIST or CIFAR, 2,700 images
 CHUNK = 1 << 20  # pixels in memory at once, as float64
 
 
-class Rows(Protocol):
+class SquareImages(Protocol):
     """Images of one size: `rows[indices]` is (B, S, S, C) uint8."""
 
     def __len__(self) -> int: ...
@@ -33,7 +33,7 @@ class Statistics:
     covariance: tuple[tuple[float, ...], ...]
 
 
-def measure_statistics(rows: Rows, indices: Ints) -> Statistics:
+def measure_statistics(rows: SquareImages, indices: Ints) -> Statistics:
     """Measure the statistics of images; of very many images, those of a fixed random sample.
 
     Args:

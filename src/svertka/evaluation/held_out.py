@@ -13,7 +13,7 @@ from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints
 from svertka.data.deduplicated_split import split_by_content
 from svertka.data.hash_split import compute_fingerprint
-from svertka.data.image_disk_cache import Rows, find_misnamed_images, prepare_images
+from svertka.data.image_disk_cache import SquareImages, find_misnamed_images, prepare_images
 from svertka.data.image_io import describe_misnamed, measure_intensities
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling
@@ -45,7 +45,7 @@ class ImageSelection:
         scope: What was selected and what was left out.
     """
 
-    rows: Rows
+    rows: SquareImages
     indices: Ints
     digests: list[bytes]
     scope: EvaluationScope

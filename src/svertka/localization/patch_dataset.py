@@ -17,7 +17,7 @@ import torch
 from svertka.data.box_annotations import BACKGROUND, Annotation, Box
 from svertka.data.dataset import Dataset, Images, Ints, Pixels
 from svertka.data.parallel_map import map_chunks
-from svertka.data.pixel_statistics import Rows
+from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.errors import DataError, ImageError
 from svertka.localization.patch_grid import (
@@ -51,7 +51,7 @@ class PatchDataset:
     """
 
     images: Images
-    squares: Rows
+    squares: SquareImages
     preprocess: Preprocess
     sizes: Mapping[int, tuple[int, int]]
     places: Ints
@@ -145,7 +145,7 @@ def cut_patches(
     dataset: Dataset,
     indices: Ints,
     annotations: Mapping[int, Annotation],
-    squares: Rows,
+    squares: SquareImages,
     preprocess: Preprocess,
     *,
     seed: int,

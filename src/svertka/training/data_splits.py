@@ -13,7 +13,7 @@ from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.hash_split import compute_fingerprint
-from svertka.data.image_disk_cache import PreparedImages, Rows, find_misnamed_images, prepare_images
+from svertka.data.image_disk_cache import PreparedImages, SquareImages, find_misnamed_images, prepare_images
 from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
@@ -58,8 +58,8 @@ class DataSplits:
 
     dataset: Dataset
     indices: dict[str, Ints]
-    train_rows: Rows
-    eval_rows: Rows
+    train_rows: SquareImages
+    eval_rows: SquareImages
     bad: list[dict[str, str]]
     unstored: str | None
     fingerprint: str

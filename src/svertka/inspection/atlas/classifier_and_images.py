@@ -11,7 +11,7 @@ from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
-from svertka.data.image_disk_cache import Rows
+from svertka.data.image_disk_cache import SquareImages
 from svertka.data.image_io import Decoding
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
@@ -42,7 +42,7 @@ class AtlasInputs:
     classifier: Classifier
     training_source: str | None
     dataset: Dataset
-    rows: Rows
+    rows: SquareImages
     indices: Ints
     digests: list[bytes]
     scope: EvaluationScope
