@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import svertka
-from svertka.compiler import accuracy_check, serialize
-from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool
+from svertka.compiler import accuracy_check
+from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.conv import native_support
 from svertka.conv.accelerate import accelerate
@@ -198,7 +198,7 @@ def test_whatever_a_network_does_it_gives_the_same() -> None:
     x = torch.randn(2, 3, 19, 23)
     optimized = optimize(network, x)
     names = {step.name for step in optimized._steps.steps if isinstance(step, Operation)}
-    assert names == {"adaptive_avg_pool2d.default", "slice.Tensor", "pad.default"}
+    assert names == {"slice.Tensor"}
     for batch in (2, 1, 5):
         x = torch.randn(batch, 3, 19, 23)
         ours, theirs = optimized(x), copy.deepcopy(network).double()(x.double())
@@ -443,17 +443,6 @@ def test_without_kernels_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> No
     optimized = optimize(network, x)
     with torch.inference_mode():
         assert torch.allclose(optimized(x)["scores"], network(x)["scores"], atol=1e-5)
-
-
-def test_the_steps_are_of_few_kinds() -> None:
-    assert {
-        "Convolution": FusedConvolution,
-        "Pool": Pool,
-        "Elementwise": Elementwise,
-        "Normalization": Normalization,
-        "Concatenation": Concatenation,
-        "Operation": Operation,
-    } == serialize.STEP_KINDS
 
 
 @pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU(), nn.AvgPool2d(2), nn.Upsample(scale_factor=2)])

@@ -139,7 +139,7 @@ def test_squares_that_do_not_fit_are_rejected(side: int, stride: int):
 
 def test_grad_cam_rejects_networks_without_feature_maps():
     network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4))
-    with pytest.raises(UsageError, match="no convolution with feature maps"):
+    with pytest.raises(UsageError, match="needs feature maps larger than 1×1"):
         grad_cam(network, torch.zeros(1, 3, 3, 3), 0)
 
 
@@ -235,7 +235,7 @@ def test_grad_cam_rejects_maps_of_one_pixel_and_tokens_in_an_unknown_order():
     shuffled = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (12, 16)), nn.Linear(16, 8), nn.Flatten(), nn.Linear(96, 4))
     small = nn.Sequential(nn.Conv2d(3, 8, 8), nn.Flatten(), nn.Linear(8, 4))
     for network in (shuffled, small):
-        with pytest.raises(UsageError, match="no convolution with feature maps larger than 1×1, and no tokens"):
+        with pytest.raises(UsageError, match="needs feature maps larger than 1×1, or tokens with known positions"):
             grad_cam(network, torch.zeros(1, 3, 8, 8), 0)
 
 
