@@ -77,3 +77,13 @@ def test_nan_is_refused_with_the_name_of_the_layer() -> None:
 def test_images_that_are_all_zero_are_refused() -> None:
     with pytest.raises(UsageError, match="^the numbers of all calibration images are zero, so their range is unknown"):
         observe_values(fused(nn.Conv2d(3, 8, 3)), [torch.zeros(2, 3, 8, 8)])
+
+
+def test_values_whose_second_axis_is_the_batch_are_not_observed() -> None:
+    class Swapped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.transpose(0, 1) * 2).relu()
+
+    network = fuse(capture_graph(Swapped(), (2, 3, 8, 8)))
+    found = observe_values(network, [torch.randn(4, 3, 8, 8), torch.randn(2, 3, 8, 8)])
+    assert found.keys() <= {0}

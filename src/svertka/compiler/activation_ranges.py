@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
-from svertka.compiler.ir import Quantization, step_results
+from svertka.compiler.ir import BatchDependentSize, Quantization, step_results
 from svertka.compiler.reference import run_reference
 from svertka.errors import UsageError
 from svertka.graph.trace_errors import THE_NETWORK
@@ -103,7 +103,7 @@ def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[in
         batches: Images, (N, C, H, W) float32.
 
     Returns:
-        Value -> its numbers, for each value that kernels read or compute.
+        Value -> its numbers, for each value with channels that kernels read or compute.
 
     Raises:
         UsageError: values of a layer are NaN or infinite, or the images are all zero.
@@ -114,6 +114,8 @@ def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[in
 
     def observe(number: int, values: Tensor) -> None:
         if number in here or values.dtype != torch.float32 or values.dim() < 2 or not values.numel():
+            return
+        if isinstance(fused.shapes[number][1], BatchDependentSize):  # axis 1 has no channels
             return
         here.add(number)
         if not bool(values.isfinite().all()):
