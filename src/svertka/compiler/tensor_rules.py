@@ -23,7 +23,7 @@ from svertka.compiler.ir import (
 from svertka.graph.captured_operations import Constant, Value, find_overload
 
 if TYPE_CHECKING:
-    from svertka.compiler.fusion import Arguments, FusionState
+    from svertka.compiler.fusion_state import Arguments, FusionState
 
 Rule = Callable[["FusionState", "Arguments"], bool]
 
