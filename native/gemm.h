@@ -5,7 +5,6 @@
 
 namespace svertka::INSTRUCTIONS {
 
-constexpr Index NR = 2 * lanes;  // columns of the register tile
 
 // Address of element `number` · lanes of a row of packed A that begins at `row`. Chunks of MR rows are interleaved.
 template <class Factor>

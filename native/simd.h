@@ -25,6 +25,7 @@ constexpr Index lanes = 8, MR = 6;
 #else
 constexpr Index lanes = 4, MR = 6;
 #endif
+constexpr Index NR = 2 * lanes;  // columns of the register tile
 
 using Vector = float __attribute__((vector_size(lanes * sizeof(float))));
 

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "../parallel.h"
-#include "../scratch.h"
+#include "../row_blocks.h"
 #include "../vector_epilogue.h"
 #include "im2col.h"
 
@@ -18,8 +18,12 @@ namespace {
 constexpr Index KC = 192;
 
 // The tensors, sizes and steps of one call. `Factor`: the type that is multiplied.
-template <class Factor>
+template <class FactorType>
 struct Pass {
+    using Factor = FactorType;
+    using Number = float;
+    using Sum = float;
+
     const Window& shape;
     const Epilogue& epilogue;
     const float* input;
@@ -30,6 +34,11 @@ struct Pass {
     Im2col<Factor> windows{shape, input, gate};
     Index depth = windows.depth, steps = windows.steps, panels = ceil_div(shape.out_channels, NR);
     Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
+
+    void set_padding(float* memory) {
+        std::memset(memory, 0, shape.in_channels * sizeof(float));
+        windows.zeros = memory;
+    }
 
     // Multiply `count` gathered rows, from row `first` on, by panel `number`.
     void multiply(Index first, Index count, const Factor* gathered, Index number, float* products) const {
@@ -226,22 +235,6 @@ struct Pass {
     }
 };
 
-// The schedule: `block` rows are gathered at a time. If `shared`, all threads gather one block and then divide the panels;
-// otherwise each thread processes its own blocks.
-struct Plan {
-    bool shared;
-    Index block;
-
-    template <class Factor>
-    Plan(const Pass<Factor>& pass, int threads) {
-        const Index room = Index{1} << 17;  // floats: half of a cache of 1 MiB
-        const Index wanted = max(min(room / pass.steps, 16 * MR), MR);
-        shared = pass.panels >= 2 * threads && pass.pixels < 4 * threads * wanted;
-        const Index limit = shared ? max(8 * wanted, 4 * MR) : min(wanted, ceil_div(pass.pixels, 4 * threads));
-        block = ceil_div(ceil_div(pass.pixels, ceil_div(pass.pixels, limit)), MR) * MR;
-    }
-};
-
 void in_strips(const Pass<float>& pass, int threads) {
     const Window& shape = pass.shape;
     const Index of_strips = ceil_div(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + MR * NR;
@@ -254,50 +247,9 @@ void in_strips(const Pass<float>& pass, int threads) {
 
 template <class Factor>
 void in_blocks(Pass<Factor> pass, int threads) {
-    const Window& shape = pass.shape;
-    const Plan plan(pass, threads);
-    const Index of_zeros = ceil_div(shape.in_channels, lanes) * lanes, of_row = pass.windows.chunks * lanes;
-    const Index of_line = ceil_div(pass.depth, lanes) * lanes + lanes, of_rows = plan.block * of_row;
-    const Index of_products = plan.block * NR;
-    const Index common = of_zeros + (plan.shared ? of_rows : 0);
-    const Index own = of_line + of_products + (plan.shared ? 0 : of_rows);
-    float* const memory = scratch(common + threads * own);
-    pass.windows.zeros = memory;
-    std::memset(memory, 0, of_zeros * sizeof(float));
-    const auto compute_block = [&](Index first, Factor* gathered, float* line) {
-        const Index count = min(plan.block, pass.pixels - first);
-        pass.windows.gather(first, first + count, gathered, line);
-        for (Index number = 0; number < pass.panels; ++number)
-            pass.multiply(first, count, gathered, number, line + of_line);
-    };
-    if (threads == 1) {  // without a team of one, which takes as long as a small step
-        float* const line = memory + common;
-        const auto gathered = reinterpret_cast<Factor*>(plan.shared ? memory + of_zeros : line + of_line + of_products);
-        for (Index first = 0; first < pass.pixels; first += plan.block) compute_block(first, gathered, line);
-        return;
-    }
-
-#pragma omp parallel num_threads(threads)
-    {
-        float* const line = memory + common + omp_get_thread_num() * own;
-        float* const products = line + of_line;
-        if (plan.shared) {
-            const auto gathered = reinterpret_cast<Factor*>(memory + of_zeros);
-            for (Index first = 0; first < pass.pixels; first += plan.block) {
-                const Index count = min(plan.block, pass.pixels - first);
-#pragma omp for schedule(static)
-                for (Index row = 0; row < count; row += MR)
-                    pass.windows.gather(first + row, first + min(row + MR, count), gathered + row * of_row, line);
-#pragma omp for schedule(dynamic)
-                for (Index number = 0; number < pass.panels; ++number)
-                    pass.multiply(first, count, gathered, number, products);
-            }
-        } else {
-            const auto gathered = reinterpret_cast<Factor*>(products + of_products);
-#pragma omp for schedule(dynamic)
-            for (Index first = 0; first < pass.pixels; first += plan.block) compute_block(first, gathered, line);
-        }
-    }
+    const RowBlocks plan(pass, Index{1} << 17, true, threads);  // half of a cache of 1 MiB
+    const Index of_line = ceil_div(pass.depth, lanes) * lanes + lanes;
+    multiply_in_blocks(pass, plan, ceil_div(pass.shape.in_channels, lanes) * lanes, of_line, threads);
 }
 
 }  // namespace

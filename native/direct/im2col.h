@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../gemm.h"
-#include "direct.h"
+#include "../windows.h"
 
 namespace svertka::INSTRUCTIONS {
 
@@ -22,23 +22,14 @@ struct Im2col {
     // Gathers rows `first` to `last` in the order (register tile, chunk of k, row of the tile, lane).
     void gather(Index first, Index last, Factor* to, float* line) const {
         if (taps == 1 && shape.y.pad == 0 && shape.x.pad == 0) return gather_pixels(first, last, to);
-        Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
-        const Index image = first / shape.x.out_size / shape.y.out_size;
-        const Index of_image = shape.y.size * shape.x.size * shape.in_step;
-        const float* from = input + image * of_image;
-        for (Index index = 0; index < last - first; ++index) {
-            Factor* row = to + (index / MR * chunks * MR + index % MR) * lanes;
-            const Index in_y = y * shape.y.stride - shape.y.pad, in_x = x * shape.x.stride - shape.x.pad;
+        for_each_window(shape, input, first, last,
+                        [&](Index index, const float* image, Index y, Index x) __attribute__((always_inline)) {
+            Factor* const row = to + (index / MR * chunks * MR + index % MR) * lanes;
             if (shape.in_channels % lanes == 0 || taps == 1)
-                gather_channels(from, in_y, in_x, row);
+                gather_channels(image, y, x, row);
             else
-                gather_line(from, in_y, in_x, row, line);
-            if (++x < shape.x.out_size) continue;
-            x = 0;
-            if (++y < shape.y.out_size) continue;
-            y = 0;
-            from += of_image;
-        }
+                gather_line(image, y, x, row, line);
+        });
     }
 
   private:

@@ -3,7 +3,7 @@
 
 #include "../parallel.h"
 #include "../vector_epilogue.h"
-#include "direct.h"
+#include "../windows.h"
 
 namespace svertka::INSTRUCTIONS {
 namespace {
@@ -14,30 +14,21 @@ struct Pass {
     const float* input;
     float* output;
 
-    static Index inside(const WindowAxis& axis, Index start) {  // number of taps before the end of the padding
-        const Index room = axis.size + axis.pad - start;
-        return min(ceil_div(room, axis.dilation), axis.taps);
-    }
-
     // One output pixel, channels `channel` to `last`.
     void pixel(Index number, Index channel, Index last) const {
         const Index x = number % shape.x.out_size, above = number / shape.x.out_size;
         const Index y = above % shape.y.out_size, image = above / shape.y.out_size;
-        const Index start_y = y * shape.y.stride - shape.y.pad, start_x = x * shape.x.stride - shape.x.pad;
-        const Index first_i = start_y < 0 ? ceil_div(-start_y, shape.y.dilation) : 0;
-        const Index first_j = start_x < 0 ? ceil_div(-start_x, shape.x.dilation) : 0;
-        const Index last_i = min(shape.y.taps, ceil_div(shape.y.size - start_y, shape.y.dilation));
-        const Index last_j = min(shape.x.taps, ceil_div(shape.x.size - start_x, shape.x.dilation));
-        const Index count = pooling == Pooling::padded_mean ? inside(shape.y, start_y) * inside(shape.x, start_x)
-                                                            : (last_i - first_i) * (last_j - first_j);
-        const float* corner = input + ((image * shape.y.size + start_y) * shape.x.size + start_x) * shape.in_step;
+        const TapsInside rows(shape.y, y), columns(shape.x, x);
+        const Index count = pooling == Pooling::padded_mean ? rows.count_padded(shape.y) * columns.count_padded(shape.x)
+                                                            : rows.count() * columns.count();
+        const float* corner = input + ((image * shape.y.size + rows.start) * shape.x.size + columns.start) * shape.in_step;
         const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
         for (; channel < last; channel += lanes) {
             const Index here = shape.in_channels - channel;
             const auto reduce = [&](auto begin, auto step) __attribute__((always_inline)) {
                 Vector result = begin - Vector{};
-                for (Index i = first_i; i < last_i; ++i)
-                    for (Index j = first_j; j < last_j; ++j) {
+                for (Index i = rows.first; i < rows.last; ++i)
+                    for (Index j = columns.first; j < columns.last; ++j) {
                         const float* from = corner + i * down + j * right + channel;
                         result = step(result, load_up_to(from, here));
                     }

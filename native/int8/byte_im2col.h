@@ -1,6 +1,7 @@
 // im2col of 8-bit maps: the windows, gathered as rows of factors.
 #pragma once
 
+#include "../windows.h"
 #include "bytes.h"
 #include "int8.h"
 
@@ -22,23 +23,14 @@ struct ByteIm2col {
     // Gather rows `first` to `last` to (register tile, chunk of k, row of the tile, lane). Factors after `depth` are
     // arbitrary; their weights are zero. `line`: room for `depth` + slack bytes.
     void gather(Index first, Index last, Factor* to, Byte* line) const {
-        Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
-        const Index image = first / shape.x.out_size / shape.y.out_size;
-        const Index of_image = shape.y.size * shape.x.size * shape.in_step;
-        const Byte* from = input + image * of_image;
-        for (Index index = 0; index < last - first; ++index) {
+        for_each_window(shape, input, first, last,
+                        [&](Index index, const Byte* image, Index y, Index x) __attribute__((always_inline)) {
             Factor* const row = to + (index / MR * chunks * MR + index % MR) * lanes;
-            const Index in_y = y * shape.y.stride - shape.y.pad, in_x = x * shape.x.stride - shape.x.pad;
             if (channels % numbers_in_chunk == 0 || taps == 1)
-                gather_channels(from, in_y, in_x, row, line);
+                gather_channels(image, y, x, row, line);
             else
-                gather_line(from, in_y, in_x, row, line);
-            if (++x < shape.x.out_size) continue;
-            x = 0;
-            if (++y < shape.y.out_size) continue;
-            y = 0;
-            from += of_image;
-        }
+                gather_line(image, y, x, row, line);
+        });
     }
 
   private:

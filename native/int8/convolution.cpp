@@ -2,27 +2,40 @@
 //
 // Rows are gathered in blocks (byte_im2col.h), which are multiplied by one panel of output channels after another, so that
 // a panel's weights stay in the first-level cache for all rows of the block.
-#include <omp.h>
+#include <cstring>
 
-#include "../scratch.h"
+#include "../row_blocks.h"
 #include "byte_im2col.h"
 #include "vector_requantization.h"
 
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-constexpr Index NR = 2 * lanes;  // columns of the register tile
-constexpr Index KC = 128;        // factors of k for which a panel's weights fit in the first-level cache
+constexpr Index KC = 128;  // factors of k for which a panel's weights fit in the first-level cache
+
+// The floats that `bytes` take, in whole vectors.
+Index floats(Index bytes) { return ceil_div(bytes, 4 * lanes) * lanes; }
 
 struct Pass {
+    using Factor = INSTRUCTIONS::Factor;
+    using Number = Byte;
+    using Sum = std::int32_t;
+
     const Window& shape;
     const Requantization& after;
     const Factor* weights;
     void* output;
+    Byte zero;
     ByteIm2col windows;
     Index steps = windows.steps, chunks = windows.chunks, panels = ceil_div(shape.out_channels, NR);
     Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
+    Index of_padding = floats(shape.in_channels + ByteIm2col::slack);
     bool two_passes = after.in_two_passes();
+
+    void set_padding(float* memory) {
+        std::memset(memory, zero, of_padding * sizeof(float));
+        windows.padding = reinterpret_cast<Byte*>(memory);
+    }
 
     // Multiply `count` gathered rows, from row `first` on, by panel `number`.
     void multiply(Index first, Index count, const Factor* gathered, Index number, std::int32_t* sums) const {
@@ -126,21 +139,6 @@ struct Pass {
     }
 };
 
-// The schedule: `block` rows are gathered at a time. If `shared`, all threads gather one block and then divide the panels;
-// otherwise each thread processes its own blocks.
-struct Plan {
-    bool shared;
-    Index block;
-
-    Plan(const Pass& pass, int threads) {
-        const Index room = Index{1} << 16;  // factors: a quarter of a cache of 1 MiB
-        const Index wanted = max(min(room / pass.steps, 16 * MR), MR);
-        shared = pass.panels >= 2 * threads && pass.pixels < 4 * threads * wanted && threads > 1;
-        const Index limit = shared ? max(8 * wanted, 4 * MR) : min(wanted, ceil_div(pass.pixels, 4 * threads));
-        block = ceil_div(ceil_div(pass.pixels, ceil_div(pass.pixels, limit)), MR) * MR;
-    }
-};
-
 }  // namespace
 
 std::ptrdiff_t int8_panel_width() { return NR; }
@@ -149,45 +147,9 @@ std::ptrdiff_t int8_numbers_per_factor() { return per_factor; }
 void int8_convolve(const Window& shape, const Byte* input, Byte zero, const void* weights, const Requantization& after,
                    void* output, int threads) {
     if (shape.batch == 0) return;
-    Pass pass{shape, after, static_cast<const Factor*>(weights), output, {shape, input, nullptr}};
-    const Plan plan(pass, threads);
-    const auto floats = [](Index bytes) { return ceil_div(bytes, 4 * lanes) * lanes; };
-    const Index of_padding = floats(shape.in_channels + ByteIm2col::slack), of_row = pass.chunks * lanes;
-    const Index of_line = floats(pass.windows.depth + ByteIm2col::slack), of_rows = plan.block * of_row;
-    const Index of_sums = plan.block * NR;
-    const Index common = of_padding + (plan.shared ? of_rows : 0);
-    const Index own = of_line + of_sums + (plan.shared ? 0 : of_rows);
-    float* const memory = scratch(common + threads * own);
-    std::memset(memory, zero, of_padding * sizeof(float));
-    pass.windows.padding = reinterpret_cast<Byte*>(memory);
-
-#pragma omp parallel num_threads(threads)
-    {
-        float* const mine = memory + common + omp_get_thread_num() * own;
-        const auto line = reinterpret_cast<Byte*>(mine);
-        const auto sums = reinterpret_cast<std::int32_t*>(mine + of_line);
-        if (plan.shared) {
-            const auto gathered = reinterpret_cast<Factor*>(memory + of_padding);
-            for (Index first = 0; first < pass.pixels; first += plan.block) {
-                const Index count = min(plan.block, pass.pixels - first);
-#pragma omp for schedule(static)
-                for (Index row = 0; row < count; row += MR)
-                    pass.windows.gather(first + row, first + min(row + MR, count), gathered + row * of_row, line);
-#pragma omp for schedule(dynamic)
-                for (Index number = 0; number < pass.panels; ++number)
-                    pass.multiply(first, count, gathered, number, sums);
-            }
-        } else {
-            const auto gathered = reinterpret_cast<Factor*>(mine + of_line + of_sums);
-#pragma omp for schedule(dynamic)
-            for (Index first = 0; first < pass.pixels; first += plan.block) {
-                const Index count = min(plan.block, pass.pixels - first);
-                pass.windows.gather(first, first + count, gathered, line);
-                for (Index number = 0; number < pass.panels; ++number)
-                    pass.multiply(first, count, gathered, number, sums);
-            }
-        }
-    }
+    Pass pass{shape, after, static_cast<const Factor*>(weights), output, zero, {shape, input, nullptr}};
+    const RowBlocks plan(pass, Index{1} << 16, threads > 1, threads);  // a quarter of a cache of 1 MiB
+    multiply_in_blocks(pass, plan, pass.of_padding, floats(pass.windows.depth + ByteIm2col::slack), threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -3,8 +3,7 @@
 // A lane holds one channel. The lines that a row of outputs reads are rewritten as factors: at each position the numbers of
 // consecutive taps of a channel side by side, so that one product of vectors covers several taps. A line serves all rows of
 // outputs that read it.
-#include <omp.h>
-
+#include "../parallel.h"
 #include "../scratch.h"
 #include "vector_requantization.h"
 
@@ -112,15 +111,13 @@ void int8_depthwise(const Window& shape, const Byte* input, Byte zero, const voi
     const Pass pass{shape, input, zero, static_cast<const Factor*>(weights), after, output};
     const Index blocks = ceil_div(shape.in_channels, lanes), height = shape.y.out_size;
     const Index segments = min(max(4 * threads / max(shape.batch * blocks, 1), 1), height);
-    const Index tasks = shape.batch * blocks * segments;
     const Index own = ceil_div(pass.size, lanes) * lanes;
     float* const memory = scratch(threads * own);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (Index task = 0; task < tasks; ++task) {
+    parallel_for(shape.batch * blocks * segments, threads, [&](Index task, int thread) {
         const Index channel = task % blocks * lanes, segment = task / blocks % segments;
         pass.rows(task / blocks / segments, height * segment / segments, height * (segment + 1) / segments, channel,
-                  memory + omp_get_thread_num() * own);
-    }
+                  memory + thread * own);
+    });
 }
 
 }  // namespace svertka::INSTRUCTIONS

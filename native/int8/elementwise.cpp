@@ -1,4 +1,5 @@
 // Elementwise operations between 8-bit numbers and floats, the conversions of one to the other among them.
+#include "../parallel.h"
 #include "vector_requantization.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -93,8 +94,7 @@ void int8_elementwise(const Strided& shape, const ByteOperation& operation, cons
     const Pass pass{shape, operation, input, other, output};
     const Index all = shape.sizes[0] * shape.sizes[1] * shape.sizes[2] * shape.sizes[3] * pass.pieces;
     with_activation(operation.activation, [&](auto activation) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (Index number = 0; number < all; ++number) pass.compute<activation>(number);
+        parallel_for(all, threads, [&](Index number, int) { pass.compute<activation>(number); });
     });
 }
 

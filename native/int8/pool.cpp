@@ -1,4 +1,6 @@
 // Max and average pooling of 8-bit maps.
+#include "../parallel.h"
+#include "../windows.h"
 #include "vector_requantization.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -10,25 +12,17 @@ struct Pass {
     const Byte* input;
     Byte* output;
 
-    static Index inside(const WindowAxis& axis, Index start) {  // taps before the end of the padding
-        return min(ceil_div(axis.size + axis.pad - start, axis.dilation), axis.taps);
-    }
-
     // One output pixel, channels `channel` to `last`.
     void pixel(Index number, Index channel, Index last) const {
         const Index x = number % shape.x.out_size, above = number / shape.x.out_size;
         const Index y = above % shape.y.out_size, image = above / shape.y.out_size;
-        const Index start_y = y * shape.y.stride - shape.y.pad, start_x = x * shape.x.stride - shape.x.pad;
-        const Index first_i = start_y < 0 ? ceil_div(-start_y, shape.y.dilation) : 0;
-        const Index first_j = start_x < 0 ? ceil_div(-start_x, shape.x.dilation) : 0;
-        const Index last_i = min(shape.y.taps, ceil_div(shape.y.size - start_y, shape.y.dilation));
-        const Index last_j = min(shape.x.taps, ceil_div(shape.x.size - start_x, shape.x.dilation));
-        const Byte* corner = input + ((image * shape.y.size + start_y) * shape.x.size + start_x) * shape.in_step;
+        const TapsInside rows(shape.y, y), columns(shape.x, x);
+        const Byte* corner = input + ((image * shape.y.size + rows.start) * shape.x.size + columns.start) * shape.in_step;
         const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
         Byte* const to = output + number * shape.out_step;
         const auto each_tap = [&](auto function) __attribute__((always_inline)) {
-            for (Index i = first_i; i < last_i; ++i)
-                for (Index j = first_j; j < last_j; ++j) function(corner + i * down + j * right);
+            for (Index i = rows.first; i < rows.last; ++i)
+                for (Index j = columns.first; j < columns.last; ++j) function(corner + i * down + j * right);
         };
         if (pooling.pooling == Pooling::maximum) {
             constexpr Index width = sizeof(Wide);
@@ -50,8 +44,8 @@ struct Pass {
             }
             return;
         }
-        const Index there = (last_i - first_i) * (last_j - first_j);
-        const Index count = pooling.pooling == Pooling::mean ? there : inside(shape.y, start_y) * inside(shape.x, start_x);
+        const Index there = rows.count() * columns.count();
+        const Index count = pooling.pooling == Pooling::mean ? there : rows.count_padded(shape.y) * columns.count_padded(shape.x);
         const float scale = pooling.mean.scale / static_cast<float>(count);
         for (; channel < last; channel += lanes) {
             Ints sum = Ints{} - static_cast<std::int32_t>(there * pooling.zero);
@@ -72,11 +66,10 @@ void int8_pool(const Window& shape, const BytePooling& pooling, const Byte* inpu
     // Where pixels are few, as in the mean over whole maps, threads share the channels.
     const Index pieces = pixels >= 4 * threads ? 1 : threads;
     const Index piece = ceil_div(ceil_div(shape.in_channels, lanes), pieces) * lanes;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < pixels * pieces; ++number) {
+    parallel_for(pixels * pieces, threads, [&](Index number, int) {
         const Index channel = number % pieces * piece;
         pass.pixel(number / pieces, channel, min(channel + piece, shape.in_channels));
-    }
+    });
 }
 
 }  // namespace svertka::INSTRUCTIONS

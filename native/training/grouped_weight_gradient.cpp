@@ -2,11 +2,10 @@
 //
 // A vector holds neighboring input channels, of one group or of several whole ones. Its product with the gradients of
 // output `number` of each group, in all places of its inputs, is added up for each tap over all pixels.
-#include <omp.h>
-
 #include <cstring>
 
 #include "../bfloat16.h"
+#include "../parallel.h"
 #include "../scratch.h"
 #include "training.h"
 
@@ -179,12 +178,10 @@ void grouped_weight_gradient(const Window& shape, std::ptrdiff_t groups, const f
     const Index own = pass.vectors * pass.of_vector, bands = ceil_div(shape.y.out_size, pass.rows);
     float* const sums = scratch(threads * own);
     std::memset(sums, 0, threads * own * sizeof(float));
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < shape.batch * bands; ++number) {
+    parallel_for(shape.batch * bands, threads, [&](Index number, int thread) {
         const Index first = number % bands * pass.rows;
-        pass.add_band(number / bands, first, min(first + pass.rows, shape.y.out_size),
-                      sums + omp_get_thread_num() * own);
-    }
+        pass.add_band(number / bands, first, min(first + pass.rows, shape.y.out_size), sums + thread * own);
+    });
     pass.add_up(sums, threads, own, result);
 }
 

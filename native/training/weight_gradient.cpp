@@ -7,6 +7,7 @@
 
 #include "../gemm.h"
 #include "../scratch.h"
+#include "../windows.h"
 #include "training.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -49,17 +50,9 @@ struct Pass {
                     shape.x.out_size == shape.x.size;
 
     void find_corners(Index first, Index count, Corner* corners) const {
-        Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
-        const Index of_image = shape.y.size * shape.x.size * shape.in_step;
-        const float* image = input + first / shape.x.out_size / shape.y.out_size * of_image;
-        for (Index index = 0; index < count; ++index) {
-            corners[index] = {image, y * shape.y.stride - shape.y.pad, x * shape.x.stride - shape.x.pad};
-            if (++x < shape.x.out_size) continue;
-            x = 0;
-            if (++y < shape.y.out_size) continue;
-            y = 0;
-            image += of_image;
-        }
+        for_each_window(shape, input, first, first + count, [&](Index index, const float* image, Index y, Index x) {
+            corners[index] = {image, y, x};
+        });
     }
 
     // The gradients of `count` pixels from `first` on, for the outputs of tile `number`: (pixel, output in tile).
