@@ -89,24 +89,11 @@ def prepare_images(
         cache_limit: Bytes that all stored images may take. None: as `RecordStore` decides.
         survey: Only measure the range of 16-bit images; they get no row.
     """
-    if only is not None:
-        part = dataset.take(only)
-        some = prepare_images(
-            part,
-            resize,
-            channels,
-            pad_to,
-            fit=fit,
-            interpolation=interpolation,
-            threads=threads,
-            cache_limit=cache_limit,
-            survey=survey,
-        )
-        return _scatter(only, len(dataset), some)
+    images = (dataset if only is None else dataset.take(only)).images
     layout = RowLayout(resize, channels, max(resize, pad_to), fit, interpolation)
-    squares = _Squares(dataset.images, layout, threads, survey=survey)
-    contents, unreadable = hash_images(dataset.images, threads)
-    source, where = resolve_subset(dataset.images)
+    squares = _Squares(images, layout, threads, survey=survey)
+    contents, unreadable = hash_images(images, threads)
+    source, where = resolve_subset(images)
     if isinstance(source, ArrayImages):
         rows: SquareImages = squares
         everything = np.arange(len(where), dtype=np.int64)
@@ -114,8 +101,10 @@ def prepare_images(
             rows = _ArrayRows(source.array, where)
         elif len(where) * squares.layout.bytes <= IN_MEMORY:
             rows = _ArrayRows(squares[everything], everything)
-        return PreparedImages(rows, contents, {}, {}, 0, 0, None)
-    return _through_store(squares, contents, unreadable, cache_limit)
+        prepared = PreparedImages(rows, contents, {}, {}, 0, 0, None)
+    else:
+        prepared = _through_store(squares, contents, unreadable, cache_limit)
+    return prepared if only is None else _scatter(only, len(dataset), prepared)
 
 
 def _scatter(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
