@@ -255,8 +255,6 @@ class ExecutionPlan:
             self._add_chain(step)
         elif isinstance(step, FusedConvolution) and step.weight_scale is not None:
             self._add_int8_convolution(step)
-        elif isinstance(step, Pool) and step.result in self.fused.quantizations:
-            self._add_int8_pool(step)
         elif isinstance(step, FusedConvolution):
             x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
             if self.weights[step.weight].kernel == "winograd" and step.groups > 1:
@@ -267,9 +265,7 @@ class ExecutionPlan:
                 before, after = self.maps[step.x], self.maps[step.result]
                 self._add_direct(self.program, step, before, after, x, residual, result, self._where(step.gate))
         elif isinstance(step, Pool):
-            x, result = self._where(step.x), self._where(step.result)
-            window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
-            self.program.add_pool(window, native_support.kernels.Pooling[step.kind], x.place(), result.place())
+            self._add_pool(step)
         elif isinstance(step, Elementwise):
             self._add_elementwise(step)
         elif isinstance(step, Normalization):
@@ -305,12 +301,15 @@ class ExecutionPlan:
                 make_requantization(step, packed, group, tensors, found, place), result.place(group * writes),
             )  # fmt: skip
 
-    def _add_int8_pool(self, step: Pool) -> None:
+    def _add_pool(self, step: Pool) -> None:
         x, result = self._where(step.x), self._where(step.result)
         window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
+        kind = native_support.kernels.Pooling[step.kind]
+        if step.result not in self.fused.quantizations:
+            self.program.add_pool(window, kind, x.place(), result.place())
+            return
         before, after = (self.fused.quantizations[value] for value in (step.x, step.result))
         mean = before.scale / after.scale, float(after.zero_point)
-        kind = native_support.kernels.Pooling[step.kind]
         self.program.add_int8_pool(window, kind, before.zero_point, mean, x.place(), result.place())
 
     def _operand(self, one: Operand) -> Any:
@@ -318,13 +317,10 @@ class ExecutionPlan:
         if isinstance(one, Constant):
             tensor = self.fused.tensors[one.name]
             return StridedOperand(tensor, tuple(tensor.shape), tensor.stride())
-        return (
-            None
-            if one is None
-            else StridedOperand(
-                self._locate(one), self.shapes[one], self.layouts.of[one].strides, self.fused.quantizations.get(one)
-            )
-        )
+        if one is None:
+            return None
+        strides, quantization = self.layouts.of[one].strides, self.fused.quantizations.get(one)
+        return StridedOperand(self._locate(one), self.shapes[one], strides, quantization)
 
     def _add_strided(self, step: MatrixProduct | Softmax | Reduction | Padding) -> None:
         operands = [self._operand(one) for one in (*step.operands, step.result)]
@@ -398,10 +394,8 @@ class ExecutionPlan:
         """Add a direct, depthwise or grouped convolution from `before` at `x` to `after` at `result`."""
         packed = self._float_weights(step)
         if packed.kernel in ("depthwise", "grouped"):
-            window, ending = (
-                _window(step, packed.shape[2:], before, after, (x.step, result.step)),
-                self._make_epilogue(step, residual),
-            )
+            window = _window(step, packed.shape[2:], before, after, (x.step, result.step))
+            ending = self._make_epilogue(step, residual)
             program.add_grouped(window, step.groups, x.place(), packed.numbers, ending, result.place())
             return
         window = _window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
@@ -533,13 +527,9 @@ def _window(
     steps: tuple[int, int],
     groups: int = 1,
 ) -> "native_support.kernels.Window":
-    y, x = (
-        native_support.kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
-        for size, out_size, taps, stride, pad, dilation in zip(
-            (before.height, before.width), (after.height, after.width), kernel, step.stride, step.padding,
-            step.dilation, strict=True,
-        )
+    axes = zip(
+        (before.height, before.width), (after.height, after.width), kernel, step.stride, step.padding, step.dilation,
+        strict=True,
     )  # fmt: skip
-    return native_support.kernels.Window(
-        before.batch, before.channels // groups, after.channels // groups, y, x, *steps
-    )
+    channels = before.channels // groups, after.channels // groups
+    return native_support.make_window(before.batch, channels, axes, steps)

@@ -108,26 +108,25 @@ def _replace(layer: nn.Module, name: str, ours: "partial[Tensor]") -> None:
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module], replaced: str) -> bool:
     """Return whether `layer` computes as PyTorch's `kind` does, apart from an accelerated method `replaced`."""
+    own = type(layer)
+    is_like = all(getattr(own, name, None) is getattr(kind, name, None) for name in METHODS)
+    return is_like and _is_unpatched(layer, replaced) and _is_from_pytorch(kind, replaced)
+
+
+def _is_unpatched(layer: nn.Module, replaced: str) -> bool:
+    """Return whether no method of the instance was set, apart from an accelerated method `replaced`."""
     own = vars(layer)
-    if SCRIPTED in own and not _is_accelerated(layer):
-        return False
-    for name in METHODS:
-        if name in own and not (name == replaced and _is_replacement(own[name])):
-            return False
-        if getattr(type(layer), name, None) is not getattr(kind, name, None):
-            return False
-    return _is_from_pytorch(kind, replaced)
+    is_changed = any(name in own and not (name == replaced and _is_replacement(own[name])) for name in METHODS)
+    return not is_changed and (SCRIPTED not in own or _is_accelerated(layer))
 
 
 def _has_own_forward(layer: nn.Conv2d) -> bool:
     """Return whether the class of `layer` overrides `forward` of nn.Conv2d, and nothing else that computes."""
-    own, kind = vars(layer), type(layer)
-    if (SCRIPTED in own and not _is_accelerated(layer)) or kind.forward is nn.Conv2d.forward:
-        return False
-    is_changed = any(name in own and not _is_replacement(own[name]) for name in METHODS)
+    kind = type(layer)
     others = (name for name in METHODS if name != FORWARD)
     is_like = all(getattr(kind, name, None) is getattr(nn.Conv2d, name, None) for name in others)
-    return is_like and not is_changed and _is_from_pytorch(nn.Conv2d, CONVOLVES)
+    is_own = kind.forward is not nn.Conv2d.forward
+    return is_own and is_like and _is_unpatched(layer, FORWARD) and _is_from_pytorch(nn.Conv2d, CONVOLVES)
 
 
 def _is_from_pytorch(kind: type[nn.Module], name: str) -> bool:
@@ -360,11 +359,9 @@ def _normalize_and_activate(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 def _is_norm_act(layer: nn.BatchNorm2d) -> bool:
     """Return whether `layer` is timm's BatchNormAct2d: batch normalization, `drop` and `act`."""
-    kind, own = type(layer), vars(layer)
-    if (kind.__module__, kind.__qualname__) != ("timm.layers.norm_act", "BatchNormAct2d"):
-        return False
-    is_changed = any(name in own and not _is_replacement(own[name]) for name in METHODS)
-    return not is_changed and (SCRIPTED not in own or _is_accelerated(layer))
+    kind = type(layer)
+    is_kind = (kind.__module__, kind.__qualname__) == ("timm.layers.norm_act", "BatchNormAct2d")
+    return is_kind and _is_unpatched(layer, FORWARD)
 
 
 def _run_in_turn(layer: nn.Sequential, x: Any) -> Any:

@@ -8,8 +8,9 @@ Source: Ioffe & Szegedy 2015, "Batch normalization: accelerating deep network tr
 shift", algorithm 1.
 """
 
+from collections.abc import Callable
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +22,23 @@ from svertka.conv.native_support import empty_channels_last, to_channels_last
 
 MIN_VALUES = 2**14  # with fewer, the call takes longer than the kernel
 
-# The kernel's name and the limits of each activation function, by its layer; None: there is none.
-ACTIVATIONS: dict[type[nn.Module] | None, tuple[str, float, float]] = {
-    None: ("NONE", -inf, inf),
-    nn.ReLU: ("NONE", 0.0, inf),
-    nn.ReLU6: ("NONE", 0.0, 6.0),
-    nn.SiLU: ("SILU", -inf, inf),
-    nn.Hardswish: ("HARD_SWISH", -inf, inf),
-}
-FUNCTIONS: dict[type[nn.Module] | None, Any] = {
-    None: lambda x: x,
-    nn.ReLU: F.relu,
-    nn.ReLU6: F.relu6,
-    nn.SiLU: F.silu,
-    nn.Hardswish: F.hardswish,
+
+class KnownActivation(NamedTuple):
+    """An activation function by the kernel's `name` and the limits `low` and `high` after it, and as PyTorch's."""
+
+    name: str
+    low: float
+    high: float
+    function: Callable[[Tensor], Tensor]
+
+
+# By the layer; None: there is none.
+ACTIVATIONS: dict[type[nn.Module] | None, KnownActivation] = {
+    None: KnownActivation("NONE", -inf, inf, lambda x: x),
+    nn.ReLU: KnownActivation("NONE", 0.0, inf, F.relu),
+    nn.ReLU6: KnownActivation("NONE", 0.0, 6.0, F.relu6),
+    nn.SiLU: KnownActivation("SILU", -inf, inf, F.silu),
+    nn.Hardswish: KnownActivation("HARD_SWISH", -inf, inf, F.hardswish),
 }
 
 
@@ -62,9 +66,9 @@ def normalize(layer: nn.BatchNorm2d, x: Tensor, kind: type[nn.Module] | None = N
     """Return what `layer`, and the activation layer `kind` after it, give for `x`; update the layer's statistics.
 
     Args:
-        layer: a layer in training for which `can_normalize` holds.
-        x: images, (N, C, H, W), float32, channels-last.
-        kind: a key of ACTIVATIONS.
+        layer: A layer in training for which `can_normalize` holds.
+        x: Images, (N, C, H, W), float32, channels-last.
+        kind: A key of ACTIVATIONS.
 
     Returns:
         (N, C, H, W), channels-last.
@@ -110,7 +114,7 @@ class _BatchNorm(torch.autograd.Function):
         x, weight, bias, mean, variance = ctx.saved_tensors
         (epsilon, kind), gradient = ctx.settings, upstream[0]
         if torch.is_grad_enabled():  # the gradient is to be derived again
-            result = FUNCTIONS[kind](F.batch_norm(x, None, None, weight, bias, training=True, eps=epsilon))
+            result = ACTIVATIONS[kind].function(F.batch_norm(x, None, None, weight, bias, training=True, eps=epsilon))
             wanted = [one for one, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
@@ -130,9 +134,9 @@ class _BatchNorm(torch.autograd.Function):
 
 
 def _sizes(x: Tensor, epsilon: float, kind: type[nn.Module] | None) -> "native_support.kernels.BatchNorm":
-    name, low, high = ACTIVATIONS[kind]
+    name, low, high, _ = ACTIVATIONS[kind]
     channels = x.shape[1]
-    activation = getattr(native_support.kernels.Activation, name)
+    activation = native_support.kernels.Activation[name]
     return native_support.kernels.BatchNorm(x.numel() // channels, channels, epsilon, activation, low, high)
 
 

@@ -17,16 +17,8 @@ IS_LOCAL = True
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Return why the kernels do not support `shape`, as a phrase, or None if they do."""
-    reason = native_support.why_not(dtype)
-    if reason:
-        return reason
-    if dtype != torch.float32:
-        return f"the kernels compute float32, not {str(dtype).removeprefix('torch.')}"
-    if shape.groups == 1:
-        return "it is for groups"
-    if any(pad >= span for pad, span in zip(shape.padding, shape.span, strict=True)):
-        return f"padding of {shape.padding} pixels is larger than the kernel"
-    return None
+    reason = native_support.why_not_windows(shape, dtype)
+    return "it is for groups" if reason is None and shape.groups == 1 else reason
 
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:

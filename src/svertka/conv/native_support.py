@@ -4,6 +4,7 @@ Only this module imports the kernels; `native_winograd` and others use them thro
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch  # before the kernels, so that they use the threads that PyTorch has started
@@ -18,6 +19,7 @@ __all__ = [
     "empty_channels_last",
     "instruction_sets",
     "kernels",
+    "make_window",
     "multiplies_bfloat16",
     "poison_scratch",
     "select_instruction_set",
@@ -27,6 +29,7 @@ __all__ = [
     "to_kernel_input",
     "to_kernel_vector",
     "why_not",
+    "why_not_windows",
     "window",
 ]
 
@@ -111,32 +114,49 @@ def empty_channels_last(shape: tuple[int, int, int, int], dtype: torch.dtype = t
     return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
+def why_not_windows(shape: ConvShape, dtype: torch.dtype) -> str | None:
+    """Return why the direct and grouped kernels do not train a convolution, as a phrase, or None if they do."""
+    reason = why_not(dtype)
+    if reason:
+        return reason
+    if dtype != torch.float32:
+        return f"the kernels compute float32, not {str(dtype).removeprefix('torch.')}"
+    if any(pad >= span for pad, span in zip(shape.padding, shape.span, strict=True)):
+        return f"padding of {shape.padding} pixels is larger than the kernel"
+    return None
+
+
+def make_window(
+    batch: int, channels: tuple[int, int], axes: Iterable[Sequence[int]], steps: tuple[int, int]
+) -> "kernels.Window":
+    """Return the sizes of a convolution or a pool for the direct and the grouped kernels.
+
+    Args:
+        batch: Number of images.
+        channels: Input and output channels; with groups, those of one group.
+        axes: Input size, output size, taps, stride, padding before the first pixel and dilation, of y and x.
+        steps: Distance between the pixels of the input and of the output, in numbers.
+    """
+    y, x = (kernels.WindowAxis(*axis) for axis in axes)
+    return kernels.Window(batch, *channels, y, x, *steps)
+
+
 @lru_cache(4096)
 def window(shape: ConvShape) -> "kernels.Window":
     """Return the sizes of a convolution for the direct and the grouped kernels."""
-    sizes = (shape.height, shape.width), (shape.out_height, shape.out_width)
-    y, x = (
-        kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
-        for size, out_size, taps, stride, pad, dilation in zip(
-            *sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True
-        )
-    )
+    sizes = shape.input[2:], shape.output[2:]
+    axes = zip(*sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True)
     channels = shape.in_channels, shape.out_channels
-    return kernels.Window(shape.batch, *channels, y, x, *channels)
+    return make_window(shape.batch, channels, axes, channels)
 
 
 @lru_cache(4096)
 def adjoint_window(shape: ConvShape) -> "kernels.Window":
     """Return the sizes of the input gradient as a convolution of `spread` gradients with flipped taps."""
-    sizes = _spread_size(shape), (shape.height, shape.width)
-    y, x = (
-        kernels.WindowAxis(size, out_size, taps, 1, span - 1 - pad, dilation)
-        for size, out_size, taps, span, pad, dilation in zip(
-            *sizes, shape.kernel, shape.span, shape.padding, shape.dilation, strict=True
-        )
-    )
+    pads = [span - 1 - pad for span, pad in zip(shape.span, shape.padding, strict=True)]
+    axes = zip(_spread_size(shape), shape.input[2:], shape.kernel, (1, 1), pads, shape.dilation, strict=True)
     channels = shape.out_channels, shape.in_channels
-    return kernels.Window(shape.batch, *channels, y, x, *channels)
+    return make_window(shape.batch, channels, axes, channels)
 
 
 def spread(gradient: Tensor, shape: ConvShape) -> Tensor:
