@@ -205,10 +205,10 @@ def _check_classes(precision: str, name: str, ours: Tensor, theirs: Tensor, tole
         others = float((ours.argmax(1) != theirs.argmax(1)).double().mean())
         if others > tolerance:
             images = "calibration images" if precision == "int8" else "example's images"
-            kind = "calibration images" if precision == "int8" else "an example"
+            more = "more calibration images" if precision == "int8" else "an example of more images"
             raise UsageError(
                 f"in {precision} {name} gives another class for {others:.1%} of the {images}, more than "
-                f"{tolerance:.0%}; use precision='fp32', or {kind} of more images"
+                f"{tolerance:.0%}; use precision='fp32', or {more}"
             )
 
 

@@ -106,7 +106,7 @@ def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[in
         Value -> its numbers, for each value with channels that kernels read or compute.
 
     Raises:
-        UsageError: values of a layer are NaN or infinite, or the images are all zero.
+        UsageError: Values of a layer are NaN or infinite, or the images are all zero.
     """
     places = {value: step.place for step in fused.steps for value in step_results(step)}
     found: dict[int, ObservedValues] = {}

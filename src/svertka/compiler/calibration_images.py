@@ -48,7 +48,7 @@ class CalibrationImages:
         """Return an iterator over the images in batches that the network can run.
 
         Raises:
-            UsageError: there are no images, or some are of another shape or not finite.
+            UsageError: There are no images, or some are of another shape or not finite.
         """
         size = self._batch_size or BATCH_SIZE
         rest = self.kept

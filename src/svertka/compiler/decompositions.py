@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from svertka.compiler.ir import CapturedGraph
 from svertka.graph.captured_operations import Constant, Operation, Value
 
+PIXEL_SHUFFLE = [0, 1, 4, 2, 5, 3]  # (N, C, rows, columns, H, W) to (N, C, H, rows, W, columns)
+
 
 def decompose(recording: CapturedGraph) -> CapturedGraph:
     """Return a graph that computes the same with simpler operations."""
@@ -72,13 +74,18 @@ class _Graph:
         return self.shapes[value.number] if isinstance(value, Value) else tuple(self.constants[value.name].shape)
 
     def is_float(self, *values: Any) -> bool:
-        """Whether all of these are values of float32."""
+        """Return whether all of these are values of float32."""
         return all(isinstance(one, Value) and self.dtypes[one.number] == torch.float32 for one in values)
 
     def find(self, value: Any, name: str) -> Any:
         """Return the arguments of the operation `name` that made a value; empty if another one did."""
         made = self.made.get(value.number) if isinstance(value, Value) else None
         return {} if made is None or made.name != name or made.arguments.get("alpha", 1) != 1 else made.arguments
+
+    def permute_split(self, value: Value, split: list[Any], dims: Sequence[int]) -> Value:
+        """Append a reshape of `value` to `split`, and a permutation of these axes to the order `dims`. Return it."""
+        parts = self.call("reshape.default", split, self=value, shape=split)
+        return self.call("permute.default", [split[dim] for dim in dims], self=parts, dims=list(dims))
 
     @property
     def result_shape(self) -> Any:
@@ -90,6 +97,9 @@ class _Graph:
         name = f"{self.current.place}.{kind}.{self.current.results[0]}"
         self.constants[name] = tensor
         return Constant(name)
+
+
+Rule = Callable[[_Graph, Any], bool]
 
 
 def _reshape_as(graph: _Graph, given: Any) -> bool:
@@ -222,7 +232,7 @@ def _attention(graph: _Graph, given: Any) -> bool:
     alike = all(list(graph.shape(one)[:-2]) == batch for one in (key, value))
     if not alike or not batch or not all(isinstance(side, int) for side in (queries, keys, width)):
         return False
-    scale = given.get("scale") or 1 / math.sqrt(width)
+    scale = 1 / math.sqrt(width) if given.get("scale") is None else given["scale"]
     if given.get("is_causal"):
         if mask is not None:
             return False
@@ -287,45 +297,37 @@ def _einsum(graph: _Graph, given: Any) -> bool:
     return graph.finish("permute.default", self=product, dims=[order.index(label) for label in out])
 
 
-def _pixel_shuffle(graph: _Graph, given: Any) -> bool:
-    """Make the move of channels to pixels views."""
-    x, factor = given["self"], given["upscale_factor"]
-    shape = graph.shape(x)
-    if not graph.is_float(x) or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-        return False
-    images, channels, height, width = shape
-    split = [images, channels // factor**2, factor, factor, height, width]
-    parts = graph.call("reshape.default", split, self=x, shape=split)
-    dims = [0, 1, 4, 2, 5, 3]
-    moved = graph.call("permute.default", [split[dim] for dim in dims], self=parts, dims=dims)
-    return graph.finish("reshape.default", self=moved, shape=list(graph.result_shape))
+def _regrouped(split: Callable[[Any, Any], list[Any]], dims: Sequence[int]) -> Rule:
+    """Return the rule of an operation that splits the axes of a map and merges them in another order: views.
+
+    Args:
+        split: Returns the sizes after the split, given the operation's arguments and the shape (N, C, H, W).
+        dims: The order of the split axes.
+    """
+
+    def rule(graph: _Graph, given: Any) -> bool:
+        x, shape = given["self"], graph.shape(given["self"])
+        if not graph.is_float(x) or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+            return False
+        moved = graph.permute_split(x, split(given, shape), dims)
+        return graph.finish("reshape.default", self=moved, shape=list(graph.result_shape))
+
+    return rule
 
 
-def _pixel_unshuffle(graph: _Graph, given: Any) -> bool:
-    """Make the move of pixels to channels views."""
-    x, factor = given["self"], given["downscale_factor"]
-    shape = graph.shape(x)
-    if not graph.is_float(x) or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-        return False
-    images, channels, height, width = shape
-    split = [images, channels, height // factor, factor, width // factor, factor]
-    parts = graph.call("reshape.default", split, self=x, shape=split)
-    dims = [0, 1, 3, 5, 2, 4]
-    moved = graph.call("permute.default", [split[dim] for dim in dims], self=parts, dims=dims)
-    return graph.finish("reshape.default", self=moved, shape=list(graph.result_shape))
+def _split_for_shuffle(given: Any, shape: Any) -> list[Any]:
+    (images, channels, height, width), factor = shape, given["upscale_factor"]
+    return [images, channels // factor**2, factor, factor, height, width]
 
 
-def _channel_shuffle(graph: _Graph, given: Any) -> bool:
-    x, groups = given["self"], given["groups"]
-    shape = graph.shape(x)
-    if not graph.is_float(x) or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-        return False
-    images, channels, height, width = shape
-    split = [images, groups, channels // groups, height, width]
-    parts = graph.call("reshape.default", split, self=x, shape=split)
-    dims = [0, 2, 1, 3, 4]
-    moved = graph.call("permute.default", [split[dim] for dim in dims], self=parts, dims=dims)
-    return graph.finish("reshape.default", self=moved, shape=list(shape))
+def _split_for_unshuffle(given: Any, shape: Any) -> list[Any]:
+    (images, channels, height, width), factor = shape, given["downscale_factor"]
+    return [images, channels, height // factor, factor, width // factor, factor]
+
+
+def _split_channels(given: Any, shape: Any) -> list[Any]:
+    (images, channels, height, width), groups = shape, given["groups"]
+    return [images, groups, channels // groups, height, width]
 
 
 def _conv1d(graph: _Graph, given: Any) -> bool:
@@ -389,10 +391,7 @@ def _transposed_convolution(graph: _Graph, given: Any) -> bool:
         bias=biases, stride=[1, 1], padding=[tap - 1 for tap in taps], dilation=[1, 1], groups=groups,
     )  # fmt: skip
     if stride > 1:
-        split = [images, outs, stride, stride, *pixels]
-        found = graph.call("reshape.default", split, self=found, shape=split)
-        dims = [0, 1, 4, 2, 5, 3]
-        found = graph.call("permute.default", [split[dim] for dim in dims], self=found, dims=dims)
+        found = graph.permute_split(found, [images, outs, stride, stride, *pixels], PIXEL_SHUFFLE)
         whole = [images, outs, *(stride * size for size in pixels)]
         found = graph.call("reshape.default", whole, self=found, shape=whole)
     rows = (images, outs, out_sides[0], stride * pixels[1])
@@ -408,7 +407,7 @@ def _instance_norm(graph: _Graph, given: Any) -> bool:
     return graph.finish("group_norm.default", input=x, num_groups=shape[1], **settings, eps=given.get("eps", 1e-5))
 
 
-DECOMPOSITIONS: dict[str, Callable[[_Graph, Any], bool]] = {
+DECOMPOSITIONS: dict[str, Rule] = {
     "reshape_as.default": _reshape_as,
     "view_as.default": _reshape_as,
     "expand_as.default": _expand_as,
@@ -424,9 +423,9 @@ DECOMPOSITIONS: dict[str, Callable[[_Graph, Any], bool]] = {
     "linear.default": _linear,
     "scaled_dot_product_attention.default": _attention,
     "einsum.default": _einsum,
-    "pixel_shuffle.default": _pixel_shuffle,
-    "pixel_unshuffle.default": _pixel_unshuffle,
-    "channel_shuffle.default": _channel_shuffle,
+    "pixel_shuffle.default": _regrouped(_split_for_shuffle, PIXEL_SHUFFLE),
+    "pixel_unshuffle.default": _regrouped(_split_for_unshuffle, [0, 1, 3, 5, 2, 4]),
+    "channel_shuffle.default": _regrouped(_split_channels, [0, 2, 1, 3, 4]),
     "conv1d.default": _conv1d,
     "conv_transpose2d.input": _transposed_convolution,
     "instance_norm.default": _instance_norm,

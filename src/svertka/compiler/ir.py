@@ -261,7 +261,7 @@ class Elementwise(_FixedOperands):
     def run(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the result, computed with PyTorch's operations."""
         result = FUNCTIONS[self.combination](x) if y is None else COMBINATIONS[self.combination](x, y)
-        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
+        return activate(self, result)
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class Normalization(_FixedOperands):
             result = F.layer_norm(x, x.shape[-1:], weight, bias, self.epsilon)
         else:
             result = F.group_norm(x, self.groups, weight, bias, self.epsilon)
-        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
+        return activate(self, result)
 
 
 @dataclass(frozen=True)
@@ -380,7 +380,7 @@ class Reduction(_FixedOperands):
         """Return the result, computed with PyTorch's operations."""
         more = {"correction": self.correction} if self.statistic == "VARIANCE" else {}
         result = STATISTICS[self.statistic](x, dim=self.axes, keepdim=self.keep, **more)
-        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
+        return activate(self, result)
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ class Interpolation(_FixedOperands):
         """Return the result, computed with PyTorch's operations."""
         lines = (x[:, :, rows] * row_weights[:, :, None]).sum(3)
         result = (lines[..., columns] * column_weights).sum(4)
-        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
+        return activate(self, result)
 
 
 @dataclass(frozen=True)
@@ -482,11 +482,17 @@ class Chain:
         return tuple(value for step in self.steps for value in step.inputs if value not in made)
 
 
+ActivatedStep = Elementwise | Normalization | Reduction | Interpolation
 StridedStep = (
     Elementwise | Normalization | MatrixProduct | Softmax | Reduction | Interpolation | Padding | Concatenation
 )
 KernelStep = FusedConvolution | Pool | StridedStep
 Step = KernelStep | Operation
+
+
+def activate(step: ActivatedStep, values: Tensor) -> Tensor:
+    """Return `values` after the activation function of `step`, clamped to its bounds."""
+    return clamp_to_bounds(ACTIVATIONS[step.activation](values, step.slope), step.bounds)
 
 
 def clamp_to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:

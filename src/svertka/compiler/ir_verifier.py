@@ -65,8 +65,8 @@ def check_step_quantization(step: Step, quantizations: Mapping[int, Quantization
     """Raise ValueError unless there are kernels for the values of 8 bits that `step` reads and computes.
 
     Args:
-        step: any step.
-        quantizations: of the values of 8 bits.
+        step: Any step.
+        quantizations: Those of the values of 8 bits.
     """
     inputs, results = ([one in quantizations for one in values] for values in (step.inputs, step_results(step)))
     if isinstance(step, FusedConvolution) and step.weight_scale is not None:
@@ -85,7 +85,7 @@ def check_step_quantization(step: Step, quantizations: Mapping[int, Quantization
 
 
 def has_byte_form(step: Elementwise | Concatenation) -> bool:
-    """Whether there is a kernel for this step with operands of 8 bits."""
+    """Return whether there is a kernel for this step with operands of 8 bits."""
     if isinstance(step, Concatenation):
         return step.axis == 1
     return isinstance(step.x, int) and step.combination in BYTE_COMBINATIONS

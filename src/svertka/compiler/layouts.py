@@ -265,7 +265,7 @@ class Layouts:
         return next((one for one in layouts if self._is_free(one, result, following)), layouts[0])
 
     def _is_free(self, layout: Layout, result: int, following: Sequence[Step]) -> bool:
-        """Whether all reshapes of `result` among the steps that follow are views if it has this layout."""
+        """Return whether all reshapes of `result` among the steps that follow are views if it has this layout."""
         known = self.of
         self.of = {result: layout}
         try:

@@ -15,6 +15,7 @@ from torch import Tensor
 from svertka.compiler.activation_ranges import ObservedValues
 from svertka.compiler.fusion import FusedNetwork, select_read_tensors
 from svertka.compiler.ir import (
+    LARGEST_BYTE,
     Concatenation,
     Elementwise,
     FusedConvolution,
@@ -28,7 +29,7 @@ from svertka.compiler.ir_verifier import has_byte_form
 from svertka.graph.captured_operations import Constant, Operation, Value, map_leaves
 
 LARGEST_WEIGHT = 127
-MAX_TERMS = (2**31 - 1) // (255 * 128)  # of a sum of 32 bits
+MAX_TERMS = (2**31 - 1) // (LARGEST_BYTE * 128)  # of a sum of 32 bits
 MAX_RANGE_RATIO = 8  # of the parts of a concatenation: with one scale, the smallest has 5 bits
 MIN_GROUP = 16  # input channels of a group that is multiplied as a matrix
 
@@ -141,7 +142,7 @@ class _Quantizer:
         return wanted
 
     def _fits_bytes(self, step: Step) -> bool:
-        """Whether there is an 8-bit kernel for this step that is no convolution, and ranges for all of its values."""
+        """Return whether a step that is no convolution has an 8-bit kernel, and ranges for all of its values."""
         if not isinstance(step, Pool | Concatenation | Elementwise):
             return False
         if not isinstance(step, Pool) and not has_byte_form(step):
@@ -215,7 +216,7 @@ def _cover(several: list[Quantization]) -> Quantization:
     if len(set(several)) == 1:
         return several[0]
     lows = [-one.zero_point * one.scale for one in several]
-    highs = [(255 - one.zero_point) * one.scale for one in several]
+    highs = [(LARGEST_BYTE - one.zero_point) * one.scale for one in several]
     return Quantization.covering(min(lows), max(highs))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.int8_requantization import make_operation, to_real
-from svertka.compiler.ir import Elementwise, Interpolation, MatrixProduct, Padding, Quantization, Reduction, Softmax
+from svertka.compiler.ir import ActivatedStep, Elementwise, MatrixProduct, Padding, Quantization, Reduction, Softmax
 from svertka.compiler.layouts import broadcast_strides, collapse_axes
 from svertka.conv import native_support
 
@@ -43,7 +43,7 @@ class StridedOperand(NamedTuple):
         return self._replace(where=(memory, offset + start * self.strides[axis]), shape=shape)
 
 
-def make_ending(step: Elementwise | Reduction | Interpolation | Any) -> "native_support.kernels.Epilogue":
+def make_ending(step: ActivatedStep) -> "native_support.kernels.Epilogue":
     """Return what comes after each result: activation function and clamp."""
     activation = native_support.kernels.Activation[step.activation]
     nowhere, (low, high) = native_support.kernels.Place(-1, 0), step.bounds

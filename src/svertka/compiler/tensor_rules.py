@@ -64,7 +64,7 @@ def _factor(name: str, tensor: Tensor) -> float | None:
 
 
 def scale_product(state: "FusionState", given: "Arguments", name: str, one: Value, other: Constant) -> bool:
-    """Whether a scalar factor was folded into the matrix product that computes `one`."""
+    """Fold a scalar factor into the matrix product that computes `one`; return whether it was."""
     step, tensor = state.find_producer(one), state.tensors[other.name]
     factor = _factor(name, tensor) if tensor.numel() == 1 else None
     same = state.shapes[one.number] == state.shapes[given.result]
