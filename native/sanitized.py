@@ -19,7 +19,10 @@ NAME = "svertka.conv._kernels"
 TESTS = (
     "api",
     "bounds",
+    "native_batch_norm",
+    "native_direct",
     "native_fft",
+    "native_grouped",
     "native_int8",
     "native_support",
     "native_winograd",

@@ -622,16 +622,17 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
         return None
     if theirs is None:
         return "it gives something where PyTorch refuses" if len(x) else None
+    steps = truth
     if design.precision == "int8":  # the same steps in float64, each result rounded to the numbers that can be stored
-        truth = list(find_tensors(run_reference(optimized._steps, optimized._weight, x.double())))
-    for a, b, c in zip(ours, theirs, truth, strict=True):
+        steps = list(find_tensors(run_reference(optimized._steps, optimized._weight, x.double())))
+    for a, b, c, d in zip(ours, theirs, truth, steps, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"it gives {tuple(a.shape)} {a.dtype} in place of {tuple(b.shape)} {b.dtype}"
         usual = channel_error(b, c)
         if usual > USELESS:
             return "useless"
         if design.precision == "int8":
-            error = float((a.double() - c).square().mean().sqrt() / c.square().mean().sqrt().clamp(min=1e-30))
+            error = float((a.double() - d).square().mean().sqrt() / d.square().mean().sqrt().clamp(min=1e-30))
             if a.numel() and a.is_floating_point() and not error <= OF_TIES:
                 return f"off by {error:.1e} of the values from the same steps in float64"
             continue
