@@ -17,7 +17,7 @@ import svertka
 import svertka.conv
 import svertka.inspection
 from svertka.classifier import Predictions
-from svertka.data.dataset_check import Findings
+from svertka.curation.dataset_check import Findings
 from svertka.errors import SvertkaError
 from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation

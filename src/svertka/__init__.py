@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from svertka.compiler.optimize import optimize as optimize
     from svertka.conv.accelerate import accelerate as accelerate
     from svertka.conv.accelerate import restore as restore
-    from svertka.data.dataset_check import check as check
+    from svertka.curation.dataset_check import check as check
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.algorithm_timing import tune as tune
     from svertka.evaluation.compare import compare as compare
@@ -43,7 +43,7 @@ _HOMES = {
     "predict": "svertka.classifier",
     "accelerate": "svertka.conv.accelerate",
     "restore": "svertka.conv.accelerate",
-    "check": "svertka.data.dataset_check",
+    "check": "svertka.curation.dataset_check",
     "SvertkaError": "svertka.errors",
     "compare": "svertka.evaluation.compare",
     "evaluate": "svertka.evaluation.evaluate",

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 import svertka
+from svertka.curation.dataset_check import describe_findings
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
-from svertka.data.dataset_check import describe_findings
 
 PLAIN = FileProperties("JPEG", 8, (100, 80))
 Draw = Callable[[np.random.Generator], Image.Image]

@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import Dataset, TensorDataset
 
+from svertka.curation.dataset_check import check
 from svertka.data import in_memory_sources
 from svertka.data.dataset import ArrayImages
-from svertka.data.dataset_check import check
 from svertka.data.folder_dataset import open_folder
 from svertka.data.in_memory_sources import ItemImages, open_in_memory
 from svertka.data.source_opener import open_source

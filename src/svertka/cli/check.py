@@ -22,7 +22,7 @@ def check(
     Example: svertka check photos/
     """
     with show_import_spinner():
-        from svertka.data import dataset_check as checking
+        from svertka.curation import dataset_check as checking
 
     findings = checking.check(source, val, test, columns=columns, group=group, max_pixels=parse_pixel_count(max_pixels))
     if as_json:
