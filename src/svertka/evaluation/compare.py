@@ -10,18 +10,18 @@ from typing import Any
 from torch import nn
 
 from svertka.classifier import Classifier, is_classifier
-from svertka.data.builtin import NAMES
-from svertka.data.source_opener import is_same_source
-from svertka.device import choose_device, describe_device, get_device, preserves_settings
-from svertka.errors import UsageError
-from svertka.escaping import format_command
-from svertka.evaluation.confidence_intervals import (
+from svertka.confidence_intervals import (
     Interval,
     format_p_value,
     format_points,
     mcnemar_p_value,
     paired_difference_interval,
 )
+from svertka.data.builtin import NAMES
+from svertka.data.source_opener import is_same_source
+from svertka.device import choose_device, describe_device, get_device, preserves_settings
+from svertka.errors import UsageError
+from svertka.escaping import format_command
 from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.held_out import read_manifest

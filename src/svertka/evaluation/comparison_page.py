@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from svertka.confidence_intervals import Interval, format_p_value, format_points
 from svertka.errors import ImageError
 from svertka.evaluation.compare import ComparedRun, Comparison
-from svertka.evaluation.confidence_intervals import Interval, format_p_value, format_points
 from svertka.evaluation.metrics import ClassMetrics
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.evaluation.training_curves import TrainingCurves, format_epoch, read_metric, subsample

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
+from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.errors import ImageError
-from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import NBSP, format_brief, format_count, format_percent

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from svertka import distributed
+from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
-from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.pages.notebook_block import NotebookBlock
 

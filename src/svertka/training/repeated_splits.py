@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from svertka.confidence_intervals import wilson_interval
 from svertka.data.source_opener import is_path, open_source
 from svertka.errors import UsageError
-from svertka.evaluation.confidence_intervals import wilson_interval
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import write_json
 from svertka.pages.notebook_block import NotebookBlock

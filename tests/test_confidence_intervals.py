@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from svertka.evaluation.confidence_intervals import mcnemar_p_value, paired_difference_interval, wilson_interval
+from svertka.confidence_intervals import mcnemar_p_value, paired_difference_interval, wilson_interval
 
 
 @given(images=st.integers(1, 60_000), share=st.floats(0, 1))
