@@ -4,7 +4,7 @@
     parity/bin/python bench/inspection_coverage.py [--only NAME…]
 
 It needs its own environment, because torchvision pins torch. Nothing is downloaded: it uses the smallest network of
-each family of classifiers in torchvision and 20 networks of timm, with random weights. Each network is in training
+each family of classifiers in torchvision and 22 networks of timm, with random weights. Each network is in training
 mode, with one module in evaluation mode, one frozen parameter, a hook and a gradient. The outputs of all layers are
 read: they must equal those that plain hooks receive, and their shapes must equal those of the trace. Then one layer
 raises an exception. After both runs, parameters, buffers, gradients, flags, hooks, attributes of all modules and the
