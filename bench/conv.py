@@ -19,7 +19,7 @@ from torch import Tensor
 
 from svertka.conv import aten, autotune, native_support, native_winograd
 from svertka.conv.autotune import PASSES, Pass
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.device import cpu_name, set_threads
 from turns import finite, in_turns, ratios
 

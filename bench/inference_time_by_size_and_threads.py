@@ -3,7 +3,7 @@
     pip install onnxruntime ncnn pnnx MNN
     python bench/inference_time_by_size_and_threads.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth]
         [--rounds 5] [--output FILE]
-    python experiments/inference_time.py    # the figure and the tables, from its metrics/inference_time.jsonl
+    python experiments/inference_time_figure.py    # the figure and the tables, from its metrics/inference_time.jsonl
 
 ResNet-18 in batches of 1 to 64, on images of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in float32
 with random weights and images. The engines take turns as in bench/networks_vs_engines.py. Each line of JSON has the
@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from networks_vs_engines import FLOAT32, compare
-from svertka.compiler.dynamic_batch_capture import capture_graph
+from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import BatchDependentSize, FusedConvolution, step_results
 from svertka.compiler.optimize import optimize

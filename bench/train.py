@@ -27,7 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from svertka.conv.accelerate import accelerate
 from svertka.data.builtin import open_builtin
 from svertka.data.dataset import ArrayImages, Dataset
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.image_disk_cache import prepare_images
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess

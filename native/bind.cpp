@@ -17,7 +17,7 @@
 #include "checked_program.h"
 #include "scratch.h"
 #include "size_checks.h"
-#include "tensor.h"
+#include "python_tensor.h"
 #include "training/training.h"
 
 namespace svertka {

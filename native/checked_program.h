@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "program.h"
-#include "tensor.h"
+#include "python_tensor.h"
 
 namespace svertka {
 

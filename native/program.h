@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "direct/direct.h"
-#include "direct/tensor_steps.h"
+#include "direct/product_softmax_reduction_interpolation.h"
 #include "int8/int8.h"
 #include "scratch.h"
 #include "winograd/winograd.h"

@@ -4,7 +4,7 @@
 
 #include "../parallel.h"
 #include "../vector_epilogue.h"
-#include "tensor_steps.h"
+#include "product_softmax_reduction_interpolation.h"
 
 namespace svertka::INSTRUCTIONS {
 namespace {

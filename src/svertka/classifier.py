@@ -32,8 +32,8 @@ from svertka.escaping import join_first
 from svertka.files import parse_path, read_json, storage_errors, write_json
 from svertka.graph.network_copy import copy_for_comparison
 from svertka.models import external, published_weights, registry, weights
-from svertka.models.exported_graph import write_graph
 from svertka.models.external_builder import GRAPH, PACKAGES, Builder
+from svertka.models.graph_file import write_graph
 from svertka.models.head_kinds import NATIVE_HEADS, HeadKind, head_path, set_head_kind
 from svertka.models.timm_and_torchvision import PRETRAINED
 from svertka.models.weights import Weights

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from svertka.compiler import reference
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.graph.captured_operations import Operation
+from svertka.graph.operation_and_value_types import Operation
 
 # Operations whose results are the numbers of their input in another arrangement.
 VIEWS = {"permute", "reshape", "transpose", "slice", "unsqueeze", "squeeze", "flatten", "expand", "unflatten", "select",

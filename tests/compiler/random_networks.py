@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.compiler import tiling
+from svertka.compiler import convolution_chain_tiling
 from svertka.compiler.accuracy_check import channel_error
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.output_structure import find_tensors
@@ -685,7 +685,7 @@ def smaller(design: Design) -> Iterator[Design]:
 def main() -> int:
     """Try designs: of the seeds given, first and last, or those that come in, a line each. How many are wrong."""
     wrong = 0
-    tiling.MIN_TILED_NUMBERS = 0  # these networks have small maps only
+    convolution_chain_tiling.MIN_TILED_NUMBERS = 0  # these networks have small maps only
     warnings.simplefilter("ignore")
     given = (str(design(seed)) for seed in range(*map(int, sys.argv[1:3]))) if len(sys.argv) > 2 else sys.stdin
     for line in given:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from svertka.compiler.activation_ranges import ObservedValues, observe_values
-from svertka.compiler.dynamic_batch_capture import capture_graph
+from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.errors import UsageError
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.compiler import reference
-from svertka.compiler.dynamic_batch_capture import capture_graph
+from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step, step_results
-from svertka.graph.captured_operations import Operation, Value
+from svertka.graph.operation_and_value_types import Operation, Value
 from svertka.models.registry import MODELS
 
 Function = Callable[[Any, Tensor], Tensor]

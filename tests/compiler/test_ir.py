@@ -3,7 +3,7 @@
 import torch
 
 from svertka.compiler.ir import BatchDependentSize
-from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves, map_leaves
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, iter_leaves, map_leaves
 
 
 def test_an_operation_computes_what_pytorch_does() -> None:

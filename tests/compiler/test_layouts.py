@@ -23,7 +23,7 @@ from svertka.compiler.layouts import (
     row_step,
 )
 from svertka.compiler.optimize import optimize
-from svertka.graph.captured_operations import Operation, Value
+from svertka.graph.operation_and_value_types import Operation, Value
 
 
 def test_dense_strides_are_those_of_pytorch() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from svertka.compiler.ir import Concatenation, Elementwise, Step
 from svertka.compiler.layouts import Layouts
 from svertka.compiler.memory_planner import ALIGNMENT, assign_offsets, find_concatenated_in_place
-from svertka.graph.captured_operations import Operation, Value
+from svertka.graph.operation_and_value_types import Operation, Value
 
 Shapes = dict[int, tuple[int, ...]]
 

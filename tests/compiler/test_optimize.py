@@ -18,7 +18,7 @@ from svertka.compiler.optimize import Optimized, optimize
 from svertka.conv import native_support
 from svertka.conv.accelerate import accelerate
 from svertka.errors import RunError, UsageError
-from svertka.graph.captured_operations import Operation
+from svertka.graph.operation_and_value_types import Operation
 from svertka.models.registry import MODELS
 from svertka.tensor_files import read_tensors, write_tensors
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.compiler.activation_ranges import observe_values
-from svertka.compiler.dynamic_batch_capture import capture_graph
+from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import Concatenation, FusedConvolution, Pool
 from svertka.compiler.optimize import Optimized, optimize

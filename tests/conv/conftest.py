@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.conv import matrix, native_support
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 
 @dataclass(frozen=True)

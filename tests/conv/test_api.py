@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from svertka.conv import autotune
 from svertka.conv.api import PADDING_MODES, conv2d, conv_transpose2d
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))

@@ -11,14 +11,14 @@ from torch import nn
 import svertka
 from svertka.conv import aten, matrix
 from svertka.conv.api import conv2d
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 TRAINING = """
 import torch
 import svertka
 from svertka.conv import aten
 from svertka.conv.api import conv2d
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 last = torch.channels_last
 for channels in (2, 3, 8, 15):

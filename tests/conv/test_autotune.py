@@ -16,7 +16,7 @@ from svertka.conv.autotune import (
     save_choice,
     select_fastest,
 )
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 SHAPE = ConvShape.of((2, 3, 9, 9), (4, 3, 3, 3), padding=1)
 PLACE = describe_environment(["aten", "gemm"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from svertka.conv import fft, matrix
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 KERNELS = ((1, 1), (3, 3), (2, 5), (7, 7), (11, 11), (15, 4), (1, 31))
 

@@ -1,7 +1,7 @@
 import torch
 
 from svertka.conv import gemm, matrix
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 
 def test_three_passes_are_those_of_the_matrix(each_case, agree) -> None:

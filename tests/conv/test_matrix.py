@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from svertka.conv import matrix
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 
 def test_a_2x2_kernel_on_a_3x3_picture_is_the_matrix_written_by_hand() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.conv import aten, fft, native_fft, native_support
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from svertka.conv import matrix, native_grouped, native_support
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 

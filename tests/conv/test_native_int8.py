@@ -13,8 +13,8 @@ from fences import Fenced, place, rows
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.int8_requantization import make_operation, make_requantization, to_real
 from svertka.compiler.ir import UNBOUNDED, Elementwise, FusedConvolution, Quantization
-from svertka.compiler.ir_verifier import BYTE_COMBINATIONS
 from svertka.compiler.quantization import quantize_weights
+from svertka.compiler.step_checks import BYTE_COMBINATIONS
 from svertka.conv import native_support
 
 pytestmark = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")

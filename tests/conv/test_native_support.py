@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from svertka.conv import conv2d, native_support, native_winograd
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
 if os.environ.get("SVERTKA_REQUIRE_NATIVE"):
@@ -49,7 +49,7 @@ def test_a_process_that_is_forked_after_use_computes_on() -> None:
     program = """
 import os, sys, torch
 from svertka.conv import conv2d, native_winograd
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 torch.set_num_threads(2)
 x, weight = torch.randn(4, 64, 28, 28), torch.randn(64, 64, 3, 3).requires_grad_()
 expected = conv2d(x, weight, padding=1)

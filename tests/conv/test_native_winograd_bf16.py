@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from svertka.conv import aten, native_support, native_winograd_bf16
 from svertka.conv.winograd import make_transforms
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 

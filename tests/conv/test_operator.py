@@ -8,7 +8,7 @@ from svertka.conv import native_support, native_winograd_bf16
 from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.conv.autotune import ALGORITHMS
 from svertka.conv.operator import convolve_transposed
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 NAMES = [name for name in ALGORITHMS if not native_support.why_not() or not name.startswith("native")]
 

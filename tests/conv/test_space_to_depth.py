@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.conv import matrix, native_support, space_to_depth
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 

@@ -5,7 +5,7 @@ import torch
 
 from svertka.conv import validation
 from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.conv import matrix, winograd
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 KERNELS = tuple((height, width) for height in (1, 3, 5, 7) for width in (1, 3, 5, 7) if (height, width) != (1, 1))
 DTYPES = torch.float64, torch.float32

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from svertka.curation.dataset_check import check, describe_findings
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.hash_split import split_by_hash
 from svertka.errors import UsageError
 

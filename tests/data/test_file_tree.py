@@ -13,7 +13,7 @@ import svertka
 from hostile import TEXTS, files
 from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART
 from svertka.data.file_tree import FileTree, is_image_content, list_tree
-from svertka.data.folder_dataset import list_folder, open_folder
+from svertka.data.folder_and_table_sources import list_folder, open_folder
 from svertka.data.folder_layout import detect_layout
 from svertka.data.prediction_inputs import expand_inputs
 from svertka.errors import DataError, SvertkaError

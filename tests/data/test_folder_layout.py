@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from svertka.data.file_accounting import NO_PART
-from svertka.data.folder_dataset import FolderListing, list_folder, open_folder
+from svertka.data.folder_and_table_sources import FolderListing, list_folder, open_folder
 from svertka.data.folder_layout import clean_name, normalize_class_name
 from svertka.errors import DataError
 

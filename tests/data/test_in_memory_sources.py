@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 from svertka.curation.dataset_check import check
 from svertka.data import in_memory_sources
 from svertka.data.dataset import ArrayImages
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.in_memory_sources import ItemImages, open_in_memory
 from svertka.data.source_opener import open_source
 from svertka.errors import ImageError, SvertkaError, UsageError

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hostile import DEVICES, PATHS, csv_documents, files
-from svertka.data.folder_dataset import FolderListing, list_folder
+from svertka.data.folder_and_table_sources import FolderListing, list_folder
 from svertka.data.folder_layout import LabeledImage
 from svertka.data.label_tables import parse_columns, read_table
 from svertka.errors import DataError, SvertkaError, UsageError

@@ -12,7 +12,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.confidence_intervals import paired_difference_interval
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.compare import compare, separate_runs_and_source
 from svertka.models.registry import describe_model, find_model

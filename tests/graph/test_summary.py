@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.conv_geometry import ReceptiveFieldGrid
 from svertka.errors import UsageError
+from svertka.graph.receptive_field import ReceptiveFieldGrid
 from svertka.graph.summary import count_network, trace
 from svertka.models.registry import MODELS, find_model
 from svertka.models.resnet import Bottleneck

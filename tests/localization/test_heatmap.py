@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from svertka.localization.heatmap import CELLS, find_region, make_heat_map
-from svertka.localization.patch_grid import pyramid_levels
+from svertka.localization.patch_pyramid import pyramid_levels
 from svertka.localization.score_maps import ScoreMap, average_class_scores
 
 

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess, load_image
-from svertka.localization.patch_grid import SCALES
+from svertka.localization.patch_pyramid import SCALES
 from svertka.localization.score_maps import PatchScorer, ScoreMap, resize_to_level
 
 Maker = Callable[..., Classifier]

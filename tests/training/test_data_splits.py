@@ -9,7 +9,7 @@ import torch
 
 from svertka.data.augmentation import ScaleJitter
 from svertka.data.builtin import open_builtin
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError
 from svertka.models.registry import MODELS

@@ -17,9 +17,9 @@ from svertka.errors import Interrupted, UsageError
 from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.training.builtin_recipes import BACKBONE, find_recipe
-from svertka.training.computed_head import estimate_head_seconds
+from svertka.training.head_from_features import estimate_head_seconds
 from svertka.training.recipe import Recipe
-from svertka.transfer import closed_form_heads
+from svertka.transfer import logistic_and_nearest_mean_heads
 
 FEW: dict[str, Any] = {"epochs": 2, "batch_size": 32, "threads": 1}
 
@@ -217,7 +217,7 @@ def test_a_last_layer_without_biases_is_not_computed(digit_folder: Path, tmp_pat
 def test_the_time_of_a_head_counts_that_the_network_is_made_fast_once_more(
     unfreeze: str, again: float, trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closed_form_heads, "estimate_seconds", lambda *_: 7.0)
+    monkeypatch.setattr(logistic_and_nearest_mean_heads, "estimate_seconds", lambda *_: 7.0)
     parts: Any = SimpleNamespace(indices={"train": range(50)})
     recipe = Recipe(unfreeze=unfreeze, head="logistic")
     known = estimate_head_seconds(trained.classifier(), recipe, parts, 0.5, stored=False, optimizing=100.0)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from svertka.compiler.ir import CapturedGraph
-from svertka.graph.captured_operations import Constant, Operation, Value
+from svertka.graph.operation_and_value_types import Constant, Operation, Value
 
 PIXEL_SHUFFLE = [0, 1, 4, 2, 5, 3]  # (N, C, rows, columns, H, W) to (N, C, H, rows, W, columns)
 

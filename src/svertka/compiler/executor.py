@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from svertka.compiler.convolution_chain_tiling import ChainTiling, TileStep, form_chains
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.int8_requantization import make_requantization
@@ -30,11 +31,11 @@ from svertka.compiler.ir import (
     Softmax,
     step_results,
 )
-from svertka.compiler.ir_verifier import check_step_shapes
 from svertka.compiler.layouts import Layouts, row_step, step_values
 from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_output_tensor
 from svertka.compiler.packing import PackedWeights
+from svertka.compiler.step_checks import check_step_shapes
 from svertka.compiler.tensor_kernel_arguments import (
     MAX_AXES,
     StridedOperand,
@@ -46,9 +47,8 @@ from svertka.compiler.tensor_kernel_arguments import (
     interpolation_axis,
     make_ending,
 )
-from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native_support
-from svertka.graph.captured_operations import Constant, Operation, Value
+from svertka.graph.operation_and_value_types import Constant, Operation, Value
 
 ARENA, INPUT, OUTPUT = range(3)  # numbers of the memories of a run
 OWN, BEFORE, AFTER, OPERANDS = range(4)  # numbers of the memories of a tile step; more operands follow

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.decompositions import decompose
+from svertka.compiler.feature_map_fusion_rules import FLATTENS, MAP_RULES
 from svertka.compiler.fusion_state import Arguments, FusionState
 from svertka.compiler.ir import (
     BatchDependentSize,
@@ -25,10 +26,9 @@ from svertka.compiler.ir import (
     TensorStep,
     step_results,
 )
-from svertka.compiler.map_rules import FLATTENS, MAP_RULES
 from svertka.compiler.output_structure import OutputStructure
-from svertka.compiler.tensor_rules import TENSOR_RULES, expand_constant
-from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves, map_leaves
+from svertka.compiler.tensor_fusion_rules import TENSOR_RULES, expand_constant
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, iter_leaves, map_leaves
 
 # Operations that return their input in inference.
 NO_OPS = {"dropout.default", "feature_dropout.default", "alpha_dropout.default", "clone.default", "detach.default"}

@@ -20,7 +20,7 @@ from svertka.compiler.ir import (
     Shape,
     Step,
 )
-from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, iter_leaves
 
 # Operations that return the values of their input in another arrangement.
 VIEWS = {"permute.default", "transpose.int", "reshape.default", "flatten.using_ints", "unflatten.int", "movedim.int"}

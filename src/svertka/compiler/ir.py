@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.graph.captured_operations import Constant, Operation
+from svertka.graph.operation_and_value_types import Constant, Operation
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)

@@ -30,7 +30,7 @@ from svertka.compiler.ir import (
     Step,
     step_results,
 )
-from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, iter_leaves
 
 Sizes = tuple[int, ...]
 MAX_FOLLOWED = 16  # steps looked at to choose the layout of a result

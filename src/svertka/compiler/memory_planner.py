@@ -6,7 +6,7 @@ from functools import cache
 
 from svertka import torch_internals
 from svertka.compiler.ir import Chain, Concatenation, Step, step_results
-from svertka.graph.captured_operations import Operation, find_overload
+from svertka.graph.operation_and_value_types import Operation, find_overload
 
 ALIGNMENT = 64  # numbers; a multiple of the sizes of vectors and cache lines
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from svertka.compiler import reference, serialize
 from svertka.compiler.accuracy_check import check_example, measure_error, suggest_capture_fix
 from svertka.compiler.activation_ranges import observe_values
-from svertka.compiler.calibration_images import MIN_IMAGES, CalibrationImages
-from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer
+from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationImages
+from svertka.compiler.capture_at_several_batch_sizes import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.int8_packing import PackedInt8Weights

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from svertka.compiler.ir import BatchDependentSize
 from svertka.errors import UsageError
-from svertka.graph.captured_operations import Value
+from svertka.graph.operation_and_value_types import Value
 
 ATOMS = int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, Value, BatchDependentSize
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from svertka.compiler.fusion import FusedNetwork, list_constants
 from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native_support
-from svertka.graph.captured_operations import Constant, iter_leaves
+from svertka.graph.operation_and_value_types import Constant, iter_leaves
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, tile transforms cost more than they save
 MIN_WINOGRAD_GROUP = 24  # the same for a group, compared with the grouped kernels

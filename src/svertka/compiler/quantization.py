@@ -25,8 +25,8 @@ from svertka.compiler.ir import (
     Step,
     step_results,
 )
-from svertka.compiler.ir_verifier import has_byte_form
-from svertka.graph.captured_operations import Constant, Operation, Value, map_leaves
+from svertka.compiler.step_checks import has_byte_form
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, map_leaves
 
 LARGEST_WEIGHT = 127
 MAX_TERMS = (2**31 - 1) // (LARGEST_BYTE * 128)  # of a sum of 32 bits

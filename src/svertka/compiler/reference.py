@@ -9,7 +9,7 @@ from torch import Tensor
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import BatchDependentSize, Elementwise, FusedConvolution, KernelStep, TensorStep
 from svertka.compiler.output_structure import copy_output_tensor
-from svertka.graph.captured_operations import Constant, Operation, Value
+from svertka.graph.operation_and_value_types import Constant, Operation, Value
 
 
 def run_reference(

@@ -11,7 +11,7 @@ from svertka.compiler.ir import CapturedGraph
 from svertka.compiler.output_structure import OutputStructure
 from svertka.errors import UsageError
 from svertka.graph.capture import GraphCapture
-from svertka.graph.captured_operations import Constant, Value
+from svertka.graph.operation_and_value_types import Constant, Value
 from svertka.graph.trace_errors import NEW_TENSOR, unknown_tensor_error
 
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}

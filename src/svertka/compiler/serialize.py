@@ -36,13 +36,13 @@ from svertka.compiler.ir import (
     TensorStep,
     step_results,
 )
-from svertka.compiler.ir_verifier import check_step_quantization
 from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.packing import DTYPES, is_linear_layer
 from svertka.compiler.repeatable_capture import READS_MEMORY
+from svertka.compiler.step_checks import check_step_quantization
 from svertka.errors import RunError, UsageError
 from svertka.graph.capture import READS_VALUES
-from svertka.graph.captured_operations import Constant, Operation, Value, find_overload
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload
 from svertka.tensor_files import read_tensors, write_tensors
 
 FORMAT = 5

@@ -26,7 +26,7 @@ from svertka import torch_internals
 from svertka.conv import aten, autotune, native_batch_norm
 from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.conv.operator import convolve, is_fastest_in_pytorch
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 from svertka.type_checking import check_types
 

@@ -11,7 +11,7 @@ from svertka import torch_internals
 from svertka.conv import aten, autotune
 from svertka.conv.operator import convolve, convolve_transposed, dtype_under_autocast
 from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
-from svertka.conv_geometry import ConvShape, to_pair
+from svertka.conv_shape import ConvShape, to_pair
 from svertka.errors import UsageError
 
 # Padding modes by their names in layers, and in torch.nn.functional.pad.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 IS_LOCAL = True
 

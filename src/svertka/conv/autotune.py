@@ -31,7 +31,7 @@ from svertka.conv import (
     upcast,
     winograd,
 )
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.device import cpu_name, has_bfloat16
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, lock_file, read_json, write_json

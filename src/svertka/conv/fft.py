@@ -29,7 +29,7 @@ Source: Mathieu, Henaff & LeCun 2014, "Fast training of convolutional networks t
 
 import torch
 
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 IS_LOCAL = False  # the whole image
 

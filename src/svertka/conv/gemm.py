@@ -17,7 +17,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 IS_LOCAL = True
 

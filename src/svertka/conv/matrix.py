@@ -17,7 +17,7 @@ It is slow; in float64 it is the reference for the tests of the other algorithms
 
 import torch
 
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 # An entry has two indices, the index of its weight and its value, 32 bytes. 1 GiB in all, twice that during sorting.
 MAX_ENTRIES = 2**25

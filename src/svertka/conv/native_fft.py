@@ -21,7 +21,7 @@ from torch import Tensor
 
 from svertka.conv import native_support
 from svertka.conv.native_support import empty_channels_last, to_kernel_input
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 MIN_TAPS = 25  # with fewer, transforms cost more than they save
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svertka.conv import native_support
 from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_vector
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 IS_LOCAL = True
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch  # before the kernels, so that they use the threads that PyTorch has started
 from torch import Tensor
 
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
 __all__ = [

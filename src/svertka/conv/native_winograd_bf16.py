@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import native_winograd
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 LIMIT = 0.015  # root mean square error allowed for an algorithm of bfloat16; PyTorch's is 0.0024
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from svertka import torch_internals
 from svertka.conv import aten, autotune
-from svertka.conv_geometry import ConvShape, output_size
+from svertka.conv_shape import ConvShape, output_size
 
 _library: Any = torch.library  # has no type annotations
 LIBRARY = _library.Library("svertka", "DEF")

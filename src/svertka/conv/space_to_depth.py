@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.conv import native_winograd
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 IS_LOCAL = False  # whole tiles
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import aten
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 IS_LOCAL = True
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv.operator import dtype_under_autocast
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)

@@ -62,7 +62,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 

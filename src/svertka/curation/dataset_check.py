@@ -17,8 +17,8 @@ from svertka.data.content_hash import resolve_subset
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, FileImages, Images, Ints, Pixels
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.file_accounting import FileAccount
-from svertka.data.filename_groups import assign_groups
-from svertka.data.folder_dataset import FolderListing, list_folder
+from svertka.data.folder_and_table_sources import FolderListing, list_folder
+from svertka.data.groups_by_filename_regex import assign_groups
 from svertka.data.hash_split import VAL_SHARE
 from svertka.data.image_io import NOT_INSTALLED, Decoding, detect_misnamed, measure_intensities, read_header, read_image
 from svertka.data.in_memory_sources import IN_MEMORY, ItemImages

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Ints, Pixels
-from svertka.data.folder_dataset import natural_sort_key
+from svertka.data.folder_and_table_sources import natural_sort_key
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.files import parse_path
 from svertka.progress import progress

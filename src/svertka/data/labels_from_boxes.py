@@ -17,7 +17,7 @@ from svertka.data.box_annotations import BACKGROUND, Annotation, match_to_images
 from svertka.data.dataset import PARTS, Dataset, FileImages
 from svertka.data.file_accounting import NO_BOXES, FileAccount, UnusedFile, count_by_suffix
 from svertka.data.file_tree import FileTree, list_tree
-from svertka.data.folder_dataset import FolderListing, list_folder, natural_sort_key
+from svertka.data.folder_and_table_sources import FolderListing, list_folder, natural_sort_key
 from svertka.data.folder_layout import WRAPPERS, clean_name
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError

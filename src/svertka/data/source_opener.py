@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from svertka.data.builtin import NAMES, open_builtin
 from svertka.data.dataset import Dataset
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.in_memory_sources import IN_MEMORY, open_in_memory
 from svertka.data.in_memory_sources import Source as Source
 from svertka.data.label_tables import parse_columns

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from svertka.conv import autotune
-from svertka.conv_geometry import ConvShape
+from svertka.conv_shape import ConvShape
 from svertka.device import preserves_settings, set_threads
 from svertka.errors import UsageError
 from svertka.graph.summary import trace

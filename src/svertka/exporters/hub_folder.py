@@ -8,8 +8,8 @@ from svertka.errors import RunError
 from svertka.escaping import format_command, to_printable
 from svertka.files import storage_errors, write_atomic, write_json
 from svertka.graph.summary import count_network
-from svertka.models.exported_graph import write_graph
 from svertka.models.external_builder import GRAPH, Builder
+from svertka.models.graph_file import write_graph
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
 from svertka.training.config import Settings

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.captured_operations import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.layer_calls import LayerCall, LayerTracker
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.tensor_views import View, describe_view
 from svertka.graph.trace_errors import (
     THE_NETWORK,

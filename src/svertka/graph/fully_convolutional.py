@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from svertka.conv_geometry import ReceptiveFieldGrid
 from svertka.errors import UsageError
 from svertka.graph.cut import cut_network
 from svertka.graph.fx_trace import SHAPE, trace_to_fx
+from svertka.graph.receptive_field import ReceptiveFieldGrid
 from svertka.graph.summary import trace
 
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.graph.receptive_field import Operand
+from svertka.graph.receptive_field_rules import Operand
 
 
 class Role(Enum):

@@ -1,253 +1,117 @@
-"""Propagation of receptive fields through PyTorch's operations.
+"""The receptive fields of a layer along one axis: the pixels of the image that each of its positions depends on."""
 
-A tensor inside a network has one `FieldAxis` for each axis of the image: the receptive fields and the dimension of
-their positions. The result of an operation without a rule is assumed to depend on all of its inputs, so a receptive
-field is never too small.
-"""
-
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from svertka.conv_geometry import ReceptiveField, ReceptiveFieldGrid
-
-Arguments = Mapping[str, Any]
+from svertka.conv_shape import output_size
 
 
-@dataclass(frozen=True, eq=False)
-class Operand:
-    """A tensor among the arguments or results of an operation: its shape, and the `symbol` that identifies it."""
+class ReceptiveFieldGrid(NamedTuple):
+    """Evenly spaced receptive fields: position i of an unbounded image sees `extent` pixels from start + i·jump on."""
 
-    shape: tuple[int, ...]
-    symbol: Any = None
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return len(self.shape)
+    start: int
+    jump: int
+    extent: int
 
 
-class FieldAxis(NamedTuple):
-    """The receptive fields along one axis of the image.
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The pixels of the image that each position of a layer depends on, along one axis.
 
     Attributes:
-        field: One interval for each position.
-        dim: The dimension of the tensor that holds the positions; None if all elements have the same interval.
+        size: Size of the image, pixels.
+        intervals: The exact first and last pixel inside the image that each position depends on; it may skip pixels
+            between them. For a position that sees only padding, the last pixel is before the first.
+        grid: The receptive fields in an unbounded image, as papers state them; None if the positions are not evenly
+            spaced, as behind a dense layer.
+
+    Source: the grid is that of Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural
+    networks", eq. 2 and 4.
+
+    >>> field = ReceptiveField.of_pixels(224).through(kernel=7, stride=2, padding=3)
+    >>> field = field.through(kernel=3, stride=2, padding=1)
+    >>> field.grid
+    ReceptiveFieldGrid(start=-5, jump=4, extent=11)
+    >>> field.of(0), field.of(1), len(field.intervals)
+    ((0, 5), (0, 9), 56)
     """
 
-    field: ReceptiveField
-    dim: int | None
+    size: int
+    intervals: tuple[tuple[int, int], ...]
+    grid: ReceptiveFieldGrid | None
 
-    def gathered(self) -> "FieldAxis":
-        """Return the axis of an element that reads all positions of this one."""
-        return self if self.dim is None else FieldAxis(self.field.gathered(), None)
+    @classmethod
+    def of_pixels(cls, size: int) -> "ReceptiveField":
+        """Return the receptive fields of the image itself: pixel i sees pixel i."""
+        return cls(size, tuple((pixel, pixel) for pixel in range(size)), ReceptiveFieldGrid(start=0, jump=1, extent=1))
 
+    def of(self, position: int) -> tuple[int, int]:
+        """Return the first and the last pixel that `position` sees."""
+        return self.intervals[position]
 
-def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
-    """Return the axis of elements that read both axes."""
-    if one.dim is None and other.dim is not None:
-        one, other = other, one
-    if one.dim is not None and other.dim is None:
-        (interval,) = other.field.intervals
-        spread = ReceptiveField(other.field.size, (interval,) * len(one.field.intervals), grid=None)
-        return FieldAxis(one.field.united(spread), one.dim)
-    if one.dim != other.dim or len(one.field.intervals) != len(other.field.intervals):
-        one, other = one.gathered(), other.gathered()
-    return FieldAxis(one.field.united(other.field), one.dim)
+    @property
+    def extent(self) -> int:
+        """Number of pixels that a position sees: the grid's, or, without a grid, the largest of all positions."""
+        return self.grid.extent if self.grid else max(last - first + 1 for first, last in self.intervals)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every position sees the whole image."""
+        return all(interval == (0, self.size - 1) for interval in self.intervals)
 
-@cache
-def has_field_rule(operation: Any) -> bool:
-    """Return whether there is a rule for an operation of torch.ops.aten; otherwise it is decomposed."""
-    return _rule(operation) is not None
+    def through(
+        self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, positions: int | None = None
+    ) -> "ReceptiveField":
+        """Return the receptive fields of a convolution or pooling over this layer.
 
+        `padding` is before the first position; behind the last one there is as much as the positions need.
+        `positions` is the size of the output; None: as many as fit.
+        """
+        if positions is None:
+            positions = output_size(len(self.intervals), kernel, stride, padding, dilation)
+        starts = range(-padding, -padding + positions * stride, stride)
+        grid = None
+        if self.grid:
+            start, jump, extent = self.grid
+            grid = ReceptiveFieldGrid(start - padding * jump, stride * jump, extent + dilation * (kernel - 1) * jump)
+        return self.reading([range(start, start + dilation * kernel, dilation) for start in starts], grid)
 
-def propagate_field(
-    operation: Any, arguments: Arguments, tensor: Operand, axis: FieldAxis, output: Operand
-) -> FieldAxis:
-    """Return the axis of `output` that results from `axis` of `tensor`, an argument of `operation`."""
-    rule = _rule(operation)
-    if axis.dim is None or rule is None or not _is_data(operation, arguments, tensor):
-        return axis.gathered()
-    moved = rule(arguments, tensor, axis.field, axis.dim, output)
-    # If a rule does not fit the shape of the result, all positions are assumed to be read.
-    fits = moved.dim is None or (moved.dim < output.ndim and output.shape[moved.dim] == len(moved.field.intervals))
-    return moved if fits else axis.gathered()
+    def reading(self, taps: Sequence[Sequence[int]], grid: ReceptiveFieldGrid | None = None) -> "ReceptiveField":
+        """Return those of a layer whose position i reads the positions `taps[i]` of this one; others are padding.
 
+        >>> ReceptiveField.of_pixels(4).through(kernel=2).reading([[0, 1], [2], [3]]).intervals
+        ((0, 2), (2, 3), (4, -1))
+        """
+        count = len(self.intervals)
+        seen = [[self.intervals[tap] for tap in window if 0 <= tap < count] for window in taps]
+        return ReceptiveField(self.size, tuple(self._hull(intervals) for intervals in seen), grid)
 
-Rule = Callable[[Arguments, Operand, ReceptiveField, int, Operand], FieldAxis]
+    def united(self, other: "ReceptiveField") -> "ReceptiveField":
+        """Return those of a layer whose position i reads position i of both, which have equally many.
 
+        >>> short, long = ReceptiveField.of_pixels(5), ReceptiveField.of_pixels(5).through(kernel=3, padding=1)
+        >>> short.united(long) == long
+        True
+        """
+        if self is other or self == other:
+            return self
+        grid = None
+        if self.grid and other.grid and self.grid.jump == other.grid.jump:
+            start = min(self.grid.start, other.grid.start)
+            end = max(self.grid.start + self.grid.extent, other.grid.start + other.grid.extent)
+            grid = ReceptiveFieldGrid(start, self.grid.jump, end - start)
+        pairs = zip(self.intervals, other.intervals, strict=True)
+        return ReceptiveField(self.size, tuple(self._hull(pair) for pair in pairs), grid)
 
-@cache
-def _rule(operation: Any) -> Rule | None:
-    name = operation.overloadpacket.__name__
-    if name in RULES:
-        return RULES[name]
-    if torch.Tag.pointwise in operation.tags:
-        return _pointwise
-    return _along_dim if any(argument.name == "dim" for argument in operation._schema.arguments) else None
+    def gathered(self) -> "ReceptiveField":
+        """Return that of one position that reads all positions, such as of a dense layer or a mean.
 
+        >>> ReceptiveField.of_pixels(6).through(kernel=1, stride=2).gathered().intervals
+        ((0, 4),)
+        """
+        return ReceptiveField(self.size, (self._hull(self.intervals),), grid=None)
 
-def _is_data(operation: Any, arguments: Arguments, tensor: Operand) -> bool:
-    """Return whether the rule applies to `tensor`; a convolution's applies to its input, not to computed weights."""
-    if torch.Tag.pointwise in operation.tags:
-        return True
-    first = next(iter(arguments.values()))
-    return tensor is first or (isinstance(first, list | tuple) and any(tensor is one for one in first))
-
-
-def _gathered(field: ReceptiveField) -> FieldAxis:
-    return FieldAxis(field.gathered(), None)
-
-
-def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    dim += output.ndim - tensor.ndim  # broadcasting aligns the last dimensions
-    if len(field.intervals) == 1 and output.shape[dim] > 1:
-        return _gathered(field)
-    return FieldAxis(field, dim)
-
-
-def _along_dim(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    """Return the axis after a reduction, softmax or concatenation along `dim`, or along all dimensions without it."""
-    given = arguments["dim"]
-    dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
-    dims = {one % tensor.ndim for one in dims}
-    if dim in dims:
-        kept = output.ndim == tensor.ndim and output.shape[dim] == 1  # padding may follow
-        return FieldAxis(field.gathered(), dim) if kept else _gathered(field)
-    dropped = 0 if arguments.get("keepdim", True) else sum(one < dim for one in dims)
-    return FieldAxis(field, dim - dropped)
-
-
-def _convolution(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    if dim < 2:
-        return FieldAxis(field, 0) if dim == 0 else _gathered(field)
-    stride, padding, dilation = (_pick(arguments[name], dim - 2) for name in ("stride", "padding", "dilation"))
-    kernel, positions = arguments["weight"].shape[dim], output.shape[dim]
-    if not arguments["transposed"]:
-        return FieldAxis(field.through(kernel, stride, padding, dilation, positions), dim)
-    # Position i of the input is added to the positions i·stride − padding + k·dilation of the output.
-    reached = [[position + padding - k * dilation for k in range(kernel)] for position in range(positions)]
-    return FieldAxis(field.reading([[at // stride for at in taps if at % stride == 0] for taps in reached]), dim)
-
-
-def _pooling(dimensions: int) -> Rule:
-    def rule(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-        place = dim - (tensor.ndim - dimensions)
-        if place < 0:
-            return FieldAxis(field, dim)
-        kernel, padding = _pick(arguments["kernel_size"], place), _pick(arguments["padding"], place)
-        stride = _pick(arguments["stride"] or arguments["kernel_size"], place)
-        dilation = _pick(arguments.get("dilation", 1), place)
-        return FieldAxis(field.through(kernel, stride, padding, dilation, output.shape[dim]), dim)
-
-    return rule
-
-
-def _adaptive_pooling(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    before, behind = tensor.shape[dim], output.shape[dim]
-    if before % behind == 0:
-        return FieldAxis(field.through(kernel=before // behind, stride=before // behind), dim)
-    windows = [range(i * before // behind, -(-(i + 1) * before // behind)) for i in range(behind)]
-    return FieldAxis(field.reading(windows), dim)
-
-
-def _padding(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    pad: Sequence[int] = arguments["pad"]  # (before, after) of the last dimension, then of the one before it
-    place = 2 * (tensor.ndim - 1 - dim)
-    before = pad[place] if place < len(pad) else 0
-    return FieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
-
-
-def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    """Return the axis after reshaping, which keeps the order of the elements."""
-    size, before = tensor.shape[dim], math.prod(tensor.shape[:dim])
-    for place, other in enumerate(output.shape):
-        if other == size and math.prod(output.shape[:place]) == before:
-            return FieldAxis(field, place)
-    return _gathered(field)
-
-
-def _permute(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
-    return FieldAxis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
-
-
-def _transpose(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
-    one, other = arguments["dim0"] % tensor.ndim, arguments["dim1"] % tensor.ndim
-    return FieldAxis(field, {one: other, other: one}.get(dim, dim))
-
-
-def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
-    if arguments["dim"] % tensor.ndim != dim:
-        return FieldAxis(field, dim)
-    taken = range(tensor.shape[dim])[arguments["start"] : arguments["end"] : arguments["step"]]
-    grid = field.grid
-    if grid:
-        grid = ReceptiveFieldGrid(grid.start + taken.start * grid.jump, grid.jump * taken.step, grid.extent)
-    return FieldAxis(field.reading([[position] for position in taken], grid), dim)
-
-
-def _select(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
-    chosen = arguments["dim"] % tensor.ndim
-    if chosen == dim:
-        return FieldAxis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
-    return FieldAxis(field, dim - (chosen < dim))
-
-
-def _unbind(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
-    chosen = arguments["dim"] % tensor.ndim
-    return _gathered(field) if chosen == dim else FieldAxis(field, dim - (chosen < dim))
-
-
-def _stack(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    return FieldAxis(field, dim + (arguments["dim"] % output.ndim <= dim))
-
-
-def _linear(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
-    return _gathered(field) if dim == tensor.ndim - 1 else FieldAxis(field, dim)
-
-
-def _batch_norm(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
-    computes_statistics = arguments.get("training", False) and dim != 1
-    return _gathered(field) if computes_statistics else FieldAxis(field, dim)
-
-
-def _layer_norm(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
-    inside = dim >= tensor.ndim - len(arguments["normalized_shape"])
-    return _gathered(field) if inside else FieldAxis(field, dim)
-
-
-def _pick(values: int | Sequence[int], place: int) -> int:
-    """Return the value for one dimension, given one for each or one for all."""
-    if isinstance(values, int):
-        return values
-    return values[place] if len(values) > 1 else values[0]
-
-
-RULES: dict[str, Rule] = {
-    "convolution": _convolution,
-    "linear": _linear,
-    **{f"avg_pool{n}d": _pooling(n) for n in (1, 2, 3)},
-    **{f"max_pool{n}d_with_indices": _pooling(n) for n in (2, 3)},
-    **{f"{name}{n}d": _adaptive_pooling for name in ("_adaptive_avg_pool", "adaptive_max_pool") for n in (2, 3)},
-    "constant_pad_nd": _padding,
-    **dict.fromkeys(
-        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm
-    ),
-    "native_layer_norm": _layer_norm,
-    **dict.fromkeys(("hardswish", "hardswish_", "log_sigmoid_forward", "_prelu_kernel"), _pointwise),
-    **dict.fromkeys(("expand", "clone", "_to_copy", "detach", "alias"), _pointwise),
-    **dict.fromkeys(
-        ("view", "reshape", "unflatten", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _same_order
-    ),
-    "permute": _permute,
-    "transpose": _transpose,
-    "slice": _slice,
-    "select": _select,
-    "unbind": _unbind,
-    "stack": _stack,
-}
+    def _hull(self, intervals: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        firsts, lasts = [first for first, _ in intervals], [last for _, last in intervals]
+        return min(firsts, default=self.size), max(lasts, default=-1)

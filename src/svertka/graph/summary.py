@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
-from svertka.conv_geometry import ConvShape, ReceptiveField
+from svertka.conv_shape import ConvShape
 from svertka.graph.capture import GraphCapture
-from svertka.graph.captured_operations import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.layer_calls import LayerCall, first_tensor
 from svertka.graph.map_layout import (
     Layout,
@@ -23,7 +22,9 @@ from svertka.graph.map_layout import (
     reads_positions,
 )
 from svertka.graph.network_copy import copy_without_values, named_tensors
-from svertka.graph.receptive_field import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
+from svertka.graph.receptive_field import ReceptiveField
+from svertka.graph.receptive_field_rules import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
 
 INPUT = "input"  # name of the image among the inputs of layers
 COPIES = ("clone", "_to_copy", "_unsafe_view")  # like views, they return their input

@@ -42,7 +42,7 @@ from svertka.inspection.activations import (
 )
 from svertka.inspection.backward_rules import ReLURule, backward
 from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
-from svertka.inspection.exact_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
+from svertka.inspection.stride_aligned_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.text_width import shorten
 from svertka.type_checking import check_types
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svertka.conv_geometry import ReceptiveField
 from svertka.data.dataset import Ints
 from svertka.data.loader import Batch, BatchLoader
 from svertka.device import has_values
 from svertka.errors import DataError, UsageError
+from svertka.graph.receptive_field import ReceptiveField
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import (
     LayerHook,

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from svertka.data.box_annotations import Box
-from svertka.localization.patch_grid import Floats
+from svertka.localization.patch_pyramid import Floats
 from svertka.localization.score_maps import POWER, ScoreMap
 
 CELLS = 96  # of a heat map, along the shorter side of its image

@@ -15,7 +15,7 @@ from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.device import get_device
 from svertka.graph.shared_crops import share_crops
-from svertka.localization.patch_grid import PyramidLevel, pyramid_levels
+from svertka.localization.patch_pyramid import PyramidLevel, pyramid_levels
 
 EXPECTED_PATCHES = 500  # of an image, to decide whether optimizing the network is worthwhile
 POWER = 5  # the paper's k: the larger, the more the best patches count

@@ -17,7 +17,6 @@ from svertka.graph.network_copy import copy_without_values
 from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
 from svertka.graph.trace_errors import describe_error
 from svertka.models import timm_and_torchvision
-from svertka.models.exported_graph import allocate_state_dict, read_graph
 from svertka.models.external_builder import (
     GRAPH,
     Builder,
@@ -27,6 +26,7 @@ from svertka.models.external_builder import (
     import_function,
     require_consent,
 )
+from svertka.models.graph_file import allocate_state_dict, read_graph
 from svertka.models.registry import MODELS, Model, describe_model, find_model, trace_model
 from svertka.progress import say
 from svertka.text_width import shorten

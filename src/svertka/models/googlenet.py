@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from svertka.conv_geometry import SMALL
+from svertka.conv_shape import SMALL
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
 from svertka.models.initialization import init_weights
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.conv_geometry import output_size
+from svertka.conv_shape import output_size
 from svertka.layers import ScaledTanh, Subsampling
 
 # Table I: the feature maps of S2 that each feature map of C3 is connected to.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.conv_geometry import SMALL
+from svertka.conv_shape import SMALL
 from svertka.layers import Conv2d, Linear
 from svertka.models.initialization import init_weights
 

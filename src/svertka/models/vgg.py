@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from svertka.conv_geometry import SMALL
+from svertka.conv_shape import SMALL
 from svertka.errors import UsageError
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
 from svertka.models.initialization import init_weights

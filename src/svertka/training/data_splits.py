@@ -24,7 +24,7 @@ from svertka.data.rgb_conversion import Range
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
-from svertka.localization.patch_dataset import PatchDataset, cut_patches
+from svertka.localization.box_labeled_patches import PatchDataset, cut_patches
 from svertka.models.registry import Model
 from svertka.training.recipe import Recipe
 

@@ -11,8 +11,8 @@ from svertka.models.head_kinds import HeadKind
 from svertka.models.initialization import InitScheme
 from svertka.text_width import shorten
 from svertka.training.lr_schedule import Cosine, Schedule
-from svertka.transfer.closed_form_heads import SOLVERS
 from svertka.transfer.freeze import ALL, HEAD
+from svertka.transfer.logistic_and_nearest_mean_heads import SOLVERS
 
 HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]
 

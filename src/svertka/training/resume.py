@@ -30,9 +30,9 @@ from svertka.progress import progress, say
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
-from svertka.training.computed_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits, replace_images_by_patches, split_data
+from svertka.training.head_from_features import compute_head, needs_computed_head
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
 from svertka.training.run_recorder import Recorder

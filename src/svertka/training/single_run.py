@@ -17,7 +17,7 @@ from svertka.classifier import Classifier, find_model_of_run, load_initial_weigh
 from svertka.conv.accelerate import accelerate
 from svertka.data.augmentation import add_augmentations
 from svertka.data.dataset import ArrayImages, Dataset
-from svertka.data.filename_groups import assign_groups
+from svertka.data.groups_by_filename_regex import assign_groups
 from svertka.data.image_io import Decoding
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Fit, Preprocess, check_fit
@@ -32,7 +32,6 @@ from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
-from svertka.training.computed_head import estimate_head_seconds, limit_learning_rate
 from svertka.training.config import MAX_SEED, MAX_SIDE, Cache, Settings, check_range
 from svertka.training.data_splits import (
     DataSplits,
@@ -42,6 +41,7 @@ from svertka.training.data_splits import (
     split_data,
     stored_side_for_crops,
 )
+from svertka.training.head_from_features import estimate_head_seconds, limit_learning_rate
 from svertka.training.initial_classifier import (
     build_initial_classifier,
     check_frozen_layers,

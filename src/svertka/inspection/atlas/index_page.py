@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 
-from svertka.conv_geometry import ReceptiveField
+from svertka.graph.receptive_field import ReceptiveField
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.image_data import IMAGES_PER_SCRIPT, AtlasImages
 from svertka.inspection.atlas.layer_data import PATCHES_PER_UNIT, STRIP_PATCHES, STRIP_SIDE, AtlasLayer

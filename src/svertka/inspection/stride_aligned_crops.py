@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from svertka.conv_geometry import ReceptiveField
 from svertka.data.dataset import Ints
+from svertka.graph.receptive_field import ReceptiveField
 from svertka.graph.summary import Layer
 
 MAX_CROP_AREA = 0.85  # of the image; above this, one whole image for several positions is faster

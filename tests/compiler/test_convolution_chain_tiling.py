@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from svertka.compiler import tiling
+from svertka.compiler import convolution_chain_tiling
+from svertka.compiler.convolution_chain_tiling import ChainTiling, find_input_rows, form_chains
 from svertka.compiler.ir import Chain, FusedConvolution
 from svertka.compiler.memory_planner import FeatureMapSize
 from svertka.compiler.optimize import optimize
-from svertka.compiler.tiling import ChainTiling, find_input_rows, form_chains
 from svertka.conv import native_support
-from svertka.graph.captured_operations import Value
+from svertka.graph.operation_and_value_types import Value
 
 kernels = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 
@@ -50,7 +50,7 @@ def test_every_row_is_computed_once_from_rows_in_memory(
         return
     last = len(chain.steps) - 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "MAX_TILE_NUMBERS", room)
+        patch.setattr(convolution_chain_tiling, "MAX_TILE_NUMBERS", room)
         found = ChainTiling(chain, maps, taps, min(segments, maps[-1].height))
     made: list[int] = []
     for segment in found.segments:
@@ -117,8 +117,8 @@ def test_chains_compute_what_the_network_does(
         expected = network.double()(x.double()).float()
         network.float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "MAX_TILE_NUMBERS", rows * 40 * sides[1])
-        patch.setattr(tiling, "MIN_TILED_NUMBERS", 0)
+        patch.setattr(convolution_chain_tiling, "MAX_TILE_NUMBERS", rows * 40 * sides[1])
+        patch.setattr(convolution_chain_tiling, "MIN_TILED_NUMBERS", 0)
         found = optimize(network, x)(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
@@ -151,7 +151,7 @@ def test_intermediate_maps_need_no_arena_memory() -> None:
     ],
 )
 def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiling, "MIN_TILED_NUMBERS", 0)
+    monkeypatch.setattr(convolution_chain_tiling, "MIN_TILED_NUMBERS", 0)
 
     class Network(nn.Module):
         def __init__(self) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from svertka.models.exported_graph import allocate_state_dict, read_graph, write_graph
+from svertka.models.graph_file import allocate_state_dict, read_graph, write_graph
 
 
 class Tables(nn.Module):

@@ -11,8 +11,8 @@ from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.repeatable_capture import RepeatableCapture
 from svertka.errors import UsageError
-from svertka.graph.captured_operations import Operation, map_leaves
 from svertka.graph.network_copy import copy_without_values, named_tensors
+from svertka.graph.operation_and_value_types import Operation, map_leaves
 
 CAPTURED_BATCH_SIZES = (
     2,

@@ -1,6 +1,7 @@
 """Benchmark of evaluation in ten crops and in dense crops against the bare network and a plain loop.
 
-    python bench/evaluate.py [--models resnet18 squeezenet1_1] [--images 64] [--dense 1] [--rounds 3] [--threads 2]
+    python bench/ten_crop_and_dense_evaluation.py [--models resnet18 squeezenet1_1] [--images 64] [--dense 1]
+        [--rounds 3] [--threads 2]
 
 Ten crops: `svertka evaluate --crops 10` on photographs, from the cache of squares to the metrics, in crops per second,
 compared with the network alone on as many crops in memory, in batches of the same size. A separate pass, timed by

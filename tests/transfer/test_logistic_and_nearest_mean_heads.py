@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from svertka.data.loader import BatchLoader
-from svertka.transfer import closed_form_heads
-from svertka.transfer.closed_form_heads import (
+from svertka.transfer import logistic_and_nearest_mean_heads as heads
+from svertka.transfer.logistic_and_nearest_mean_heads import (
     SOLVERS,
     fit_head,
     fit_logistic_regression,
@@ -72,18 +72,18 @@ def test_fit_head_changes_the_head_in_place(digit_batches: Callable[..., BatchLo
 @pytest.mark.parametrize("noise", [0.0, 12.0])
 def test_estimated_iterations_match_those_taken(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
     taken: list[int] = []
-    one_fit = closed_form_heads._fit_logistic
+    one_fit = heads._fit_logistic
 
     def counting(*arguments: Any) -> Any:
         model = one_fit(*arguments)
         taken.append(int(model.n_iter_.max()))
         return model
 
-    monkeypatch.setattr(closed_form_heads, "_fit_logistic", counting)
+    monkeypatch.setattr(heads, "_fit_logistic", counting)
     features, labels = digits(10, 600)
     fit_logistic_regression(
         features + np.random.default_rng(0).normal(0, noise, features.shape).astype(np.float32), labels, 10
     )
-    expected = closed_form_heads.MEAN_ITERATIONS * closed_form_heads.FOLDS * len(closed_form_heads.STRENGTHS)
+    expected = heads.MEAN_ITERATIONS * heads.FOLDS * len(heads.STRENGTHS)
     assert expected / 6 < sum(taken) < 1.5 * expected
-    assert closed_form_heads.estimate_seconds("logistic", 60, 64, 10) > 0
+    assert heads.estimate_seconds("logistic", 60, 64, 10) > 0

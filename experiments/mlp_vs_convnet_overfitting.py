@@ -7,8 +7,8 @@ perceptron is trained for 20 epochs and the convnet for 4, because its epochs ta
 rate is constant, so the curves can be compared epoch by epoch. Training errors are those during training; the held-out
 images choose nothing. About six minutes. The second table needs no training.
 
-    SVERTKA_DATA=… python experiments/mlp_vs_convnet.py [--seeds 0 1 2]
-    python experiments/mlp_vs_convnet.py --draw      # the figure and the tables, from the stored results
+    SVERTKA_DATA=… python experiments/mlp_vs_convnet_overfitting.py [--seeds 0 1 2]
+    python experiments/mlp_vs_convnet_overfitting.py --draw      # the figure and the tables, from the stored results
 """
 
 import os

@@ -20,7 +20,7 @@ from svertka.compiler.ir import (
     Reduction,
     Softmax,
 )
-from svertka.graph.captured_operations import Constant, Value, find_overload
+from svertka.graph.operation_and_value_types import Constant, Value, find_overload
 
 if TYPE_CHECKING:
     from svertka.compiler.fusion_state import Arguments, FusionState

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svertka.data.folder_dataset import list_folder, natural_sort_key, open_folder
+from svertka.data.folder_and_table_sources import list_folder, natural_sort_key, open_folder
 from svertka.errors import DataError, ImageError, UsageError
 
 

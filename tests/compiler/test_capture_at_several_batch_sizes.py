@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.dynamic_batch_capture import capture_graph
+from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.errors import UsageError
-from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, iter_leaves
 
 
 class Branches(nn.Module):

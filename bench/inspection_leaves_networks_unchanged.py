@@ -1,7 +1,7 @@
 """Test that inspection reads every layer of torchvision's and timm's networks and leaves the networks bit-identical.
 
     python -m venv parity && parity/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 .
-    parity/bin/python bench/inspection_coverage.py [--only NAME…]
+    parity/bin/python bench/inspection_leaves_networks_unchanged.py [--only NAME…]
 
 It needs its own environment, because torchvision pins torch. Nothing is downloaded: it uses the smallest network of
 each family of classifiers in torchvision and 22 networks of timm, with random weights. Each network is in training

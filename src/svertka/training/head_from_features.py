@@ -15,7 +15,8 @@ from svertka.training.data_splits import DataSplits
 from svertka.training.lr_finder import find_stable_rate
 from svertka.training.recipe import Recipe
 from svertka.training.training_inputs import optimize_frozen, store_features
-from svertka.transfer import closed_form_heads, freeze
+from svertka.transfer import freeze
+from svertka.transfer import logistic_and_nearest_mean_heads as heads
 from svertka.transfer.freeze import FrozenPrefix, PartiallyFrozen
 
 RATED_IMAGES = 64  # images whose features limit the learning rate
@@ -30,12 +31,12 @@ def needs_computed_head(classifier: Classifier, recipe: Recipe) -> bool:
     """
     head = _find_head(classifier)
     is_dense = isinstance(head, nn.Linear) and head.bias is not None
-    if recipe.head in closed_form_heads.SOLVERS and not is_dense:
+    if recipe.head in heads.SOLVERS and not is_dense:
         raise UsageError(
             f"head={recipe.head} computes a dense layer with biases, and {classifier.config.model} does not end in "
             "one; use linear"
         )
-    return is_dense and (recipe.head in closed_form_heads.SOLVERS or recipe.computed_first)
+    return is_dense and (recipe.head in heads.SOLVERS or recipe.computed_first)
 
 
 def compute_head(classifier: Classifier, settings: Settings, parts: DataSplits, device: torch.device) -> None:
@@ -64,7 +65,7 @@ def compute_head(classifier: Classifier, settings: Settings, parts: DataSplits, 
         features = batches.with_images(lambda indices, _: frozen(batches.images(indices, 0)))
     else:
         features = store_features(partial, settings, parts, batches, "computing features for the head")
-    closed_form_heads.fit_head(head, _solver(settings.recipe), features, len(classifier.names))
+    heads.fit_head(head, _solver(settings.recipe), features, len(classifier.names))
 
 
 def estimate_head_seconds(
@@ -86,7 +87,7 @@ def estimate_head_seconds(
     images, head = len(parts.indices["train"]), _find_head(classifier)
     assert isinstance(head, nn.Linear)
     has_features = stored and recipe.unfreeze == freeze.HEAD and not recipe.augmentations
-    solving = closed_form_heads.estimate_seconds(_solver(recipe), images, head.in_features, head.out_features)
+    solving = heads.estimate_seconds(_solver(recipe), images, head.in_features, head.out_features)
     again = optimizing if recipe.unfreeze != freeze.HEAD else 0.0
     return solving + again + (0.0 if has_features else forward * images)
 
@@ -137,7 +138,7 @@ def _split_before_head(classifier: Classifier) -> PartiallyFrozen | None:
 
 
 def _solver(recipe: Recipe) -> str:
-    return recipe.head if recipe.head in closed_form_heads.SOLVERS else "logistic"
+    return recipe.head if recipe.head in heads.SOLVERS else "logistic"
 
 
 def _find_head(classifier: Classifier) -> nn.Module | None:

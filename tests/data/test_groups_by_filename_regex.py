@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from svertka.data.dataset import Dataset, FileImages
-from svertka.data.filename_groups import assign_groups
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
+from svertka.data.groups_by_filename_regex import assign_groups
 from svertka.errors import UsageError
 
 

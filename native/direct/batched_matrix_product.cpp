@@ -3,7 +3,7 @@
 #include "../gemm.h"
 #include "../parallel.h"
 #include "../scratch.h"
-#include "tensor_steps.h"
+#include "product_softmax_reduction_interpolation.h"
 
 namespace svertka::INSTRUCTIONS {
 namespace {

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from svertka.inspection.activations import convolution_names, find_layer, list_layers
-from svertka.inspection.exact_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
+from svertka.inspection.stride_aligned_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.models.registry import find_model
 
 NETWORKS = [("squeezenet1_1", 227), ("squeezenet1_1", 224), ("resnet18", 224), ("googlenet", 224), ("alexnet", 227)]

@@ -19,8 +19,9 @@ from svertka.data.image_disk_cache import prepare_images
 from svertka.data.preprocessing import Preprocess
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
-from svertka.localization.patch_dataset import PatchDataset, cut_patches
-from svertka.localization.patch_grid import label_patches, pyramid_levels
+from svertka.localization.box_labeled_patches import PatchDataset, cut_patches
+from svertka.localization.patch_labels import label_patches
+from svertka.localization.patch_pyramid import pyramid_levels
 from svertka.run import Run
 
 Maker = Callable[..., Classifier]

@@ -19,8 +19,8 @@ from svertka.compiler.ir import (
     Step,
     step_results,
 )
-from svertka.compiler.tensor_rules import scale_product
-from svertka.graph.captured_operations import Constant, Operation, Value
+from svertka.compiler.tensor_fusion_rules import scale_product
+from svertka.graph.operation_and_value_types import Constant, Operation, Value
 
 FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
 NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]  # axes of the permutations to these orders

@@ -19,7 +19,7 @@ from svertka.compiler.ir import (
     TensorStep,
     step_results,
 )
-from svertka.graph.captured_operations import Constant
+from svertka.graph.operation_and_value_types import Constant
 
 Sizes = tuple[int, ...]
 # Combinations that kernels of 8 bits know.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from svertka.compiler.calibration_images import CalibrationImages
+from svertka.compiler.calibration_batches import CalibrationImages
 from svertka.compiler.optimize import optimize
 from svertka.errors import UsageError
 

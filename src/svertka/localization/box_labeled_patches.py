@@ -20,16 +20,15 @@ from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.errors import DataError, ImageError
-from svertka.localization.patch_grid import (
-    BACKGROUND_SHARE,
+from svertka.localization.patch_labels import intersection_over_union, label_patches
+from svertka.localization.patch_pyramid import (
     SCALES,
     PyramidLevel,
-    intersection_over_union,
-    label_patches,
     pyramid_levels,
 )
 from svertka.progress import progress
 
+BACKGROUND_SHARE = 0.1  # share of the patches without an object that are trained on
 CHUNK = 32  # images whose sizes are read together
 WHOLE_IMAGE = -1  # in place of a level: the central square, which a classifier of whole images sees
 MAX_OVERLAP = 0.5  # with the central square (intersection over union), above which a background patch is left out

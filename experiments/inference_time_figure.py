@@ -3,7 +3,7 @@
 Nothing is measured here: the results are those of bench/inference_time_by_size_and_threads.py.
 
     python bench/inference_time_by_size_and_threads.py --output experiments/metrics/inference_time.jsonl
-    python experiments/inference_time.py
+    python experiments/inference_time_figure.py
 """
 
 import argparse

@@ -22,7 +22,7 @@ from svertka.compiler.ir import (
     Softmax,
 )
 from svertka.compiler.optimize import optimize
-from svertka.compiler.tensor_rules import _sparse_rows
+from svertka.compiler.tensor_fusion_rules import _sparse_rows
 
 SHAPE = 4, 8, 6
 Map = Callable[[Tensor], Tensor]

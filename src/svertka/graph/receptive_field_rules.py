@@ -1,0 +1,253 @@
+"""Propagation of receptive fields through PyTorch's operations.
+
+A tensor inside a network has one `FieldAxis` for each axis of the image: the receptive fields and the dimension of
+their positions. The result of an operation without a rule is assumed to depend on all of its inputs, so a receptive
+field is never too small.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from svertka.graph.receptive_field import ReceptiveField, ReceptiveFieldGrid
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A tensor among the arguments or results of an operation: its shape, and the `symbol` that identifies it."""
+
+    shape: tuple[int, ...]
+    symbol: Any = None
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+
+class FieldAxis(NamedTuple):
+    """The receptive fields along one axis of the image.
+
+    Attributes:
+        field: One interval for each position.
+        dim: The dimension of the tensor that holds the positions; None if all elements have the same interval.
+    """
+
+    field: ReceptiveField
+    dim: int | None
+
+    def gathered(self) -> "FieldAxis":
+        """Return the axis of an element that reads all positions of this one."""
+        return self if self.dim is None else FieldAxis(self.field.gathered(), None)
+
+
+def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
+    """Return the axis of elements that read both axes."""
+    if one.dim is None and other.dim is not None:
+        one, other = other, one
+    if one.dim is not None and other.dim is None:
+        (interval,) = other.field.intervals
+        spread = ReceptiveField(other.field.size, (interval,) * len(one.field.intervals), grid=None)
+        return FieldAxis(one.field.united(spread), one.dim)
+    if one.dim != other.dim or len(one.field.intervals) != len(other.field.intervals):
+        one, other = one.gathered(), other.gathered()
+    return FieldAxis(one.field.united(other.field), one.dim)
+
+
+@cache
+def has_field_rule(operation: Any) -> bool:
+    """Return whether there is a rule for an operation of torch.ops.aten; otherwise it is decomposed."""
+    return _rule(operation) is not None
+
+
+def propagate_field(
+    operation: Any, arguments: Arguments, tensor: Operand, axis: FieldAxis, output: Operand
+) -> FieldAxis:
+    """Return the axis of `output` that results from `axis` of `tensor`, an argument of `operation`."""
+    rule = _rule(operation)
+    if axis.dim is None or rule is None or not _is_data(operation, arguments, tensor):
+        return axis.gathered()
+    moved = rule(arguments, tensor, axis.field, axis.dim, output)
+    # If a rule does not fit the shape of the result, all positions are assumed to be read.
+    fits = moved.dim is None or (moved.dim < output.ndim and output.shape[moved.dim] == len(moved.field.intervals))
+    return moved if fits else axis.gathered()
+
+
+Rule = Callable[[Arguments, Operand, ReceptiveField, int, Operand], FieldAxis]
+
+
+@cache
+def _rule(operation: Any) -> Rule | None:
+    name = operation.overloadpacket.__name__
+    if name in RULES:
+        return RULES[name]
+    if torch.Tag.pointwise in operation.tags:
+        return _pointwise
+    return _along_dim if any(argument.name == "dim" for argument in operation._schema.arguments) else None
+
+
+def _is_data(operation: Any, arguments: Arguments, tensor: Operand) -> bool:
+    """Return whether the rule applies to `tensor`; a convolution's applies to its input, not to computed weights."""
+    if torch.Tag.pointwise in operation.tags:
+        return True
+    first = next(iter(arguments.values()))
+    return tensor is first or (isinstance(first, list | tuple) and any(tensor is one for one in first))
+
+
+def _gathered(field: ReceptiveField) -> FieldAxis:
+    return FieldAxis(field.gathered(), None)
+
+
+def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    dim += output.ndim - tensor.ndim  # broadcasting aligns the last dimensions
+    if len(field.intervals) == 1 and output.shape[dim] > 1:
+        return _gathered(field)
+    return FieldAxis(field, dim)
+
+
+def _along_dim(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    """Return the axis after a reduction, softmax or concatenation along `dim`, or along all dimensions without it."""
+    given = arguments["dim"]
+    dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
+    dims = {one % tensor.ndim for one in dims}
+    if dim in dims:
+        kept = output.ndim == tensor.ndim and output.shape[dim] == 1  # padding may follow
+        return FieldAxis(field.gathered(), dim) if kept else _gathered(field)
+    dropped = 0 if arguments.get("keepdim", True) else sum(one < dim for one in dims)
+    return FieldAxis(field, dim - dropped)
+
+
+def _convolution(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    if dim < 2:
+        return FieldAxis(field, 0) if dim == 0 else _gathered(field)
+    stride, padding, dilation = (_pick(arguments[name], dim - 2) for name in ("stride", "padding", "dilation"))
+    kernel, positions = arguments["weight"].shape[dim], output.shape[dim]
+    if not arguments["transposed"]:
+        return FieldAxis(field.through(kernel, stride, padding, dilation, positions), dim)
+    # Position i of the input is added to the positions i·stride − padding + k·dilation of the output.
+    reached = [[position + padding - k * dilation for k in range(kernel)] for position in range(positions)]
+    return FieldAxis(field.reading([[at // stride for at in taps if at % stride == 0] for taps in reached]), dim)
+
+
+def _pooling(dimensions: int) -> Rule:
+    def rule(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+        place = dim - (tensor.ndim - dimensions)
+        if place < 0:
+            return FieldAxis(field, dim)
+        kernel, padding = _pick(arguments["kernel_size"], place), _pick(arguments["padding"], place)
+        stride = _pick(arguments["stride"] or arguments["kernel_size"], place)
+        dilation = _pick(arguments.get("dilation", 1), place)
+        return FieldAxis(field.through(kernel, stride, padding, dilation, output.shape[dim]), dim)
+
+    return rule
+
+
+def _adaptive_pooling(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    before, behind = tensor.shape[dim], output.shape[dim]
+    if before % behind == 0:
+        return FieldAxis(field.through(kernel=before // behind, stride=before // behind), dim)
+    windows = [range(i * before // behind, -(-(i + 1) * before // behind)) for i in range(behind)]
+    return FieldAxis(field.reading(windows), dim)
+
+
+def _padding(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    pad: Sequence[int] = arguments["pad"]  # (before, after) of the last dimension, then of the one before it
+    place = 2 * (tensor.ndim - 1 - dim)
+    before = pad[place] if place < len(pad) else 0
+    return FieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
+
+
+def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    """Return the axis after reshaping, which keeps the order of the elements."""
+    size, before = tensor.shape[dim], math.prod(tensor.shape[:dim])
+    for place, other in enumerate(output.shape):
+        if other == size and math.prod(output.shape[:place]) == before:
+            return FieldAxis(field, place)
+    return _gathered(field)
+
+
+def _permute(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+    return FieldAxis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
+
+
+def _transpose(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+    one, other = arguments["dim0"] % tensor.ndim, arguments["dim1"] % tensor.ndim
+    return FieldAxis(field, {one: other, other: one}.get(dim, dim))
+
+
+def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+    if arguments["dim"] % tensor.ndim != dim:
+        return FieldAxis(field, dim)
+    taken = range(tensor.shape[dim])[arguments["start"] : arguments["end"] : arguments["step"]]
+    grid = field.grid
+    if grid:
+        grid = ReceptiveFieldGrid(grid.start + taken.start * grid.jump, grid.jump * taken.step, grid.extent)
+    return FieldAxis(field.reading([[position] for position in taken], grid), dim)
+
+
+def _select(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+    chosen = arguments["dim"] % tensor.ndim
+    if chosen == dim:
+        return FieldAxis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
+    return FieldAxis(field, dim - (chosen < dim))
+
+
+def _unbind(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+    chosen = arguments["dim"] % tensor.ndim
+    return _gathered(field) if chosen == dim else FieldAxis(field, dim - (chosen < dim))
+
+
+def _stack(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    return FieldAxis(field, dim + (arguments["dim"] % output.ndim <= dim))
+
+
+def _linear(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
+    return _gathered(field) if dim == tensor.ndim - 1 else FieldAxis(field, dim)
+
+
+def _batch_norm(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
+    computes_statistics = arguments.get("training", False) and dim != 1
+    return _gathered(field) if computes_statistics else FieldAxis(field, dim)
+
+
+def _layer_norm(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+    inside = dim >= tensor.ndim - len(arguments["normalized_shape"])
+    return _gathered(field) if inside else FieldAxis(field, dim)
+
+
+def _pick(values: int | Sequence[int], place: int) -> int:
+    """Return the value for one dimension, given one for each or one for all."""
+    if isinstance(values, int):
+        return values
+    return values[place] if len(values) > 1 else values[0]
+
+
+RULES: dict[str, Rule] = {
+    "convolution": _convolution,
+    "linear": _linear,
+    **{f"avg_pool{n}d": _pooling(n) for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices": _pooling(n) for n in (2, 3)},
+    **{f"{name}{n}d": _adaptive_pooling for name in ("_adaptive_avg_pool", "adaptive_max_pool") for n in (2, 3)},
+    "constant_pad_nd": _padding,
+    **dict.fromkeys(
+        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm
+    ),
+    "native_layer_norm": _layer_norm,
+    **dict.fromkeys(("hardswish", "hardswish_", "log_sigmoid_forward", "_prelu_kernel"), _pointwise),
+    **dict.fromkeys(("expand", "clone", "_to_copy", "detach", "alias"), _pointwise),
+    **dict.fromkeys(
+        ("view", "reshape", "unflatten", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _same_order
+    ),
+    "permute": _permute,
+    "transpose": _transpose,
+    "slice": _slice,
+    "select": _select,
+    "unbind": _unbind,
+    "stack": _stack,
+}
