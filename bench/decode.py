@@ -4,7 +4,7 @@ Three ways turn the bytes of a JPEG file into a square of `--side` pixels:
 
     plain    Pillow: open, convert to RGB, resize the central square with BILINEAR, which antialiases
     draft    the same after Image.draft, with which the decoder reduces the image
-    svertka  read_image and resize_central_square, as in training and prediction
+    svertka  decode_to_pixels and resize_central_square, as in training and prediction
 
 Each round runs all three in changing order. Quality is the PSNR relative to the image decoded at full size and resized
 with a Lanczos filter in floating point. Needs SVERTKA_DATA or `--images FOLDER`.
@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from svertka.data.image_io import read_image
+from svertka.data.image_io import decode_to_pixels
 from svertka.data.preprocessing import resize_central_square
 
 Pixels = npt.NDArray[np.uint8]
@@ -61,7 +61,7 @@ def draft(data: bytes, side: int) -> Pixels:
 
 def svertka(data: bytes, side: int) -> Pixels:
     """svertka's functions."""
-    return resize_central_square(read_image(data, min_side=side), side, 3)
+    return resize_central_square(decode_to_pixels(data, min_side=side), side, 3)
 
 
 WAYS: dict[str, Way] = {"plain": plain, "draft": draft, "svertka": svertka}

@@ -28,9 +28,9 @@ from torch import nn
 from networks_vs_engines import FLOAT32, compare
 from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
-from svertka.compiler.ir import BatchDependentSize, FusedConvolution, step_results
+from svertka.compiler.ir import BatchDependentSize, FusedConvolution, step_output_numbers
 from svertka.compiler.optimize import optimize
-from svertka.compiler.packing import is_linear_layer, select_kernel
+from svertka.compiler.packing import is_linear_layer, select_kernel_kind
 from svertka.device import cpu_name, set_threads
 from svertka.files import write_atomic
 from svertka.models.registry import find_model
@@ -71,11 +71,11 @@ def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
             batch, _, *window = (*sides(step.result), 1, 1)[:4]
             every = batch * prod(window) * prod(weight)
             defined += every
-            if not is_linear_layer(steps, step) and select_kernel(step, tuple(weight)) == "winograd":
+            if not is_linear_layer(steps, step) and select_kernel_kind(step, tuple(weight)) == "winograd":
                 kernels = ceil(weight[2] / 3) ** 2  # F(4,3) takes 6×6 products for 4×4 results
                 every = batch * prod(ceil(side / 4) for side in window) * 36 * weight[0] * weight[1] * kernels
             left += every
-    maps = sum(prod(sides(value)) for step in steps.steps for value in (*step.inputs, *step_results(step)))
+    maps = sum(prod(sides(value)) for step in steps.steps for value in (*step.inputs, *step_output_numbers(step)))
     weights = sum(tensor.numel() for tensor in steps.tensors.values())
     return {
         "multiplications": defined / 1e9,

@@ -31,7 +31,7 @@ import torch
 from load_generator import load, photographs, resident, served, spent
 from svertka.classifier import Classifier, Config
 from svertka.compiler.optimize import optimize
-from svertka.data.image_io import read_image
+from svertka.data.image_io import decode_to_pixels
 from svertka.data.imagenet import NAMES
 from svertka.models.published_weights import MEAN, STD
 
@@ -124,7 +124,7 @@ def alone(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, flo
     fast = optimize(classifier.network, images)
 
     def prepare(data: bytes) -> torch.Tensor:
-        return classifier.preprocess(read_image(data, min_side=RESIZE))
+        return classifier.preprocess(decode_to_pixels(data, min_side=RESIZE))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as readers, torch.inference_mode():
 

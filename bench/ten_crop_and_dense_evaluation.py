@@ -30,9 +30,9 @@ from torch import Tensor
 
 from svertka.classifier import Classifier, Config
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.preprocessing import Preprocess, resize_whole
+from svertka.data.preprocessing import Preprocess, resize_shorter_side
 from svertka.data.source_opener import open_source
-from svertka.evaluation.crop_protocols import get_crop_protocol, to_batch
+from svertka.evaluation.crop_protocols import get_crop_protocol, to_normalized_batch
 from svertka.evaluation.metrics import MetricAccumulator
 from svertka.evaluation.predictor import CROPS_PER_BATCH, Predictor, average_log_probabilities
 from svertka.graph.fully_convolutional import make_fully_convolutional
@@ -87,7 +87,7 @@ def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[
     stride = make_fully_convolutional(one.network, (1, 3, size, size)).stride
     pictures = [
         [
-            to_batch(one.preprocess, resize_whole(dataset.images.read(k, max(how.scales)), scale, 3))
+            to_normalized_batch(one.preprocess, resize_shorter_side(dataset.images.read(k, max(how.scales)), scale, 3))
             for scale in how.scales
         ]
         for k in range(len(dataset))

@@ -35,7 +35,7 @@ from svertka.device import set_memory_format
 from svertka.models.resnet import CIFARResNet
 from svertka.training.lr_schedule import Constant
 from svertka.training.recipe import Recipe
-from svertka.training.time_estimate import time_steps
+from svertka.training.time_estimate import time_training_steps
 from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
 
 BATCH, WORKERS = 64, 2
@@ -115,7 +115,7 @@ def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterat
     options: dict[str, Any] = {"batch_size": BATCH, "shuffle": True}
     batches = BatchLoader(rows, dataset.labels, everything, preprocess, **options)
     network = accelerate(network)
-    timing = time_steps(network, next(batches.epoch(0)), Recipe(), type(network).__name__)
+    timing = time_training_steps(network, next(batches.epoch(0)), Recipe(), type(network).__name__)
     layout = getattr(torch, timing.memory_format)
     network = set_memory_format(network, layout)
     batches = BatchLoader(rows, dataset.labels, everything, preprocess, memory_format=layout, **options)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.inspection import project, to_images, top_patches
-from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
 from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.run import Run
 
@@ -47,7 +47,7 @@ def subject(name: str) -> AtlasInputs:
             run, source = f"{name}:{data}/weights/resnet20-cifar10.safetensors", "cifar10"
         case _:
             run, source = trained(f"units-{name}", "mnist", val=0.03), "mnist"
-    return open_inputs(run, source, images=None, device=torch.device("cpu"), threads=1, cache_limit=None)
+    return open_atlas_inputs(run, source, images=None, device=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def measure() -> list[dict[str, Any]]:

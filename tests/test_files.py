@@ -13,7 +13,7 @@ from svertka.errors import StorageError, UsageError
 from svertka.files import (
     cache_folder,
     format_bytes,
-    free_bytes,
+    free_disk_bytes,
     lock_file,
     parse_path,
     read_json,
@@ -105,7 +105,7 @@ def test_cache_folder_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_free_bytes_of_a_folder_to_be() -> None:
-    assert free_bytes(Path("/tmp/not/yet/there")) > 0
+    assert free_disk_bytes(Path("/tmp/not/yet/there")) > 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
-from svertka.data.image_io import read_image
+from svertka.data.image_io import decode_to_pixels
 from svertka.errors import UsageError
 from svertka.layers import ChannelPool, LocalResponseNorm, ScaledTanh, Subsampling, SumPool2d
 
@@ -152,7 +152,7 @@ def test_response_norm_has_first_and_second_derivatives(memory_format):
 
 def test_response_norm_of_a_photograph_has_pytorch_s_gradient(shared_data: Path):
     path = min((shared_data / "imagenet-samples").glob("*.JPEG"))
-    picture = read_image(path.read_bytes())
+    picture = decode_to_pixels(path.read_bytes())
     torch.manual_seed(0)
     maps = nn.Conv2d(3, 96, kernel_size=11, stride=4)(torch.from_numpy(picture).permute(2, 0, 1)[None].float()).detach()
     weights, results = torch.randn_like(maps), []

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from svertka.errors import RunError
-from svertka.run import Run, columns_of_training, training_boxes
+from svertka.run import Run, columns_of_training, read_training_boxes
 
 
 def test_creating_a_run_does_not_touch_the_disk(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_columns_and_boxes_are_found_for_any_path_to_the_source(way: int, tmp_pa
     said = {"source": str(source), "columns": "path=img,label=digit", "boxes": "boxes.csv"}
     run.training.write_text(json.dumps(said))
     path = ways_to(source, tmp_path)[way]
-    assert (columns_of_training(run, path), training_boxes(run, path)) == (said["columns"], said["boxes"])
+    assert (columns_of_training(run, path), read_training_boxes(run, path)) == (said["columns"], said["boxes"])
     other = tmp_path / "other.csv"
     other.write_text("img,digit\n")
     assert columns_of_training(run, other) is None

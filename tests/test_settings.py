@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import svertka
-from svertka.device import preserve_settings
+from svertka.device import preserve_process_settings
 from svertka.run import Run
 
 
@@ -66,7 +66,7 @@ def test_public_functions_leave_them_alone(name: str, run: Run, digit_folder: Pa
 
 def test_the_context_restores_what_was_changed_in_it() -> None:
     before = process_settings()
-    with preserve_settings():
+    with preserve_process_settings():
         torch.set_num_threads(before["threads"] + 1)
         torch.backends.cudnn.benchmark = not before["benchmark"]
     assert process_settings() == before

@@ -22,11 +22,11 @@ from pydantic import (
 
 from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data import imagenet
-from svertka.data.image_io import DEFAULT, Decoding, describe_misnamed
+from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
-from svertka.data.prediction_inputs import Input, find_misnamed_files, list_inputs, sample_intensities
+from svertka.data.prediction_inputs import Input, find_misnamed_files, list_inputs, sample_intensity_range
 from svertka.data.preprocessing import ImageLike, Preprocess, load_image
-from svertka.device import choose_device, get_device, has_values, preserves_settings, set_threads
+from svertka.device import choose_device, get_device, has_values, set_threads, with_preserved_settings
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path, read_json, storage_errors, write_json
@@ -99,7 +99,7 @@ class Config(BaseModel):
         if self.builder is None:
             return registry.find_model(self.model)
         size, channels = self.preprocess.size, self.preprocess.channels
-        model = external.open_builder(
+        model = external.open_model_of_run(
             self.builder, folder, trust_builder=trust_builder, size=size, channels=channels, classes=len(self.names)
         )
         return replace(model, name=self.model)
@@ -430,7 +430,7 @@ class Classifier:
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def predict(
     run: str | PathLike[str] | Classifier | torch.nn.Module,
     *images: ImageLike,
@@ -464,7 +464,7 @@ def predict(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, trust_builder=trust_builder)
-    inputs, decoding = list_inputs(images), Decoding.up_to(max_pixels)
+    inputs, decoding = list_inputs(images), DecodingOptions.up_to(max_pixels)
     batches = _predict_batches(classifier, inputs, decoding, workers, top)
     return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
 
@@ -481,7 +481,10 @@ class Predictions(list[dict[str, Any]]):
     MAX_THUMBNAILS = 24
 
     def __init__(
-        self, predictions: Sequence[dict[str, Any]] = (), images: Sequence[Input] = (), decoding: Decoding = DEFAULT
+        self,
+        predictions: Sequence[dict[str, Any]] = (),
+        images: Sequence[Input] = (),
+        decoding: DecodingOptions = DEFAULT,
     ) -> None:
         super().__init__(predictions)
         self._images, self._decoding = list(images), decoding
@@ -523,7 +526,7 @@ def _label_lines(prediction: dict[str, Any]) -> list[str]:
     return [f"{label['name']} {label['probability']:.1%}" for label in prediction["labels"]]
 
 
-def _thumbnail_address(image: Input, decoding: Decoding) -> str | None:
+def _thumbnail_address(image: Input, decoding: DecodingOptions) -> str | None:
     try:
         return None if isinstance(image, ImageError) else thumbnail_uri(load_image(image, THUMBNAIL_SIDE, decoding))
     except SvertkaError:
@@ -545,11 +548,11 @@ def predict_in_batches(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, trust_builder=trust_builder)
-    yield from _predict_batches(classifier, list_inputs(images), Decoding.up_to(max_pixels), workers, top)
+    yield from _predict_batches(classifier, list_inputs(images), DecodingOptions.up_to(max_pixels), workers, top)
 
 
 def _predict_batches(
-    classifier: Classifier, inputs: Sequence[tuple[str, Input]], decoding: Decoding, workers: int, top: int
+    classifier: Classifier, inputs: Sequence[tuple[str, Input]], decoding: DecodingOptions, workers: int, top: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the predictions for images with their paths, `BATCH_SIZE` at a time."""
     classifier = classifier.optimized_for(len(inputs))
@@ -572,12 +575,12 @@ def _predict_batches(
             shown.advance(len(batch))
     if sentence := describe_misnamed(find_misnamed_files(image for _, image in inputs)):
         say(sentence)
-    ranges = sample_intensities((image for _, image in inputs), decoding)
+    ranges = sample_intensity_range((image for _, image in inputs), decoding)
     if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.intensity_range):
         say(f"16-bit images {sentence}")
 
 
-def _preprocess_or_error(preprocess: Preprocess, decoding: Decoding, image: Input) -> torch.Tensor | str:
+def _preprocess_or_error(preprocess: Preprocess, decoding: DecodingOptions, image: Input) -> torch.Tensor | str:
     """Return the input of the network, (C, H, W) float32, or why the image cannot be read."""
     try:
         return str(image) if isinstance(image, ImageError) else preprocess(image, decoding)

@@ -68,7 +68,7 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(bdtr(min(only_first, only_second), discordant, 0.5))) if discordant else 1.0
 
 
-def format_points(share: float) -> str:
+def format_percentage_points(share: float) -> str:
     """Format a difference of shares (−1 to 1) in percentage points: "−1.3", "+0.4", "0.0"."""
     text = f"{100 * share:+.1f}".replace("-", "−")
     return text[1:] if text in ("+0.0", "−0.0") else text

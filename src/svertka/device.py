@@ -65,7 +65,7 @@ def set_threads(count: int | None) -> int:
 
 
 @contextmanager
-def preserve_settings() -> Iterator[None]:
+def preserve_process_settings() -> Iterator[None]:
     """Restore settings of the process after the body: PyTorch's threads, cuDNN's benchmark mode, warning filters."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     try:
@@ -77,12 +77,12 @@ def preserve_settings() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def preserves_settings(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate `function` to run in `preserve_settings`."""
+def with_preserved_settings(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate `function` to run in `preserve_process_settings`."""
 
     @wraps(function)
     def keeping(*arguments: P.args, **options: P.kwargs) -> T:
-        with preserve_settings():
+        with preserve_process_settings():
             return function(*arguments, **options)
 
     return keeping

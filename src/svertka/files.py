@@ -251,7 +251,7 @@ def format_bytes(count: float) -> str:
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"  # never 1e+03
 
 
-def cache_limit_in_bytes(cache_limit: float | None) -> int | None:
+def parse_cache_limit_option(cache_limit: float | None) -> int | None:
     """Return the option `cache_limit`, given in gigabytes, in bytes; None gives None.
 
     Raises:
@@ -264,7 +264,7 @@ def cache_limit_in_bytes(cache_limit: float | None) -> int | None:
     return round(cache_limit * 1e9)
 
 
-def free_bytes(folder: Path) -> int:
+def free_disk_bytes(folder: Path) -> int:
     """Return the bytes that this user can write on the disk of `folder` or of its nearest existing parent."""
     while not folder.exists():
         folder = folder.parent

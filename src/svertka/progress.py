@@ -83,7 +83,7 @@ class Progress:
         self.note = note
         now = time.monotonic()
         waited = LINE_EVERY if self._last_line > self._began else FIRST_LINE
-        if now - self._last_line > waited and not is_live():
+        if now - self._last_line > waited and not is_bar_shown():
             self._last_line = now
             remaining = self.seconds_left
             done = f"{self.done}%" if self.unit == "%" else f"{self.done} of {self.total} {self.unit}".rstrip()
@@ -101,7 +101,7 @@ class Progress:
         Args:
             text: Facts separated by ", ", the most important first; those that do not fit the width are left out.
         """
-        if is_live():
+        if is_bar_shown():
             self.latest = to_encodable(to_printable(text), sys.stderr)
         else:
             say(text)
@@ -217,7 +217,7 @@ def show_spinner(title: str) -> Iterator[None]:
     """Show a spinner and the elapsed time while the body runs; elsewhere, a line if it takes long."""
     job = Progress(title, 0)
     with _displayed(job):
-        timer = None if is_live() else threading.Timer(WORKING_LINE, say, [f"{title} …"])
+        timer = None if is_bar_shown() else threading.Timer(WORKING_LINE, say, [f"{title} …"])
         if timer is not None:
             timer.daemon = True
             timer.start()
@@ -228,7 +228,7 @@ def show_spinner(title: str) -> Iterator[None]:
                 timer.cancel()
 
 
-def is_live() -> bool:
+def is_bar_shown() -> bool:
     """Return whether a bar is shown: stderr is a terminal that can redraw lines."""
     return _display is not None
 

@@ -242,7 +242,7 @@ def columns_of_training(run: str | PathLike[str], source: Source) -> str | None:
     return columns if is_same_source(settings["source"], fspath(source)) and isinstance(columns, str) else None
 
 
-def training_boxes(run: str | PathLike[str], source: Source) -> str | None:
+def read_training_boxes(run: str | PathLike[str], source: Source) -> str | None:
     """Return the boxes that label the images of `source`, for a run that was trained with boxes.
 
     Returns:

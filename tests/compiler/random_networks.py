@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.compiler import convolution_chain_tiling
-from svertka.compiler.accuracy_check import channel_error
+from svertka.compiler.accuracy_check import max_relative_channel_error
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.output_structure import find_tensors
 from svertka.compiler.reference import run_reference
@@ -599,7 +599,7 @@ def tried(design: Design) -> tuple[str, str]:
         x = images(design, design.batch)
         with torch.no_grad():
             pairs = zip(find_tensors(network(x.clone())), find_tensors(exact(x.double())), strict=True)
-            usual = max(channel_error(a, b) for a, b in pairs)
+            usual = max(max_relative_channel_error(a, b) for a, b in pairs)
         return ("useless" if usual > USELESS else "wrong"), str(error)
     with torch.no_grad():
         for count in (design.batch, *design.batches):
@@ -628,7 +628,7 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
     for a, b, c, d in zip(ours, theirs, truth, steps, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"it gives {tuple(a.shape)} {a.dtype} in place of {tuple(b.shape)} {b.dtype}"
-        usual = channel_error(b, c)
+        usual = max_relative_channel_error(b, c)
         if usual > USELESS:
             return "useless"
         if design.precision == "int8":
@@ -637,7 +637,7 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
                 return f"off by {error:.1e} of the values from the same steps in float64"
             continue
         limit = max(FACTOR * usual, LEAST) if design.precision == "fp32" else 1.0
-        if not (error := channel_error(a, c)) <= limit:
+        if not (error := max_relative_channel_error(a, c)) <= limit:
             return f"off by {error:.1e}, PyTorch by {usual:.1e}"
     return None
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from svertka.compiler.calibration_batches import CalibrationImages
+from svertka.compiler.calibration_batches import CalibrationBatches
 from svertka.compiler.optimize import optimize
 from svertka.errors import UsageError
 
@@ -16,14 +16,14 @@ SHAPE = 3, 4, 4
 
 
 def batches(calibration: Any, batch_size: int | None = None) -> list[int]:
-    images = CalibrationImages(calibration, SHAPE, batch_size)
+    images = CalibrationBatches(calibration, SHAPE, batch_size)
     return [len(batch) for batch in images]
 
 
 def test_a_tensor_an_iterable_and_a_loader_of_pairs_are_read_alike() -> None:
     x = torch.randn(104, *SHAPE)
     for given in (x, x.split(30), iter(x.split(7)), [(part, torch.zeros(len(part))) for part in x.split(9)]):
-        images = CalibrationImages(given, SHAPE, None)
+        images = CalibrationBatches(given, SHAPE, None)
         assert torch.equal(torch.cat(list(images)), x)
         assert torch.equal(images.kept, x[:32])
 

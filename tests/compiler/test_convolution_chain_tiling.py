@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svertka.compiler import convolution_chain_tiling
-from svertka.compiler.convolution_chain_tiling import ChainTiling, find_input_rows, form_chains
-from svertka.compiler.ir import Chain, FusedConvolution
+from svertka.compiler.convolution_chain_tiling import ChainTiling, find_input_rows, form_convolution_chains
+from svertka.compiler.ir import ConvolutionChain, FusedConvolution
 from svertka.compiler.memory_planner import FeatureMapSize
 from svertka.compiler.optimize import optimize
 from svertka.conv import native_support
@@ -25,7 +25,7 @@ def step(number: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> F
 
 
 @st.composite
-def chains(draw: st.DrawFn) -> tuple[Chain, list[FeatureMapSize], list[int]]:
+def chains(draw: st.DrawFn) -> tuple[ConvolutionChain, list[FeatureMapSize], list[int]]:
     """Steps of any stride, padding and dilation, their maps, and the rows of their kernels."""
     steps, maps, taps = [], [FeatureMapSize(1, 1, draw(st.integers(1, 40)), 1)], []
     for number in range(draw(st.integers(2, 5))):
@@ -37,13 +37,13 @@ def chains(draw: st.DrawFn) -> tuple[Chain, list[FeatureMapSize], list[int]]:
         steps.append(step(number, stride, padding, dilation))
         taps.append(size)
         maps.append(FeatureMapSize(1, 1, height, 1))
-    return Chain(tuple(steps)), maps, taps
+    return ConvolutionChain(tuple(steps)), maps, taps
 
 
 @given(drawn=chains(), room=st.integers(1, 60), segments=st.integers(1, 4))
 @settings(max_examples=300, deadline=None)
 def test_every_row_is_computed_once_from_rows_in_memory(
-    drawn: tuple[Chain, list[FeatureMapSize], list[int]], room: int, segments: int
+    drawn: tuple[ConvolutionChain, list[FeatureMapSize], list[int]], room: int, segments: int
 ) -> None:
     chain, maps, taps = drawn
     if not chain.steps:
@@ -129,8 +129,8 @@ def test_maps_that_fit_in_the_cache_are_not_tiled() -> None:
     network = nn.Sequential(*parts).eval()
     for side, tiled in ((16, False), (48, True)):
         optimized = optimize(network, torch.randn(1, 8, side, side))
-        steps = form_chains(optimized._steps.steps, optimized._plan(1).maps, optimized._packed, [])
-        assert any(isinstance(step, Chain) for step in steps) == tiled
+        steps = form_convolution_chains(optimized._steps.steps, optimized._plan(1).maps, optimized._packed, [])
+        assert any(isinstance(step, ConvolutionChain) for step in steps) == tiled
 
 
 @kernels
@@ -172,5 +172,5 @@ def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str], m
         torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-5)
     fused = optimized._steps
     kept = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
-    steps = form_chains(fused.steps, optimized._plan(2).maps, optimized._packed, kept)
-    assert [[one.place for one in step.steps] for step in steps if isinstance(step, Chain)] == [together]
+    steps = form_convolution_chains(fused.steps, optimized._plan(2).maps, optimized._packed, kept)
+    assert [[one.place for one in step.steps] for step in steps if isinstance(step, ConvolutionChain)] == [together]

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from svertka.compiler import reference
 from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
-from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step, step_results
+from svertka.compiler.ir import (
+    Concatenation,
+    Elementwise,
+    FusedConvolution,
+    Normalization,
+    Pool,
+    Step,
+    step_output_numbers,
+)
 from svertka.graph.operation_and_value_types import Operation, Value
 from svertka.models.registry import MODELS
 
@@ -244,7 +252,7 @@ def test_every_step_reads_earlier_values() -> None:
         there = {0}
         for step in made.steps:
             assert there.issuperset(step.inputs)
-            there.update(step_results(step))
+            there.update(step_output_numbers(step))
         assert {leaf.number for leaf in made.output.leaves if isinstance(leaf, Value)} <= there
 
 

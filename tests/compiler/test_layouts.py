@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from svertka.compiler.ir import Elementwise, Step
 from svertka.compiler.layouts import (
-    Layouts,
-    axis_order,
+    NetworkLayouts,
     broadcast_strides,
     collapse_axes,
-    default_order,
+    default_axis_order,
     dense_strides,
-    pixel_step,
-    row_step,
+    memory_axis_order,
+    pixel_stride,
+    row_stride,
 )
 from svertka.compiler.optimize import optimize
 from svertka.graph.operation_and_value_types import Operation, Value
@@ -33,7 +33,7 @@ def test_dense_strides_are_those_of_pytorch() -> None:
             expected = torch.empty([shape[axis] for axis in order]).permute(back).stride()
             found = dense_strides(shape, order)
             assert all(a == b for a, b, size in zip(found, expected, shape, strict=True) if size > 1)
-            assert dense_strides(shape, axis_order(shape, found)) == found or 1 in shape
+            assert dense_strides(shape, memory_axis_order(shape, found)) == found or 1 in shape
 
 
 def test_kernels_read_maps_whose_pixels_are_evenly_spaced() -> None:
@@ -49,10 +49,10 @@ def test_kernels_read_maps_whose_pixels_are_evenly_spaced() -> None:
         (x[:, ::2], None),
         (x[:, :1].expand(2, 12, 5, 7), None),
     ):
-        assert pixel_step(tuple(view.shape), view.stride()) == step
+        assert pixel_stride(tuple(view.shape), view.stride()) == step
     rows = torch.empty(4, 6, 8)
-    assert row_step((4, 6, 8), rows.stride()) == row_step((4, 6, 3), rows[..., :3].stride()) == 8
-    assert row_step((4, 8, 6), rows.transpose(1, 2).stride()) is None
+    assert row_stride((4, 6, 8), rows.stride()) == row_stride((4, 6, 3), rows[..., :3].stride()) == 8
+    assert row_stride((4, 8, 6), rows.transpose(1, 2).stride()) is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_views_of_maps_are_strides_of_their_memory(
 ) -> None:
     x = torch.randn(1 if name == "expand.default" else 2, 4, 6, 5).contiguous(memory_format=torch.channels_last)
     shapes = {0: tuple(x.shape), 1: tuple(function(x).shape)}
-    layouts = Layouts([Operation(name, {"self": Value(0), **settings}, (1,), "")], shapes, 2, {})
+    layouts = NetworkLayouts([Operation(name, {"self": Value(0), **settings}, (1,), "")], shapes, 2, {})
     assert layouts.steps == []
     found = x.as_strided(shapes[1], layouts.of[1].strides, layouts.of[1].offset)
     torch.testing.assert_close(found, function(x), rtol=0, atol=0)
@@ -85,7 +85,7 @@ def test_a_reshape_that_no_view_can_give_is_one_copy() -> None:
         Operation("transpose.int", {"self": Value(1), "dim0": 1, "dim1": 2}, (2,), ""),
         Operation("reshape.default", {"self": Value(2), "shape": list(shapes[3])}, (3,), ""),
     ]
-    layouts = Layouts(steps, shapes, 2, {})
+    layouts = NetworkLayouts(steps, shapes, 2, {})
     (copy,) = layouts.steps
     assert isinstance(copy, Elementwise)
     assert layouts.step_of(3) == 6
@@ -125,7 +125,7 @@ def test_collapsed_axes_address_the_same_elements() -> None:
         shape = tuple(choose.choice((1, 2, 3, 4)) for _ in range(choose.randint(0, 6)))
         layouts = [dense_strides(shape, choose.sample(range(len(shape)), len(shape))) for _ in range(2)]
         repeated = tuple(size if choose.random() < 0.6 else 1 for size in shape)[choose.randint(0, len(shape)) :]
-        layouts.append(broadcast_strides(shape, repeated, dense_strides(repeated, default_order(repeated))))
+        layouts.append(broadcast_strides(shape, repeated, dense_strides(repeated, default_axis_order(repeated))))
         sizes, strides = collapse_axes(shape, layouts)
         assert math.prod(sizes) == math.prod(shape)
 

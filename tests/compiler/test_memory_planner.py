@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.compiler.ir import Concatenation, Elementwise, Step
-from svertka.compiler.layouts import Layouts
+from svertka.compiler.layouts import NetworkLayouts
 from svertka.compiler.memory_planner import ALIGNMENT, assign_offsets, find_concatenated_in_place
 from svertka.graph.operation_and_value_types import Operation, Value
 
@@ -40,10 +40,10 @@ def programs(draw: st.DrawFn) -> tuple[list[Step], Shapes]:
     return steps, {value: (images, count, side, side) for value, count in channels.items()}
 
 
-def lay_out(steps: list[Step], shapes: Shapes, last: int) -> tuple[Layouts, dict[int, int], int]:
+def lay_out(steps: list[Step], shapes: Shapes, last: int) -> tuple[NetworkLayouts, dict[int, int], int]:
     made = {step.result for step in steps if isinstance(step, Elementwise | Concatenation)}
     inner = find_concatenated_in_place(steps, made - {last})
-    layouts = Layouts(steps, shapes, 1, inner)
+    layouts = NetworkLayouts(steps, shapes, 1, inner)
     roots = {value: layout.root for value, layout in layouts.of.items()}
     sizes = {root: torch.Size(shapes[root]).numel() for root in set(roots.values()) - {0}}
     return layouts, *assign_offsets(layouts.steps, sizes, roots, [last])

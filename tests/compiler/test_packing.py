@@ -13,7 +13,7 @@ from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.compiler.packing import PackedWeights, convert_weights, select_kernel
+from svertka.compiler.packing import PackedWeights, convert_weight_precision, select_kernel_kind
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.conv import native_support
 
@@ -50,7 +50,7 @@ def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def in_bfloat16(network: nn.Module, x: Tensor) -> Optimized:
     """As `optimize` makes it, without its check: the results of few sums can be small beside what is summed up."""
-    steps = convert_weights(fuse(capture_graph(network, tuple(x.shape))), "bf16", "bf16")
+    steps = convert_weight_precision(fuse(capture_graph(network, tuple(x.shape))), "bf16", "bf16")
     return Optimized(steps, OptimizedInfo(tuple(x.shape), "bf16", "bf16"))
 
 
@@ -132,7 +132,7 @@ def test_unpack_inverts_packing(size: tuple[int, ...], dtype: torch.dtype) -> No
     groups = {5: 2, 1: 9, 45: 2, 70: 2}.get(size[1], 1)
     step = FusedConvolution(0, 1, "w", None, (1, 1), (0, 0), (1, 1), groups)
     packed = PackedWeights.of(step, weight, dense=False)
-    assert packed.kernel == select_kernel(step, size)
+    assert packed.kernel == select_kernel_kind(step, size)
     assert packed.unpack().dtype == (torch.float32 if packed.kernel in ("depthwise", "grouped") else dtype)
     assert torch.equal(packed.unpack(), weight)
 
@@ -157,7 +157,7 @@ def test_the_kernel_of_a_group_depends_on_its_channels(
 ) -> None:
     layer = nn.Conv2d(ins, outs, 3, stride, padding=1, groups=groups)
     step = FusedConvolution(0, 1, "w", None, (stride, stride), (1, 1), (1, 1), groups)
-    assert select_kernel(step, tuple(layer.weight.shape)) == kernel
+    assert select_kernel_kind(step, tuple(layer.weight.shape)) == kernel
     optimized, x = optimize(layer.eval(), torch.randn(2, ins, 9, 9)), torch.randn(2, ins, 9, 9)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(x), layer(x), rtol=0, atol=1e-5 * max(1, ins / groups) ** 0.5)

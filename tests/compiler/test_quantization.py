@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.compiler.activation_ranges import observe_values
+from svertka.compiler.activation_ranges import observe_activations
 from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import Concatenation, FusedConvolution, Pool
@@ -137,7 +137,7 @@ def test_biases_are_corrected_for_the_mean_error_of_weights() -> None:
     layer, x = nn.Conv2d(16, 8, 1), torch.randn(32, 16, 6, 6) + 3
     fused = fuse(capture_graph(layer, (2, 16, 6, 6)))
     with torch.no_grad():
-        quantized = quantize_network(fused, observe_values(fused, [x]), {fused.steps[0].result})
+        quantized = quantize_network(fused, observe_activations(fused, [x]), {fused.steps[0].result})
         error = (run_reference(quantized, quantized.tensors.__getitem__, x) - layer(x)).mean((0, 2, 3))
         without = quantized.tensors[next(name for name in quantized.tensors if name.endswith("int8.1.bias"))]
     assert error.abs().max() < 0.3 * (without - layer.bias).abs().max()

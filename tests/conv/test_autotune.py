@@ -10,8 +10,8 @@ from svertka.conv.autotune import (
     CACHE_FILE,
     CACHE_FORMAT,
     FORMER_NAMES,
-    Trial,
-    describe_environment,
+    AlgorithmTiming,
+    describe_timing_environment,
     load_choices,
     save_choice,
     select_fastest,
@@ -19,7 +19,7 @@ from svertka.conv.autotune import (
 from svertka.conv_shape import ConvShape
 
 SHAPE = ConvShape.of((2, 3, 9, 9), (4, 3, 3, 3), padding=1)
-PLACE = describe_environment(["aten", "gemm"])
+PLACE = describe_timing_environment(["aten", "gemm"])
 
 
 @pytest.fixture
@@ -46,7 +46,12 @@ def timed(monkeypatch):
     def trials(one_pass, shape, *_, only=None, **__):
         if only is None:
             shapes.append((one_pass, shape))
-        return {"aten": Trial(1.0), "gemm": Trial(0.5), "winograd": Trial(None, "no"), "fft": Trial(2.0)}
+        return {
+            "aten": AlgorithmTiming(1.0),
+            "gemm": AlgorithmTiming(0.5),
+            "winograd": AlgorithmTiming(None, "no"),
+            "fft": AlgorithmTiming(2.0),
+        }
 
     monkeypatch.setattr(autotune, "time_algorithms", trials)
     return shapes
@@ -69,7 +74,7 @@ def test_a_winner_that_does_not_win_again_is_not_chosen(fresh, monkeypatch):
 
     def trials(*_, only=None, **__):
         asked.append(only)
-        return {"aten": Trial(1.0), "gemm": Trial(0.9 if only is None else 1.0)}
+        return {"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.9 if only is None else 1.0)}
 
     monkeypatch.setattr(autotune, "time_algorithms", trials)
     fresh()
@@ -83,7 +88,7 @@ def test_a_clear_winner_is_timed_once(fresh, monkeypatch):
 
     def trials(*_, only=None, **__):
         asked.append(only)
-        return {"aten": Trial(1.0), "gemm": Trial(0.7)}
+        return {"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.7)}
 
     monkeypatch.setattr(autotune, "time_algorithms", trials)
     fresh()
@@ -138,7 +143,7 @@ def test_a_cached_algorithm_that_no_longer_exists_is_timed_again(fresh, timed):
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
     (written,) = autotune.get_choices()
-    save_choice(describe_environment(autotune.ALGORITHMS), written, "strassen")
+    save_choice(describe_timing_environment(autotune.ALGORITHMS), written, "strassen")
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
     assert len(timed) == 2
@@ -181,12 +186,17 @@ def test_pinned_choices_end_with_the_context(fresh, timed):
 
 
 def test_the_winner_must_be_clearly_faster():
-    assert select_fastest({"aten": Trial(1.0), "gemm": Trial(0.96)}) == "aten"
-    assert select_fastest({"aten": Trial(1.0), "gemm": Trial(0.9), "fft": Trial(0.8)}) == "fft"
-    assert select_fastest({"aten": Trial(1.0), "gemm": Trial(None, "no")}) == "aten"
-    assert select_fastest({"aten": Trial(1e-4), "gemm": Trial(9e-5)}) == "aten"  # the call overhead exceeds the gain
-    assert select_fastest({"aten": Trial(4e-4), "gemm": Trial(3e-4)}) == "gemm"
-    assert select_fastest({"aten": Trial(4e-4), "gemm": Trial(3e-4)}, "weight_gradient") == "aten"
+    assert select_fastest({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.96)}) == "aten"
+    assert (
+        select_fastest({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.9), "fft": AlgorithmTiming(0.8)})
+        == "fft"
+    )
+    assert select_fastest({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(None, "no")}) == "aten"
+    assert (
+        select_fastest({"aten": AlgorithmTiming(1e-4), "gemm": AlgorithmTiming(9e-5)}) == "aten"
+    )  # the call overhead exceeds the gain
+    assert select_fastest({"aten": AlgorithmTiming(4e-4), "gemm": AlgorithmTiming(3e-4)}) == "gemm"
+    assert select_fastest({"aten": AlgorithmTiming(4e-4), "gemm": AlgorithmTiming(3e-4)}, "weight_gradient") == "aten"
 
 
 def test_where_bfloat16_is_emulated_upcast_is_timed_instead_of_aten(fresh, monkeypatch):
@@ -196,7 +206,7 @@ def test_where_bfloat16_is_emulated_upcast_is_timed_instead_of_aten(fresh, monke
         tried = autotune.time_algorithms("forward", SHAPE, torch.channels_last, torch.bfloat16)
         assert tried["aten"].why_not == reason
         assert tried["upcast"].seconds > 0
-        assert select_fastest({own: Trial(1.0), "native_winograd": Trial(0.98)}) == own
+        assert select_fastest({own: AlgorithmTiming(1.0), "native_winograd": AlgorithmTiming(0.98)}) == own
         grouped = ConvShape.of((2, 4, 9, 9), (4, 1, 3, 3), groups=4)
         fresh().unlink(missing_ok=True)
         taken = autotune.select_algorithm("auto", "forward", grouped, torch.zeros(grouped.input, dtype=torch.bfloat16))
@@ -325,7 +335,7 @@ def test_a_cached_choice_holds_only_for_its_environment(cache_path):
     save_choice(PLACE, "y", "aten")
     load_choices.cache_clear()
     assert load_choices(PLACE) == {"x": "gemm", "y": "aten"}
-    assert load_choices(describe_environment(["aten", "gemm", "fft"])) == {}
+    assert load_choices(describe_timing_environment(["aten", "gemm", "fft"])) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "choices": 7}', b"\xff\x00"])
@@ -357,8 +367,8 @@ def test_an_unwritable_cache_is_kept_in_memory(cache_path, monkeypatch, tmp_path
 
 def test_a_cache_with_former_names_is_read(cache_path):
     former = {current: name for name, current in FORMER_NAMES.items()}
-    place = describe_environment(autotune.ALGORITHMS)
-    before = describe_environment(former.get(name, name) for name in autotune.ALGORITHMS)
+    place = describe_timing_environment(autotune.ALGORITHMS)
+    before = describe_timing_environment(former.get(name, name) for name in autotune.ALGORITHMS)
     cache_path.parent.mkdir(parents=True)
     content = {before: {"x": "native_phases", "y": "direct", "z": "fft"}, place: {"y": "gemm"}}
     cache_path.write_text(json.dumps({"format": CACHE_FORMAT, "choices": content}))

@@ -70,7 +70,7 @@ def test_why_not(shape, said):
 def test_the_kernels_check_their_tensors():
     shape = SHAPES[0]
     x, output, weight = torch.zeros(shape.input), torch.zeros(shape.output), torch.zeros(40 * 33)
-    sizes, panel = native_support.window(shape), native_support.kernels.panel_width()
+    sizes, panel = native_support.convolution_window(shape), native_support.kernels.panel_width()
     room = torch.zeros(-(-40 // panel) * panel * 33)
     native_support.kernels.direct_pack(40, 1, 33, weight, False, room)
     with pytest.raises(ValueError, match=r"weights holds 1319 numbers; these sizes need 1320"):

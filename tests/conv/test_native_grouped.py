@@ -72,7 +72,7 @@ def test_why_not(shape, said):
 def test_the_kernel_checks_its_tensors():
     shape = SHAPES[0]
     x, weight, output = torch.zeros(shape.input), torch.zeros(297), torch.zeros(shape.output)
-    sizes = native_support.window(shape)
+    sizes = native_support.convolution_window(shape)
     with pytest.raises(ValueError, match="weights holds 296 numbers; these sizes need 297"):
         native_support.kernels.grouped_forward(sizes, 33, x, torch.zeros(296), None, output, 1)
     with pytest.raises(ValueError, match="output holds 2 numbers"):

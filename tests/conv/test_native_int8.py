@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fences import Fenced, place, rows
 from svertka.compiler.int8_packing import PackedInt8Weights
-from svertka.compiler.int8_requantization import make_operation, make_requantization, to_real
+from svertka.compiler.int8_requantization import dequantization_factors, make_quantized_elementwise, make_requantization
 from svertka.compiler.ir import UNBOUNDED, Elementwise, FusedConvolution, Quantization
 from svertka.compiler.quantization import quantize_weights
 from svertka.compiler.step_checks import BYTE_COMBINATIONS
@@ -188,7 +188,9 @@ def test_elementwise_operations_are_those_of_real_numbers(
                 reals.append((numbers.double() - quantization.zero_point) * quantization.scale)
             strides.append(list(numbers.expand(sizes).stride()))
             memories.append(memory)
-            operands.append((kernels.Place(len(operands), offset), quantization and to_real(quantization)))
+            operands.append(
+                (kernels.Place(len(operands), offset), quantization and dequantization_factors(quantization))
+            )
         after = drawn_quantization(choose) if choose.random() < 0.6 else None
         result = torch.zeros(sizes)
         target, offset = (
@@ -200,7 +202,8 @@ def test_elementwise_operations_are_those_of_real_numbers(
         step = Elementwise(0, 2, None if name == "FIRST" else 1, name, choose.choice(("NONE", "SILU")), bounds=bounds)
         program, second = kernels.Program(), (None, None) if name == "FIRST" else operands[1]
         program.add_int8_elementwise(
-            kernels.Strided(sizes, *strides, list(result.stride())), make_operation(step, after), *operands[0], *second,
+            kernels.Strided(sizes, *strides, list(result.stride())), make_quantized_elementwise(step, after),
+            *operands[0], *second,
             kernels.Place(2, offset),
         )  # fmt: skip
         program.run([*memories, target], 0, 1, choose.choice((1, 2, 3)))

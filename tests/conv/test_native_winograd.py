@@ -142,7 +142,7 @@ def test_bias_residual_and_relu_are_applied_in_this_order(instructions: str, bat
     shape = ConvShape(batch, 24, out_channels, 13, 18, (3, 3), padding=(1, 1))
     x, weight, residual = tensors(shape)
     bias = torch.linspace(-3, 3, out_channels)
-    packed = native_winograd.pack(weight)
+    packed = native_winograd.pack_weight(weight)
     plain = native_winograd.forward_fused(x, packed, shape)
     assert torch.equal(plain, native_winograd.forward(x, weight, shape))
     biased = native_winograd.forward_fused(x, packed, shape, bias=bias)
@@ -170,7 +170,9 @@ def test_a_value_that_is_not_finite_reaches_its_results_and_no_other_tile(instru
             .any()
         )
         assert not native_winograd.weight_gradient(gradient, spoiled, shape)[:, 3].isfinite().any()
-    relu = native_winograd.forward_fused(spoiled_like(x, torch.nan), native_winograd.pack(weight), shape, relu=True)
+    relu = native_winograd.forward_fused(
+        spoiled_like(x, torch.nan), native_winograd.pack_weight(weight), shape, relu=True
+    )
     assert relu[0, :, 3:6, 4:7].isnan().all()
 
 

@@ -18,8 +18,8 @@ from svertka.data.augmentation import (
     RandomErasing,
     ScaleJitter,
     TrivialAugment,
-    add_augmentations,
     augment,
+    merge_augmentations,
 )
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
@@ -259,12 +259,12 @@ def test_random_erasing_replaces_a_rectangle_of_the_given_areas_in_the_given_sha
 
 def test_options_add_augmentations_in_place_of_those_of_the_recipe():
     recipe = (AreaCrop(), Flip(), PCAColor())
-    assert add_augmentations(recipe, auto_augment=None, random_erasing=None) == recipe
-    both = add_augmentations(recipe, auto_augment="trivial", random_erasing=0.1)
+    assert merge_augmentations(recipe, auto_augment=None, random_erasing=None) == recipe
+    both = merge_augmentations(recipe, auto_augment="trivial", random_erasing=0.1)
     assert both == (AreaCrop(), Flip(), TrivialAugment(), PCAColor(), RandomErasing(probability=0.1))
-    assert add_augmentations(both, auto_augment="rand", random_erasing=0) == (*recipe[:2], RandAugment(), PCAColor())
-    assert add_augmentations(both, auto_augment="none", random_erasing=0) == recipe
+    assert merge_augmentations(both, auto_augment="rand", random_erasing=0) == (*recipe[:2], RandAugment(), PCAColor())
+    assert merge_augmentations(both, auto_augment="none", random_erasing=0) == recipe
     with pytest.raises(UsageError, match="auto_augment=auto is not known; use rand, trivial or none"):
-        add_augmentations(recipe, auto_augment="auto", random_erasing=None)
+        merge_augmentations(recipe, auto_augment="auto", random_erasing=None)
     with pytest.raises(UsageError, match="random_erasing=2 must be from 0 to 1"):
-        add_augmentations(recipe, auto_augment=None, random_erasing=2)
+        merge_augmentations(recipe, auto_augment=None, random_erasing=2)

@@ -13,24 +13,24 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from svertka.data.decode_memory import STRIP_BYTES, DecodingBudget, count_scans
-from svertka.data.image_io import Decoding, estimate_memory, read_image
+from svertka.data.decode_memory import STRIP_BYTES, DecodingBudget, count_jpeg_scans
+from svertka.data.image_io import DecodingOptions, decode_to_pixels, estimate_memory
 from svertka.errors import SizeError
 
 MEASURE = """
 import sys
 from pathlib import Path
-from svertka.data.image_io import Decoding, estimate_memory, read_image
+from svertka.data.image_io import DecodingOptions, decode_to_pixels, estimate_memory
 
 def now(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
 data, side = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]) or None
-decoding = Decoding.up_to(10**9)
+decoding = DecodingOptions.up_to(10**9)
 needed = estimate_memory(data, side, decoding)
 open("/proc/self/clear_refs", "w").write("5")  # the highest mark begins anew
 before = now("VmRSS")
-shape = read_image(data, side, decoding).shape
+shape = decode_to_pixels(data, side, decoding).shape
 print(needed, now("VmHWM") - before, *shape)
 """
 
@@ -96,51 +96,55 @@ def saved(image: Image.Image, format_name: str, **options: object) -> bytes:
 def test_more_than_the_memory_limit_is_refused_before_it_is_decoded(format_name):
     data = saved(make_image(300), format_name)
     needed = estimate_memory(data)
-    assert read_image(data, decoding=Decoding(max_memory=max(needed, 2 * STRIP_BYTES))).shape == (300, 300, 3)
+    assert decode_to_pixels(data, decoding=DecodingOptions(max_memory=max(needed, 2 * STRIP_BYTES))).shape == (
+        300,
+        300,
+        3,
+    )
     with pytest.raises(SizeError, match="of memory to decode, more than the limit of .*--max-pixels"):
-        read_image(data, decoding=Decoding(max_memory=300 * 300))
+        decode_to_pixels(data, decoding=DecodingOptions(max_memory=300 * 300))
 
 
 def test_a_jpeg_above_the_pixel_limit_is_decoded_reduced():
     data = saved(make_image(1200), "JPEG")
-    decoding = Decoding(max_pixels=100_000)
-    assert read_image(data, 40, decoding).shape == (150, 150, 3)
+    decoding = DecodingOptions(max_pixels=100_000)
+    assert decode_to_pixels(data, 40, decoding).shape == (150, 150, 3)
     for side in (None, 200):  # all of it is wanted, or too much
         with pytest.raises(
             SizeError,
             match=r"^1.4 megapixels, more than the limit of 0.1; make it smaller or raise --max-pixels to 2M$",
         ):
-            read_image(data, side, decoding)
-    assert read_image(data, 200, Decoding.up_to(2_000_000)).shape == (600, 600, 3)
+            decode_to_pixels(data, side, decoding)
+    assert decode_to_pixels(data, 200, DecodingOptions.up_to(2_000_000)).shape == (600, 600, 3)
 
 
 def test_no_higher_limit_is_advised_where_it_would_not_help():
     data = b"P3 5000 4000 255\n" + b"0 " * 100
     with pytest.raises(SizeError, match=r"^20 megapixels, more than the limit of 17; save it as PNG$"):
-        read_image(data, decoding=Decoding.up_to(200_000_000))
+        decode_to_pixels(data, decoding=DecodingOptions.up_to(200_000_000))
 
 
 def test_large_images_are_reduced_to_the_mean_of_their_pixels(monkeypatch):
     monkeypatch.setattr("svertka.data.image_io.LARGE", 10_000)
     image = make_image(401)
     exact = np.asarray(image).astype(float)
-    small = read_image(saved(image, "PNG"), 30)
+    small = decode_to_pixels(saved(image, "PNG"), 30)
     assert small.shape == (101, 101, 3)
     means = exact[:400, :400].reshape(100, 4, 100, 4, 3).mean(axis=(1, 3))
     assert np.abs(small[:100, :100] - means).max() <= 0.51
-    np.testing.assert_array_equal(read_image(saved(image, "PNG")), np.asarray(image))
+    np.testing.assert_array_equal(decode_to_pixels(saved(image, "PNG")), np.asarray(image))
 
 
 def test_scans_are_counted_and_limited():
     plain, progressive = saved(make_image(64), "JPEG"), saved(make_image(64), "JPEG", progressive=True)
-    assert count_scans(plain) == 1
-    assert 5 < count_scans(progressive) < 20
-    assert count_scans(plain + b"\xff\xda" * 500) == 1  # what follows the end does not count
-    assert read_image(plain + b"\xff\xda" * 500).shape == (64, 64, 3)
+    assert count_jpeg_scans(plain) == 1
+    assert 5 < count_jpeg_scans(progressive) < 20
+    assert count_jpeg_scans(plain + b"\xff\xda" * 500) == 1  # what follows the end does not count
+    assert decode_to_pixels(plain + b"\xff\xda" * 500).shape == (64, 64, 3)
     start = progressive.rindex(b"\xff\xda")
     bomb = progressive[:start] + progressive[start:-2] * 300 + b"\xff\xd9"
     with pytest.raises(SizeError.__mro__[1], match="scans, more than the limit"):
-        read_image(bomb)
+        decode_to_pixels(bomb)
 
 
 def test_threads_wait_for_memory_and_never_for_ever():
@@ -171,6 +175,6 @@ def test_heic_is_turned_once():
     exif[0x0112] = 6
     file = io.BytesIO()
     pillow_heif.from_pillow(image).save(file, exif=exif.tobytes(), quality=95)
-    assert read_image(file.getvalue()).shape[:2] in ((40, 24), (24, 40))
+    assert decode_to_pixels(file.getvalue()).shape[:2] in ((40, 24), (24, 40))
     opened = pillow_heif.open_heif(file.getvalue())
-    assert read_image(file.getvalue()).shape[:2] == opened.size[::-1]
+    assert decode_to_pixels(file.getvalue()).shape[:2] == opened.size[::-1]

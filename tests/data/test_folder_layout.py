@@ -6,7 +6,7 @@ import pytest
 
 from svertka.data.file_accounting import NO_PART
 from svertka.data.folder_and_table_sources import FolderListing, list_folder, open_folder
-from svertka.data.folder_layout import clean_name, normalize_class_name
+from svertka.data.folder_layout import normalize_class_name, normalize_unicode_name
 from svertka.errors import DataError
 
 
@@ -152,7 +152,7 @@ def test_normalized_class_names() -> None:
         == normalize_class_name("golden-retriever")
     )
     assert normalize_class_name("C++") != normalize_class_name("C")
-    assert clean_name(os.fsdecode(b"caf\xe9")) == "caf\\udce9"
+    assert normalize_unicode_name(os.fsdecode(b"caf\xe9")) == "caf\\udce9"
 
 
 def test_a_class_of_unsupported_formats_is_explained(tmp_path: Path) -> None:

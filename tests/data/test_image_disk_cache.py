@@ -20,7 +20,7 @@ from svertka.data import image_disk_cache
 from svertka.data.dataset import ArrayImages, Dataset, FileImages
 from svertka.data.disk_cache import INDEX_ENTRY
 from svertka.data.image_disk_cache import prepare_images
-from svertka.data.image_io import DecodedImage, Decoding, decode_image
+from svertka.data.image_io import DecodedImage, DecodingOptions, decode_image
 from svertka.data.packed_image import HEAD
 from svertka.data.preprocessing import resize_central_square
 from svertka.errors import DataError
@@ -190,7 +190,7 @@ def test_another_decoder_tries_bad_images_again(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(PIL, "__version__", "0")
     assert prepare_images(dataset, SIDE, 3, threads=2).bad == BAD
     assert len(opened) == 3
-    assert prepare_images(dataset.with_decoding(Decoding(10**9)), SIDE, 3, threads=2).bad == BAD
+    assert prepare_images(dataset.with_decoding(DecodingOptions(10**9)), SIDE, 3, threads=2).bad == BAD
     assert len(opened) == 6
     for content in (b"{", b"[]", b'{"header": 1}', b"\xff"):
         (cache_folder("pictures") / "bad.json").write_bytes(content)

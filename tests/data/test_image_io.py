@@ -20,12 +20,12 @@ from svertka.data.image_io import (
     DECODERS,
     PIXEL_LIMIT,
     SUFFIXES,
-    Decoding,
+    DecodingOptions,
+    decode_to_pixels,
     detect_format,
     detect_misnamed,
-    measure_intensities,
+    measure_intensity_range,
     read_header,
-    read_image,
     read_image_size,
     to_rgb,
 )
@@ -273,7 +273,7 @@ JPEGS = {
 def test_lossless_pixels_are_exact_and_upright(case, orientation, size):
     data, stored = TURNED[case](size, orientation)
     expected = UPRIGHT[orientation](stored)
-    pixels = read_image(data)
+    pixels = decode_to_pixels(data)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, expected)
     np.testing.assert_array_equal(to_rgb(Image.open(io.BytesIO(data))), expected)
@@ -283,7 +283,7 @@ def test_lossless_pixels_are_exact_and_upright(case, orientation, size):
 @pytest.mark.parametrize("case", UNTURNED)
 def test_formats_without_orientation_are_exact(case, size):
     data, expected = UNTURNED[case](size, 1)
-    np.testing.assert_array_equal(read_image(data), expected)
+    np.testing.assert_array_equal(decode_to_pixels(data), expected)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -293,7 +293,7 @@ def test_jpeg_is_what_pillow_decodes_turned_upright(case, orientation, size):
     data, _ = JPEGS[case](size, orientation)
     pillow = Image.open(io.BytesIO(data))
     turned = np.asarray(ImageOps.exif_transpose(pillow).convert("RGB"))
-    pixels = read_image(data)
+    pixels = decode_to_pixels(data)
     np.testing.assert_array_equal(pixels, turned)  # both are libjpeg-turbo with its accurate transform: exact
     np.testing.assert_array_equal(pixels, UPRIGHT[orientation](np.asarray(pillow.convert("RGB"))))
     np.testing.assert_array_equal(to_rgb(pillow), turned)
@@ -317,9 +317,9 @@ def late_exif(data: bytes) -> bytes:
 
 def test_size_needs_no_pixels(shared_data, monkeypatch):
     late = late_exif(TURNED["PNG RGB"]((23, 37), 6)[0])
-    assert read_image_size(late) == read_image(late).shape[:2] == (37, 23)
+    assert read_image_size(late) == decode_to_pixels(late).shape[:2] == (37, 23)
     photographs = [path.read_bytes() for path in sorted((shared_data / "cats-dogs" / "cat").iterdir())[:20]]
-    sizes = [read_image(data).shape[:2] for data in photographs]
+    sizes = [decode_to_pixels(data).shape[:2] for data in photographs]
     monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
     monkeypatch.setattr(Image.Image, "load", None)
     assert [read_image_size(data) for data in photographs] == sizes
@@ -331,14 +331,14 @@ def test_photographs_are_what_pillow_decodes(shared_data):
     assert len(paths) > 15
     for path in paths:
         expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        np.testing.assert_array_equal(read_image(path.read_bytes()), np.asarray(expected))
+        np.testing.assert_array_equal(decode_to_pixels(path.read_bytes()), np.asarray(expected))
 
 
 def test_min_side_reduces_photographs_unnoticed(shared_data):
     reduced = 0
     for path in sorted(shared_data.glob("imagenet-samples/*"))[::4]:
         data = path.read_bytes()
-        full, small = read_image(data), read_image(data, min_side=40)
+        full, small = decode_to_pixels(data), decode_to_pixels(data, min_side=40)
         factor = round(full.shape[0] / small.shape[0])
         assert small.shape == (*(-(-side // factor) for side in full.shape[:2]), 3)
         assert factor in (1, 2, 4, 8)
@@ -349,22 +349,22 @@ def test_min_side_reduces_photographs_unnoticed(shared_data):
             np.asarray(Image.fromarray(one).resize((40, 40), Image.Resampling.BILINEAR)) for one in (full, small)
         ]
         assert np.abs(squares[0].astype(int) - squares[1]).mean() < 4  # levels; another image differs by 50
-        assert read_image(data, min_side=10**6).shape == full.shape
+        assert decode_to_pixels(data, min_side=10**6).shape == full.shape
     assert reduced > 10
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_min_side_holds_on_both_jpeg_paths(mode):
     data = save(Image.fromarray(noise((800, 600), len(mode)), mode), "JPEG")
-    assert read_image(data, min_side=51).shape == (400, 300, 3)
-    assert read_image(data, min_side=50).shape == (200, 150, 3)
-    assert read_image(data, min_side=101).shape == (800, 600, 3)
+    assert decode_to_pixels(data, min_side=51).shape == (400, 300, 3)
+    assert decode_to_pixels(data, min_side=50).shape == (200, 150, 3)
+    assert decode_to_pixels(data, min_side=101).shape == (800, 600, 3)
 
 
 def test_jpeg_with_stray_bytes_is_readable():
     data = save(Image.fromarray(noise((64, 64), 3)), "JPEG")
     stray = data[:-2] + b"\0\0\0" + data[-2:]  # libjpeg: "extraneous bytes before marker"
-    np.testing.assert_array_equal(read_image(stray), read_image(data))
+    np.testing.assert_array_equal(decode_to_pixels(stray), decode_to_pixels(data))
 
 
 def test_cielab_tiff_is_close_to_the_formula():
@@ -386,7 +386,7 @@ def test_cielab_tiff_is_close_to_the_formula():
     assert inside.mean() > 0.5
     linear = np.clip(linear, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
-    assert np.abs(read_image(data) - srgb)[inside].max() <= 1  # level
+    assert np.abs(decode_to_pixels(data) - srgb)[inside].max() <= 1  # level
 
 
 def gray_tiff(body: bytes, width: int, height: int, bits: int, photometric: int) -> bytes:
@@ -398,9 +398,9 @@ def gray_tiff(body: bytes, width: int, height: int, bits: int, photometric: int)
 
 def test_min_is_white_tiff():
     wide, narrow = noise((4, 6), kind=np.uint16), noise((4, 6))
-    np.testing.assert_array_equal(read_image(gray_tiff(wide.tobytes(), 6, 4, 16, 1)), gray(wide >> 8))
-    np.testing.assert_array_equal(read_image(gray_tiff(wide.tobytes(), 6, 4, 16, 0)), gray((65535 - wide) >> 8))
-    np.testing.assert_array_equal(read_image(gray_tiff(narrow.tobytes(), 6, 4, 8, 0)), gray(255 - narrow))
+    np.testing.assert_array_equal(decode_to_pixels(gray_tiff(wide.tobytes(), 6, 4, 16, 1)), gray(wide >> 8))
+    np.testing.assert_array_equal(decode_to_pixels(gray_tiff(wide.tobytes(), 6, 4, 16, 0)), gray((65535 - wide) >> 8))
+    np.testing.assert_array_equal(decode_to_pixels(gray_tiff(narrow.tobytes(), 6, 4, 8, 0)), gray(255 - narrow))
 
 
 def test_twelve_bit_tiff():
@@ -408,14 +408,14 @@ def test_twelve_bit_tiff():
     pairs = values.reshape(-1, 2).astype(np.int64)
     packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
     data = gray_tiff(packed.astype(np.uint8).tobytes(), 6, 4, 12, 1)
-    np.testing.assert_array_equal(read_image(data), gray(values >> 4))
+    np.testing.assert_array_equal(decode_to_pixels(data), gray(values >> 4))
 
 
 def test_animation_gives_its_first_frame():
     frames = [Image.fromarray(noise((8, 8)) // 2 + shift) for shift in (0, 100)]
     for format_name, options in (("GIF", {}), ("WebP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
         data = save(frames[0], format_name, save_all=True, append_images=frames[1:], **options)
-        np.testing.assert_array_equal(read_image(data), gray(np.asarray(frames[0])))
+        np.testing.assert_array_equal(decode_to_pixels(data), gray(np.asarray(frames[0])))
 
 
 @pytest.mark.parametrize("mode", ["RGBX", "HSV", "YCbCr", "I", "RGBa", "La", "PA", "1", "CMYK"])
@@ -471,7 +471,7 @@ ONE_OF_EACH = {
 def test_truncated(name, left):
     data = ONE_OF_EACH[name]
     with pytest.raises(ImageError, match=r"^(truncated|damaged)$"):
-        read_image(data[: int(len(data) * left)])
+        decode_to_pixels(data[: int(len(data) * left)])
 
 
 @pytest.mark.parametrize("min_side", [None, 20])
@@ -480,7 +480,7 @@ def test_a_jpeg_that_ends_early_is_truncated(min_side, progressive):
     data = save(_rgb((400, 400))[0], "JPEG", progressive=progressive)
     for length in (len(data) // 2, len(data) - 100, len(data) - 1):
         with pytest.raises(ImageError, match=r"^truncated$"):
-            read_image(data[:length], min_side=min_side)
+            decode_to_pixels(data[:length], min_side=min_side)
 
 
 def test_a_damaged_jpeg_is_refused():
@@ -488,15 +488,15 @@ def test_a_damaged_jpeg_is_refused():
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(range(1, 41))
     data[len(data) // 2 + 60 : len(data) // 2 + 62] = b"\xff\xd9"
     with pytest.raises(ImageError):
-        read_image(bytes(data))
+        decode_to_pixels(bytes(data))
 
 
 def test_empty_and_foreign():
     with pytest.raises(ImageError, match=r"^empty file$"):
-        read_image(b"")
+        decode_to_pixels(b"")
     icon = save(_rgb((16, 16))[0], "ICO")
     for foreign in (b"\0", b"<html>", b"%PDF-1.7", b"P7\nWIDTH 4", icon, bytes(1000)):
-        for reads in (read_image, read_image_size):
+        for reads in (decode_to_pixels, read_image_size):
             with pytest.raises(ImageError, match=r"^not an image"):
                 reads(foreign)
 
@@ -513,7 +513,7 @@ def test_the_content_decides_and_a_wrong_suffix_is_reported():
 def test_floating_point_and_wide_integers_are_refused():
     for values in (np.ones((4, 4), np.float32), np.full((4, 4), 70000, np.int32)):
         with pytest.raises(ImageError, match=r"^unsupported: 1 band of .* whose range is not known$"):
-            read_image(save(Image.fromarray(values), "TIFF"))
+            decode_to_pixels(save(Image.fromarray(values), "TIFF"))
 
 
 def resized_header(name: str, width: int, height: int) -> bytes:
@@ -558,7 +558,7 @@ def test_over_large_is_refused_before_decoding(name, min_side):
     tracemalloc.start()
     try:
         with pytest.raises(ImageError, match=OVER_LARGE):
-            read_image(resized_header(name, 12000, 10000), min_side=min_side)
+            decode_to_pixels(resized_header(name, 12000, 10000), min_side=min_side)
         with pytest.raises(ImageError, match=r"^120 megapixels"):
             read_image_size(resized_header(name, 12000, 10000))
         assert tracemalloc.get_traced_memory()[1] < 2**20
@@ -569,7 +569,7 @@ def test_over_large_is_refused_before_decoding(name, min_side):
 def test_an_image_at_the_limit_is_read():
     side = int(PIXEL_LIMIT**0.5)
     data = save(Image.new("1", (side, side)), "PNG")
-    pixels = read_image(data)  # Pillow itself would warn from 89 megapixels on
+    pixels = decode_to_pixels(data)  # Pillow itself would warn from 89 megapixels on
     assert pixels.shape == (side, side, 3)
     assert not pixels.any()
 
@@ -583,9 +583,9 @@ def tiled_tiff(tile: int) -> bytes:
 
 
 def test_tiles_beyond_the_limit_are_refused():
-    assert not read_image(tiled_tiff(16)).any()
+    assert not decode_to_pixels(tiled_tiff(16)).any()
     with pytest.raises(ImageError, match=r"^25600 megapixels, more than the limit of 100; make it"):
-        read_image(tiled_tiff(160_000))
+        decode_to_pixels(tiled_tiff(160_000))
 
 
 def test_compressed_text_does_not_fill_memory():
@@ -599,7 +599,7 @@ def test_compressed_text_does_not_fill_memory():
     for text in (chunk(b"zTXt", bomb), chunk(b"iCCP", bomb), chunk(b"zTXt", bomb) * 3, chunk(b"tEXt", long), many):
         tracemalloc.start()
         try:
-            np.testing.assert_array_equal(read_image(data[:33] + text + data[33:]), read_image(data))
+            np.testing.assert_array_equal(decode_to_pixels(data[:33] + text + data[33:]), decode_to_pixels(data))
             assert tracemalloc.get_traced_memory()[1] < 20 * 2**20 + 3 * len(text)
         finally:
             tracemalloc.stop()
@@ -663,7 +663,7 @@ def hostile_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", hostile_files())
-@pytest.mark.parametrize("read", [read_image, read_image_size, read_header, measure_intensities])
+@pytest.mark.parametrize("read", [decode_to_pixels, read_image_size, read_header, measure_intensity_range])
 def test_files_made_to_hurt_end_in_pixels_or_a_reason(name, read):
     data = hostile_files()[name]
     began = time.process_time()
@@ -687,7 +687,7 @@ def test_mutated_images_give_pixels_or_a_reason(large_count):
     for number, data in enumerate(mutants(seeds(), large_count(300, 5000))):
         try:
             side = 4 if number // formats % 2 else None
-            pixels = read_image(data, side, Decoding(intensity_range=(0, 1023) if number % 3 else None))
+            pixels = decode_to_pixels(data, side, DecodingOptions(intensity_range=(0, 1023) if number % 3 else None))
         except ImageError as error:
             reason = str(error)
             assert reason in REASONS or re.match(
@@ -708,7 +708,7 @@ def test_threads_read_what_one_thread_reads_and_warnings_stay_inside():
 
     def outcome(data: bytes) -> object:
         try:
-            return zlib.crc32(read_image(data).tobytes())
+            return zlib.crc32(decode_to_pixels(data).tobytes())
         except ImageError as error:
             return str(error)
 

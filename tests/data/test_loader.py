@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from svertka.data.augmentation import Flip, PadCrop, RandomCrop
 from svertka.data.loader import BatchLoader
-from svertka.data.mixup_and_cutmix import Mixing
+from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
@@ -96,7 +96,8 @@ def test_an_epoch_resumes_at_a_step(make, prefetch, first_step):
 def test_mixed_images_are_those_of_the_batch_with_both_labels(make):
     weights = torch.linspace(0.5, 2, COUNT)
     plain, mixed = (
-        list(make(shuffle=True, weights=weights, mixing=mixing).epoch(1)) for mixing in (Mixing(), Mixing(mixup=0.5))
+        list(make(shuffle=True, weights=weights, mixing=mixing).epoch(1))
+        for mixing in (MixupAndCutmix(), MixupAndCutmix(mixup=0.5))
     )
     for one, other in zip(plain, mixed, strict=True):
         assert one.mixed is None
@@ -109,7 +110,7 @@ def test_mixed_images_are_those_of_the_batch_with_both_labels(make):
 
 
 def test_an_image_alone_in_its_batch_is_not_mixed(make):
-    indices, mixing = np.arange(3), Mixing(mixup=1.0)
+    indices, mixing = np.arange(3), MixupAndCutmix(mixup=1.0)
     *_, alone = make(indices, batch_size=2, mixing=mixing).epoch(0)
     *_, plain = make(indices, batch_size=2).epoch(0)
     assert alone.mixed is None
@@ -118,7 +119,7 @@ def test_an_image_alone_in_its_batch_is_not_mixed(make):
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_mixed_images_do_not_depend_on_the_number_of_processes(make, world):
-    settings = {"shuffle": True, "augmentations": (PadCrop(),), "mixing": Mixing(mixup=0.3, cutmix=1.0)}
+    settings = {"shuffle": True, "augmentations": (PadCrop(),), "mixing": MixupAndCutmix(mixup=0.3, cutmix=1.0)}
     alone = list(make(**settings).epoch(1))
     for rank in range(world):
         for whole, part in zip(alone, make(**settings, rank=rank, world=world).epoch(1), strict=True):

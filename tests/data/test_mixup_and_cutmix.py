@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from svertka.data.mixup_and_cutmix import Mixing
+from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.data.per_image_random import PerImageRandom
 
 
@@ -13,7 +13,9 @@ def mix_black_with_white(mixing, count, size=24):
     return mixing.mix(black, black + 1, PerImageRandom(5, 0, np.arange(count)))
 
 
-@pytest.mark.parametrize("mixing", [Mixing(mixup=0.2), Mixing(cutmix=1.0), Mixing(mixup=0.4, cutmix=0.7)])
+@pytest.mark.parametrize(
+    "mixing", [MixupAndCutmix(mixup=0.2), MixupAndCutmix(cutmix=1.0), MixupAndCutmix(mixup=0.4, cutmix=0.7)]
+)
 def test_the_share_of_a_label_is_that_of_its_image(mixing):
     mixed, shares = mix_black_with_white(mixing, 400)
     assert torch.allclose(mixed.mean((1, 2, 3)), 1 - shares, atol=1e-5)
@@ -23,7 +25,7 @@ def test_the_share_of_a_label_is_that_of_its_image(mixing):
 def test_mixup_is_the_weighted_mean_with_weights_of_the_beta_distribution():
     images = torch.randn(2000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     others = images.roll(1, 0)
-    mixed, shares = Mixing(mixup=0.2).mix(images, others, PerImageRandom(5, 0, np.arange(2000)))
+    mixed, shares = MixupAndCutmix(mixup=0.2).mix(images, others, PerImageRandom(5, 0, np.arange(2000)))
     for number in range(0, 2000, 100):
         share = float(shares[number])
         assert torch.allclose(mixed[number], share * images[number] + (1 - share) * others[number], atol=1e-6)
@@ -33,7 +35,7 @@ def test_mixup_is_the_weighted_mean_with_weights_of_the_beta_distribution():
 def test_cutmix_pastes_one_rectangle():
     images = torch.rand(200, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     others = images.roll(1, 0)
-    mixed, shares = Mixing(cutmix=1.0).mix(images, others, PerImageRandom(5, 0, np.arange(200)))
+    mixed, shares = MixupAndCutmix(cutmix=1.0).mix(images, others, PerImageRandom(5, 0, np.arange(200)))
     for image, other, result, share in zip(images, others, mixed, shares.tolist(), strict=True):
         pasted = (result != image).any(0)
         assert torch.equal(pasted, pasted.any(1)[:, None] & pasted.any(0)[None])
@@ -61,7 +63,7 @@ def test_rectangles_and_shares_are_those_of_timm(weight, row, column, box, share
             return torch.tensor([(0.0, weight, (row + 0.5) / 20, (column + 0.5) / 30)[stream]], dtype=torch.float64)
 
     images = torch.zeros(1, 3, 20, 30)
-    mixed, shares = Mixing(cutmix=1.0).mix(images, images + 1, Known(0, 0, np.arange(1)))
+    mixed, shares = MixupAndCutmix(cutmix=1.0).mix(images, images + 1, Known(0, 0, np.arange(1)))
     expected = torch.zeros(20, 30)
     top, bottom, left, right = box
     expected[top:bottom, left:right] = 1
@@ -70,8 +72,8 @@ def test_rectangles_and_shares_are_those_of_timm(weight, row, column, box, share
 
 
 def test_with_both_methods_each_image_has_one_of_them():
-    mixed, _ = mix_black_with_white(Mixing(mixup=1.0, cutmix=1.0), 1000)
+    mixed, _ = mix_black_with_white(MixupAndCutmix(mixup=1.0, cutmix=1.0), 1000)
     values = mixed[:, 0].flatten(1)
     blended = ((values > 0) & (values < 1)).any(1)
     assert 420 < blended.sum() < 580
-    assert not Mixing()
+    assert not MixupAndCutmix()

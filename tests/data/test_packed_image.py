@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from svertka.data.packed_image import HEAD, PAYS, ImageInfo, PackedImage, RowLayout, read_info
-from svertka.data.preprocessing import FITS, crop_region, resize_to_square
+from svertka.data.packed_image import HEAD, PAYS, ImageInfo, PackedImage, SquareSettings, read_info
+from svertka.data.preprocessing import FITS, resize_to_square, select_used_region
 
 RNG = np.random.default_rng(1)
 
@@ -17,19 +17,19 @@ def test_the_square_is_that_of_the_whole_image(fit, channels, shape, gray):
     rgb = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
     if gray:
         rgb = np.repeat(rgb[..., :1], 3, axis=2)
-    layout = RowLayout(56, channels, 60, fit)
+    layout = SquareSettings(56, channels, 60, fit)
     row = PackedImage.from_image(rgb, layout, "PNG", deep=True)
-    expected = resize_to_square(crop_region(rgb, fit), 56, channels, 60, fit)
+    expected = resize_to_square(select_used_region(rgb, fit), 56, channels, 60, fit)
     for one in (row, PackedImage.unpack(row.pack())):
         np.testing.assert_array_equal(one.square(layout), expected)
         assert one.info == ImageInfo("PNG", shape, True)
-    smallest = min(layout.bytes, crop_region(rgb, fit).size) // (3 if gray and channels == 3 else 1)
-    assert len(row.pack()) - HEAD.size <= max(smallest / PAYS, min(layout.bytes, crop_region(rgb, fit).size))
+    smallest = min(layout.bytes, select_used_region(rgb, fit).size) // (3 if gray and channels == 3 else 1)
+    assert len(row.pack()) - HEAD.size <= max(smallest / PAYS, min(layout.bytes, select_used_region(rgb, fit).size))
 
 
 def test_a_small_image_is_stored_as_it_is():
     rgb = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert len(PackedImage.from_image(rgb, RowLayout(256, 3, 256)).pack()) == HEAD.size + rgb.size  # not 256 × 256
+    assert len(PackedImage.from_image(rgb, SquareSettings(256, 3, 256)).pack()) == HEAD.size + rgb.size  # not 256 × 256
 
 
 def test_a_survey_has_no_pixels():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from svertka.data.image_io import read_image
-from svertka.data.perceptual_hash import SIDE, compute_perceptual_hashes, find_look_alikes, make_thumbnail
+from svertka.data.image_io import decode_to_pixels
+from svertka.data.perceptual_hash import SIDE, compute_perceptual_hashes, group_look_alikes, make_thumbnail
 
 
 def large(count: int) -> np.ndarray:
@@ -32,12 +32,12 @@ CHANGES = {
 
 def test_changed_photographs_are_found_and_others_are_not(shared_data) -> None:
     paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
-    images = [Image.fromarray(read_image(path.read_bytes(), min_side=128)) for path in paths]
+    images = [Image.fromarray(decode_to_pixels(path.read_bytes(), min_side=128)) for path in paths]
     originals = np.stack([make_thumbnail(np.asarray(image)) for image in images])
-    assert find_look_alikes(originals, large(len(originals))) == []
+    assert group_look_alikes(originals, large(len(originals))) == []
     for name, change in CHANGES.items():
         changed = np.stack([make_thumbnail(np.asarray(change(image))) for image in images])
-        groups = find_look_alikes(np.concatenate([originals, changed]), large(2 * len(images)))
+        groups = group_look_alikes(np.concatenate([originals, changed]), large(2 * len(images)))
         wanted = [[index, index + len(images)] for index in range(len(images))]
         assert all(group in wanted for group in groups), name
         assert len(groups) >= 0.95 * len(images), name
@@ -56,7 +56,7 @@ def test_groups_are_the_same_as_by_comparing_all_with_all() -> None:
     # What hangs together: by powers of the adjacency.
     reached = np.linalg.matrix_power(near.astype(float), 64) > 0
     wanted = sorted({tuple(np.flatnonzero(row).tolist()) for row in reached if row.sum() > 1})
-    assert [tuple(group) for group in find_look_alikes(thumbnails, large(400))] == wanted
+    assert [tuple(group) for group in group_look_alikes(thumbnails, large(400))] == wanted
     assert len(wanted) > 20
 
 
@@ -83,26 +83,26 @@ def test_small_images_have_stricter_bounds() -> None:
     image = draws.integers(0, 256, (SIDE, SIDE), dtype=np.uint8).astype(float)
     changed = image + draws.normal(0, 0.2 * image.std(), image.shape)
     pair = np.stack([image, changed]).clip(0, 255).astype(np.uint8)
-    assert find_look_alikes(pair, large(2)) == [[0, 1]]
-    assert find_look_alikes(pair, ~large(2)) == []
-    assert find_look_alikes(np.stack([pair[0], pair[0]]), ~large(2)) == [[0, 1]]
+    assert group_look_alikes(pair, large(2)) == [[0, 1]]
+    assert group_look_alikes(pair, ~large(2)) == []
+    assert group_look_alikes(np.stack([pair[0], pair[0]]), ~large(2)) == [[0, 1]]
 
 
 def test_frames_of_a_film_are_one_group() -> None:
     draws = np.random.default_rng(4)
     scene = draws.integers(0, 256, (8, 8), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
     frames = (scene + draws.integers(0, 8, (3000, SIDE, SIDE))).clip(0, 255).astype(np.uint8)
-    assert find_look_alikes(frames, large(3000)) == [list(range(3000))]
+    assert group_look_alikes(frames, large(3000)) == [list(range(3000))]
 
 
 def test_single_colors_are_like_nothing() -> None:
     flat = np.full((3, SIDE, SIDE), 200, np.uint8)
-    assert find_look_alikes(flat, large(3)) == []
+    assert group_look_alikes(flat, large(3)) == []
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare(count: int) -> None:
-    assert find_look_alikes(np.zeros((count, SIDE, SIDE), np.uint8), large(count)) == []
+    assert group_look_alikes(np.zeros((count, SIDE, SIDE), np.uint8), large(count)) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (8, 8, 1), (31, 500, 3), (400, 300, 3), (32, 32, 1)])

@@ -13,7 +13,7 @@ from svertka.data.preprocessing import (
     FITS,
     INTERPOLATIONS,
     Preprocess,
-    check_fit,
+    check_fit_mode,
     discarded_share,
     load_image,
     resize_central_square,
@@ -237,9 +237,9 @@ def test_16_bits_look_the_same_however_many_are_used(tmp_path, top):
 def test_only_known_ways_are_asked_for(fit, boxed):
     if fit in ("stretch", "") or (boxed and fit in ("pad", "squeeze")):
         with pytest.raises(UsageError, match=f"fit={fit}"):
-            check_fit(fit, boxed)
+            check_fit_mode(fit, boxed)
     else:
-        assert check_fit(fit, boxed) == fit
+        assert check_fit_mode(fit, boxed) == fit
 
 
 @pytest.mark.parametrize(

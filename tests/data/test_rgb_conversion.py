@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svertka.data.image_io import Decoding, measure_intensities, read_image, to_rgb
+from svertka.data.image_io import DecodingOptions, decode_to_pixels, measure_intensity_range, to_rgb
 from svertka.data.rgb_conversion import FULL, make_shade_table, to_16_bit
 from svertka.errors import ImageError
 
@@ -87,22 +87,22 @@ def test_all_16_bits_are_brought_to_8_by_the_range(kind, bands, used):
         values[..., 3] = 65535
     expected = shade(np.broadcast_to(values[..., :3], (37, 23, 3)), used)
     data = KINDS[kind](values)
-    np.testing.assert_array_equal(read_image(data, decoding=Decoding(intensity_range=used)), expected)
+    np.testing.assert_array_equal(decode_to_pixels(data, decoding=DecodingOptions(intensity_range=used)), expected)
     np.testing.assert_array_equal(to_rgb(Image.open(io.BytesIO(data)), used), expected)
     if bands < 4:
         np.testing.assert_array_equal(to_rgb(values, used), expected)
 
 
 def test_alpha_and_a_transparent_color_of_16_bits():
-    decoding = Decoding(intensity_range=(0, 1023))
+    decoding = DecodingOptions(intensity_range=(0, 1023))
     values = RNG.integers(0, 1024, (9, 7, 2)).astype(np.uint16)
     values[..., 1] = RNG.choice([0, 65535], (9, 7))
     expected = np.where(values[..., 1:] == 0, 255, shade(values[..., :1], (0, 1023)))
-    np.testing.assert_array_equal(read_image(png(values), decoding=decoding), np.repeat(expected, 3, axis=2))
+    np.testing.assert_array_equal(decode_to_pixels(png(values), decoding=decoding), np.repeat(expected, 3, axis=2))
     colors = RNG.integers(0, 2, (9, 7, 3)).astype(np.uint16) * 515  # of which two differ in the lower bits alone
     colors[0, 0] = (515, 0, 516)
     expected = np.where((colors == (515, 0, 515)).all(axis=2, keepdims=True), 255, shade(colors, (0, 1023)))
-    np.testing.assert_array_equal(read_image(png(colors, (515, 0, 515)), decoding=decoding), expected)
+    np.testing.assert_array_equal(decode_to_pixels(png(colors, (515, 0, 515)), decoding=decoding), expected)
 
 
 def test_the_values_that_an_image_uses():
@@ -110,25 +110,26 @@ def test_the_values_that_an_image_uses():
         for bands in (1, 3):
             values = RNG.integers(0, top + 1, (200, 200, bands)).astype(np.uint16)
             values[0, 0] = 65535  # one hot pixel
-            low, high = measure_intensities(png(values))
+            low, high = measure_intensity_range(png(values))
             assert 0 <= low < top * 0.001 + 2
             assert top * 0.999 - 2 <= high <= top
-    assert measure_intensities(png(np.full((3, 3, 1), 700, np.uint16))) == (700, 700)
+    assert measure_intensity_range(png(np.full((3, 3, 1), 700, np.uint16))) == (700, 700)
 
 
 def test_8_bits_and_files_that_say_their_range_use_no_values():
     for image, format_name in ((Image.new("RGB", (4, 4)), "PNG"), (Image.new("L", (4, 4)), "JPEG")):
         file = io.BytesIO()
         image.save(file, format_name)
-        assert measure_intensities(file.getvalue()) is None
+        assert measure_intensity_range(file.getvalue()) is None
         np.testing.assert_array_equal(
-            read_image(file.getvalue(), decoding=Decoding(intensity_range=(0, 1023))), read_image(file.getvalue())
+            decode_to_pixels(file.getvalue(), decoding=DecodingOptions(intensity_range=(0, 1023))),
+            decode_to_pixels(file.getvalue()),
         )
     values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 93  # to 1023, as the header says
     pgm = b"P5 4 3 1023\n" + values.astype(">u2").tobytes()
-    assert measure_intensities(pgm) is None
+    assert measure_intensity_range(pgm) is None
     for used in (None, (0, 2047)):
-        shown = read_image(pgm, decoding=Decoding(intensity_range=used))[..., 0]
+        shown = decode_to_pixels(pgm, decoding=DecodingOptions(intensity_range=used))[..., 0]
         assert np.abs(shown - values / 1023 * 255).max() <= 1
 
 
@@ -147,7 +148,7 @@ def test_8_bits_and_files_that_say_their_range_use_no_values():
 )
 def test_bands_that_are_no_image_are_named(values, kind, told):
     with pytest.raises(ImageError, match=f"^unsupported: {told}"):
-        read_image(tiff(values, photometric=1, kind=kind))
+        decode_to_pixels(tiff(values, photometric=1, kind=kind))
 
 
 @pytest.mark.parametrize("used", RANGES[1:], ids=str)

@@ -320,15 +320,15 @@ def test_atlas_shows_held_out_images(
 ) -> None:
     import torch
 
-    from svertka.inspection.atlas.classifier_and_images import open_inputs
+    from svertka.inspection.atlas.classifier_and_images import open_atlas_inputs
 
     run, _, learned, scored = runs[3]
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):
         options: dict[str, Any] = {"images": None, "device": torch.device("cpu"), "threads": 1, "cache_limit": None}
-        subject = open_inputs(run, source, **options)
+        subject = open_atlas_inputs(run, source, **options)
         shown = {content(Path(subject.dataset.images.name(i))) for i in range(len(subject))}
         assert shown == scored
-        assert len(open_inputs(run, source, include_training=True, **options)) == len(learned) + len(scored)
+        assert len(open_atlas_inputs(run, source, include_training=True, **options)) == len(learned) + len(scored)
 
 
 @pytest.mark.usefixtures("quiet")

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from svertka.evaluation.training_curves import MAX_POINTS, TrainingCurves, bucket_means, format_epoch, subsample
+from svertka.evaluation.training_curves import (
+    MAX_POINTS,
+    TrainingCurves,
+    bucket_means,
+    format_epoch,
+    subsample_log_lines,
+)
 
 
 def epoch(number: float, **changes: Any) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def test_without_validation_set_nothing_is_marked() -> None:
 def test_subsample_keeps_the_last_and_the_best(count: int) -> None:
     lines = [epoch(k + 1) for k in range(count)]
     best = lines[count // 3]
-    kept = subsample(lines, keep=best)
+    kept = subsample_log_lines(lines, keep=best)
     assert len(kept) <= MAX_POINTS + 1
     assert kept[-1] is lines[-1]
     assert any(line is best for line in kept)

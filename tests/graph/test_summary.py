@@ -8,7 +8,7 @@ from torch import nn
 
 from svertka.errors import UsageError
 from svertka.graph.receptive_field import ReceptiveFieldGrid
-from svertka.graph.summary import count_network, trace
+from svertka.graph.summary import measure_network_size, trace
 from svertka.models.registry import MODELS, find_model
 from svertka.models.resnet import Bottleneck
 
@@ -33,19 +33,19 @@ RESNET20 = (  # 40.6 M; the 40.8 M that are usually quoted include batch norm
 )
 def test_counts_are_those_of_hand_arithmetic(name, parameters, multiply_adds):
     model = MODELS[name]
-    counted = count_network(model.build(), (1, *model.input_shape))
+    counted = measure_network_size(model.build(), (1, *model.input_shape))
     assert (counted.parameters, counted.trainable, counted.multiply_adds) == (parameters, parameters, multiply_adds)
 
 
 def test_multiply_adds_grow_with_the_batch_and_fall_with_groups():
     network = nn.Conv2d(8, 8, 3, groups=4, bias=False)
-    assert count_network(network, (5, 8, 6, 6)).multiply_adds == 5 * 4 * 4 * 8 * 2 * 9
+    assert measure_network_size(network, (5, 8, 6, 6)).multiply_adds == 5 * 4 * 4 * 8 * 2 * 9
 
 
 def test_frozen_parameters_are_counted_separately():
     network = MODELS["resnet20"].build()
     network.conv1.requires_grad_(False)
-    counted = count_network(network, (1, 3, 32, 32))
+    counted = measure_network_size(network, (1, 3, 32, 32))
     assert counted.parameters - counted.trainable == 432
 
 
@@ -53,7 +53,7 @@ def test_the_network_is_not_changed():
     network = MODELS["resnet20"].build().train()
     network.layer1.eval()
     before = copy.deepcopy(network)
-    count_network(network, (1, 3, 32, 32))
+    measure_network_size(network, (1, 3, 32, 32))
     assert [module.training for module in network.modules()] == [module.training for module in before.modules()]
     after = network.state_dict()
     for name, tensor in before.state_dict().items():
@@ -118,7 +118,11 @@ def test_shapes_parameters_and_sums_of_layers():
     assert (layers["again:2"].parameters, layers["again:2"].multiply_adds) == (0, 36 * 4 * 36)
     assert layers["mul"].parameters == 4
     assert traced.parameters == sum(parameter.numel() for parameter in network.parameters())
-    assert traced.multiply_adds == count_network(network, (1, 3, 6, 6)).multiply_adds == 36 * 4 * (27 + 36 + 36) + 16
+    assert (
+        traced.multiply_adds
+        == measure_network_size(network, (1, 3, 6, 6)).multiply_adds
+        == 36 * 4 * (27 + 36 + 36) + 16
+    )
 
 
 def test_fields_of_layers():
@@ -191,7 +195,10 @@ def test_layers_that_only_train_are_not_traced():
     with torch.device("meta"):
         network = model.build()
     traced = trace(network.train(), (1, *model.input_shape))
-    assert (traced.parameters, count_network(network, (1, *model.input_shape)).parameters) == (6_998_552, 13_378_280)
+    assert (traced.parameters, measure_network_size(network, (1, *model.input_shape)).parameters) == (
+        6_998_552,
+        13_378_280,
+    )
 
 
 class Failing(nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
 
 INPUTS = torch.tensor([-2.0, -1.0, 3.0, 4.0, 7.0])
 SEED = torch.tensor([1.0, -2.0, 3.0, -4.0, 5.0])
@@ -19,9 +19,21 @@ RECTIFIERS = [
 def test_both_rules_for_every_kind_of_relu(rectify: Callable[[Tensor], Tensor]):
     inputs = INPUTS.clone().requires_grad_()
     outputs = rectify(inputs * 1)
-    assert backward(outputs, inputs, SEED, ReLURule.DECONVNET, retain_graph=True).tolist() == [1, 0, 3, 0, 5]
+    assert backward_with_relu_rule(outputs, inputs, SEED, ReLURule.DECONVNET, retain_graph=True).tolist() == [
+        1,
+        0,
+        3,
+        0,
+        5,
+    ]
     cut_above = outputs[-1] == 6
-    assert backward(outputs, inputs, SEED, ReLURule.GUIDED).tolist() == [0, 0, 3, 0, 0 if cut_above else 5]
+    assert backward_with_relu_rule(outputs, inputs, SEED, ReLURule.GUIDED).tolist() == [
+        0,
+        0,
+        3,
+        0,
+        0 if cut_above else 5,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -33,13 +45,13 @@ def test_both_rules_for_every_kind_of_relu(rectify: Callable[[Tensor], Tensor]):
 def test_other_functions_use_their_derivative(squash: Callable[[Tensor], Tensor], rule: ReLURule):
     inputs = INPUTS.clone().requires_grad_()
     (expected,) = torch.autograd.grad(squash(inputs), inputs, SEED)
-    assert torch.equal(backward(squash(inputs), inputs, SEED, rule), expected)
+    assert torch.equal(backward_with_relu_rule(squash(inputs), inputs, SEED, rule), expected)
 
 
 def test_gradients_are_unchanged_afterwards():
     inputs = INPUTS.clone().requires_grad_()
     outputs = torch.relu(inputs)
     with pytest.raises(RuntimeError):
-        backward(outputs, inputs, SEED[:3], ReLURule.DECONVNET)
+        backward_with_relu_rule(outputs, inputs, SEED[:3], ReLURule.DECONVNET)
     assert torch.autograd.grad(outputs, inputs, SEED)[0].tolist() == [0, 0, 3, -4, 5]
     assert inputs.grad is None

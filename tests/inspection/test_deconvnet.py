@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.inspection import deconvnet
 from svertka.inspection.activations import find_layer, follow_to_activation, list_layers
-from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
 from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers, project, to_images
 
 Make = Callable[[str, int], nn.Module]
@@ -53,7 +53,7 @@ def plainly(network: nn.Module, images: Tensor, layer: str, units: np.ndarray, p
         handle.remove()
         seed = torch.zeros_like(outputs[0])
         seed[0, unit, place[0], place[1]] = 1
-        found.append(backward(outputs[0], inputs, seed, ReLURule.DECONVNET)[0])
+        found.append(backward_with_relu_rule(outputs[0], inputs, seed, ReLURule.DECONVNET)[0])
     return torch.stack(found)
 
 

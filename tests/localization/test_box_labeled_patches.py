@@ -19,7 +19,7 @@ from svertka.data.image_disk_cache import prepare_images
 from svertka.data.preprocessing import Preprocess
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
-from svertka.localization.box_labeled_patches import PatchDataset, cut_patches
+from svertka.localization.box_labeled_patches import PatchDataset, cut_training_patches
 from svertka.localization.patch_labels import label_patches
 from svertka.localization.patch_pyramid import pyramid_levels
 from svertka.run import Run
@@ -36,7 +36,7 @@ def patches(scenes: Scenes, bright_or_dark: Maker) -> PatchDataset:
     del found[3], found[40]  # of these nobody knows where the digit is
     every = np.arange(len(dataset))
     squares = prepare_images(dataset, 16, 1, threads=1).rows
-    return cut_patches(dataset, every, found, squares, preprocess, seed=0, threads=1)
+    return cut_training_patches(dataset, every, found, squares, preprocess, seed=0, threads=1)
 
 
 def test_a_row_is_what_the_classifier_would_see_of_the_patch_as_an_image(patches: PatchDataset) -> None:
@@ -64,7 +64,7 @@ def test_large_images_are_decoded_reduced(tmp_path: Path) -> None:
     dataset, preprocess = open_source(tmp_path), Preprocess(size=16, resize=16, mean=(0.5,) * 3, std=(0.5,) * 3)
     found = {0: Annotation("ramp.jpg", "boxes.csv", None, (Box("one", 0, 0, 400, 300),))}
     squares = prepare_images(dataset, 16, 3, threads=1).rows
-    patches = cut_patches(dataset, np.arange(2), found, squares, preprocess, seed=0, threads=1)
+    patches = cut_training_patches(dataset, np.arange(2), found, squares, preprocess, seed=0, threads=1)
     assert patches._decoded(0).shape[0] < 1200
     indices = np.flatnonzero(~patches.is_whole)
     for row, index in zip(patches[indices], indices.tolist(), strict=True):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svertka.localization.heatmap import CELLS, find_region, make_heat_map
+from svertka.localization.heatmap import CELLS, find_hottest_region, make_heat_map
 from svertka.localization.patch_pyramid import pyramid_levels
 from svertka.localization.score_maps import ScoreMap, average_class_scores
 
@@ -27,7 +27,7 @@ def test_the_hottest_region_is_where_the_object_is(box: tuple[int, int, int, int
     hot = make_heat_map(maps, 0, 480, 640)
     assert hot.shape == (CELLS, 128)
     assert 0 <= hot.min() < hot.max() <= 1
-    found = find_region(hot, "cat", 480, 640)
+    found = find_hottest_region(hot, "cat", 480, 640)
     assert box[0] <= found.peak[0] < box[2]
     assert box[1] <= found.peak[1] < box[3]
     assert found.box.name == "cat"
@@ -60,6 +60,6 @@ def test_scores_are_means_of_fifth_powers() -> None:
 
 
 def test_equal_heat_everywhere_is_the_whole_picture() -> None:
-    found = find_region(np.full((96, 128), 0.25, np.float32), "cat", 480, 640)
+    found = find_hottest_region(np.full((96, 128), 0.25, np.float32), "cat", 480, 640)
     assert found.peak == pytest.approx((320, 240))
     assert (found.box.left, found.box.top, found.box.right, found.box.bottom) == (0, 0, 640, 480)

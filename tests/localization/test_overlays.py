@@ -6,7 +6,7 @@ import numpy as np
 
 from svertka.data.box_annotations import Annotation, Box
 from svertka.localization.heatmap import Region
-from svertka.localization.overlays import GRAY, MAX_SIDE, VEIL, OverlayFolder, describe_pointing, draw_overlay
+from svertka.localization.overlays import GRAY, MAX_SIDE, VEIL, OverlayFolder, describe_pointing_result, draw_overlay
 from svertka.localization.pointing_game import PointingGame
 
 FOUND = Region((30.0, 20.0), Box("<b>", 20, 10, 40, 30))
@@ -44,4 +44,4 @@ def test_the_page_shows_every_picture(tmp_path: Path) -> None:
 
 
 def test_without_boxes_nothing_is_evaluated() -> None:
-    assert describe_pointing(PointingGame().to_dict()) == "no picture has a box, so nothing was evaluated"
+    assert describe_pointing_result(PointingGame().to_dict()) == "no picture has a box, so nothing was evaluated"

@@ -5,7 +5,7 @@ from torch import nn
 
 from svertka.data.builtin import open_builtin
 from svertka.errors import UsageError
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.models.airbench import AirBench
 
 
@@ -22,7 +22,7 @@ def images(request):
 def test_published_counts():
     with torch.device("meta"):
         network = AirBench()
-    size = count_network(network, (1, 3, 32, 32))
+    size = measure_network_size(network, (1, 3, 32, 32))
     assert size.parameters == 1_972_792  # the paper says 1.97 million
     assert size.trainable == size.parameters - 24 * 12 - 2 * (64 + 256 + 256)  # filters and scales are fixed
     # §1: 3.6e14 operations for 9.9 epochs of 50,000; forward and both gradients, two operations each

@@ -3,7 +3,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from svertka.graph.summary import count_network, trace
+from svertka.graph.summary import measure_network_size, trace
 from svertka.layers import LocalResponseNorm
 from svertka.models.alexnet import AlexNet, AlexNetOWT
 
@@ -22,7 +22,7 @@ def on_meta(network, *arguments):
     ],
 )
 def test_size_as_published(network, size, parameters, convolutions):
-    found = count_network(on_meta(network), (1, 3, size, size))
+    found = measure_network_size(on_meta(network), (1, 3, size, size))
     assert found.parameters == parameters
     assert found.multiply_adds == convolutions + 9216 * 4096 + 4096 * 4096 + 4096 * 1000
 

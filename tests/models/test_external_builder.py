@@ -13,7 +13,7 @@ from svertka.models.external_builder import (
     Builder,
     absolute_target,
     describe_function,
-    fingerprint,
+    fingerprint_source_code,
     import_function,
     require_consent,
 )
@@ -119,10 +119,10 @@ def test_the_path_of_a_file_is_stored_absolute(file: Path, monkeypatch: pytest.M
 
 def test_the_fingerprint_is_that_of_the_source_of_function_and_layers(file: Path) -> None:
     build = import_function(f"{file}:build")
-    before = fingerprint(build, build(3))
-    assert before == fingerprint(functools.partial(build, width=5), build(3, width=5))
+    before = fingerprint_source_code(build, build(3))
+    assert before == fingerprint_source_code(functools.partial(build, width=5), build(3, width=5))
     os.utime(file)
-    assert fingerprint(build, build(3)) == before
+    assert fingerprint_source_code(build, build(3)) == before
     file.write_text(SOURCE + "# changed\n")
-    assert fingerprint(build, build(3)) != before
-    assert fingerprint(print, nn.Linear(1, 1)) is None
+    assert fingerprint_source_code(build, build(3)) != before
+    assert fingerprint_source_code(print, nn.Linear(1, 1)) is None

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.layers import LocalResponseNorm
 from svertka.models.googlenet import AuxAvgPool2d, GoogLeNet, GoogLeNetBN, Inception
 
@@ -65,7 +65,7 @@ def test_table_1_row_by_row():
 
 def test_multiply_adds_are_the_paper_s_billion_and_a_half():
     # §1: a budget of 1.5 billion; by hand 1,582,671,872.
-    assert count_network(on_meta(GoogLeNet), (1, 3, 224, 224)).multiply_adds == 1_582_671_872
+    assert measure_network_size(on_meta(GoogLeNet), (1, 3, 224, 224)).multiply_adds == 1_582_671_872
 
 
 def test_layers_and_their_order():

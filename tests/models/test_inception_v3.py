@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.models.inception_v3 import InceptionV3, make_avg_pool
 
 
@@ -19,7 +19,7 @@ def test_published_counts_of_parameters(network):
     assert sum(counts.values()) == 27_161_264
     assert sum(number for name, number in counts.items() if name not in InceptionV3.auxiliaries) == 23_834_568
     # The abstract: 5 billion multiply-adds, less than 25 million parameters.
-    assert 5e9 < count_network(network, (1, 3, 299, 299)).multiply_adds < 6e9
+    assert 5e9 < measure_network_size(network, (1, 3, 299, 299)).multiply_adds < 6e9
 
 
 def test_maps_have_the_sizes_of_table_1(network):

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from svertka.models.efficientnet_lite import bundled_weights
+from svertka.models.efficientnet_lite import bundled_weights_path
 from svertka.models.published_weights import CIFAR_RESNETS, PRETRAINED, STATE_DICT_FORMATS, WEIGHT_NAMES
 from svertka.models.registry import MODELS
 
@@ -39,5 +39,5 @@ def test_the_bundled_file_has_its_published_checksum() -> None:
     import hashlib
 
     published = PRETRAINED["efficientnet_lite0"]["bundled"]
-    assert published.path() == bundled_weights()
-    assert published.checksum == f"sha256:{hashlib.sha256(bundled_weights().read_bytes()).hexdigest()[:8]}"
+    assert published.path() == bundled_weights_path()
+    assert published.checksum == f"sha256:{hashlib.sha256(bundled_weights_path().read_bytes()).hexdigest()[:8]}"

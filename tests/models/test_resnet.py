@@ -7,7 +7,7 @@ from torch import nn
 from svertka.data.builtin import open_builtin
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.models.initialization import init_weights
 from svertka.models.resnet import (
     BasicBlock,
@@ -56,7 +56,7 @@ def test_published_counts_for_cifar(blocks, parameters):
 def test_published_counts_for_imagenet(block, depths, layers, parameters, multiply_adds):
     with torch.device("meta"):
         network = stride_in_first_conv(ResNet(block, depths))
-    size = count_network(network, (1, 3, 224, 224))
+    size = measure_network_size(network, (1, 3, 224, 224))
     assert size.parameters == parameters
     assert size.multiply_adds == pytest.approx(multiply_adds * 1e9, rel=0.01)
     main = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]

@@ -4,14 +4,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from svertka.data.preprocessing import Preprocess
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.models.squeezenet import Fire, SqueezeNet, convert_caffe_state_dict
 
 
 def test_published_counts():
     with torch.device("meta"):
         network = SqueezeNet()
-    size = count_network(network, (1, 3, 227, 227))
+    size = measure_network_size(network, (1, 3, 227, 227))
     assert size.parameters == 1_235_496
     # A fire module has s(i + 1) + e(s + 1) + e(9s + 1) parameters, with e channels in each expand convolution.
     fires = {

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.layers import LocalResponseNorm
 from svertka.models.vgg import CONFIGURATIONS, VGG, warm_start_tensors
 
@@ -42,7 +42,7 @@ def test_parameters_as_published(configuration, parameters):
 @pytest.mark.parametrize(("configuration", "billions"), [("D", 15.5), ("E", 19.6)])
 def test_multiply_adds(configuration, billions):
     """19.6 billion for E: He et al. 2015, figure 3."""
-    assert round(count_network(on_meta(configuration), (1, 3, 224, 224)).multiply_adds / 1e9, 1) == billions
+    assert round(measure_network_size(on_meta(configuration), (1, 3, 224, 224)).multiply_adds / 1e9, 1) == billions
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)

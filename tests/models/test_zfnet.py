@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.graph.summary import count_network, trace
+from svertka.graph.summary import measure_network_size, trace
 from svertka.models.zfnet import ZFNet
 
 
@@ -18,7 +18,7 @@ def test_size_is_the_arithmetic_of_figure_3(network):
     weights = [outputs * inputs * kernel**2 for outputs, inputs, kernel, _ in convolutions]
     biases = sum(row[0] for row in (*convolutions, *dense))
     dense_weights = sum(outputs * inputs for outputs, inputs in dense)
-    found = count_network(network, (1, 3, 224, 224))
+    found = measure_network_size(network, (1, 3, 224, 224))
     assert found.parameters == sum(weights) + dense_weights + biases == 62_357_608
     products = sum(weight * side**2 for weight, (*_, side) in zip(weights, convolutions, strict=True))
     assert found.multiply_adds == products + dense_weights

@@ -7,7 +7,7 @@ import pytest
 
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import format_brief
-from svertka.pages.svg_curves import LABEL_HEIGHT, WIDTH, Line, Panel, Reading, XAxis, render_curves
+from svertka.pages.svg_curves import LABEL_HEIGHT, WIDTH, CursorReadout, Line, Panel, XAxis, render_curves
 
 AXIS = XAxis("epoch", Scale("linear", 0, 10), [0, 5, 10])
 
@@ -16,7 +16,7 @@ def panel(*lines: Line, height: int = 200) -> Panel:
     return Panel("Loss, nats", Scale("linear", 0, 4), lines, format_brief, height)
 
 
-def draw(*panels: Panel, readings: list[Reading] | None = None, mark: int | None = None) -> ElementTree.Element:
+def draw(*panels: Panel, readings: list[CursorReadout] | None = None, mark: int | None = None) -> ElementTree.Element:
     return ElementTree.fromstring(render_curves(panels, AXIS, readings or [], mark, "best <b>"))
 
 
@@ -55,7 +55,7 @@ def test_end_labels_do_not_overlap_and_stay_beside_the_plot(last: tuple[float, f
 
 
 def test_mark_is_drawn_in_every_panel() -> None:
-    readings = [Reading(x, f"epoch {x}", [f"loss {x}", f"rate {x}"]) for x in (2, 4)]
+    readings = [CursorReadout(x, f"epoch {x}", [f"loss {x}", f"rate {x}"]) for x in (2, 4)]
     line = Line("val", [2, 4], [3, 1], "solid")
     figure = draw(panel(line), panel(line, height=72), readings=readings, mark=1)
     assert [mark.get("x1") for mark in figure.findall(".//line[@class='mark']")] == ["40.00%", "40.00%"]
@@ -65,7 +65,7 @@ def test_mark_is_drawn_in_every_panel() -> None:
 
 
 def test_readings_are_passed_to_the_script() -> None:
-    readings = [Reading(2, 'a "b" <c>', ["1"]), Reading(10, "d", ["2"])]
+    readings = [CursorReadout(2, 'a "b" <c>', ["1"]), CursorReadout(10, "d", ["2"])]
     data = json.loads(draw(panel(Line("", [2, 10], [1, 2], "solid")), readings=readings).get("data-readings"))
     assert data == {"places": [0.2, 1.0], "names": ['a "b" <c>', "d"], "texts": [["1"], ["2"]], "rest": 1}
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from svertka.classifier import Classifier
-from svertka.data.image_io import read_image
+from svertka.data.image_io import decode_to_pixels
 from svertka.errors import ImageError
 
 pytest.importorskip("fastapi")
@@ -338,7 +338,7 @@ def test_mutated_pictures_are_refused_or_named_right(
         mutant = mutated(files[number % len(files)], random)
         answer = server.ask("POST", "/predict", mutant)
         try:
-            wanted = preprocess(Image.fromarray(read_image(mutant, min_side=preprocess.resize)))
+            wanted = preprocess(Image.fromarray(decode_to_pixels(mutant, min_side=preprocess.resize)))
         except ImageError:
             assert answer.status in (400, 413, 415)
             refused += 1

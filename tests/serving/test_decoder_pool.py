@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi")
-from svertka.data.image_io import read_image
-from svertka.data.preprocessing import crop_region
+from svertka.data.image_io import decode_to_pixels
+from svertka.data.preprocessing import select_used_region
 from svertka.errors import FormatError, ImageError, SizeError
 from svertka.serving import decoder_pool as module
 from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, RequestDecoding
@@ -77,8 +77,8 @@ def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
 
     *found, whole = run(all_of_them, processes=2)
     for path, pixels in zip(kinds.values(), found, strict=True):
-        assert np.array_equal(pixels, crop_region(read_image(path.read_bytes(), 40), "crop"))
-    assert np.array_equal(whole, read_image(kinds["plain.jpg"].read_bytes(), 40))
+        assert np.array_equal(pixels, select_used_region(decode_to_pixels(path.read_bytes(), 40), "crop"))
+    assert np.array_equal(whole, decode_to_pixels(kinds["plain.jpg"].read_bytes(), 40))
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.compiler.accuracy_check import TOLERANCE
-from svertka.data.image_io import read_image
+from svertka.data.image_io import decode_to_pixels
 from svertka.data.rgb_conversion import to_16_bit
-from svertka.inspection.atlas.classifier_and_images import open_inputs
+from svertka.inspection.atlas.classifier_and_images import open_atlas_inputs
 from svertka.models import registry
 from svertka.models.head_kinds import head_path
 
@@ -166,7 +166,7 @@ def test_a_picture_has_one_answer(
     level = 1 / (255 * np.array(classifier.preprocess.std).reshape(-1, 1, 1))
     for path, image in zip(pictures, images, strict=True):
         # The same pixels: of a large JPEG svertka decodes a half or a quarter, as it is resized.
-        (found, prepared) = inside.run(None, {"pictures": read_image(path.read_bytes(), resize)[None]})
+        (found, prepared) = inside.run(None, {"pictures": decode_to_pixels(path.read_bytes(), resize)[None]})
         # A network of chance may amplify what the resize rounds otherwise (test_entry.py); nothing else may differ.
         assert (np.abs(prepared[0] - image.numpy()) <= (2 + 1e-3) * level).all()
         with torch.inference_mode():
@@ -290,7 +290,7 @@ def test_every_way_to_a_square_and_to_8_bits_is_one(
     for _ in range(2):  # decoded, and then read from the disk
         judged = svertka.evaluate(folder, source, device="cpu")
         assert (judged.images, judged.top1_error) == (len(paths), 0)
-    inputs = open_inputs(folder, source, images=None, device=CPU, threads=1, cache_limit=None)
+    inputs = open_atlas_inputs(folder, source, images=None, device=CPU, threads=1, cache_limit=None)
     seen = {inputs.image_name(i).split("/")[-1]: inputs.network_inputs(np.array([i]))[0] for i in range(len(inputs))}
     for path, image in zip(paths, images, strict=True):
         torch.testing.assert_close(seen[path.name], image, rtol=0, atol=0)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from svertka.classifier import Classifier
-from svertka.data.image_io import read_image
+from svertka.data.image_io import decode_to_pixels
 from svertka.serving.served_model import BATCH_SIZES, ServedModel
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_a_network_without_maps_looks_nowhere(made: Callable[..., Classifier], t
     made("mlp", 16, 16, 1).save(tmp_path)
     picture = tmp_path / "picture.png"
     Image.effect_noise((30, 20), 90).save(picture)
-    said = ServedModel(tmp_path, CPU).explain(read_image(picture.read_bytes()), None)
+    said = ServedModel(tmp_path, CPU).explain(decode_to_pixels(picture.read_bytes()), None)
     assert said["heatmap"] is None
     assert said["units"] == []
     assert said["pixelated"]
@@ -57,7 +57,7 @@ def test_a_network_without_maps_looks_nowhere(made: Callable[..., Classifier], t
 def test_the_plain_network_stays_as_it_was(small_run: Path, jpeg: bytes) -> None:
     served = ServedModel(small_run, CPU)
     before = {name: tensor.clone() for name, tensor in served.classifier.network.state_dict().items()}
-    served.explain(read_image(jpeg), 1)
+    served.explain(decode_to_pixels(jpeg), 1)
     after = served.classifier.network.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert not served.classifier.network.training
@@ -70,7 +70,7 @@ def test_what_is_seen_is_the_middle_of_the_square(small_run: Path, tmp_path: Pat
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[4:36, 14:46] = 255  # what a network of 32 pixels sees of a square of 40
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    said = ServedModel(small_run, CPU).explain(read_image((tmp_path / "x.png").read_bytes()), 0)
+    said = ServedModel(small_run, CPU).explain(decode_to_pixels((tmp_path / "x.png").read_bytes()), 0)
     seen = Image.open(io.BytesIO(base64.b64decode(said["image"].partition(",")[2])))
     assert seen.size == (32, 32)
     assert np.asarray(seen.convert("L")).min() == 255

@@ -13,13 +13,13 @@ from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError
 from svertka.models.registry import MODELS
-from svertka.training.data_splits import DataSplits, choose_network_input, split_data, stored_side_for_crops
+from svertka.training.data_splits import DataSplits, choose_network_input, decode_and_split, stored_side_for_crops
 
 PREPROCESS = Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def test_parts_are_disjoint_and_whole(digit_folder: Path) -> None:
-    parts = split_data(open_folder(digit_folder), PREPROCESS, 8, 0.2, 0.1, threads=1, limit=None)
+    parts = decode_and_split(open_folder(digit_folder), PREPROCESS, 8, 0.2, 0.1, threads=1, limit=None)
     together = np.concatenate(list(parts.indices.values()))
     assert sorted(together) == list(range(240))
     assert parts.sizes()["val"] > 20
@@ -29,7 +29,7 @@ def test_parts_are_disjoint_and_whole(digit_folder: Path) -> None:
 def test_training_may_draw_from_larger_squares_than_are_shown(digit_folder: Path) -> None:
     side = stored_side_for_crops(PREPROCESS, (ScaleJitter(),))
     assert side == 18  # 512/224 of 8
-    parts = split_data(open_folder(digit_folder), PREPROCESS, side, 0.1, 0.0, threads=1, limit=None)
+    parts = decode_and_split(open_folder(digit_folder), PREPROCESS, side, 0.1, 0.0, threads=1, limit=None)
     assert parts.train_rows[np.array([0])].shape == (1, 18, 18, 3)
     assert parts.eval_rows[np.array([0])].shape == (1, 8, 8, 3)
     (batch, *_) = parts.eval_batches("val", PREPROCESS, torch.device("cpu"), torch.contiguous_format).epoch(0)
@@ -38,7 +38,7 @@ def test_training_may_draw_from_larger_squares_than_are_shown(digit_folder: Path
 
 def test_the_fingerprint_is_of_contents_labels_and_parts(digit_folder: Path, tmp_path: Path) -> None:
     def fingerprint(root: Path, val: float = 0.1) -> str:
-        return split_data(open_folder(root), PREPROCESS, 8, val, 0.0, threads=1, limit=None).fingerprint
+        return decode_and_split(open_folder(root), PREPROCESS, 8, val, 0.0, threads=1, limit=None).fingerprint
 
     copy = tmp_path / "copy"
     shutil.copytree(digit_folder, copy)
@@ -56,7 +56,7 @@ def test_a_class_whose_pictures_are_all_bad_is_one_sentence(digit_folder: Path, 
     (copy / "zero").mkdir()
     (copy / "zero" / "0.png").write_bytes(b"no")
     with pytest.raises(DataError, match="no usable training image of zero; add some or remove the class"):
-        split_data(open_folder(copy), PREPROCESS, 8, 0.1, 0.0, threads=1, limit=None)
+        decode_and_split(open_folder(copy), PREPROCESS, 8, 0.1, 0.0, threads=1, limit=None)
 
 
 def test_inputs_suit_network_and_pictures(digit_folder: Path) -> None:

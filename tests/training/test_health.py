@@ -74,7 +74,7 @@ def test_without_val_nothing_is_said_of_it() -> None:
 
 
 def test_a_deep_sigmoid_network_is_seen_to_vanish() -> None:
-    from svertka.training.training_loop import gradient_ratios
+    from svertka.training.training_loop import gradient_to_weight_ratios
 
     torch.manual_seed(0)
     layers: list[nn.Module] = []
@@ -82,7 +82,7 @@ def test_a_deep_sigmoid_network_is_seen_to_vanish() -> None:
         layers += [nn.Linear(16, 16), nn.Sigmoid()]
     network = nn.Sequential(*layers, nn.Linear(16, 10))
     nn.functional.cross_entropy(network(torch.randn(8, 16)), torch.arange(8)).backward()
-    assert kinds(epochs([0.5], gradients=gradient_ratios(network))) == ["vanishing"]
+    assert kinds(epochs([0.5], gradients=gradient_to_weight_ratios(network))) == ["vanishing"]
 
 
 def test_dead_units_counts_channels_and_leaves_the_network_as_it_was() -> None:

@@ -10,7 +10,7 @@ import svertka
 from svertka.data.augmentation import AUTO_AUGMENTATIONS, RandomErasing
 from svertka.errors import UsageError
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.initial_classifier import check_frozen_layers, check_patch_augmentation, describe_ignored
+from svertka.training.initial_classifier import check_frozen_layers, check_patch_augmentation, describe_ignored_settings
 from svertka.training.recipe import Recipe
 
 
@@ -46,11 +46,11 @@ def test_a_training_says_so_before_anything_else(options: dict[str, Any], digit_
 
 def test_what_changes_nothing_is_said() -> None:
     head = RECIPES["patches"]
-    assert describe_ignored(head, "b.csv") == []
-    assert describe_ignored(head.with_changes(gradual=True, unfreeze="all"), None) == []
-    (sentence,) = describe_ignored(head.with_changes(gradual=True), "b.csv")
+    assert describe_ignored_settings(head, "b.csv") == []
+    assert describe_ignored_settings(head.with_changes(gradual=True, unfreeze="all"), None) == []
+    (sentence,) = describe_ignored_settings(head.with_changes(gradual=True), "b.csv")
     assert sentence == "--gradual changes nothing: with --boxes only the head is trained"
-    (sentence,) = describe_ignored(head.with_changes(gradual=True, stage_rate=0.5), None)
+    (sentence,) = describe_ignored_settings(head.with_changes(gradual=True, stage_rate=0.5), None)
     assert sentence.startswith(
         "--gradual and --stage-rate change nothing: only the head is trained; give --unfreeze all"
     )
@@ -58,11 +58,11 @@ def test_what_changes_nothing_is_said() -> None:
 
 def test_batches_of_one_image_are_not_mixed_which_is_said() -> None:
     alone = RECIPES["photos"].with_changes(batch_size=1, mixup=0.2, cutmix=1)
-    assert describe_ignored(alone, None) == [
+    assert describe_ignored_settings(alone, None) == [
         "--mixup and --cutmix change nothing: batches of one image hold no pair to mix; give --batch-size 2 or more"
     ]
     assert not alone.mixing
-    assert describe_ignored(alone.with_changes(batch_size=2), None) == []
+    assert describe_ignored_settings(alone.with_changes(batch_size=2), None) == []
     assert alone.with_changes(batch_size=2).mixing
 
 

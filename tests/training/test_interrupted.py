@@ -27,8 +27,8 @@ STOPPED_EARLY = [*PLAIN, "--epochs", "9", "--early-stop", "1", "--lr", "1e-6"]
 # Where a signal comes: owner and name of what is called in this phase, at which call.
 PHASES: dict[str, tuple[Any, str, int]] = {
     "reading": (single_run, "open_source", 1),
-    "decoding": (single_run, "split_data", 1),
-    "timing": (single_run.time_estimate, "time_steps", 1),
+    "decoding": (single_run, "decode_and_split", 1),
+    "timing": (single_run.time_estimate, "time_training_steps", 1),
     "making the run": (single_run, "create_run", 1),
     "first checkpoint": (checkpoint, "write_tensors", 1),
     "the optimizer": (resume, "build_optimizer", 1),
@@ -158,7 +158,7 @@ def test_ctrl_c_in_a_notebook_stays_ctrl_c_until_there_is_a_run(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(single_run, "split_data", interrupted)
+    monkeypatch.setattr(single_run, "decode_and_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
         svertka.train(digit_folder, output=tmp_path / "run", model="mlp", size=8, epochs=1, threads=1)
     assert not list(tmp_path.iterdir())

@@ -98,7 +98,7 @@ def recorded() -> Iterator[Reads]:
         reads.scored += 1
         reads.note("result", batches.indices)
 
-    for module, name in product((single_run, resume), ("split_data", "replace_images_by_patches")):
+    for module, name in product((single_run, resume), ("decode_and_split", "replace_images_by_patches")):
         patch.setattr(module, name, _then(getattr(module, name), reads.of_parts))
     before(parts_module, "measure_statistics", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
@@ -327,7 +327,7 @@ def leaks() -> dict[str, tuple[Any, str, Callable[[Any], Any]]]:
     return {
         "fit": (DataSplits, "training_batches", with_test),
         "choice": (DataSplits, "eval_batches", val_is_test),
-        "statistics": (single_run, "add_statistics", of_all),
+        "statistics": (single_run, "add_training_statistics", of_all),
     }
 
 

@@ -13,7 +13,7 @@ from svertka.progress import progress
 from svertka.run import Run
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
-from svertka.training.run_recorder import Recorder, is_as_good, why_kept
+from svertka.training.run_recorder import Recorder, explain_kept_epoch, is_epoch_as_good
 from svertka.training.training_inputs import TrainingInputs
 from svertka.training.training_loop import LOG_EVERY, TrainingState, fit, make_optimizer
 
@@ -22,7 +22,7 @@ def kept(val_errors: list[float], pictures: int, val_losses: list[float] | None 
     """The epoch that is kept in the end, from 1."""
     losses, chosen = val_losses or [1.0] * len(val_errors), 0
     for epoch in range(1, len(val_errors) + 1):
-        if is_as_good(val_errors[:epoch], losses[:epoch], pictures, chosen):
+        if is_epoch_as_good(val_errors[:epoch], losses[:epoch], pictures, chosen):
             chosen = epoch
     return chosen
 
@@ -61,7 +61,7 @@ def test_the_reason_for_another_epoch_than_that_of_the_lowest_error(
     chosen = kept(val_errors, 100, val_losses)
     best = val_errors.index(min(val_errors))
     assert chosen != best + 1
-    assert why_kept(val_errors, val_losses, best, chosen - 1) == reason
+    assert explain_kept_epoch(val_errors, val_losses, best, chosen - 1) == reason
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 5)), min_size=1, max_size=30))

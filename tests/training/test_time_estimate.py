@@ -8,12 +8,12 @@ from svertka.models.registry import MODELS
 from svertka.training.builtin_recipes import RECIPES
 from svertka.training.recipe import Recipe
 from svertka.training.time_estimate import (
-    FrozenCost,
-    epochs_within_budget,
+    FrozenLayersCost,
+    count_epochs_within_time,
     estimate_epoch_seconds,
     parse_time,
     repeat_batch,
-    time_steps,
+    time_training_steps,
 )
 
 
@@ -34,17 +34,17 @@ def test_timing_changes_nothing_and_is_remembered() -> None:
     batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), np.arange(8), 8)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random = torch.get_rng_state()
-    first = time_steps(network, batch, Recipe(), "resnet20 of this test")
+    first = time_training_steps(network, batch, Recipe(), "resnet20 of this test")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in network.parameters())
-    again = [time_steps(network, batch, Recipe(), "resnet20 of this test") for _ in range(3)]
+    again = [time_training_steps(network, batch, Recipe(), "resnet20 of this test") for _ in range(3)]
     assert {timing.memory_format for timing in again} == {first.memory_format}
     assert first.step > 0
 
 
 def test_a_budget_becomes_epochs() -> None:
-    timing = time_steps(
+    timing = time_training_steps(
         MODELS["mlp"].build(size=8),
         Batch(torch.randn(8, 1, 8, 8), torch.arange(8), np.arange(8), 8),
         Recipe(),
@@ -52,8 +52,8 @@ def test_a_budget_becomes_epochs() -> None:
     )
     one = estimate_epoch_seconds(timing, steps=100, batch_size=8, val_images=80)
     assert one > 100 * timing.step
-    assert epochs_within_budget(10 * one, 0, 0, one) == 9
-    assert epochs_within_budget(10 * one + 70, 50, 20, one) == 9
+    assert count_epochs_within_time(10 * one, 0, 0, one) == 9
+    assert count_epochs_within_time(10 * one + 70, 50, 20, one) == 9
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,20 @@ def test_a_budget_becomes_epochs() -> None:
 )
 def test_a_budget_that_is_used_up_says_by_what(budget: float, spent: float, around: float) -> None:
     with pytest.raises(UsageError, match=r"time=.* is too short: the preparation took .*; allow .* or more") as caught:
-        epochs_within_budget(budget, spent, around, 10.0)
+        count_epochs_within_time(budget, spent, around, 10.0)
     assert "-" not in str(caught.value).replace("--model", "")
-    assert epochs_within_budget(spent + around + 12, spent, around, 10.0) >= 0.9
+    assert count_epochs_within_time(spent + around + 12, spent, around, 10.0) >= 0.9
 
 
 def test_a_batch_too_small_for_batch_norm_is_one_sentence() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
     batch = Batch(torch.randn(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), np.arange(1), 1)
     with pytest.raises(UsageError, match="a batch of 1 gives the batch norm of this network one value per channel"):
-        time_steps(network, batch, Recipe(), "a network of this test")
+        time_training_steps(network, batch, Recipe(), "a network of this test")
 
 
 def test_under_a_time_the_plan_names_no_number_of_passes() -> None:
-    passes = FrozenCost(seconds=1.0, train=10, val=2, feature_bytes=8)
+    passes = FrozenLayersCost(seconds=1.0, train=10, val=2, feature_bytes=8)
     recipe = RECIPES["frozen"]
     _, said = passes.plan_cache(recipe, 0.1, None, False, 10**6)
     assert said.endswith("takes 10 s, and each of the 30 epochs would repeat it")

@@ -217,7 +217,7 @@ def test_a_last_layer_without_biases_is_not_computed(digit_folder: Path, tmp_pat
 def test_the_time_of_a_head_counts_that_the_network_is_made_fast_once_more(
     unfreeze: str, again: float, trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logistic_and_nearest_mean_heads, "estimate_seconds", lambda *_: 7.0)
+    monkeypatch.setattr(logistic_and_nearest_mean_heads, "estimate_fit_seconds", lambda *_: 7.0)
     parts: Any = SimpleNamespace(indices={"train": range(50)})
     recipe = Recipe(unfreeze=unfreeze, head="logistic")
     known = estimate_head_seconds(trained.classifier(), recipe, parts, 0.5, stored=False, optimizing=100.0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from svertka.data.loader import BatchLoader
-from svertka.data.mixup_and_cutmix import Mixing
+from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.errors import TrainingError
 from svertka.models.registry import MODELS
 from svertka.training import checkpoint
@@ -22,7 +22,7 @@ from svertka.training.training_loop import (
     TrainingState,
     count_steps,
     fit,
-    gradient_ratios,
+    gradient_to_weight_ratios,
     make_optimizer,
     set_learning_rate,
     take_step,
@@ -88,7 +88,7 @@ def test_mixed_images_are_trained_on_with_soft_targets(
     class_weights = torch.linspace(0.5, 1.5, 10)
     labels = digit_batches().labels
     weights = class_weights[torch.from_numpy(labels)] if weighted else None
-    batches = digit_batches(mixing=Mixing(mixup=0.4, cutmix=1.0), weights=weights)
+    batches = digit_batches(mixing=MixupAndCutmix(mixup=0.4, cutmix=1.0), weights=weights)
     network, watcher = mlp(), Watcher()
     fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), watcher)
 
@@ -209,7 +209,7 @@ def test_gradient_ratios_are_root_mean_squares() -> None:
     layer = nn.Linear(3, 2)
     layer(torch.ones(1, 3)).sum().backward()
     expected = (layer.weight.grad**2).mean().sqrt() / (layer.weight.detach() ** 2).mean().sqrt()
-    assert gradient_ratios(layer) == {"weight": pytest.approx(expected.item())}
+    assert gradient_to_weight_ratios(layer) == {"weight": pytest.approx(expected.item())}
 
 
 class WithAuxiliary(nn.Module):

@@ -18,7 +18,12 @@ from svertka.errors import StorageError
 from svertka.files import cache_folder
 from svertka.models.registry import MODELS
 from svertka.transfer import feature_cache as features_module
-from svertka.transfer.feature_cache import available_bytes, cache_in_memory, cache_on_disk, row_bytes
+from svertka.transfer.feature_cache import (
+    available_cache_bytes,
+    cache_in_memory,
+    cache_on_disk,
+    feature_bytes_per_image,
+)
 from svertka.transfer.freeze import FrozenPrefix, split_at_frozen
 
 PICTURES = 40
@@ -137,7 +142,7 @@ def test_damaged_row_is_computed_again(frozen: Counting) -> None:
     expected = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
     (file,) = (cache_folder("features")).glob("*/rows")
     content = bytearray(file.read_bytes())
-    content[5 * row_bytes(SHAPE, half=False)] ^= 0x40
+    content[5 * feature_bytes_per_image(SHAPE, half=False)] ^= 0x40
     file.write_bytes(content)
     again = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
     assert frozen.seen == PICTURES + 1
@@ -175,15 +180,17 @@ def test_variants_follow_the_first_epochs_and_are_then_random(frozen: Counting) 
 def test_full_cache_is_an_error(frozen: Counting, small_disk: Callable[[int], AbstractContextManager[None]]) -> None:
     pictures = rows()
     with pytest.raises(StorageError, match="no room for more features.*--cache-limit.*--no-cache"):
-        cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures), limit=10 * row_bytes(SHAPE, half=False))
-    with small_disk(30 * row_bytes(SHAPE, half=False)), pytest.raises(StorageError):
+        cache_on_disk(
+            batches(pictures), frozen, SHAPE, digests(pictures), limit=10 * feature_bytes_per_image(SHAPE, half=False)
+        )
+    with small_disk(30 * feature_bytes_per_image(SHAPE, half=False)), pytest.raises(StorageError):
         cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))  # what was written before serves
 
 
 def test_available_bytes_respect_the_limit() -> None:
-    assert available_bytes(10_000) == pytest.approx(10_000, abs=row_bytes((1,), half=False))
-    assert row_bytes(SHAPE, half=False) - row_bytes(SHAPE, half=True) == 2 * 32 * 16
+    assert available_cache_bytes(10_000) == pytest.approx(10_000, abs=feature_bytes_per_image((1,), half=False))
+    assert feature_bytes_per_image(SHAPE, half=False) - feature_bytes_per_image(SHAPE, half=True) == 2 * 32 * 16
 
 
 @pytest.mark.usefixtures("quiet")
@@ -227,7 +234,7 @@ def test_cache_size_is_announced_before_computing(frozen: Counting, capsys: pyte
 
 
 def test_features_that_do_not_fit_are_not_computed(frozen: Counting) -> None:
-    fit = 30 * row_bytes(SHAPE, half=False)
+    fit = 30 * feature_bytes_per_image(SHAPE, half=False)
     with pytest.raises(StorageError, match="no room for more features"):
         cache_on_disk(batches(rows()), frozen, SHAPE, digests(rows()), limit=fit)
     assert frozen.seen == 0

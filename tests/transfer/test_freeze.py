@@ -13,7 +13,7 @@ from svertka.graph.cut import find_stages
 from svertka.models.registry import MODELS
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
-from svertka.transfer.freeze import first_trainable_stage, freeze, split_at_frozen, stage_depths
+from svertka.transfer.freeze import first_trainable_stage, freeze, parameter_stage_depths, split_at_frozen
 
 SHAPE = (1, 1, 8, 8)
 
@@ -114,7 +114,7 @@ def test_first_trainable_stage() -> None:
 
 def test_depths_count_stages_from_the_head() -> None:
     network = resnet20()
-    found = stage_depths(network, SHAPE)
+    found = parameter_stage_depths(network, SHAPE)
     assert set(found) == {name for name, _ in network.named_parameters()}
     assert found["linear.weight"] == found["linear.bias"] == 0
     assert found["layer3.0.conv1.weight"] == found["layer3.2.bn2.bias"] == 1
@@ -125,7 +125,7 @@ def test_depths_count_stages_from_the_head() -> None:
 @pytest.mark.usefixtures("quiet")
 def test_stages_unfreeze_one_per_epoch_with_lower_learning_rates(digit_batches: Callable[..., BatchLoader]) -> None:
     network, recipe = resnet20(), Recipe(epochs=2, lr=0.05, gradual=True, stage_rate=0.5)
-    optimizer = make_optimizer(network, recipe, stage_depths(network, SHAPE))
+    optimizer = make_optimizer(network, recipe, parameter_stage_depths(network, SHAPE))
     start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
     changed: list[set[str]] = []
 

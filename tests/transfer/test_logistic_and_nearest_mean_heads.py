@@ -13,10 +13,10 @@ from svertka.data.loader import BatchLoader
 from svertka.transfer import logistic_and_nearest_mean_heads as heads
 from svertka.transfer.logistic_and_nearest_mean_heads import (
     SOLVERS,
+    collect_feature_batches,
     fit_head,
     fit_logistic_regression,
     fit_nearest_mean,
-    gather_features,
 )
 
 
@@ -63,7 +63,7 @@ def test_the_nearest_mean_has_the_highest_score() -> None:
 def test_fit_head_changes_the_head_in_place(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, head = digit_batches(500), nn.Linear(64, 10)
     fit_head(head, "logistic", batches, 10)
-    features, labels = gather_features(batches)
+    features, labels = collect_feature_batches(batches)
     assert len(features) == 500
     right = head(torch.from_numpy(features)).argmax(1).numpy() == labels
     assert right.mean() > 0.97
@@ -86,4 +86,4 @@ def test_estimated_iterations_match_those_taken(monkeypatch: pytest.MonkeyPatch,
     )
     expected = heads.MEAN_ITERATIONS * heads.FOLDS * len(heads.STRENGTHS)
     assert expected / 6 < sum(taken) < 1.5 * expected
-    assert heads.estimate_seconds("logistic", 60, 64, 10) > 0
+    assert heads.estimate_fit_seconds("logistic", 60, 64, 10) > 0

@@ -51,7 +51,7 @@ def locate(
     """
     with show_import_spinner():
         from svertka.localization.locate import locate as search
-        from svertka.localization.overlays import describe_pointing
+        from svertka.localization.overlays import describe_pointing_result
 
     located = search(
         run,
@@ -82,7 +82,7 @@ def locate(
                 [("image", "class", "score", "left", "top", "right", "bottom"), *rows], right=range(2, 7), shrink=(0, 1)
             )
         if located.judgement:
-            print_line(describe_pointing(located.judgement))
+            print_line(describe_pointing_result(located.judgement))
         if located.page:
             print_line(f"open {located.page}")
     if any(image.error for image in located.images):

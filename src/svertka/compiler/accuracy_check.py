@@ -51,7 +51,7 @@ def measure_error(
     name, worst = type(original).__name__, 0.0
     for batch_size in (len(example), *sorted(sizes - {len(example)})):
         spread = 0.0 if "int8" in precisions else 0.5  # 8 bits cover what calibration images contain
-        x = example.clone() if batch_size == len(example) else make_similar_batch(example, batch_size, spread)
+        x = example.clone() if batch_size == len(example) else make_noisy_batch(example, batch_size, spread)
         try:
             expected = list(find_tensors(original(x.clone())))
         except Exception as reason:
@@ -59,7 +59,7 @@ def measure_error(
         ours = list(find_tensors(optimized(x)))
         _check_same_kinds(name, ours, expected)
         for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
-            error = max_error(a, b)
+            error = max_relative_error(a, b)
             if "int8" in precisions:
                 _check_mean_error("int8", name, a, b, INT8_TOLERANCE)
                 if batch_size == len(example):
@@ -70,7 +70,9 @@ def measure_error(
                 _check_mean_error("bfloat16", name, a, b, BF16_TOLERANCE)
                 if batch_size == len(example) and len(expected) == 1:
                     _check_classes("bfloat16", name, a, b, BF16_OTHER_CLASSES)
-            elif not (of_channel := channel_error(a, b)) <= TOLERANCE and not _only_rounds(original, x, number, a, b):
+            elif not (of_channel := max_relative_channel_error(a, b)) <= TOLERANCE and not _only_rounds(
+                original, x, number, a, b
+            ):
                 raise UsageError(
                     f"optimized, {name} gives something else on the example: the largest difference is "
                     f"{of_channel:.1e} of the largest value of its channel for {format_count(batch_size, 'image')}, "
@@ -80,7 +82,7 @@ def measure_error(
     return worst
 
 
-def check_example(
+def check_int8_error(
     optimized: Callable[[Tensor], Any], original: nn.Module, example: Tensor, calibrated: tuple[float, float]
 ) -> None:
     """Raise UsageError if an int8 network is far off on `example`, as it is if calibration images are scaled otherwise.
@@ -111,10 +113,10 @@ def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, thei
         exact = list(find_tensors(copy_network(original).double()(x.double())))[number]
     except Exception:  # the network may support only float32
         return False
-    return channel_error(ours, exact) <= TIMES * channel_error(theirs, exact) < torch.inf
+    return max_relative_channel_error(ours, exact) <= TIMES * max_relative_channel_error(theirs, exact) < torch.inf
 
 
-def make_similar_batch(example: Tensor, batch_size: int, noise_level: float = 0.5) -> Tensor:
+def make_noisy_batch(example: Tensor, batch_size: int, noise_level: float = 0.5) -> Tensor:
     """Return `batch_size` images of `example` with noise, `noise_level` times as large as its numbers vary."""
     chosen = example[torch.arange(batch_size, device="cpu") % len(example)].clone()
     generator = torch.Generator().manual_seed(batch_size)
@@ -123,12 +125,12 @@ def make_similar_batch(example: Tensor, batch_size: int, noise_level: float = 0.
     return chosen + noise * noise_level * (spread or 2.0)
 
 
-def max_error(ours: Tensor, theirs: Tensor) -> float:
+def max_relative_error(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest difference relative to the largest value; with non-finite values 0 if equal, otherwise inf."""
     return _relative_error(ours, theirs, lambda values: values.amax())
 
 
-def channel_error(ours: Tensor, theirs: Tensor) -> float:
+def max_relative_channel_error(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest difference relative to the largest value of its channel, or to 2 % of the global one."""
 
     def scale(values: Tensor) -> Tensor:

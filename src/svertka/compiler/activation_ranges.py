@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
-from svertka.compiler.ir import BatchDependentSize, Quantization, step_results
+from svertka.compiler.ir import BatchDependentSize, Quantization, step_output_numbers
 from svertka.compiler.reference import run_reference
 from svertka.errors import UsageError
 from svertka.graph.trace_errors import THE_NETWORK
@@ -24,7 +24,7 @@ SHRINKS = [1 - step / 50 for step in range(36)]  # of the whole range
 
 
 @dataclass
-class ObservedValues:
+class ActivationHistogram:
     """The numbers that a value takes on all calibration images.
 
     Attributes:
@@ -95,7 +95,7 @@ class ObservedValues:
         return candidates[errors.index(min(errors))]
 
 
-def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[int, ObservedValues]:
+def observe_activations(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[int, ActivationHistogram]:
     """Return what the values of a float network are on calibration images.
 
     Args:
@@ -108,8 +108,8 @@ def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[in
     Raises:
         UsageError: Values of a layer are NaN or infinite, or the images are all zero.
     """
-    places = {value: step.place for step in fused.steps for value in step_results(step)}
-    found: dict[int, ObservedValues] = {}
+    places = {value: step.place for step in fused.steps for value in step_output_numbers(step)}
+    found: dict[int, ActivationHistogram] = {}
     here: set[int] = set()
 
     def observe(number: int, values: Tensor) -> None:
@@ -123,7 +123,7 @@ def observe_values(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[in
                 f"{_name(places, number)} NaN or infinite for calibration images; correct the weights or the images, "
                 "or use precision='fp32'"
             )
-        found.setdefault(number, ObservedValues()).add(values)
+        found.setdefault(number, ActivationHistogram()).add(values)
 
     for images in batches:
         here.clear()

@@ -18,7 +18,7 @@ BATCH_SIZE = 16  # images that are run at a time
 MAX_KEPT = 32  # images on which the accuracy of the result is checked
 
 
-class CalibrationImages:
+class CalibrationBatches:
     """The batches of the argument `calibration`, checked while they are iterated over, once.
 
     Args:

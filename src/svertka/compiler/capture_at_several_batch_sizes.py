@@ -11,7 +11,7 @@ from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.repeatable_capture import RepeatableCapture
 from svertka.errors import UsageError
-from svertka.graph.network_copy import copy_without_values, named_tensors
+from svertka.graph.network_copy import copy_with_meta_tensors, named_tensors
 from svertka.graph.operation_and_value_types import Operation, map_leaves
 
 CAPTURED_BATCH_SIZES = (
@@ -49,7 +49,7 @@ class DynamicBatchCapturer:
     def make_batch_size_check(self, recording: CapturedGraph) -> "BatchSizeCheck":
         """Return a check of whether other batch sizes lead to the same graph. It keeps no weights alive."""
         alone = DynamicBatchCapturer(
-            copy_without_values(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks
+            copy_with_meta_tensors(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks
         )
         read = recording.looked_at & self.constants.keys()
         own = {name: tensor for name, tensor in recording.constants.items() if name not in self.constants}
@@ -58,7 +58,7 @@ class DynamicBatchCapturer:
 
     def _capture_runs(self, batch_size: int, runs: int = 1) -> RepeatableCapture:
         """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
-        twin, named = copy_without_values(self.network, hooks=self.hooks)
+        twin, named = copy_with_meta_tensors(self.network, hooks=self.hooks)
         constants, shape = self.constants, (batch_size, *self.shape)
         captures = [first := RepeatableCapture(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from svertka.compiler.int8_packing import PackedInt8Weights
-from svertka.compiler.ir import Chain, FusedConvolution, Step
+from svertka.compiler.ir import ConvolutionChain, FusedConvolution, Step
 from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
 
@@ -19,12 +19,12 @@ MIN_TILED_NUMBERS = 1 << 16  # smaller intermediate maps stay in the L2 cache as
 MAX_TILE_NUMBERS = 1 << 18  # of intermediate rows per thread, about the size of an L2 cache
 
 
-def form_chains(
+def form_convolution_chains(
     steps: Sequence[Step],
     maps: Mapping[int, FeatureMapSize],
     weights: Mapping[str, PackedWeights | PackedInt8Weights],
     kept: Iterable[int],
-) -> list[Step | Chain]:
+) -> list[Step | ConvolutionChain]:
     """Return `steps` with chains instead of consecutive convolutions that are faster together.
 
     A chain contains depthwise convolutions and the direct convolutions around them. It is extended as long as the
@@ -57,11 +57,11 @@ def form_chains(
             runs[-1].append(step)
         else:
             runs.append([step])
-    found: list[Step | Chain] = []
+    found: list[Step | ConvolutionChain] = []
     for run in runs:
         convolutions = [step for step in run if isinstance(step, FusedConvolution)]
         if len(run) > 1 and any(weights[step.weight].kernel == "depthwise" for step in convolutions):
-            found.append(Chain(tuple(convolutions)))
+            found.append(ConvolutionChain(tuple(convolutions)))
         else:
             found += run
     return found
@@ -99,7 +99,9 @@ class ChainTiling:
         room: Size of a thread's memory, in numbers.
     """
 
-    def __init__(self, chain: Chain, maps: Sequence[FeatureMapSize], taps: Sequence[int], segments: int) -> None:
+    def __init__(
+        self, chain: ConvolutionChain, maps: Sequence[FeatureMapSize], taps: Sequence[int], segments: int
+    ) -> None:
         self.chain, self.maps, self.taps = chain, maps, taps
         height = maps[-1].height
         rows = height

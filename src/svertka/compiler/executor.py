@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.compiler.convolution_chain_tiling import ChainTiling, TileStep, form_chains
+from svertka.compiler.convolution_chain_tiling import ChainTiling, TileStep, form_convolution_chains
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.int8_requantization import make_requantization
 from svertka.compiler.ir import (
     UNBOUNDED,
     BatchDependentSize,
-    Chain,
     Concatenation,
+    ConvolutionChain,
     Elementwise,
     FusedConvolution,
     Interpolation,
@@ -29,9 +29,9 @@ from svertka.compiler.ir import (
     Pool,
     Reduction,
     Softmax,
-    step_results,
+    step_output_numbers,
 )
-from svertka.compiler.layouts import Layouts, row_step, step_values
+from svertka.compiler.layouts import NetworkLayouts, row_stride, step_value_numbers
 from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_output_tensor
 from svertka.compiler.packing import PackedWeights
@@ -44,8 +44,8 @@ from svertka.compiler.tensor_kernel_arguments import (
     add_padding,
     add_reduction,
     add_softmax,
-    interpolation_axis,
-    make_ending,
+    make_epilogue,
+    make_interpolation_axis,
 )
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant, Operation, Value
@@ -54,7 +54,7 @@ ARENA, INPUT, OUTPUT = range(3)  # numbers of the memories of a run
 OWN, BEFORE, AFTER, OPERANDS = range(4)  # numbers of the memories of a tile step; more operands follow
 
 
-class MapLocation(NamedTuple):
+class FeatureMapLocation(NamedTuple):
     """The location of a feature map: `memory`, `offset` in it and `step`, the distance between pixels, in numbers.
 
     The numbers of 8-bit maps are bytes, all others are floats.
@@ -64,21 +64,21 @@ class MapLocation(NamedTuple):
     offset: int
     step: int
 
-    def after(self, pixels: int) -> "MapLocation":
+    def after(self, pixels: int) -> "FeatureMapLocation":
         """Return the location of the pixel that is `pixels` further on."""
-        return MapLocation(self.memory, self.offset + pixels * self.step, self.step)
+        return FeatureMapLocation(self.memory, self.offset + pixels * self.step, self.step)
 
     def place(self, more: int = 0) -> "native_support.kernels.Place":
         """Return the location for a kernel, moved by `more` numbers."""
         return native_support.kernels.Place(self.memory, self.offset + more)
 
 
-NO_LOCATION = MapLocation(-1, 0, 0)
+NO_LOCATION = FeatureMapLocation(-1, 0, 0)
 FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class OperationCall:
+class PyTorchOperationStep:
     """An operation of PyTorch, and the values that no later step needs."""
 
     operation: Operation
@@ -105,20 +105,24 @@ class ExecutionPlan:
         made = {one.result for one in fused.steps if isinstance(one, kinds)}
         inner = find_concatenated_in_place(fused.steps, made - {self.output})
         self.inner = {part: outer for part, outer in inner.items() if len(shapes[part]) == 4}
-        self.layouts = Layouts(fused.steps, shapes, batch_size, self.inner, fused.quantizations)
+        self.layouts = NetworkLayouts(fused.steps, shapes, batch_size, self.inner, fused.quantizations)
         self.shapes = self.layouts.shapes
         self.maps = {value: self._find_map_size(value) for value in self.layouts.of}
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
         viewed = self._find_viewed(returned)
-        steps = form_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
-        elsewhere = {0, self.output, *(step.x for one in steps if isinstance(one, Chain) for step in one.steps[1:])}
+        steps = form_convolution_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
+        elsewhere = {
+            0,
+            self.output,
+            *(step.x for one in steps if isinstance(one, ConvolutionChain) for step in one.steps[1:]),
+        }
         roots = {value: layout.root for value, layout in self.layouts.of.items()}
         sizes = {root: self._count_floats(root) for root in set(roots.values()) - elsewhere}
         self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
         self.program = native_support.kernels.Program()
         self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
         # Ranges of steps in the native program, separated by operations of PyTorch.
-        self.parts: list[tuple[int, int] | OperationCall] = []
+        self.parts: list[tuple[int, int] | PyTorchOperationStep] = []
         last, begin = find_last_uses(steps, returned), 0
         for number, step in enumerate([*steps, None]):
             if step is not None and not isinstance(step, Operation):
@@ -128,8 +132,8 @@ class ExecutionPlan:
                 self.parts.append((begin, len(self.program)))
                 begin = len(self.program)
             if step is not None:
-                values = [*step.inputs, *step_results(step)]
-                self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
+                values = [*step.inputs, *step_output_numbers(step)]
+                self.parts.append(PyTorchOperationStep(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # unused ones; each call takes one, so threads do not share any
 
     def run(self, x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
@@ -205,7 +209,7 @@ class ExecutionPlan:
 
     def _find_viewed(self, returned: Sequence[int]) -> list[int]:
         """Return the values whose memory other values share, so that it must be complete when it is computed."""
-        read = Counter(value for step in self.layouts.steps for value in step_values(step))
+        read = Counter(value for step in self.layouts.steps for value in step_value_numbers(step))
         roots = Counter(self.layouts.of[value].root for value in {*read, *returned} if value in self.layouts.of)
         return [root for root, count in roots.items() if count > 1]
 
@@ -234,13 +238,13 @@ class ExecutionPlan:
             return ARENA, self.offsets[layout.root] * scale + layout.offset
         return (OUTPUT if layout.root == self.output else INPUT), layout.offset
 
-    def _where(self, value: int | None) -> MapLocation:
+    def _where(self, value: int | None) -> FeatureMapLocation:
         if value is None:
             return NO_LOCATION
-        return MapLocation(*self._locate(value), self.layouts.step_of(value))
+        return FeatureMapLocation(*self._locate(value), self.layouts.step_of(value))
 
     def _make_epilogue(
-        self, step: FusedConvolution, residual: MapLocation, more: int = 0
+        self, step: FusedConvolution, residual: FeatureMapLocation, more: int = 0
     ) -> "native_support.kernels.Epilogue":
         """Return the epilogue of `step` for the channels from `more` on."""
         bias = self.fused.tensors[step.bias][more:] if step.bias else None
@@ -250,8 +254,8 @@ class ExecutionPlan:
             step.residual_last,
         )  # fmt: skip
 
-    def _add(self, step: Chain | KernelStep) -> None:
-        if isinstance(step, Chain):
+    def _add(self, step: ConvolutionChain | KernelStep) -> None:
+        if isinstance(step, ConvolutionChain):
             self._add_chain(step)
         elif isinstance(step, FusedConvolution) and step.weight_scale is not None:
             self._add_int8_convolution(step)
@@ -336,9 +340,9 @@ class ExecutionPlan:
     def _add_interpolation(self, step: Interpolation) -> None:
         x, result = self._where(step.x), self._where(step.result)
         before, tensors = self.maps[step.x], self.fused.tensors
-        y_axis = interpolation_axis(before.height, tensors[step.row_indices], tensors[step.row_weights])
-        x_axis = interpolation_axis(before.width, tensors[step.column_indices], tensors[step.column_weights])
-        places = x.place(), x.step, make_ending(step), result.place(), result.step
+        y_axis = make_interpolation_axis(before.height, tensors[step.row_indices], tensors[step.row_weights])
+        x_axis = make_interpolation_axis(before.width, tensors[step.column_indices], tensors[step.column_weights])
+        places = x.place(), x.step, make_epilogue(step), result.place(), result.step
         self.program.add_interpolation(before.batch, before.channels, y_axis, x_axis, *places)
 
     def _add_elementwise(self, step: Elementwise) -> None:
@@ -350,7 +354,7 @@ class ExecutionPlan:
         if step.groups is None:
             channels, groups, pixels = shape[-1], 1, 1
             batch = math.prod(shape[:-1])
-            in_step, out_step = (row_step(shape, self.layouts.of[value].strides) for value in (step.x, step.result))
+            in_step, out_step = (row_stride(shape, self.layouts.of[value].strides) for value in (step.x, step.result))
             assert in_step is not None
             assert out_step is not None
         else:
@@ -361,7 +365,7 @@ class ExecutionPlan:
             batch, pixels, channels, groups, in_step, out_step, step.epsilon
         )
         before, after = (native_support.kernels.Place(*self._locate(value)) for value in (step.x, step.result))
-        self.program.add_normalize(settings, before, weight, bias, make_ending(step), after)
+        self.program.add_normalize(settings, before, weight, bias, make_epilogue(step), after)
 
     def _add_concatenation(self, step: Concatenation) -> None:
         """Copy the parts that are not computed in place, nor copied by a concatenation with the same beginning."""
@@ -386,10 +390,10 @@ class ExecutionPlan:
         step: FusedConvolution,
         before: FeatureMapSize,
         after: FeatureMapSize,
-        x: MapLocation,
-        residual: MapLocation,
-        result: MapLocation,
-        gate: MapLocation = NO_LOCATION,
+        x: FeatureMapLocation,
+        residual: FeatureMapLocation,
+        result: FeatureMapLocation,
+        gate: FeatureMapLocation = NO_LOCATION,
     ) -> None:
         """Add a direct, depthwise or grouped convolution from `before` at `x` to `after` at `result`."""
         packed = self._float_weights(step)
@@ -405,7 +409,9 @@ class ExecutionPlan:
             places = x.place(group * reads), result.place(group * writes)
             program.add_direct(window, places[0], numbers, packed.precision, ending, places[1], gate.place(), gate.step)
 
-    def _add_winograd(self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation) -> None:
+    def _add_winograd(
+        self, step: FusedConvolution, x: FeatureMapLocation, residual: FeatureMapLocation, result: FeatureMapLocation
+    ) -> None:
         """Add one 3×3 Winograd convolution; for larger kernels four, each added to the previous result."""
         packed, before, after = self._float_weights(step), self.maps[step.x], self.maps[step.result]
         sizes = before.height, before.width, after.height, after.width
@@ -429,7 +435,7 @@ class ExecutionPlan:
             self._add_late_residual(step)
 
     def _add_winograd_groups(
-        self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation
+        self, step: FusedConvolution, x: FeatureMapLocation, residual: FeatureMapLocation, result: FeatureMapLocation
     ) -> None:
         """Add one 3×3 Winograd convolution for each group."""
         packed, before, after = self._float_weights(step), self.maps[step.x], self.maps[step.result]
@@ -452,7 +458,7 @@ class ExecutionPlan:
         self._add_elementwise(first)
         self._add_elementwise(replace(last, bounds=step.bounds))
 
-    def _add_chain(self, chain: Chain) -> None:
+    def _add_chain(self, chain: ConvolutionChain) -> None:
         steps = chain.steps
         maps = [*(self.maps[step.x] for step in steps), self.maps[chain.result]]
         batch_size, height = maps[-1].batch, maps[-1].height
@@ -474,20 +480,25 @@ class ExecutionPlan:
         chain, number = bands.chain, part.number
         step, last = chain.steps[number], len(chain.steps) - 1
         before, after = bands.maps[number : number + 2]
-        x, residual = MapLocation(OWN, bands.starts[number], before.channels), NO_LOCATION
+        x, residual = FeatureMapLocation(OWN, bands.starts[number], before.channels), NO_LOCATION
         if number == 0:
             x = self._locate_in_image(BEFORE, step.x).after(part.reads.start * before.width)
         if number == last:
             result = self._locate_in_image(AFTER, step.result).after(part.makes.start * after.width)
         else:
-            own = MapLocation(OWN, bands.starts[number + 1], after.channels)
+            own = FeatureMapLocation(OWN, bands.starts[number + 1], after.channels)
             result = own.after((part.makes.start - part.first) * after.width)
             if part.below:
                 count, further = part.kept * after.width * after.channels, own.after(part.below * after.width)
                 line = [[1, 1, 1, 1, count], [0, 0, 0, 0, 1], [0] * MAX_AXES, [0, 0, 0, 0, 1]]
                 copy, first = Elementwise(step.result, step.result), native_support.kernels.Combination.FIRST
                 program.add_elementwise(
-                    native_support.kernels.Strided(*line), first, further.place(), None, make_ending(copy), own.place()
+                    native_support.kernels.Strided(*line),
+                    first,
+                    further.place(),
+                    None,
+                    make_epilogue(copy),
+                    own.place(),
                 )
         if not part.makes:
             return
@@ -500,13 +511,13 @@ class ExecutionPlan:
         after = replace(after, batch=1, height=len(part.makes))
         self._add_direct(program, step, before, after, x, residual, result, gate)
 
-    def _locate_operand(self, chain: Chain, value: int) -> MapLocation:
+    def _locate_operand(self, chain: ConvolutionChain, value: int) -> FeatureMapLocation:
         """Return the location of a residual or gate of `chain`, where its memory begins at the current image."""
         return self._locate_in_image(OPERANDS + _list_operands(chain).index(value), value)
 
-    def _locate_in_image(self, memory: int, value: int) -> MapLocation:
+    def _locate_in_image(self, memory: int, value: int) -> FeatureMapLocation:
         """Return the location of `value` in `memory`, where the memory begins at the current image."""
-        return MapLocation(memory, 0, self._where(value).step)
+        return FeatureMapLocation(memory, 0, self._where(value).step)
 
 
 def _empty_floats(shape: tuple[int, ...]) -> Tensor:
@@ -514,7 +525,7 @@ def _empty_floats(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
-def _list_operands(chain: Chain) -> list[int]:
+def _list_operands(chain: ConvolutionChain) -> list[int]:
     """Return the residuals and gates of the steps of `chain`."""
     return [value for step in chain.steps for value in (step.residual, step.gate) if value is not None]
 
@@ -532,4 +543,4 @@ def _window(
         strict=True,
     )  # fmt: skip
     channels = before.channels // groups, after.channels // groups
-    return native_support.make_window(before.batch, channels, axes, steps)
+    return native_support.make_window_sizes(before.batch, channels, axes, steps)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svertka.compiler.decompositions import decompose
 from svertka.compiler.feature_map_fusion_rules import FLATTENS, MAP_RULES
-from svertka.compiler.fusion_state import Arguments, FusionState
+from svertka.compiler.fusion_state import FusionState, OperationArguments
 from svertka.compiler.ir import (
     BatchDependentSize,
     CapturedGraph,
@@ -24,10 +24,10 @@ from svertka.compiler.ir import (
     Shape,
     Step,
     TensorStep,
-    step_results,
+    step_output_numbers,
 )
 from svertka.compiler.output_structure import OutputStructure
-from svertka.compiler.tensor_fusion_rules import TENSOR_RULES, expand_constant
+from svertka.compiler.tensor_fusion_rules import TENSOR_RULES, lower_expanded_constant
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, iter_leaves, map_leaves
 
 # Operations that return their input in inference.
@@ -134,9 +134,9 @@ class GraphFuser(FusionState):
         result, *others = operation.results
         if result is None or any(self.uses[number] for number in others if number is not None):
             return False
-        arguments = Arguments(operation, self)
+        arguments = OperationArguments(operation, self)
         if operation.name == "expand.default":
-            return expand_constant(self, arguments)
+            return lower_expanded_constant(self, arguments)
         if operation.name not in FLATTENS and any(
             isinstance(leaf, BatchDependentSize) for leaf in iter_leaves(operation.arguments)
         ):
@@ -150,7 +150,7 @@ def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
     needed = {leaf.number for leaf in output.leaves if isinstance(leaf, Value)}
     kept = []
     for step in reversed(steps):
-        if needed.intersection(step_results(step)):
+        if needed.intersection(step_output_numbers(step)):
             kept.append(step)
             needed.update(step.inputs)
     return kept[::-1]
@@ -160,12 +160,12 @@ def select_read_tensors(
     tensors: Mapping[str, Tensor], steps: Sequence[Step], output: OutputStructure
 ) -> dict[str, Tensor]:
     """Return those of `tensors` that steps read or that are part of the output."""
-    leaves = iter_leaves([output.leaves, *map(list_constants, steps)])
+    leaves = iter_leaves([output.leaves, *map(list_step_constants, steps)])
     names = {leaf.name for leaf in leaves if isinstance(leaf, Constant)}
     return {name: tensors[name] for name in sorted(names)}
 
 
-def list_constants(step: Step, *, packed: bool = True) -> Any:
+def list_step_constants(step: Step, *, packed: bool = True) -> Any:
     """Return what a step reads, including constants, but not weights that kernels pack unless `packed`."""
     if isinstance(step, Operation):
         return step.arguments

@@ -14,21 +14,21 @@ Affine = tuple[float, float]  # scale and shift
 IDENTITY = (1.0, 0.0)
 
 
-def to_real(quantization: Quantization) -> Affine:
+def dequantization_factors(quantization: Quantization) -> Affine:
     """Return the scale and the shift from 8-bit numbers to real ones."""
     return quantization.scale, -quantization.scale * quantization.zero_point
 
 
-def to_stored(quantization: Quantization | None) -> Affine:
+def quantization_factors(quantization: Quantization | None) -> Affine:
     """Return the scale and the shift from real numbers to 8-bit ones; None: floats stay as they are."""
     return IDENTITY if quantization is None else (1 / quantization.scale, float(quantization.zero_point))
 
 
-def stored_bounds(bounds: tuple[float, float], quantization: Quantization | None) -> tuple[float, float]:
+def quantize_bounds(bounds: tuple[float, float], quantization: Quantization | None) -> tuple[float, float]:
     """Return `bounds` of real numbers as bounds of the numbers that are stored."""
     if quantization is None:
         return bounds
-    scale, shift = to_stored(quantization)
+    scale, shift = quantization_factors(quantization)
     low, high = (min(max(bound * scale + shift, 0.0), float(LARGEST_BYTE)) for bound in bounds)
     return low, high
 
@@ -59,8 +59,8 @@ def make_requantization(
     assert of_weights is not None
     scale = of_weights[own].double() * of_x.scale
     shift = torch.zeros_like(scale) if bias is None else bias[own].double()
-    real = IDENTITY if of_residual is None else to_real(of_residual)
-    stored = to_stored(of_result)
+    real = IDENTITY if of_residual is None else dequantization_factors(of_residual)
+    stored = quantization_factors(of_result)
     multiply = step.residual is not None and step.multiply
     if of_result is not None and step.activation == "NONE" and not multiply:  # the kernel has one pass
         scale, shift = scale * stored[0], shift * stored[0] + stored[1]
@@ -73,17 +73,19 @@ def make_requantization(
     return native_support.kernels.Requantization(
         F.pad(start, more), F.pad(scale, more).float(), F.pad(shift, more).float(), *residual, real,
         native_support.kernels.Activation[step.activation], step.slope, multiply, step.residual_last, stored,
-        stored_bounds(step.bounds, of_result), of_result is None,
+        quantize_bounds(step.bounds, of_result), of_result is None,
     )  # fmt: skip
 
 
-def make_operation(step: Elementwise, quantization: Quantization | None) -> "native_support.kernels.ByteOperation":
+def make_quantized_elementwise(
+    step: Elementwise, quantization: Quantization | None
+) -> "native_support.kernels.ByteOperation":
     """Return an elementwise operation on real numbers whose results have a quantization, or are floats."""
     return native_support.kernels.ByteOperation(
         native_support.kernels.Combination[step.combination],
         native_support.kernels.Activation[step.activation],
         step.slope,
-        to_stored(quantization),
-        stored_bounds(step.bounds, quantization),
+        quantization_factors(quantization),
+        quantize_bounds(step.bounds, quantization),
         quantization is not None,
     )

@@ -261,7 +261,7 @@ class Elementwise(_FixedOperands):
     def run(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the result, computed with PyTorch's operations."""
         result = FUNCTIONS[self.combination](x) if y is None else COMBINATIONS[self.combination](x, y)
-        return activate(self, result)
+        return apply_activation(self, result)
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class Normalization(_FixedOperands):
             result = F.layer_norm(x, x.shape[-1:], weight, bias, self.epsilon)
         else:
             result = F.group_norm(x, self.groups, weight, bias, self.epsilon)
-        return activate(self, result)
+        return apply_activation(self, result)
 
 
 @dataclass(frozen=True)
@@ -380,7 +380,7 @@ class Reduction(_FixedOperands):
         """Return the result, computed with PyTorch's operations."""
         more = {"correction": self.correction} if self.statistic == "VARIANCE" else {}
         result = STATISTICS[self.statistic](x, dim=self.axes, keepdim=self.keep, **more)
-        return activate(self, result)
+        return apply_activation(self, result)
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ class Interpolation(_FixedOperands):
         """Return the result, computed with PyTorch's operations."""
         lines = (x[:, :, rows] * row_weights[:, :, None]).sum(3)
         result = (lines[..., columns] * column_weights).sum(4)
-        return activate(self, result)
+        return apply_activation(self, result)
 
 
 @dataclass(frozen=True)
@@ -465,7 +465,7 @@ class Concatenation(TensorStep):
 
 
 @dataclass(frozen=True)
-class Chain:
+class ConvolutionChain:
     """Convolutions that are computed together; only the next one reads the output of each."""
 
     steps: tuple[FusedConvolution, ...]
@@ -490,7 +490,7 @@ KernelStep = FusedConvolution | Pool | StridedStep
 Step = KernelStep | Operation
 
 
-def activate(step: ActivatedStep, values: Tensor) -> Tensor:
+def apply_activation(step: ActivatedStep, values: Tensor) -> Tensor:
     """Return `values` after the activation function of `step`, clamped to its bounds."""
     return clamp_to_bounds(ACTIVATIONS[step.activation](values, step.slope), step.bounds)
 
@@ -500,7 +500,7 @@ def clamp_to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
     return values if bounds == UNBOUNDED else values.clamp(*bounds)
 
 
-def step_results(step: Step | Chain) -> tuple[int, ...]:
+def step_output_numbers(step: Step | ConvolutionChain) -> tuple[int, ...]:
     """Return the numbers of the values that a step computes."""
     if isinstance(step, Operation):
         return tuple(number for number in step.results if number is not None)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from svertka.compiler.ir import (
     BatchDependentSize,
-    Chain,
     Concatenation,
+    ConvolutionChain,
     Elementwise,
     FusedConvolution,
     Interpolation,
@@ -28,7 +28,7 @@ from svertka.compiler.ir import (
     Reduction,
     Softmax,
     Step,
-    step_results,
+    step_output_numbers,
 )
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, iter_leaves
 
@@ -57,25 +57,25 @@ def dense_strides(shape: Sizes, order: Iterable[int]) -> Sizes:
     return tuple(strides)
 
 
-def default_order(shape: Sizes) -> list[int]:
+def default_axis_order(shape: Sizes) -> list[int]:
     """Return the order of axes in memory: channels-last for maps, otherwise row-major."""
     return [0, 2, 3, 1] if len(shape) == 4 else list(range(len(shape)))
 
 
-def axis_order(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
+def memory_axis_order(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
     """Return the axes from the largest stride to the smallest; axes of one element, of arbitrary stride, first."""
     return sorted(range(len(shape)), key=lambda axis: (shape[axis] > 1, -strides[axis], axis))
 
 
-def pixel_step(shape: Sizes, strides: Sizes) -> int | None:
+def pixel_stride(shape: Sizes, strides: Sizes) -> int | None:
     """Return the distance between the pixels of a map (N, C, H, W) or (N, C), or None if kernels cannot read it.
 
     Kernels read pixels that lie the same distance apart, with their channels contiguous.
     """
-    return row_step((shape[0], *shape[2:], shape[1]), (strides[0], *strides[2:], strides[1]))
+    return row_stride((shape[0], *shape[2:], shape[1]), (strides[0], *strides[2:], strides[1]))
 
 
-def row_step(shape: Sizes, strides: Sizes) -> int | None:
+def row_stride(shape: Sizes, strides: Sizes) -> int | None:
     """Return the distance between the rows of (…, C), or None if they are not the same distance apart."""
     channels = shape[-1]
     if strides[-1] != 1 and channels != 1:
@@ -93,7 +93,7 @@ def row_step(shape: Sizes, strides: Sizes) -> int | None:
     return step if step >= channels else None
 
 
-class Layouts:
+class NetworkLayouts:
     """The layouts of the values of a network for one batch size, and the steps with the copies that they need.
 
     Args:
@@ -121,7 +121,7 @@ class Layouts:
         self.shapes, self.batch_size, self.inner = dict(shapes), batch_size, inner
         self._channels_last = channels_last
         self._parts = {step.result: step.inputs for step in steps if isinstance(step, Concatenation)}
-        self.of = {0: Layout(0, 0, dense_strides(shapes[0], default_order(shapes[0])))}
+        self.of = {0: Layout(0, 0, dense_strides(shapes[0], default_axis_order(shapes[0])))}
         self.steps: list[Step] = []
         self.stored: set[int] = set()
         self._copies: dict[tuple[int, Sizes], int] = {}  # (value, strides of the copy) -> the copy
@@ -133,7 +133,7 @@ class Layouts:
 
     def step_of(self, value: int) -> int:
         """Return the distance from pixel to pixel of a map that a kernel reads or writes."""
-        step = pixel_step(self.shapes[value], self.of[value].strides)
+        step = pixel_stride(self.shapes[value], self.of[value].strides)
         assert step is not None
         return step
 
@@ -196,7 +196,7 @@ class Layouts:
         shape, strides = self.shapes[x], self.of[x].strides
         contiguous = [axis for axis, stride in enumerate(strides) if stride == 1 and shape[axis] > 1]
         found: list[tuple[bool, Layout, Sizes]] = []
-        for order in (default_order(self.shapes[result]), list(range(len(self.shapes[result])))):
+        for order in (default_axis_order(self.shapes[result]), list(range(len(self.shapes[result])))):
             inside = dense_strides(self.shapes[result], order)
             memory = torch.empty(math.prod(shape), device="meta").as_strided(self.shapes[result], inside)
             try:
@@ -223,7 +223,7 @@ class Layouts:
     def _add_kernel(self, step: KernelStep, following: Sequence[Step]) -> None:
         for value in step.inputs:
             if value not in self.of:  # computed by an operation of PyTorch
-                self.of[value] = self._own(value, default_order(self.shapes[value]))
+                self.of[value] = self._own(value, default_axis_order(self.shapes[value]))
                 self.stored.add(value)
         if isinstance(step, FusedConvolution):
             residual, gate = (None if one is None else self._as_map(one) for one in (step.residual, step.gate))
@@ -243,17 +243,17 @@ class Layouts:
         if step.result in self.inner:
             return self._inside(step.result)
         shape = self.shapes[step.result]
-        order = default_order(shape)
+        order = default_axis_order(shape)
         if step.result in self._channels_last:
             return self._own(step.result, order)
         if isinstance(step, MatrixProduct):
             return self._choose_product_order(step.result, following)
         if isinstance(step, Padding) or (isinstance(step, Reduction) and step.keep):
-            order = axis_order(self.shapes[step.x], self.of[step.x].strides)
+            order = memory_axis_order(self.shapes[step.x], self.of[step.x].strides)
         elif isinstance(step, Elementwise | Softmax) or (isinstance(step, Normalization) and step.groups is None):
             for value in step.inputs:  # broadcast operands have fewer elements
                 if self.shapes[value] == shape:
-                    order = axis_order(shape, self.of[value].strides)
+                    order = memory_axis_order(shape, self.of[value].strides)
                     break
         return self._own(step.result, order)
 
@@ -286,21 +286,21 @@ class Layouts:
         """Return the layout of a map that is a part of a concatenation."""
         outer, number = self.inner[value]
         shape = self.shapes[outer]
-        whole = self._inside(outer) if outer in self.inner else self._own(outer, default_order(shape))
+        whole = self._inside(outer) if outer in self.inner else self._own(outer, default_axis_order(shape))
         before = sum(self.shapes[part][1] for part in self._parts[outer][:number])
         return Layout(whole.root, whole.offset + before, whole.strides)
 
     def _as_map(self, value: int) -> int:
         """Return `value`, or a copy of it whose memory is a channels-last map."""
         shape = self.shapes[value]
-        if pixel_step(shape, self.of[value].strides) is not None:
+        if pixel_stride(shape, self.of[value].strides) is not None:
             return value
-        return self._copy(value, default_order(shape))
+        return self._copy(value, default_axis_order(shape))
 
     def _as_rows(self, value: int) -> int:
         """Return `value`, (…, C), or a copy of it whose last axis is contiguous."""
         shape = self.shapes[value]
-        if row_step(shape, self.of[value].strides) is not None:
+        if row_stride(shape, self.of[value].strides) is not None:
             return value
         return self._copy(value, range(len(shape)))
 
@@ -310,7 +310,7 @@ class Layouts:
         One axis is contiguous (with `along`, one of `axes`), and the others of `axes` are evenly spaced.
         """
         shape, strides = self.shapes[value], self.of[value].strides
-        innermost = [axis for axis in axis_order(shape, strides) if shape[axis] > 1][-1:]
+        innermost = [axis for axis in memory_axis_order(shape, strides) if shape[axis] > 1][-1:]
         reduced, _ = collapse_axes([shape[axis] for axis in axes], [[strides[axis] for axis in axes]])
         contiguous = all(strides[axis] == 1 and (axis in axes or not along) for axis in innermost)
         if contiguous and len(reduced) <= MAX_REDUCED + any(axis in axes for axis in innermost):
@@ -334,7 +334,7 @@ def collapse_axes(shape: Sequence[int], operands: Sequence[Sequence[int]]) -> tu
     Returns:
         sizes, and for each operand its strides.
     """
-    axes = [axis for axis in axis_order(shape, operands[0]) if shape[axis] != 1]
+    axes = [axis for axis in memory_axis_order(shape, operands[0]) if shape[axis] != 1]
     sizes: list[int] = []
     strides: list[list[int]] = [[] for _ in operands]
     for axis in axes:
@@ -357,6 +357,6 @@ def broadcast_strides(shape: Sizes, of: Sizes, strides: Sizes) -> Sizes:
     return (0,) * missing + tuple(0 if size == 1 else stride for size, stride in zip(of, strides, strict=True))
 
 
-def step_values(step: Step | Chain) -> tuple[int, ...]:
+def step_value_numbers(step: Step | ConvolutionChain) -> tuple[int, ...]:
     """Return the numbers of the values that a step reads and writes."""
-    return (*step.inputs, *step_results(step))
+    return (*step.inputs, *step_output_numbers(step))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from svertka import torch_internals
-from svertka.compiler.ir import Chain, Concatenation, Step, step_results
+from svertka.compiler.ir import Concatenation, ConvolutionChain, Step, step_output_numbers
 from svertka.graph.operation_and_value_types import Operation, find_overload
 
 ALIGNMENT = 64  # numbers; a multiple of the sizes of vectors and cache lines
@@ -23,7 +23,7 @@ def may_alias(name: str) -> bool:
     return declared or torch_internals.is_composite(function.name())
 
 
-def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[int, int]:
+def find_last_uses(steps: Sequence[Step | ConvolutionChain], kept: Iterable[int]) -> dict[int, int]:
     """Return, for each value, the index of the last step that may read its memory; len(steps) for `kept` values.
 
     Reading a view of a value counts as reading the value.
@@ -33,10 +33,10 @@ def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[i
         step = steps[number]
         until = number
         if isinstance(step, Operation) and may_alias(step.name):
-            until = max([number, *(last.get(result, number) for result in step_results(step))])
+            until = max([number, *(last.get(result, number) for result in step_output_numbers(step))])
         for value in step.inputs:
             last[value] = max(last.get(value, until), until)
-        for value in step_results(step):
+        for value in step_output_numbers(step):
             last.setdefault(value, number)
     return last
 
@@ -56,7 +56,7 @@ class FeatureMapSize:
         return self.batch * self.height * self.width
 
 
-def find_concatenated_in_place(steps: Sequence[Step | Chain], made: set[int]) -> dict[int, tuple[int, int]]:
+def find_concatenated_in_place(steps: Sequence[Step | ConvolutionChain], made: set[int]) -> dict[int, tuple[int, int]]:
     """Return the concatenation and the index of the part, for each value that is stored inside a concatenation.
 
     A concatenation that is the beginning of another one is its part 0. DenseNet concatenates the outputs of all earlier
@@ -82,7 +82,7 @@ def find_concatenated_in_place(steps: Sequence[Step | Chain], made: set[int]) ->
 
 
 def assign_offsets(
-    steps: Sequence[Step | Chain],
+    steps: Sequence[Step | ConvolutionChain],
     sizes: Mapping[int, int],
     roots: Mapping[int, int],
     kept: Iterable[int],
@@ -100,7 +100,7 @@ def assign_offsets(
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
-        for value in (*step_results(step), *step.inputs):
+        for value in (*step_output_numbers(step), *step.inputs):
             if roots.get(value) in sizes:
                 first.setdefault(roots[value], number)
     for value, number in find_last_uses(steps, kept).items():

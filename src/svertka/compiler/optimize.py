@@ -12,15 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
-from svertka.compiler.accuracy_check import check_example, measure_error, suggest_capture_fix
-from svertka.compiler.activation_ranges import observe_values
-from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationImages
+from svertka.compiler.accuracy_check import check_int8_error, measure_error, suggest_capture_fix
+from svertka.compiler.activation_ranges import observe_activations
+from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches
 from svertka.compiler.capture_at_several_batch_sizes import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.ir import CapturedGraph, FusedConvolution
-from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_linear_layer, separate_shared_weights
+from svertka.compiler.packing import (
+    DTYPES,
+    PackedWeights,
+    convert_weight_precision,
+    is_linear_layer,
+    separate_shared_weights,
+)
 from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.compiler.validation import is_traced, to_plain_images, unwrap_network
@@ -125,13 +131,13 @@ def optimize(
     try:
         steps = separate_shared_weights(fuse(recording))
         if calibration is not None:
-            calibration = CalibrationImages(calibration, info.example[1:], steps.batch_size)
+            calibration = CalibrationBatches(calibration, info.example[1:], steps.batch_size)
             steps = _quantize(steps, info, calibration)
             _warn_about_calibration(type(network).__name__, steps, calibration)
             if not steps.quantizations:
                 precision, dense = ("fp32" if one == "int8" else one for one in (precision, dense))
                 info, calibration = dataclasses.replace(info, precision=precision, dense=dense), None
-        optimized = Optimized(convert_weights(steps, precision, dense), info, repeats)
+        optimized = Optimized(convert_weight_precision(steps, precision, dense), info, repeats)
     except (RuntimeError, MemoryError) as reason:  # from operations on constants
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
     checked = example if calibration is None else calibration.kept[: steps.batch_size]
@@ -139,12 +145,12 @@ def optimize(
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         error = measure_error(optimized, copy_for_comparison(network), checked, sizes, {precision, dense})
         if calibration is not None and not is_drawn:
-            check_example(optimized, copy_for_comparison(network), example, (calibration.low, calibration.high))
+            check_int8_error(optimized, copy_for_comparison(network), example, (calibration.low, calibration.high))
     optimized.info = dataclasses.replace(info, error=error)
     return optimized
 
 
-def _warn_about_calibration(name: str, quantized: FusedNetwork, calibration: CalibrationImages) -> None:
+def _warn_about_calibration(name: str, quantized: FusedNetwork, calibration: CalibrationBatches) -> None:
     """Warn the caller of `optimize` of few calibration images and of a network, called `name`, without int8 layers."""
     if calibration.count < MIN_IMAGES:
         warnings.warn(calibration.describe_count(), stacklevel=3)
@@ -155,7 +161,7 @@ def _warn_about_calibration(name: str, quantized: FusedNetwork, calibration: Cal
         )
 
 
-def _quantize(steps: FusedNetwork, info: OptimizedInfo, calibration: CalibrationImages) -> FusedNetwork:
+def _quantize(steps: FusedNetwork, info: OptimizedInfo, calibration: CalibrationBatches) -> FusedNetwork:
     """Return the network with its int8 layers, whose ranges are those on the calibration images."""
     steps = unfuse_gates(steps)
     layers = {
@@ -165,7 +171,7 @@ def _quantize(steps: FusedNetwork, info: OptimizedInfo, calibration: Calibration
         and (info.dense if is_linear_layer(steps, step) else info.precision) == "int8"
     }
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return quantize_network(steps, observe_values(steps, calibration), layers)
+        return quantize_network(steps, observe_activations(steps, calibration), layers)
 
 
 def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.compiler.fusion import FusedNetwork, list_constants
+from svertka.compiler.fusion import FusedNetwork, list_step_constants
 from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant, iter_leaves
@@ -54,7 +54,7 @@ class PackedWeights:
         """
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
-        kernel = "direct" if dense else select_kernel(step, shape, strict=strict)
+        kernel = "direct" if dense else select_kernel_kind(step, shape, strict=strict)
         if kernel in ("depthwise", "grouped"):
             # a file from another CPU may contain bfloat16 weights
             return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
@@ -91,7 +91,7 @@ class PackedWeights:
         return native_support.kernels.Precision["BFLOAT16" if native_support.multiplies_bfloat16() else "UPCAST"]
 
 
-def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:
+def convert_weight_precision(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:
     """Return the steps with the weights of their convolutions in the given precision.
 
     Small groups of channels stay float32, and so do convolutions of few inputs on CPUs without bfloat16 multiplication,
@@ -107,7 +107,7 @@ def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNet
         if isinstance(step, FusedConvolution) and step.weight_scale is None:
             shape = tuple(tensors[step.weight].shape)
             few = shape[1] <= MAX_FLOAT32_INPUTS and not native_support.multiplies_bfloat16()
-            if not few and select_kernel(step, shape) not in ("depthwise", "grouped"):
+            if not few and select_kernel_kind(step, shape) not in ("depthwise", "grouped"):
                 wanted = dense if is_linear_layer(fused, step) else precision
                 if wanted != "int8":
                     tensors[step.weight] = tensors[step.weight].to(DTYPES[wanted])
@@ -125,7 +125,7 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
     Convolutions that share a weight share its packed form only if the same kernel reads it with the same groups.
     PyTorch's operations read it unpacked.
     """
-    read = [*fused.output.leaves, *iter_leaves([list_constants(step, packed=False) for step in fused.steps])]
+    read = [*fused.output.leaves, *iter_leaves([list_step_constants(step, packed=False) for step in fused.steps])]
     names = {leaf.name for leaf in read if isinstance(leaf, Constant)}
     tensors, steps = dict(fused.tensors), []
     ways: dict[str, Any] = dict.fromkeys(names, "as it is")
@@ -134,8 +134,8 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
             shape = tuple(tensors[step.weight].shape)
             way = (
                 is_linear_layer(fused, step),
-                select_kernel(step, shape),
-                select_kernel(step, shape, strict=True),
+                select_kernel_kind(step, shape),
+                select_kernel_kind(step, shape, strict=True),
                 step.groups,
             )
             name = step.weight
@@ -148,7 +148,7 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
     return replace(fused, steps=tuple(steps), tensors={name: tensors[name] for name in sorted(names)})
 
 
-def select_kernel(step: FusedConvolution, shape: tuple[int, ...], *, strict: bool = False) -> str:
+def select_kernel_kind(step: FusedConvolution, shape: tuple[int, ...], *, strict: bool = False) -> str:
     """Return the kind of kernel that computes `step`: "depthwise", "grouped", "winograd" or "direct".
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.compiler.activation_ranges import ObservedValues
+from svertka.compiler.activation_ranges import ActivationHistogram
 from svertka.compiler.fusion import FusedNetwork, select_read_tensors
 from svertka.compiler.ir import (
     LARGEST_BYTE,
@@ -23,9 +23,9 @@ from svertka.compiler.ir import (
     Pool,
     Quantization,
     Step,
-    step_results,
+    step_output_numbers,
 )
-from svertka.compiler.step_checks import has_byte_form
+from svertka.compiler.step_checks import has_int8_kernel
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, map_leaves
 
 LARGEST_WEIGHT = 127
@@ -64,7 +64,7 @@ def unfuse_gates(fused: FusedNetwork) -> FusedNetwork:
 
 
 def quantize_network(
-    fused: FusedNetwork, observed: Mapping[int, ObservedValues], layers: Container[int]
+    fused: FusedNetwork, observed: Mapping[int, ActivationHistogram], layers: Container[int]
 ) -> FusedNetwork:
     """Return the network with some of its convolutions in 8 bits.
 
@@ -79,7 +79,9 @@ def quantize_network(
 class _Quantizer:
     """Makes the steps of the quantized network, in order."""
 
-    def __init__(self, fused: FusedNetwork, observed: Mapping[int, ObservedValues], layers: Container[int]) -> None:
+    def __init__(
+        self, fused: FusedNetwork, observed: Mapping[int, ActivationHistogram], layers: Container[int]
+    ) -> None:
         self.fused, self.observed = fused, observed
         self.own = {value: numbers.find_quantization() for value, numbers in observed.items()}
         self.uneven = self._find_uneven()
@@ -137,7 +139,7 @@ class _Quantizer:
         wanted: set[int] = set()
         for step in reversed(self.fused.steps):
             in_bytes = isinstance(step, FusedConvolution) and step.result in self.layers
-            if in_bytes or (wanted.intersection(step_results(step)) and self._fits_bytes(step)):
+            if in_bytes or (wanted.intersection(step_output_numbers(step)) and self._fits_bytes(step)):
                 wanted.update(step.inputs)
         return wanted
 
@@ -145,7 +147,7 @@ class _Quantizer:
         """Return whether a step that is no convolution has an 8-bit kernel, and ranges for all of its values."""
         if not isinstance(step, Pool | Concatenation | Elementwise):
             return False
-        if not isinstance(step, Pool) and not has_byte_form(step):
+        if not isinstance(step, Pool) and not has_int8_kernel(step):
             return False
         values = (*step.inputs, step.result)
         if self.uneven.intersection(values):

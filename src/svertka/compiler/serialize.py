@@ -34,7 +34,7 @@ from svertka.compiler.ir import (
     Softmax,
     Step,
     TensorStep,
-    step_results,
+    step_output_numbers,
 )
 from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.packing import DTYPES, is_linear_layer
@@ -348,7 +348,7 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
     batch_size, example = fused.batch_size, info.example
     if batch_size not in (None, example[0]) or len(example) != 4 or not all(0 < side < LARGEST for side in example):
         raise ValueError("the example is not what the network takes")
-    made = [value for step in fused.steps for value in step_results(step)]
+    made = [value for step in fused.steps for value in step_output_numbers(step)]
     if 0 in made or len(made) != len(set(made)):
         raise ValueError("two steps give the same value")
     _check_quantizations(fused)

@@ -17,7 +17,7 @@ from svertka.compiler.ir import (
     Softmax,
     Step,
     TensorStep,
-    step_results,
+    step_output_numbers,
 )
 from svertka.graph.operation_and_value_types import Constant
 
@@ -68,10 +68,10 @@ def check_step_quantization(step: Step, quantizations: Mapping[int, Quantization
         step: Any step.
         quantizations: Those of the values of 8 bits.
     """
-    inputs, results = ([one in quantizations for one in values] for values in (step.inputs, step_results(step)))
+    inputs, results = ([one in quantizations for one in values] for values in (step.inputs, step_output_numbers(step)))
     if isinstance(step, FusedConvolution) and step.weight_scale is not None:
         fits = all(inputs) and step.gate is None
-    elif isinstance(step, Elementwise | Concatenation) and not has_byte_form(step):
+    elif isinstance(step, Elementwise | Concatenation) and not has_int8_kernel(step):
         fits = not any(inputs + results)
     elif isinstance(step, Elementwise):
         fits = True
@@ -84,7 +84,7 @@ def check_step_quantization(step: Step, quantizations: Mapping[int, Quantization
         raise ValueError(f"{type(step).__name__} {step.place} cannot compute with numbers of 8 bits")
 
 
-def has_byte_form(step: Elementwise | Concatenation) -> bool:
+def has_int8_kernel(step: Elementwise | Concatenation) -> bool:
     """Return whether there is a kernel for this step with operands of 8 bits."""
     if isinstance(step, Concatenation):
         return step.axis == 1

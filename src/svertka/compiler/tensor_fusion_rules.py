@@ -23,12 +23,12 @@ from svertka.compiler.ir import (
 from svertka.graph.operation_and_value_types import Constant, Value, find_overload
 
 if TYPE_CHECKING:
-    from svertka.compiler.fusion_state import Arguments, FusionState
+    from svertka.compiler.fusion_state import FusionState, OperationArguments
 
-Rule = Callable[["FusionState", "Arguments"], bool]
+Rule = Callable[["FusionState", "OperationArguments"], bool]
 
 
-def matrix_product(state: "FusionState", given: "Arguments") -> bool:
+def lower_matrix_product(state: "FusionState", given: "OperationArguments") -> bool:
     """Make a product of two values a step, with the scalar factors of its operands."""
     operands = [state.resolve(given.get(name)) for name in ("self", "other")]
     if not all(state.is_nonempty(one) and len(state.shapes[one.number]) >= 2 for one in operands):
@@ -63,7 +63,9 @@ def _factor(name: str, tensor: Tensor) -> float | None:
     return {"MULTIPLY": value, "DIVIDE": 1 / value if value else None}.get(name)
 
 
-def scale_product(state: "FusionState", given: "Arguments", name: str, one: Value, other: Constant) -> bool:
+def fold_scale_into_product(
+    state: "FusionState", given: "OperationArguments", name: str, one: Value, other: Constant
+) -> bool:
     """Fold a scalar factor into the matrix product that computes `one`; return whether it was."""
     step, tensor = state.find_producer(one), state.tensors[other.name]
     factor = _factor(name, tensor) if tensor.numel() == 1 else None
@@ -74,7 +76,7 @@ def scale_product(state: "FusionState", given: "Arguments", name: str, one: Valu
     return state.extend(replace(step, scale=step.scale * factor), given)
 
 
-def softmax(state: "FusionState", given: "Arguments") -> bool:
+def lower_softmax(state: "FusionState", given: "OperationArguments") -> bool:
     """Make a softmax a step, together with the constant added before it."""
     shape = state.shapes[given.x.number]
     if not state.is_nonempty(given.x) or given.get("dtype") not in (None, torch.float32) or not shape:
@@ -90,10 +92,10 @@ def softmax(state: "FusionState", given: "Arguments") -> bool:
     return state.append(Softmax(x, given.result, axis, y, place=given.place), given.result)
 
 
-def reduction(statistic: str) -> Rule:
+def make_reduction_rule(statistic: str) -> Rule:
     """Return the rule of an operation that computes a statistic over axes."""
 
-    def rule(state: "FusionState", given: "Arguments") -> bool:
+    def rule(state: "FusionState", given: "OperationArguments") -> bool:
         shape = state.shapes[given.x.number]
         if not state.is_nonempty(given.x) or not shape or given.get("dtype") not in (None, torch.float32):
             return False
@@ -114,35 +116,35 @@ def reduction(statistic: str) -> Rule:
     return rule
 
 
-def standard_deviation(state: "FusionState", given: "Arguments") -> bool:
+def lower_standard_deviation(state: "FusionState", given: "OperationArguments") -> bool:
     """Make a standard deviation a variance and a square root."""
     result, variance = given.result, state.add_value(given.result)
     given.result = variance
-    if not reduction("VARIANCE")(state, given):
+    if not make_reduction_rule("VARIANCE")(state, given):
         return False
     given.result = result
     root = Elementwise(variance, result, combination="SQUARE_ROOT", place=given.place)
     return state.append(root, result)
 
 
-def function(name: str) -> Rule:
+def make_function_rule(name: str) -> Rule:
     """Return the rule of a function of one value."""
 
-    def rule(state: "FusionState", given: "Arguments") -> bool:
+    def rule(state: "FusionState", given: "OperationArguments") -> bool:
         step = Elementwise(given.x.number, given.result, combination=name, place=given.place)
         return state.is_nonempty(given.x) and state.append(step, given.result)
 
     return rule
 
 
-def reciprocal(state: "FusionState", given: "Arguments") -> bool:
+def lower_reciprocal(state: "FusionState", given: "OperationArguments") -> bool:
     """Make a reciprocal a division of one."""
     one = Constant(state.add_tensor(f"{given.place}.one.{given.result}", torch.ones((), device="cpu")))
     step = Elementwise(one, given.result, given.x.number, "DIVIDE", place=given.place)
     return state.is_nonempty(given.x) and state.append(step, given.result)
 
 
-def prelu(state: "FusionState", given: "Arguments") -> bool:
+def lower_prelu(state: "FusionState", given: "OperationArguments") -> bool:
     """Make a ReLU with a learned slope for each channel a combination with these slopes."""
     name = given.named("weight")
     if name is None or not state.are_float(name) or not state.is_nonempty(given.x):
@@ -153,7 +155,7 @@ def prelu(state: "FusionState", given: "Arguments") -> bool:
     return state.append(Elementwise(given.x.number, given.result, y, "PRELU", place=given.place), given.result)
 
 
-def expand_constant(state: "FusionState", given: "Arguments") -> bool:
+def lower_expanded_constant(state: "FusionState", given: "OperationArguments") -> bool:
     """Make a tensor of the network, repeated for each image, a copy of it."""
     name = given.named("self")
     if name is None or not state.are_float(name) or 0 in state.shapes[given.result]:
@@ -162,7 +164,7 @@ def expand_constant(state: "FusionState", given: "Arguments") -> bool:
     return state.append(Elementwise(y, given.result, place=given.place), given.result)
 
 
-def concatenation(state: "FusionState", given: "Arguments") -> bool:
+def lower_concatenation(state: "FusionState", given: "OperationArguments") -> bool:
     """Make a concatenation along any axis a step."""
     parts = [state.resolve(part) for part in given.get("tensors")]
     if not parts or not all(isinstance(part, Value) and state.is_nonempty(part) for part in parts):
@@ -175,7 +177,7 @@ def concatenation(state: "FusionState", given: "Arguments") -> bool:
     return state.append(Concatenation(numbers, given.result, given.place, axis), given.result)
 
 
-def padding(state: "FusionState", given: "Arguments") -> bool:
+def lower_padding(state: "FusionState", given: "OperationArguments") -> bool:
     """Make constant padding a step, and other padding an interpolation."""
     width, mode, rank = list(given.get("pad")), given.get("mode", "constant"), len(state.shapes[given.x.number])
     if not state.is_nonempty(given.x) or len(width) > 2 * rank or not all(isinstance(one, int) for one in width):
@@ -193,14 +195,14 @@ def padding(state: "FusionState", given: "Arguments") -> bool:
     return state.append(step, given.result)
 
 
-def adaptive_mean(state: "FusionState", given: "Arguments") -> bool:
+def lower_adaptive_mean(state: "FusionState", given: "OperationArguments") -> bool:
     """Make means over windows of different sizes an interpolation."""
     sides = state.shapes[given.result][-2:]
     along = [lambda rows, side=side: F.adaptive_avg_pool2d(rows, (side, 2)) for side in sides]
     return _interpolate(state, given, *along)
 
 
-def adaptive_maximum(state: "FusionState", given: "Arguments") -> bool:
+def lower_adaptive_maximum(state: "FusionState", given: "OperationArguments") -> bool:
     """Make maxima over windows of one size pooling."""
     if not state.is_map(given.x):
         return False
@@ -212,10 +214,10 @@ def adaptive_maximum(state: "FusionState", given: "Arguments") -> bool:
     return state.append(step, given.result)
 
 
-def upsampling(name: str) -> Rule:
+def make_upsampling_rule(name: str) -> Rule:
     """Return the rule of the interpolation that the operator `name` computes."""
 
-    def rule(state: "FusionState", given: "Arguments") -> bool:
+    def rule(state: "FusionState", given: "OperationArguments") -> bool:
         scales = given.get("scale_factors") or [given.get("scales_h"), given.get("scales_w")]
         aligned = [bool(given.get("align_corners"))] if "nearest" not in name else []
 
@@ -228,7 +230,7 @@ def upsampling(name: str) -> Rule:
     return rule
 
 
-def _interpolate(state: "FusionState", given: "Arguments", *along: Callable[[Tensor], Tensor]) -> bool:
+def _interpolate(state: "FusionState", given: "OperationArguments", *along: Callable[[Tensor], Tensor]) -> bool:
     """Append the interpolation that a linear function computes; `along` applies it to the rows of a map."""
     if not state.is_map(given.x) or 0 in state.shapes[given.result]:
         return False
@@ -263,28 +265,28 @@ def _sparse_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 TENSOR_RULES: dict[str, Rule] = {
-    "matmul.default": matrix_product,
-    "softmax.int": softmax,
-    "sum.dim_IntList": reduction("SUM"),
-    "mean.dim": reduction("MEAN"),
-    "linalg_vector_norm.default": reduction("NORM"),
-    "amax.default": reduction("MAXIMUM"),
-    "amin.default": reduction("MINIMUM"),
-    "max.dim": reduction("MAXIMUM"),
-    "min.dim": reduction("MINIMUM"),
-    **dict.fromkeys(("var.dim", "var.correction"), reduction("VARIANCE")),
-    **dict.fromkeys(("std.dim", "std.correction"), standard_deviation),
-    "sqrt.default": function("SQUARE_ROOT"),
-    "rsqrt.default": function("RECIPROCAL_SQUARE_ROOT"),
-    "exp.default": function("EXPONENTIAL"),
-    "reciprocal.default": reciprocal,
-    "prelu.default": prelu,
-    "cat.default": concatenation,
-    **dict.fromkeys(("pad.default", "constant_pad_nd.default"), padding),
-    "adaptive_avg_pool2d.default": adaptive_mean,
-    "adaptive_max_pool2d.default": adaptive_maximum,
+    "matmul.default": lower_matrix_product,
+    "softmax.int": lower_softmax,
+    "sum.dim_IntList": make_reduction_rule("SUM"),
+    "mean.dim": make_reduction_rule("MEAN"),
+    "linalg_vector_norm.default": make_reduction_rule("NORM"),
+    "amax.default": make_reduction_rule("MAXIMUM"),
+    "amin.default": make_reduction_rule("MINIMUM"),
+    "max.dim": make_reduction_rule("MAXIMUM"),
+    "min.dim": make_reduction_rule("MINIMUM"),
+    **dict.fromkeys(("var.dim", "var.correction"), make_reduction_rule("VARIANCE")),
+    **dict.fromkeys(("std.dim", "std.correction"), lower_standard_deviation),
+    "sqrt.default": make_function_rule("SQUARE_ROOT"),
+    "rsqrt.default": make_function_rule("RECIPROCAL_SQUARE_ROOT"),
+    "exp.default": make_function_rule("EXPONENTIAL"),
+    "reciprocal.default": lower_reciprocal,
+    "prelu.default": lower_prelu,
+    "cat.default": lower_concatenation,
+    **dict.fromkeys(("pad.default", "constant_pad_nd.default"), lower_padding),
+    "adaptive_avg_pool2d.default": lower_adaptive_mean,
+    "adaptive_max_pool2d.default": lower_adaptive_maximum,
     **{
-        f"{name}.{overload}": upsampling(name)
+        f"{name}.{overload}": make_upsampling_rule(name)
         for name in (
             "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d",
             "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.compiler.int8_requantization import make_operation, to_real
+from svertka.compiler.int8_requantization import dequantization_factors, make_quantized_elementwise
 from svertka.compiler.ir import ActivatedStep, Elementwise, MatrixProduct, Padding, Quantization, Reduction, Softmax
 from svertka.compiler.layouts import broadcast_strides, collapse_axes
 from svertka.conv import native_support
@@ -43,7 +43,7 @@ class StridedOperand(NamedTuple):
         return self._replace(where=(memory, offset + start * self.strides[axis]), shape=shape)
 
 
-def make_ending(step: ActivatedStep) -> "native_support.kernels.Epilogue":
+def make_epilogue(step: ActivatedStep) -> "native_support.kernels.Epilogue":
     """Return what comes after each result: activation function and clamp."""
     activation = native_support.kernels.Activation[step.activation]
     nowhere, (low, high) = native_support.kernels.Place(-1, 0), step.bounds
@@ -63,13 +63,13 @@ def add_elementwise(
     )
     operands = [result.strides, broadcast_strides(result.shape, x.shape, x.strides), strides_of_y]
     sizes, strides = collapse_axes(result.shape, operands)
-    combination, ending = native_support.kernels.Combination[step.combination], make_ending(step)
+    combination, ending = native_support.kernels.Combination[step.combination], make_epilogue(step)
     outer, inner = _split(sizes, strides, MAX_AXES)
     strided = native_support.kernels.Strided(inner.sizes, inner.strides[1], inner.strides[2], inner.strides[0])
     for to, of_x, of_y in outer.offsets():
         other = None if y is None else y.further(of_y)
         if any(one is not None and one.quantization is not None for one in (result, x, y)):
-            operation = make_operation(step, result.quantization)
+            operation = make_quantized_elementwise(step, result.quantization)
             operands_in_order = x.further(of_x), _to_real(x), other, _to_real(y)
             program.add_int8_elementwise(strided, operation, *operands_in_order, result.further(to))
             continue
@@ -78,7 +78,7 @@ def add_elementwise(
 
 def _to_real(operand: StridedOperand | None) -> tuple[float, float] | None:
     """Return the scale and shift of an operand of 8 bits."""
-    return None if operand is None or operand.quantization is None else to_real(operand.quantization)
+    return None if operand is None or operand.quantization is None else dequantization_factors(operand.quantization)
 
 
 def add_matrix_product(
@@ -158,7 +158,7 @@ def add_reduction(
     divisor = math.prod(x.shape[axis] for axis in step.axes) - step.correction
     of_x, of_result = inner.strides
     settings = native_support.kernels.Reduction(inner.sizes, of_x, of_result, inside, divisor)
-    statistic, ending = native_support.kernels.Statistic[step.statistic], make_ending(step)
+    statistic, ending = native_support.kernels.Statistic[step.statistic], make_epilogue(step)
     for x_offset, offset in outer.offsets():
         program.add_reduction(settings, statistic, x.further(x_offset), ending, result.further(offset))
 
@@ -178,7 +178,7 @@ def add_padding(
     add_elementwise(program, copy, x, None, result)
 
 
-def interpolation_axis(size: int, indices: Tensor, weights: Tensor) -> "native_support.kernels.InterpolationAxis":
+def make_interpolation_axis(size: int, indices: Tensor, weights: Tensor) -> "native_support.kernels.InterpolationAxis":
     """Return one axis of an interpolation, with `indices` and `weights` of each of its outputs."""
     out_size, taps = indices.shape
     numbers = indices.flatten().tolist(), weights.flatten().tolist()

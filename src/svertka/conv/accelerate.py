@@ -338,7 +338,7 @@ def _is_large_product(x: Any, weight: Any, bias: Any) -> bool:
 
 def _normalize(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
     if not _must_use_pytorch(layer, x, _NORMALIZES, FORWARD) and native_batch_norm.can_normalize(layer, x):
-        return native_batch_norm.normalize(layer, x)
+        return native_batch_norm.normalize_and_activate(layer, x)
     result: Tensor = type(layer).forward(layer, x)
     return result
 
@@ -352,7 +352,7 @@ def _normalize_and_activate(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
         and _is_plain_activation(after)
         and native_batch_norm.can_normalize(layer, x)
     ):
-        return native_batch_norm.normalize(layer, x, type(after))
+        return native_batch_norm.normalize_and_activate(layer, x, type(after))
     result: Tensor = kind.forward(layer, x)
     return result
 
@@ -372,7 +372,7 @@ def _run_in_turn(layer: nn.Sequential, x: Any) -> Any:
     while number < len(modules):
         module, after = modules[number], modules[number + 1] if number + 1 < len(modules) else None
         if after is not None and _is_pair(module, after) and native_batch_norm.can_normalize(module, x):
-            x = native_batch_norm.normalize(module, x, type(after))
+            x = native_batch_norm.normalize_and_activate(module, x, type(after))
             number += 2
         else:
             x = module(x)

@@ -37,7 +37,7 @@ def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShap
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result."""
     if corrupts_memory(shape):
-        x, shape = subsample(x, shape)
+        x, shape = subsample_pointwise_input(x, shape)
     weight = gradient.new_empty(1).expand(shape.weight)
     return _backward(gradient, x, weight, shape, (False, True, False))[1]
 
@@ -48,7 +48,7 @@ def corrupts_memory(shape: ConvShape) -> bool:
     return is_strided and shape.groups == 1 and shape.in_channels < MIN_STRIDED_CHANNELS
 
 
-def subsample(x: torch.Tensor, shape: ConvShape) -> tuple[torch.Tensor, ConvShape]:
+def subsample_pointwise_input(x: torch.Tensor, shape: ConvShape) -> tuple[torch.Tensor, ConvShape]:
     """Return the pixels that a 1×1 convolution reads, (N, C, H', W'), and its shape with stride 1 on them."""
     (pad_y, pad_x), (stride_y, stride_x) = shape.padding, shape.stride
     if shape.padding != (0, 0):

@@ -110,7 +110,7 @@ PURE_TORCH = "winograd", "fft", "gemm"
 
 
 @dataclass(frozen=True)
-class Trial:
+class AlgorithmTiming:
     """The timing of one algorithm.
 
     Attributes:
@@ -234,7 +234,7 @@ def time_algorithms(
     thorough: bool = False,
     strict: bool = False,
     only: Sequence[str] | None = None,
-) -> dict[str, Trial]:
+) -> dict[str, AlgorithmTiming]:
     """Time each algorithm for one pass, in alternating rounds.
 
     Args:
@@ -247,17 +247,17 @@ def time_algorithms(
         only: The names of the algorithms to time, or None for all.
 
     Returns:
-        A Trial for each algorithm, by name.
+        An AlgorithmTiming for each algorithm, by name.
     """
-    tensors = random_tensors(one_pass, shape, layout, dtype)
-    found: dict[str, Trial] = {}
+    tensors = make_random_tensors(one_pass, shape, layout, dtype)
+    found: dict[str, AlgorithmTiming] = {}
     candidates: list[str] = []
     for name in ALGORITHMS:
         reason = _reason_to_skip(name, one_pass, shape, dtype, thorough=thorough, strict=strict)
         if only is not None and name not in only:
             reason = "it was not asked for"
         if reason:
-            found[name] = Trial(None, reason)
+            found[name] = AlgorithmTiming(None, reason)
         else:
             candidates.append(name)
     best = dict.fromkeys(candidates, float("inf"))
@@ -276,11 +276,11 @@ def time_algorithms(
         if exact is not None:
             result = getattr(ALGORITHMS[name], one_pass)(*tensors, shape)
             error = float((result.double() - exact).abs().max() / exact.square().mean().sqrt())
-        found[name] = Trial(seconds, error=error)
+        found[name] = AlgorithmTiming(seconds, error=error)
     return {name: found[name] for name in ALGORITHMS}
 
 
-def select_fastest(tried: dict[str, Trial], one_pass: Pass = "forward") -> str:
+def select_fastest(tried: dict[str, AlgorithmTiming], one_pass: Pass = "forward") -> str:
     """Return the fastest algorithm, or PyTorch's if none is clearly faster, including the overhead of `one_pass`."""
     seconds = {name: trial.seconds for name, trial in tried.items() if trial.seconds is not None}
     fastest, own = min(seconds, key=seconds.__getitem__), "aten" if "aten" in seconds else "upcast"
@@ -308,7 +308,7 @@ def explain_choice(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dic
     return rows
 
 
-def random_tensors(
+def make_random_tensors(
     one_pass: Pass, shape: ConvShape, layout: torch.memory_format, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Return the two tensors that a pass takes, normally distributed, in the memory order `layout`."""
@@ -391,11 +391,11 @@ def _time_and_save(key: Key, candidates: Sequence[str]) -> str:
         if name not in own and not _is_clear(tried, name, *own):
             again = time_algorithms(one_pass, shape, layout, dtype, strict=strict, only=(*own, name))
             name = select_fastest(again, one_pass)
-    save_choice(describe_environment(ALGORITHMS), _describe(key), name)
+    save_choice(describe_timing_environment(ALGORITHMS), _describe(key), name)
     return name
 
 
-def _is_clear(tried: dict[str, Trial], winner: str, own: str) -> bool:
+def _is_clear(tried: dict[str, AlgorithmTiming], winner: str, own: str) -> bool:
     fastest, other = tried[winner].seconds, tried[own].seconds
     return fastest is not None and other is not None and fastest < CLEAR_RATIO * other
 
@@ -449,19 +449,19 @@ def _describe(key: Key) -> str:
 def _look_up(key: Key) -> str | None:
     """Return the pinned or cached choice for `key`, or None."""
     description = _describe(key)
-    name = _pinned.get(description) or load_choices(describe_environment(ALGORITHMS)).get(description)
+    name = _pinned.get(description) or load_choices(describe_timing_environment(ALGORITHMS)).get(description)
     return name if name in ALGORITHMS else None
 
 
 # The cache on disk: choices by environment, then by description of the convolution.
 
 
-def describe_environment(names: Iterable[str]) -> str:
+def describe_timing_environment(names: Iterable[str]) -> str:
     """Return what timings depend on besides the shape: the CPU, PyTorch's version and the algorithms `names`."""
     return f"{cpu_name()}, torch {torch.__version__}, algorithms {', '.join(names)}"
 
 
-def replace_former_names(choices: Mapping[str, Any]) -> dict[str, str]:
+def replace_former_algorithm_names(choices: Mapping[str, Any]) -> dict[str, str]:
     """Return `choices` with algorithm names from earlier versions replaced by those of ALGORITHMS."""
     return {str(key): FORMER_NAMES.get(str(name), str(name)) for key, name in choices.items()}
 
@@ -490,7 +490,7 @@ def _choices_for(place: str, everything: dict[str, Any]) -> dict[str, str]:
         machine, separator, names = key.rpartition(", algorithms ")
         current = ", ".join(FORMER_NAMES.get(name, name) for name in names.split(", "))
         if machine + separator + current == place and isinstance(everything[key], dict):
-            found |= replace_former_names(everything[key])
+            found |= replace_former_algorithm_names(everything[key])
     return found
 
 

@@ -23,7 +23,7 @@ from svertka.conv.native_support import empty_channels_last, to_channels_last
 MIN_VALUES = 2**14  # with fewer, the call takes longer than the kernel
 
 
-class KnownActivation(NamedTuple):
+class SupportedActivation(NamedTuple):
     """An activation function by the kernel's `name` and the limits `low` and `high` after it, and as PyTorch's."""
 
     name: str
@@ -33,12 +33,12 @@ class KnownActivation(NamedTuple):
 
 
 # By the layer; None: there is none.
-ACTIVATIONS: dict[type[nn.Module] | None, KnownActivation] = {
-    None: KnownActivation("NONE", -inf, inf, lambda x: x),
-    nn.ReLU: KnownActivation("NONE", 0.0, inf, F.relu),
-    nn.ReLU6: KnownActivation("NONE", 0.0, 6.0, F.relu6),
-    nn.SiLU: KnownActivation("SILU", -inf, inf, F.silu),
-    nn.Hardswish: KnownActivation("HARD_SWISH", -inf, inf, F.hardswish),
+ACTIVATIONS: dict[type[nn.Module] | None, SupportedActivation] = {
+    None: SupportedActivation("NONE", -inf, inf, lambda x: x),
+    nn.ReLU: SupportedActivation("NONE", 0.0, inf, F.relu),
+    nn.ReLU6: SupportedActivation("NONE", 0.0, 6.0, F.relu6),
+    nn.SiLU: SupportedActivation("SILU", -inf, inf, F.silu),
+    nn.Hardswish: SupportedActivation("HARD_SWISH", -inf, inf, F.hardswish),
 }
 
 
@@ -62,7 +62,7 @@ def can_normalize(layer: nn.BatchNorm2d, x: Any) -> bool:
     )
 
 
-def normalize(layer: nn.BatchNorm2d, x: Tensor, kind: type[nn.Module] | None = None) -> Tensor:
+def normalize_and_activate(layer: nn.BatchNorm2d, x: Tensor, kind: type[nn.Module] | None = None) -> Tensor:
     """Return what `layer`, and the activation layer `kind` after it, give for `x`; update the layer's statistics.
 
     Args:

@@ -23,13 +23,13 @@ IS_LOCAL = True
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Return why the kernels do not support `shape`, as a phrase, or None if they do."""
-    reason = native_support.why_not_windows(shape, dtype)
+    reason = native_support.why_not_direct_training(shape, dtype)
     return "it is for one group" if reason is None and shape.groups != 1 else reason
 
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
     """Return `x`, (N, C, H, W), convolved with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
-    return _forward(x, _pack(weight, adjoint=False), native_support.window(shape), shape.output, bias)
+    return _forward(x, _pack(weight, adjoint=False), native_support.convolution_window(shape), shape.output, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
@@ -41,7 +41,12 @@ def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor
         result[:, :, ::vertical, ::horizontal] = input_gradient(gradient, weight, compact)
         return result
     packed = _pack(weight, adjoint=True)
-    return _forward(native_support.spread(gradient, shape), packed, native_support.adjoint_window(shape), shape.input)
+    return _forward(
+        native_support.dilate_gradient(gradient, shape),
+        packed,
+        native_support.input_gradient_window(shape),
+        shape.input,
+    )
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
@@ -57,7 +62,7 @@ def _weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
     gradient, x = to_channels_last(gradient), to_channels_last(x)
     result = _empty_weights(shape.out_channels, *shape.kernel, shape.in_channels)
     native_support.kernels.direct_weight_gradient(
-        native_support.window(shape), gradient, x, result, torch.get_num_threads()
+        native_support.convolution_window(shape), gradient, x, result, torch.get_num_threads()
     )
     return result.permute(0, 3, 1, 2)
 

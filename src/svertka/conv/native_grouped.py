@@ -17,14 +17,14 @@ IS_LOCAL = True
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Return why the kernels do not support `shape`, as a phrase, or None if they do."""
-    reason = native_support.why_not_windows(shape, dtype)
+    reason = native_support.why_not_direct_training(shape, dtype)
     return "it is for groups" if reason is None and shape.groups == 1 else reason
 
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
     """Return `x`, (N, C, H, W), convolved with `weight`, (O, C / groups, kh, kw), plus `bias`, (O): (N, O, H', W')."""
     packed = weight.permute(2, 3, 1, 0)  # (tap y, tap x, input in group, output)
-    return _forward(x, packed, native_support.window(shape), shape.groups, shape.output, bias)
+    return _forward(x, packed, native_support.convolution_window(shape), shape.groups, shape.output, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
@@ -33,7 +33,11 @@ def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor
     split = weight.flip(2, 3).reshape(groups, shape.out_channels // groups, shape.in_channels // groups, *taps)
     packed = split.permute(3, 4, 1, 0, 2)  # (tap y, tap x, output in group, group, input in group)
     return _forward(
-        native_support.spread(gradient, shape), packed, native_support.adjoint_window(shape), groups, shape.input
+        native_support.dilate_gradient(gradient, shape),
+        packed,
+        native_support.input_gradient_window(shape),
+        groups,
+        shape.input,
     )
 
 
@@ -43,7 +47,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
     outputs, inputs = shape.out_channels // shape.groups, shape.in_channels // shape.groups
     sums = torch.empty(*shape.kernel, outputs, shape.groups, inputs, dtype=torch.float32, device="cpu")
     native_support.kernels.grouped_weight_gradient(
-        native_support.window(shape), shape.groups, gradient, x, sums, torch.get_num_threads()
+        native_support.convolution_window(shape), shape.groups, gradient, x, sums, torch.get_num_threads()
     )
     return sums.permute(3, 2, 4, 0, 1).reshape(shape.weight)
 

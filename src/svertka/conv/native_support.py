@@ -15,22 +15,22 @@ from svertka.errors import UsageError
 
 __all__ = [
     "DTYPES",
-    "adjoint_window",
+    "convolution_window",
+    "dilate_gradient",
     "empty_channels_last",
+    "input_gradient_window",
     "instruction_sets",
     "kernels",
-    "make_window",
+    "make_window_sizes",
     "multiplies_bfloat16",
     "poison_scratch",
     "select_instruction_set",
     "selected_instruction_set",
-    "spread",
     "to_channels_last",
     "to_kernel_input",
     "to_kernel_vector",
     "why_not",
-    "why_not_windows",
-    "window",
+    "why_not_direct_training",
 ]
 
 DTYPES = torch.float32, torch.bfloat16
@@ -114,7 +114,7 @@ def empty_channels_last(shape: tuple[int, int, int, int], dtype: torch.dtype = t
     return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
-def why_not_windows(shape: ConvShape, dtype: torch.dtype) -> str | None:
+def why_not_direct_training(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Return why the direct and grouped kernels do not train a convolution, as a phrase, or None if they do."""
     reason = why_not(dtype)
     if reason:
@@ -126,7 +126,7 @@ def why_not_windows(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def make_window(
+def make_window_sizes(
     batch: int, channels: tuple[int, int], axes: Iterable[Sequence[int]], steps: tuple[int, int]
 ) -> "kernels.Window":
     """Return the sizes of a convolution or a pool for the direct and the grouped kernels.
@@ -142,24 +142,24 @@ def make_window(
 
 
 @lru_cache(4096)
-def window(shape: ConvShape) -> "kernels.Window":
+def convolution_window(shape: ConvShape) -> "kernels.Window":
     """Return the sizes of a convolution for the direct and the grouped kernels."""
     sizes = shape.input[2:], shape.output[2:]
     axes = zip(*sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True)
     channels = shape.in_channels, shape.out_channels
-    return make_window(shape.batch, channels, axes, channels)
+    return make_window_sizes(shape.batch, channels, axes, channels)
 
 
 @lru_cache(4096)
-def adjoint_window(shape: ConvShape) -> "kernels.Window":
+def input_gradient_window(shape: ConvShape) -> "kernels.Window":
     """Return the sizes of the input gradient as a convolution of `spread` gradients with flipped taps."""
     pads = [span - 1 - pad for span, pad in zip(shape.span, shape.padding, strict=True)]
     axes = zip(_spread_size(shape), shape.input[2:], shape.kernel, (1, 1), pads, shape.dilation, strict=True)
     channels = shape.out_channels, shape.in_channels
-    return make_window(shape.batch, channels, axes, channels)
+    return make_window_sizes(shape.batch, channels, axes, channels)
 
 
-def spread(gradient: Tensor, shape: ConvShape) -> Tensor:
+def dilate_gradient(gradient: Tensor, shape: ConvShape) -> Tensor:
     """Return `gradient`, (N, O, H', W'), with stride − 1 zeros between its pixels."""
     if shape.stride == (1, 1):
         return gradient

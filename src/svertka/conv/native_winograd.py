@@ -65,7 +65,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
     return result
 
 
-def pack(weight: Tensor) -> Tensor:
+def pack_weight(weight: Tensor) -> Tensor:
     """Return `weight`, (O, C, 3, 3), packed for `forward_fused`, with O rounded up to full vectors."""
     out_channels, in_channels = weight.shape[:2]
     packed = empty_channels_last((native_support.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1))

@@ -20,15 +20,22 @@ from svertka.data.file_accounting import FileAccount
 from svertka.data.folder_and_table_sources import FolderListing, list_folder
 from svertka.data.groups_by_filename_regex import assign_groups
 from svertka.data.hash_split import VAL_SHARE
-from svertka.data.image_io import NOT_INSTALLED, Decoding, detect_misnamed, measure_intensities, read_header, read_image
+from svertka.data.image_io import (
+    NOT_INSTALLED,
+    DecodingOptions,
+    decode_to_pixels,
+    detect_misnamed,
+    measure_intensity_range,
+    read_header,
+)
 from svertka.data.in_memory_sources import IN_MEMORY, ItemImages
 from svertka.data.label_tables import parse_columns
-from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
+from svertka.data.perceptual_hash import SIDE, group_look_alikes, make_thumbnail
 from svertka.data.pixel_statistics import choose_intensity_range
 from svertka.data.preprocessing import discarded_share
 from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.source_opener import Source, check_exists, open_source
-from svertka.device import preserves_settings
+from svertka.device import with_preserved_settings
 from svertka.errors import DataError, ImageError
 from svertka.escaping import to_printable
 from svertka.pages.notebook_block import NotebookBlock
@@ -186,7 +193,7 @@ class _Seen:
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def check(
     source: Source,
     val: float = VAL_SHARE,
@@ -217,7 +224,7 @@ def check(
     dataset, listing, problems = _open(source, columns)
     if group is not None:
         dataset = assign_groups(dataset, group)
-    dataset = dataset.with_decoding(Decoding.up_to(max_pixels))
+    dataset = dataset.with_decoding(DecodingOptions.up_to(max_pixels))
     seen, bad = _look_at_all(dataset)
     good = np.array(sorted(seen), dtype=np.int64)
     digests = [seen[index].digest for index in good.tolist()]
@@ -346,9 +353,9 @@ def _look(images: Images, index: int) -> _Seen:
     assert isinstance(images, FileImages)  # the three kinds that sources give
     content, decoding = images.read_bytes(index), images.decoding
     header = read_header(content, decoding)
-    values = measure_intensities(content, decoding) if header.deep else None
+    values = measure_intensity_range(content, decoding) if header.deep else None
     small = make_thumbnail(
-        read_image(
+        decode_to_pixels(
             content, SIDE, decoding.with_intensity_range(None if values is None else choose_intensity_range([values]))
         )
     )
@@ -415,7 +422,7 @@ def _same_look(seen: dict[int, _Seen], indices: list[int]) -> list[list[int]]:
         return []
     thumbnails = np.stack([seen[index].thumbnail for index in indices])
     small = np.array([min(seen[index].size) < SIDE for index in indices])
-    return [[indices[place] for place in group] for group in find_look_alikes(thumbnails, small)]
+    return [[indices[place] for place in group] for group in group_look_alikes(thumbnails, small)]
 
 
 def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]]) -> tuple[DuplicateGroup, ...]:

@@ -320,7 +320,7 @@ AUTO_AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
 }
 
 
-def add_augmentations(
+def merge_augmentations(
     augmentations: Sequence[Augmentation], *, auto_augment: str | None, random_erasing: float | None
 ) -> tuple[Augmentation, ...]:
     """Return `augmentations` with further ones in place of those of the same kind.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from svertka.data import image_io
 from svertka.data.file_accounting import FileAccount
-from svertka.data.image_io import DEFAULT, DecodedImage, Decoding, decode_image, read_image_size
+from svertka.data.image_io import DEFAULT, DecodedImage, DecodingOptions, decode_image, read_image_size
 from svertka.data.rgb_conversion import Range
 
 Ints = npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ class Images(Protocol):
 
         Args:
             index: Index of the image.
-            min_side: As for `image_io.read_image`.
+            min_side: As for `image_io.decode_to_pixels`.
 
         Raises:
             ImageError: The image cannot be read; the message is the reason.
@@ -100,7 +100,7 @@ class FileImages:
         decoding: How the files are decoded.
     """
 
-    def __init__(self, root: Path, paths: Sequence[str], decoding: Decoding = DEFAULT) -> None:
+    def __init__(self, root: Path, paths: Sequence[str], decoding: DecodingOptions = DEFAULT) -> None:
         self.root, self.paths, self.decoding = root, paths, decoding
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class Dataset:
         """Return the number of images of each class, (classes,)."""
         return np.bincount(self.labels, minlength=len(self.names)).astype(np.int64)
 
-    def with_decoding(self, decoding: Decoding) -> "Dataset":
+    def with_decoding(self, decoding: DecodingOptions) -> "Dataset":
         """Return the data set with its files decoded as `decoding` says."""
         return replace(self, images=with_decoding(self.images, decoding))
 
@@ -206,7 +206,7 @@ class Subset:
         return self.images.read(int(self.indices[index]), min_side)
 
 
-def with_decoding(images: Images, decoding: Decoding) -> Images:
+def with_decoding(images: Images, decoding: DecodingOptions) -> Images:
     """Return `images` with files decoded as `decoding` says; images in memory stay as they are."""
     if isinstance(images, Subset):
         return Subset(with_decoding(images.images, decoding), images.indices)
@@ -215,7 +215,7 @@ def with_decoding(images: Images, decoding: Decoding) -> Images:
     return images
 
 
-def get_decoding(images: Images) -> Decoding:
+def get_decoding(images: Images) -> DecodingOptions:
     """Return how files among `images` are decoded; the default for images in memory."""
     while isinstance(images, Subset):
         images = images.images

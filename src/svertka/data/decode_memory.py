@@ -39,7 +39,7 @@ def estimate_decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep:
     pixels = width * height
     reduced = pixels // factor**2
     if isinstance(image, JpegImageFile):
-        return STRIP_BYTES + 7 * reduced + (int(_coefficients(image) * pixels) if count_scans(data) > 1 else 0)
+        return STRIP_BYTES + 7 * reduced + (int(_coefficients(image) * pixels) if count_jpeg_scans(data) > 1 else 0)
     native = _OF_MODE.get(image.mode, 4)
     decoder = 0
     if isinstance(image, WebPImageFile):
@@ -57,7 +57,7 @@ def estimate_decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep:
     return STRIP_BYTES + (twice * native + decoder) * pixels + 3 * reduced
 
 
-def count_scans(jpeg: bytes) -> int:
+def count_jpeg_scans(jpeg: bytes) -> int:
     """Return the number of scans of a JPEG file's first image; each is a pass over its pixels."""
     at, count = 2, 0
     while at + 4 <= len(jpeg):

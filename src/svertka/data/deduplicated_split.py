@@ -9,7 +9,7 @@ import numpy.typing as npt
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.file_accounting import FileAccount
 from svertka.data.group_split import split_groups
-from svertka.data.hash_split import reseed, split_by_hash
+from svertka.data.hash_split import reseed_digests, split_by_hash
 from svertka.escaping import join_first
 
 WARNED_SHARE = 0.01  # of a part may overlap with the training images without a warning
@@ -73,7 +73,7 @@ def split_by_content(
     dataset: Dataset, digests: Sequence[bytes], good: Ints, val: float, test: float, *, turn: int = 0
 ) -> DatasetSplit:
     """Split by content only, as runs did before they recorded their images."""
-    contents = reseed([digests[i] for i in good.tolist()], turn)
+    contents = reseed_digests([digests[i] for i in good.tolist()], turn)
     chosen = split_by_hash(contents, dataset.labels[good], dataset.parts[good], val, test)
     return DatasetSplit({part: good[places] for part, places in chosen.items()})
 
@@ -132,7 +132,9 @@ def split_dataset(
         are = "image trained" if learned == 1 else "images trained"
         notes.append(f"{learned:,} {are} the weights that it starts from, and cannot be taken for val or test")
     if groups is None:
-        chosen = split_by_hash(reseed(keys, turn), labels, named, val, test, pinned=set(reseed(sorted(pinned), turn)))
+        chosen = split_by_hash(
+            reseed_digests(keys, turn), labels, named, val, test, pinned=set(reseed_digests(sorted(pinned), turn))
+        )
     else:
         notes.append(f"images of one group are kept in one part; there are {len(set(groups.tolist()) - {''}):,} groups")
         chosen = split_groups(dataset, keys, labels, named, val, test, turn=turn, pinned=pinned)

@@ -25,7 +25,15 @@ import numpy.typing as npt
 
 from svertka.data.dataset import Ints
 from svertka.errors import StorageError
-from svertka.files import format_bytes, free_bytes, lock_descriptor, lock_file, read_json, storage_errors, write_json
+from svertka.files import (
+    format_bytes,
+    free_disk_bytes,
+    lock_descriptor,
+    lock_file,
+    read_json,
+    storage_errors,
+    write_json,
+)
 from svertka.progress import say
 
 Bytes = npt.NDArray[np.uint8]
@@ -72,7 +80,7 @@ class RecordStore:
                 lock_descriptor(self._use, shared=True)
             os.utime(folder / "use")
             self._refresh()
-            by_default = min(LIMIT, (free_bytes(folder) + self._used_bytes()) // 4)
+            by_default = min(LIMIT, (free_disk_bytes(folder) + self._used_bytes()) // 4)
             self.limit = by_default if limit is None else min(limit, sys.maxsize)
 
     def __len__(self) -> int:

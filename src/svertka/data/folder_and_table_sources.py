@@ -17,7 +17,13 @@ from svertka.data.dataset import PARTS, Dataset, FileImages
 from svertka.data.file_accounting import HIDDEN, NO_CLASS, NO_PART, OWN, UNREAD_FORMAT, FileAccount, count_by_suffix
 from svertka.data.file_tree import SOME_SUFFIXES, FileTree, detect_output_kind, list_tree
 from svertka.data.filename_label_hint import suggest_labeling
-from svertka.data.folder_layout import FolderLayout, LabeledImage, clean_name, detect_layout, merge_spellings
+from svertka.data.folder_layout import (
+    FolderLayout,
+    LabeledImage,
+    detect_layout,
+    merge_class_spellings,
+    normalize_unicode_name,
+)
 from svertka.data.label_tables import TABLE_SUFFIXES, read_table
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError, UsageError
@@ -116,7 +122,7 @@ class FolderListing:
     def _without_images(self) -> dict[str, str]:
         """Return the folder of each class without images in any part -> the beginning of a sentence on it."""
         names = set(self.names())
-        unlearned = [path for path in self.empty_classes if clean_name(Path(path).name) not in names]
+        unlearned = [path for path in self.empty_classes if normalize_unicode_name(Path(path).name) not in names]
         return {path: f"{self.root / path} holds no image{self._left_out_in(path)}" for path in unlearned}
 
     def _has_unread(self, folder: str) -> bool:
@@ -204,8 +210,8 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> F
     if suffix not in TABLE_SUFFIXES:
         raise UsageError(f"{path} is a file; give a folder of class folders, or a .csv file of path,label,part")
     table = read_table(path, columns)
-    entries, notes, warnings = merge_spellings(
-        [LabeledImage(row.path, clean_name(row.label), row.part, row.group) for row in table.rows]
+    entries, notes, warnings = merge_class_spellings(
+        [LabeledImage(row.path, normalize_unicode_name(row.label), row.part, row.group) for row in table.rows]
     )
     account = FileAccount(notes=(*table.notes, *notes), warnings=tuple(warnings))
     return FolderListing(source=path, root=path.parent, entries=tuple(entries), account=account)
@@ -242,7 +248,7 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> FolderListing:
 
 def _labeled_flat(tree: FileTree, file: Path) -> FolderLayout:
     """Return the images in the root of `tree`, labeled by ImageNet's label file."""
-    found = zip(tree.root.images, imagenet.read_labels(file, tree.root.images), strict=True)
+    found = zip(tree.root.images, imagenet.read_validation_labels(file, tree.root.images), strict=True)
     return FolderLayout(entries=[LabeledImage(path, label, "") for path, label in found])
 
 

@@ -90,7 +90,7 @@ def detect_layout(tree: FileTree, columns: Mapping[str, str] | None = None) -> F
     return reader.layout
 
 
-def clean_name(name: str) -> str:
+def normalize_unicode_name(name: str) -> str:
     """Return `name` as NFC text, with bytes that are not UTF-8 as escapes."""
     # macOS decomposes é in file names, and a class from two machines must be one class.
     return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
@@ -101,7 +101,7 @@ def normalize_class_name(name: str) -> str:
     return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
-def merge_spellings(entries: Sequence[LabeledImage]) -> tuple[list[LabeledImage], list[str], list[str]]:
+def merge_class_spellings(entries: Sequence[LabeledImage]) -> tuple[list[LabeledImage], list[str], list[str]]:
     """Give one name to classes whose names differ between parts only in spelling.
 
     Within a part, such classes stay apart, with a warning that they may be one.
@@ -160,7 +160,7 @@ class _Reader:
                 self._read_classes(top.folders, "")
         self._keep_once()
         self._name_wordnet_ids(top)
-        self.layout.entries, notes, warnings = merge_spellings(self.layout.entries)
+        self.layout.entries, notes, warnings = merge_class_spellings(self.layout.entries)
         self.layout.notes += notes
         self.layout.warnings += warnings
         self._note_rest(top, parts)
@@ -257,7 +257,7 @@ class _Reader:
                 self.layout.empty_classes.append(folder.relative)
 
     def _read_class(self, folder: Folder, name: str, part: str) -> None:
-        label = clean_name(name)
+        label = normalize_unicode_name(name)
         self.found += [
             (LabeledImage(inside.inside(image), label, part), inside)
             for inside in folder.walk()
@@ -309,7 +309,9 @@ class _Reader:
             path = PurePosixPath(folder.relative, row.path).as_posix()
             if path in left_out:
                 continue
-            self.found.append((LabeledImage(path, clean_name(row.label), part or row.part, row.group), None))
+            self.found.append(
+                (LabeledImage(path, normalize_unicode_name(row.label), part or row.part, row.group), None)
+            )
 
     # Checks
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.hash_split import check_shares
+from svertka.data.hash_split import check_split_shares
 from svertka.errors import DataError
 
 FOLDS = 20  # at most; shares are rounded to this many folds
@@ -45,7 +45,7 @@ def split_groups(
         UsageError: The shares leave nothing to train on.
         DataError: The groups cannot be split in this way.
     """
-    check_shares(val, test)
+    check_split_shares(val, test)
     chosen = np.where(parts == "", "train", parts).astype("<U5")
     shares = {"test": 0.0 if (parts == "test").any() else test, "val": 0.0 if (parts == "val").any() else val}
     left = 1.0

@@ -42,7 +42,7 @@ def split_by_hash(
     Raises:
         UsageError: The shares leave nothing to train on.
     """
-    check_shares(val, test)
+    check_split_shares(val, test)
     val = 0.0 if (parts == "val").any() else val
     test = 0.0 if (parts == "test").any() else test
 
@@ -76,18 +76,20 @@ def split_by_hash(
     return {part: np.flatnonzero(chosen == part).astype(np.int64) for part in PARTS}
 
 
-def check_shares(val: float, test: float) -> None:
+def check_split_shares(val: float, test: float) -> None:
     """Raise UsageError if the shares of val and test leave nothing to train on."""
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UsageError(f"val={val} and test={test} must each be 0 or more and together below 1; use 0.1 and 0.1")
 
 
-def reseed(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
+def reseed_digests(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
     """Return other keys for `split_by_hash`, so that each `turn` splits differently; turn 0 returns `digests`."""
     return [hashlib.blake2b(one + turn.to_bytes(4)).digest() for one in digests] if turn else digests
 
 
-def compute_fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, indices: dict[str, Ints]) -> str:
+def compute_dataset_fingerprint(
+    dataset: Dataset, digests: Sequence[bytes], good: Ints, indices: dict[str, Ints]
+) -> str:
     """Compute a digest of the contents, classes and parts of images, independent of their paths and order.
 
     Args:

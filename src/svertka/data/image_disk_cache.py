@@ -17,8 +17,8 @@ from svertka import distributed
 from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, get_decoding
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
-from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
-from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, RowLayout, read_info
+from svertka.data.image_io import SUFFIXES, DecodingOptions, measure_intensity_range, read_header
+from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, SquareSettings, read_info
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Fit, Interpolation
@@ -90,7 +90,7 @@ def prepare_images(
         survey: Only measure the range of 16-bit images; they get no row.
     """
     images = (dataset if only is None else dataset.take(only)).images
-    layout = RowLayout(resize, channels, max(resize, pad_to), fit, interpolation)
+    layout = SquareSettings(resize, channels, max(resize, pad_to), fit, interpolation)
     squares = _Squares(images, layout, threads, survey=survey)
     contents, unreadable = hash_images(images, threads)
     source, where = resolve_subset(images)
@@ -161,7 +161,7 @@ class _ArrayRows:
 class _Squares:
     """Rows that are decoded whenever they are read."""
 
-    def __init__(self, images: Images, layout: RowLayout, threads: int, *, survey: bool = False) -> None:
+    def __init__(self, images: Images, layout: SquareSettings, threads: int, *, survey: bool = False) -> None:
         self.images, self.layout, self.threads, self.survey = images, layout, threads, survey
         self.source, self.where = resolve_subset(images)
 
@@ -175,7 +175,7 @@ class _Squares:
         return rows
 
     @property
-    def decoding(self) -> Decoding:
+    def decoding(self) -> DecodingOptions:
         """How the files are decoded."""
         return get_decoding(self.source)
 
@@ -209,7 +209,7 @@ class _Squares:
         header = read_header(content, self.decoding)
         if not header.deep:
             return None
-        return ImageInfo(header.format, header.size[::-1], True, measure_intensities(content, self.decoding))
+        return ImageInfo(header.format, header.size[::-1], True, measure_intensity_range(content, self.decoding))
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -334,7 +334,7 @@ def _info_at(store: RecordStore, position: int) -> ImageInfo:
     return read_info(head)
 
 
-def _open_store(layout: RowLayout, limit: int | None) -> tuple[RecordStore | None, str]:
+def _open_store(layout: SquareSettings, limit: int | None) -> tuple[RecordStore | None, str]:
     """Open the store of these squares; return it and why it may be full, or None and why there is none."""
     fit = "" if layout.fit == "crop" else f"-{layout.fit}"
     fit += "" if layout.interpolation == "bilinear" else f"-{layout.interpolation}"
@@ -414,7 +414,7 @@ def _lasts(error: ImageError, images: Images, index: int, contents: list[bytes])
         return False
 
 
-def _bad_header(decoding: Decoding) -> dict[str, object]:
+def _bad_header(decoding: DecodingOptions) -> dict[str, object]:
     """Return what decides, besides the content, whether an image is bad."""
     decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "heif": _version_of("pillow-heif")}
     limits = {"pixels": decoding.max_pixels, "memory": decoding.max_memory}
@@ -428,7 +428,7 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def _known_bad(decoding: Decoding) -> dict[bytes, str]:
+def _known_bad(decoding: DecodingOptions) -> dict[bytes, str]:
     """Return the contents that were found bad before, and why."""
     try:
         value = read_json(cache_folder("pictures") / "bad.json", 2**28)
@@ -439,7 +439,7 @@ def _known_bad(decoding: Decoding) -> dict[bytes, str]:
         return {}  # absent or damaged: the bad images are found again
 
 
-def _remember_bad(reasons: dict[bytes, str], decoding: Decoding) -> None:
+def _remember_bad(reasons: dict[bytes, str], decoding: DecodingOptions) -> None:
     with suppress(StorageError):
         folder = cache_folder("pictures")
         with lock_file(folder / "lock"):

@@ -25,7 +25,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_scans, estimate_decoding_bytes
+from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_jpeg_scans, estimate_decoding_bytes
 from svertka.data.rgb_conversion import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
 from svertka.errors import FormatError, ImageError, SizeError, UsageError
 from svertka.escaping import join_first, to_printable
@@ -117,7 +117,7 @@ _IN_USE = DecodingBudget(2 * MEMORY_LIMIT)
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingOptions:
     """Limits and settings of decoding.
 
     Attributes:
@@ -131,7 +131,7 @@ class Decoding:
     intensity_range: Range | None = None
 
     @classmethod
-    def up_to(cls, max_pixels: int | None) -> "Decoding":
+    def up_to(cls, max_pixels: int | None) -> "DecodingOptions":
         """Return the decoding of images of up to `max_pixels` (None: PIXEL_LIMIT), with memory in proportion.
 
         Raises:
@@ -143,12 +143,12 @@ class Decoding:
             raise UsageError(f"max_pixels={max_pixels} must be at least 1")
         return cls(max_pixels, max(MEMORY_LIMIT, MEMORY_LIMIT * max_pixels // PIXEL_LIMIT))
 
-    def with_intensity_range(self, intensity_range: Range | None) -> "Decoding":
+    def with_intensity_range(self, intensity_range: Range | None) -> "DecodingOptions":
         """Return the same with another range of 16-bit values."""
         return replace(self, intensity_range=intensity_range)
 
 
-DEFAULT = Decoding()
+DEFAULT = DecodingOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +166,12 @@ class DecodedImage:
     deep: bool
 
 
-def read_image(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
+def decode_to_pixels(data: bytes, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
     """Decode the bytes of an image file and return its pixels, as `decode_image` does."""
     return decode_image(data, min_side, decoding).pixels
 
 
-def decode_image(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> DecodedImage:
+def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> DecodedImage:
     """Decode the bytes of an image file to RGB, rotated upright as EXIF says.
 
     Reads JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000 and PNM; of an animation the first frame. The content
@@ -193,7 +193,7 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: Decoding = 
         name = detect_format(data) or ""
         with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
-                if (scans := count_scans(data)) > SCANS:
+                if (scans := count_jpeg_scans(data)) > SCANS:
                     raise ImageError(f"{scans} scans, more than the limit of {SCANS}; save it again")
                 pixels = _decode_jpeg(data, image, factor)
                 if pixels is not None:
@@ -203,7 +203,7 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: Decoding = 
             return DecodedImage(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
 
 
-def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> int:
+def estimate_memory(data: bytes, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> int:
     """Estimate from the header the bytes that `decode_image` takes.
 
     Raises:
@@ -215,7 +215,7 @@ def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding
         return _plan(data, min_side, decoding)[2]
 
 
-def _plan(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[ImageFile, int, int]:
+def _plan(data: bytes, min_side: int | None, decoding: DecodingOptions) -> tuple[ImageFile, int, int]:
     """Return the unloaded image in `data`, by how much to reduce it, and the bytes that takes."""
     image = _open(data, decoding.max_memory)
     factor = _factor(image, SPARE * (min_side or 0), decoding.max_pixels)
@@ -223,16 +223,16 @@ def _plan(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[ImageF
     return image, factor, _check_memory(image, data, factor, decoding, deep=decoding.intensity_range is not None)
 
 
-def read_file(path: str | Path, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
-    """Decode an image file, as `read_image` does.
+def read_image_file(path: str | Path, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
+    """Decode an image file, as `decode_to_pixels` does.
 
     Raises:
-        ImageError: As `read_image`; or the path is not a regular file, or the file is too large.
+        ImageError: As `decode_to_pixels`; or the path is not a regular file, or the file is too large.
     """
-    return read_image(read_bytes(path, decoding), min_side, decoding)
+    return decode_to_pixels(read_bytes(path, decoding), min_side, decoding)
 
 
-def read_bytes(path: str | Path, decoding: Decoding = DEFAULT) -> bytes:
+def read_bytes(path: str | Path, decoding: DecodingOptions = DEFAULT) -> bytes:
     """Return the bytes of an image file.
 
     Raises:
@@ -288,7 +288,7 @@ class ImageHeader:
     deep: bool
 
 
-def read_header(data: bytes, decoding: Decoding = DEFAULT) -> ImageHeader:
+def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader:
     """Read the header of an image file.
 
     Raises:
@@ -302,7 +302,7 @@ def read_header(data: bytes, decoding: Decoding = DEFAULT) -> ImageHeader:
         return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep)
 
 
-def measure_intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | None:
+def measure_intensity_range(data: bytes, decoding: DecodingOptions = DEFAULT) -> Range | None:
     """Return the range that contains nearly all values of a 16-bit image; None for other images.
 
     A ten-thousandth of the values may lie below the range and as many above, so that hot pixels of a sensor do not
@@ -328,11 +328,11 @@ def measure_intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | No
         return low, high
 
 
-def read_image_size(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int]:
-    """Return the height and width of the image that `read_image` returns, from the header where possible.
+def read_image_size(data: bytes, decoding: DecodingOptions = DEFAULT) -> tuple[int, int]:
+    """Return the height and width of the image that `decode_to_pixels` returns, from the header where possible.
 
     Raises:
-        ImageError: As `read_image`, except that damaged pixels may go unnoticed.
+        ImageError: As `decode_to_pixels`, except that damaged pixels may go unnoticed.
     """
     with _image_errors(decoding):
         image = _open(data, decoding.max_memory)
@@ -340,7 +340,7 @@ def read_image_size(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int
         # PNG may store the orientation after the pixels, and Pillow rotates TIFF while loading.
         late = isinstance(image, PngImageFile) and re.search(rb"exif|xmp", data, re.IGNORECASE)
         if late or isinstance(image, TiffImageFile):
-            height, width = read_image(data, decoding=decoding).shape[:2]
+            height, width = decode_to_pixels(data, decoding=decoding).shape[:2]
             return height, width
         return image.size if _orientation(image) in TURNED else image.size[::-1]
 
@@ -370,7 +370,7 @@ def to_rgb(
         if source.deep and intensity_range and image.mode.startswith("RGB"):  # Pillow drops the lower bits
             file = image.fp  # type: ignore[attr-defined]
             file.seek(0)
-            return read_image(file.read(), decoding=decoding)
+            return decode_to_pixels(file.read(), decoding=decoding)
         image.load()  # first: PNG may store the orientation after the pixels, and Pillow rotates TIFF here
         return _upright(source.pixels(1, intensity_range), image)
 
@@ -508,7 +508,7 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
         raise SizeError(f"{megapixels(pixels)} megapixels, more than the limit of {megapixels(limit)}; {advice}")
 
 
-def _check_memory(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, deep: bool) -> int:
+def _check_memory(image: ImageFile, data: bytes, factor: int, decoding: DecodingOptions, *, deep: bool) -> int:
     """Return the bytes that decoding takes.
 
     Raises:
@@ -591,7 +591,7 @@ _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @contextmanager
-def _image_errors(decoding: Decoding) -> Iterator[None]:
+def _image_errors(decoding: DecodingOptions) -> Iterator[None]:
     """Raise ImageError for whatever a decoder raises in the body, and silence Pillow's warnings."""
     if _QUIET not in warnings.filters:  # warnings.catch_warnings is not thread-safe
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -89,7 +89,7 @@ def find_label_file(folder: Path) -> Path | None:
     return next((path for name in LABEL_FILES for place in places if (path := place / name).is_file()), None)
 
 
-def read_labels(file: Path, images: list[str]) -> list[str]:
+def read_validation_labels(file: Path, images: list[str]) -> list[str]:
     """Return the WordNet id of each image.
 
     Args:

@@ -18,7 +18,7 @@ from svertka.data.dataset import PARTS, Dataset, FileImages
 from svertka.data.file_accounting import NO_BOXES, FileAccount, UnusedFile, count_by_suffix
 from svertka.data.file_tree import FileTree, list_tree
 from svertka.data.folder_and_table_sources import FolderListing, list_folder, natural_sort_key
-from svertka.data.folder_layout import WRAPPERS, clean_name
+from svertka.data.folder_layout import WRAPPERS, normalize_unicode_name
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError
 
@@ -49,7 +49,7 @@ def label_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dat
     if columns or (len(names) > 1 and not any(_is_no_class(name) for name in names)):
         return None
     annotations = read_boxes(boxes)
-    drawn = {clean_name(box.name) for annotation in annotations for box in annotation.boxes}
+    drawn = {normalize_unicode_name(box.name) for annotation in annotations for box in annotation.boxes}
     if len(names) > 1 and drawn & set(names):
         return None
     tree = list_tree(source)
@@ -76,7 +76,7 @@ def _label(annotation: Annotation | None, folder: str | None) -> str | None:
         return folder
     areas: Counter[str] = Counter()
     for box in annotation.boxes:
-        areas[clean_name(box.name)] += max(1, round(box.area))
+        areas[normalize_unicode_name(box.name)] += max(1, round(box.area))
     return areas.most_common(1)[0][0] if areas else BACKGROUND
 
 

@@ -13,14 +13,14 @@ import torch
 
 from svertka.data.augmentation import Augmentation, augment
 from svertka.data.dataset import Ints
-from svertka.data.mixup_and_cutmix import Mixing
+from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
 AHEAD = 3  # batches prepared in advance
-NO_MIXING = Mixing()
+NO_MIXING = MixupAndCutmix()
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class BatchLoader:
         seed: int = 0,
         shuffle: bool = False,
         augmentations: Sequence[Augmentation] = (),
-        mixing: Mixing = NO_MIXING,
+        mixing: MixupAndCutmix = NO_MIXING,
         weights: torch.Tensor | None = None,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,

@@ -11,7 +11,7 @@ PLACE = 1_000_000  # of the random numbers, behind those of all augmentations
 
 
 @dataclass(frozen=True)
-class Mixing:
+class MixupAndCutmix:
     """How the images of a batch are mixed in pairs; with both methods, one of them at random for each image.
 
     Attributes:

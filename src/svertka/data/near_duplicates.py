@@ -11,7 +11,7 @@ from svertka.data.content_hash import resolve_subset
 from svertka.data.dataset import ArrayImages, Images, Ints, Pixels
 from svertka.data.disk_cache import ArrayStore
 from svertka.data.parallel_map import map_chunks
-from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
+from svertka.data.perceptual_hash import SIDE, group_look_alikes, make_thumbnail
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder
 from svertka.progress import progress
@@ -45,7 +45,7 @@ def find_near_duplicates(images: Images, digests: list[bytes], indices: Ints, th
     return distributed.broadcast(found)
 
 
-def find_resembling(
+def find_resembling_known_images(
     images: Images, digests: list[bytes], indices: Ints, known: Set[bytes], threads: int
 ) -> list[int] | None:
     """Find images that look the same as images of known contents.
@@ -84,7 +84,7 @@ def _resembling(
     if not len(learned):
         return None
     rows = np.concatenate([learned, _thumbnails_of_files(images, digests, indices, threads)])
-    groups = find_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
+    groups = group_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
     count = len(learned)
     return sorted(indices[place - count] for group in groups if group[0] < count for place in group if place >= count)
 
@@ -105,7 +105,7 @@ def _compare(images: Images, digests: list[bytes], indices: list[int], threads: 
         rows = _thumbnails_of_files(images, digests, indices, threads)
     if not len(rows):
         return []
-    groups = find_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
+    groups = group_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
     return [[indices[place] for place in group] for group in groups]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svertka.data.image_io import DECODERS
-from svertka.data.preprocessing import Fit, Interpolation, crop_region, resize_to_square
+from svertka.data.preprocessing import Fit, Interpolation, resize_to_square, select_used_region
 from svertka.data.rgb_conversion import Pixels, Range
 
 PAYS = 0.75  # of the square's bytes; a larger region is not stored, to save resizing it at each read
@@ -17,7 +17,7 @@ FORMATS = tuple(DECODERS)
 
 
 @dataclass(frozen=True)
-class RowLayout:
+class SquareSettings:
     """How images become rows of one size.
 
     Attributes:
@@ -79,17 +79,19 @@ class PackedImage:
     own_size: bool = False
 
     @classmethod
-    def from_image(cls, rgb: Pixels, layout: RowLayout, format_name: str = "", *, deep: bool = False) -> "PackedImage":
+    def from_image(
+        cls, rgb: Pixels, layout: SquareSettings, format_name: str = "", *, deep: bool = False
+    ) -> "PackedImage":
         """Return the smaller of the region and the square of an image (H, W, 3)."""
         info = ImageInfo(format_name, (rgb.shape[0], rgb.shape[1]), deep)
-        used = crop_region(rgb, layout.fit)
+        used = select_used_region(rgb, layout.fit)
         if used.shape[0] * used.shape[1] <= PAYS * layout.bytes:  # it may still be smaller as grayscale
             own = _without_color(used)
             if own.size <= PAYS * layout.bytes:
                 return cls(info, own, own_size=True)
         return cls(info, _without_color(layout.square(used)))
 
-    def square(self, layout: RowLayout) -> Pixels:
+    def square(self, layout: SquareSettings) -> Pixels:
         """Return the square (S, S, C) uint8, bit for bit that of the whole image."""
         if not self.own_size:
             return np.broadcast_to(self.pixels, layout.shape)

@@ -48,7 +48,7 @@ def make_thumbnail(pixels: Pixels) -> Pixels:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX if reduced else Image.Resampling.BILINEAR))
 
 
-def find_look_alikes(thumbnails: Pixels, small: npt.NDArray[np.bool_]) -> list[list[int]]:
+def group_look_alikes(thumbnails: Pixels, small: npt.NDArray[np.bool_]) -> list[list[int]]:
     """Group images that look the same.
 
     Args:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from svertka.data.dataset import Pixels
 from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
-from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, detect_format, measure_intensities, read_bytes
+from svertka.data.image_io import DEFAULT, SUFFIXES, DecodingOptions, detect_format, measure_intensity_range, read_bytes
 from svertka.data.label_tables import TABLE_SUFFIXES
 from svertka.data.preprocessing import ImageLike, load_image
 from svertka.data.rgb_conversion import Range
@@ -42,7 +42,7 @@ def list_inputs(images: Iterable[ImageLike]) -> list[tuple[str, Input]]:
     return everything
 
 
-def load_pixels(image: Input, decoding: Decoding = DEFAULT) -> Pixels:
+def load_pixels(image: Input, decoding: DecodingOptions = DEFAULT) -> Pixels:
     """Return an input as (H, W, 3) uint8, RGB, at full size.
 
     Raises:
@@ -66,14 +66,14 @@ def find_misnamed_files(images: Iterable[Input]) -> list[tuple[str, str]]:
     return found
 
 
-def sample_intensities(images: Iterable[Input], decoding: Decoding = DEFAULT) -> list[Range]:
+def sample_intensity_range(images: Iterable[Input], decoding: DecodingOptions = DEFAULT) -> list[Range]:
     """Return the lowest and highest value of 16-bit files among `images`; of at most `MEASURED` of them."""
     files = [Path(one) for one in images if isinstance(one, str | PathLike)]
     files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # always 8 bits
     found = []
     for path in files[:: -(-len(files) // MEASURED) or 1]:
         with suppress(ImageError):
-            found.append(measure_intensities(read_bytes(path, decoding), decoding))
+            found.append(measure_intensity_range(read_bytes(path, decoding), decoding))
     return [one for one in found if one is not None]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from svertka.data.dataset import Pixels
-from svertka.data.image_io import DEFAULT, Decoding, check_pixel_count, read_file, read_image, to_rgb
+from svertka.data.image_io import DEFAULT, DecodingOptions, check_pixel_count, decode_to_pixels, read_image_file, to_rgb
 from svertka.errors import UsageError
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -84,7 +84,7 @@ class Preprocess(BaseModel):
 
     def square(self, rgb: Pixels) -> Pixels:
         """Make `rgb` (H, W, 3) square, resized and padded: (side, side, channels) uint8."""
-        used = crop_region(rgb, self.fit)
+        used = select_used_region(rgb, self.fit)
         return resize_to_square(used, self.resize, self.channels, self.size, self.fit, self.interpolation)
 
     def resize_whole(self, rgb: Pixels, resize: int) -> Pixels:
@@ -94,7 +94,7 @@ class Preprocess(BaseModel):
             (H', W', channels) uint8, the shorter side being `resize`; the square, if `fit` pads or squeezes.
         """
         if self.fit == "crop":
-            return resize_whole(rgb, resize, self.channels, self.interpolation)
+            return resize_shorter_side(rgb, resize, self.channels, self.interpolation)
         return resize_to_square(rgb, resize, self.channels, fit=self.fit, interpolation=self.interpolation)
 
     def describe(self) -> str:
@@ -108,13 +108,13 @@ class Preprocess(BaseModel):
             return resized
         return f"{resized}, " + (f"its middle {self.size}" if self.resize > self.size else f"zeros up to {self.size}")
 
-    def read(self, data: bytes, decoding: Decoding = DEFAULT) -> Pixels:
+    def read(self, data: bytes, decoding: DecodingOptions = DEFAULT) -> Pixels:
         """Decode the bytes of a file to (H, W, 3) uint8, RGB, as `square` takes it.
 
         Raises:
             ImageError: The image cannot be read within the limits of `decoding`.
         """
-        return read_image(data, self.resize, decoding.with_intensity_range(self.intensity_range))
+        return decode_to_pixels(data, self.resize, decoding.with_intensity_range(self.intensity_range))
 
     def normalize(self, squares: torch.Tensor) -> torch.Tensor:
         """Crop squares to `size` and normalize them.
@@ -141,7 +141,7 @@ class Preprocess(BaseModel):
             return images.to(torch.float32).sub_(mean).mul_(scale)
         return (images - mean) * scale
 
-    def __call__(self, image: ImageLike, decoding: Decoding = DEFAULT) -> torch.Tensor:
+    def __call__(self, image: ImageLike, decoding: DecodingOptions = DEFAULT) -> torch.Tensor:
         """Prepare one image for the network.
 
         Args:
@@ -161,7 +161,7 @@ class Preprocess(BaseModel):
 _AS_EVER = (("fit", "crop"), ("interpolation", "bilinear"), ("intensity_range", None))
 
 
-def check_fit(fit: str | None, boxed: bool) -> Fit | None:
+def check_fit_mode(fit: str | None, boxed: bool) -> Fit | None:
     """Return `fit` if it is one of FITS; None for None.
 
     Args:
@@ -181,25 +181,25 @@ def check_fit(fit: str | None, boxed: bool) -> Fit | None:
     return known
 
 
-def load_image(image: ImageLike, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
+def load_image(image: ImageLike, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
     """Return an image as (H, W, 3) uint8, RGB.
 
     Args:
         image: A path, a PIL image or an array.
-        min_side: As for `image_io.read_image`, for a path.
+        min_side: As for `image_io.decode_to_pixels`, for a path.
         decoding: How files are decoded.
 
     Raises:
         ImageError: The image cannot be read.
     """
     if isinstance(image, str | Path):
-        return read_file(image, min_side, decoding)
+        return read_image_file(image, min_side, decoding)
     height, width = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0, 0)[:2]
     check_pixel_count(height, width, decoding.max_pixels)
     return to_rgb(image, decoding.intensity_range)
 
 
-def crop_region(rgb: Pixels, fit: Fit) -> Pixels:
+def select_used_region(rgb: Pixels, fit: Fit) -> Pixels:
     """Return the part of `rgb` (H, W, 3) that is used: the central square for "crop", else all of it."""
     if fit != "crop":
         return rgb
@@ -222,7 +222,7 @@ def resize_to_square(
     Pixels outside the region have no influence. Grayscale is computed after resizing.
 
     Args:
-        used: The region, as `crop_region` returns it.
+        used: The region, as `select_used_region` returns it.
         resize: Side of the square, pixels.
         channels: 1 or 3.
         pad_to: Pad with zeros to this side, pixels.
@@ -232,12 +232,12 @@ def resize_to_square(
     Returns:
         (S, S, channels) uint8, S being the larger of `resize` and `pad_to`.
     """
-    height, width = padded_size(used.shape[0], used.shape[1], resize) if fit == "pad" else (resize, resize)
+    height, width = letterboxed_size(used.shape[0], used.shape[1], resize) if fit == "pad" else (resize, resize)
     square = resize_image(used, height, width, channels, interpolation)
     return _center(_center(square, resize), max(resize, pad_to))
 
 
-def padded_size(height: int, width: int, resize: int) -> tuple[int, int]:
+def letterboxed_size(height: int, width: int, resize: int) -> tuple[int, int]:
     """Return the height and width of an image whose longer side is resized to `resize`; halves round up."""
     longer = max(height, width)
     shrunk = [max((2 * side * resize + longer) // (2 * longer), 1) for side in (height, width)]
@@ -257,7 +257,7 @@ def discarded_share(height: int, width: int, seen: float = 1.0) -> float:
 
 def resize_central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> Pixels:
     """Resize the central square of `rgb` (H, W, 3) uint8, as `resize_to_square` does: (S, S, channels) uint8."""
-    return resize_to_square(crop_region(rgb, "crop"), resize, channels, pad_to)
+    return resize_to_square(select_used_region(rgb, "crop"), resize, channels, pad_to)
 
 
 def _center(pixels: Pixels, side: int) -> Pixels:
@@ -269,7 +269,7 @@ def _center(pixels: Pixels, side: int) -> Pixels:
     return np.pad(pixels, ((top, side - height - top), (left, side - width - left), (0, 0)))
 
 
-def resize_whole(rgb: Pixels, resize: int, channels: int, interpolation: Interpolation = "bilinear") -> Pixels:
+def resize_shorter_side(rgb: Pixels, resize: int, channels: int, interpolation: Interpolation = "bilinear") -> Pixels:
     """Resize all of `rgb` (H, W, 3) uint8 so that its shorter side has `resize` pixels: (H', W', channels) uint8."""
     height, width = rgb.shape[:2]
     scale = resize / min(height, width)

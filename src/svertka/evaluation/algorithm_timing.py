@@ -8,7 +8,7 @@ from torch import nn
 
 from svertka.conv import autotune
 from svertka.conv_shape import ConvShape
-from svertka.device import preserves_settings, set_threads
+from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import UsageError
 from svertka.graph.summary import trace
 from svertka.models.external import open_model
@@ -17,7 +17,7 @@ from svertka.type_checking import check_types
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def tune(
     name: str | nn.Module | None = None,
     *,

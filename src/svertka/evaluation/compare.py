@@ -13,13 +13,13 @@ from svertka.classifier import Classifier, is_classifier
 from svertka.confidence_intervals import (
     Interval,
     format_p_value,
-    format_points,
+    format_percentage_points,
     mcnemar_p_value,
     paired_difference_interval,
 )
 from svertka.data.builtin import NAMES
 from svertka.data.source_opener import is_same_source
-from svertka.device import choose_device, describe_device, get_device, preserves_settings
+from svertka.device import choose_device, describe_device, get_device, with_preserved_settings
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
@@ -27,7 +27,7 @@ from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
-from svertka.files import cache_limit_in_bytes
+from svertka.files import parse_cache_limit_option
 from svertka.graph.summary import trace
 from svertka.output_paths import HTML, check_output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -41,7 +41,7 @@ SIGNIFICANCE_LEVEL = 0.05  # differences with a larger p are called not signific
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def compare(
     runs: Sequence[Source | Classifier | nn.Module],
     source: Source | None = None,
@@ -103,7 +103,7 @@ def compare(
         include_training,
         device,
         threads,
-        cache_limit_in_bytes(cache_limit),
+        parse_cache_limit_option(cache_limit),
         max_pixels,
         trust_builder=trust_builder,
     )
@@ -175,8 +175,8 @@ class Difference:
     @property
     def sentence(self) -> str:
         """The difference in words, such as "errs less, by −1.3 points (−2.0 to −0.6, p < 0.001)"."""
-        low, high = map(format_points, self.interval)
-        points = f"{format_points(self.top1_error)} points ({low} to {high}, p {format_p_value(self.p)})"
+        low, high = map(format_percentage_points, self.interval)
+        points = f"{format_percentage_points(self.top1_error)} points ({low} to {high}, p {format_p_value(self.p)})"
         if not self.is_significant:
             return f"is not significantly different, {points}"
         return f"errs {'less' if self.top1_error < 0 else 'more'}, by {points}"

@@ -6,18 +6,18 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-from svertka.confidence_intervals import Interval, format_p_value, format_points
+from svertka.confidence_intervals import Interval, format_p_value, format_percentage_points
 from svertka.errors import ImageError
 from svertka.evaluation.compare import ComparedRun, Comparison
 from svertka.evaluation.metrics import ClassMetrics
 from svertka.evaluation.report_page import SHOWN_SIDE
-from svertka.evaluation.training_curves import TrainingCurves, format_epoch, read_metric, subsample
+from svertka.evaluation.training_curves import TrainingCurves, format_epoch, read_metric, subsample_log_lines
 from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_percent, format_three_digits
-from svertka.pages.svg_curves import LINE_STYLES, Line, Panel, Reading, XAxis, render_curves
+from svertka.pages.svg_curves import LINE_STYLES, CursorReadout, Line, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration, show_spinner
 from svertka.run import display_name
@@ -89,8 +89,8 @@ def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[
         ),
         "difference": difference
         and {
-            "points": format_points(difference.top1_error),
-            "bar": _bar(difference.interval, difference.top1_error, (-reach, reach), format_points),
+            "points": format_percentage_points(difference.top1_error),
+            "bar": _bar(difference.interval, difference.top1_error, (-reach, reach), format_percentage_points),
             "p": format_p_value(difference.p).removeprefix("= ").replace(" ", NBSP),
         },
         "costs": (
@@ -134,7 +134,7 @@ def _curves(trained: Trained) -> Markup:
     last = max(read_metric(epochs[-1], "epoch") for _, epochs in trained)
     scale = Scale("linear", 0.0, last)
     longest = max((epochs for _, epochs in trained), key=len)
-    readings = [_reading(trained, read_metric(line, "epoch")) for line in subsample(longest)]
+    readings = [_reading(trained, read_metric(line, "epoch")) for line in subsample_log_lines(longest)]
     return render_curves(panels, XAxis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
 
 
@@ -151,8 +151,8 @@ def _panel(
     lines = [
         Line(
             one.letter,
-            [read_metric(line, "epoch") for line in subsample(epochs)],
-            [read_metric(line, name) for line in subsample(epochs)],
+            [read_metric(line, "epoch") for line in subsample_log_lines(epochs)],
+            [read_metric(line, name) for line in subsample_log_lines(epochs)],
             LINE_STYLES[k % len(LINE_STYLES)],
         )
         for k, (one, epochs) in enumerate(trained)
@@ -160,7 +160,7 @@ def _panel(
     return Panel(title, fit_scale([y for line in lines for y in line.y], nonlinear), lines, text, HEIGHT)
 
 
-def _reading(trained: Trained, epoch: float) -> Reading:
+def _reading(trained: Trained, epoch: float) -> CursorReadout:
     """Return the values of each run at `epoch`, or at its last epoch if that was earlier."""
     reached = [(one, [line for line in epochs if read_metric(line, "epoch") <= epoch][-1:]) for one, epochs in trained]
     errors = ", ".join(
@@ -169,7 +169,7 @@ def _reading(trained: Trained, epoch: float) -> Reading:
     losses = ", ".join(
         f"{one.letter} {format_three_digits(read_metric(line[0], 'train_loss'))}" for one, line in reached if line
     )
-    return Reading(epoch, format_epoch(epoch), [errors, losses])
+    return CursorReadout(epoch, format_epoch(epoch), [errors, losses])
 
 
 def _disagreements(comparison: Comparison) -> list[dict[str, Any]]:

@@ -110,7 +110,7 @@ def make_144_crops(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor
         # The resizing filter needs three channels.
         rgb = square if square.shape[2] == 3 else square.repeat(3, 2)
         small = resize_image(rgb, size, size, 3, preprocess.interpolation)[..., : square.shape[2]]
-        large, little = (to_batch(preprocess, pixels) for pixels in (square, small))
+        large, little = (to_normalized_batch(preprocess, pixels) for pixels in (square, small))
         shown += [ten_crops(large, size)[0], little, little.flip(-1)]
     return torch.cat(shown)
 
@@ -134,6 +134,6 @@ def three_squares(picture: Pixels) -> tuple[Pixels, Pixels, Pixels]:
     return first, middle, last
 
 
-def to_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
+def to_normalized_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
     """Return one image (H, W, C) uint8 as a normalized batch (1, C, H, W)."""
     return preprocess.standardize(torch.from_numpy(pixels).permute(2, 0, 1)[None])

@@ -13,24 +13,24 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.folder_layout import normalize_class_name
-from svertka.data.image_io import Decoding
+from svertka.data.image_io import DecodingOptions
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.source_opener import Source, open_source
-from svertka.device import autocast, choose_device, get_device, preserves_settings, set_threads
+from svertka.device import autocast, choose_device, get_device, set_threads, with_preserved_settings
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.crop_protocols import CropProtocol, get_crop_protocol
 from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.evaluation_scope import EvaluationScope
-from svertka.evaluation.held_out import select_images
+from svertka.evaluation.held_out import select_held_out_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.predictor import Predictor, average_log_probabilities
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.files import cache_limit_in_bytes
+from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, check_output_file
 from svertka.progress import progress
-from svertka.run import columns_of_training, training_boxes
+from svertka.run import columns_of_training, read_training_boxes
 from svertka.type_checking import check_types
 
 RunPath = str | PathLike[str]
@@ -40,7 +40,7 @@ CLASSES_IN_ERROR = 5  # class names listed in an error message
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def evaluate(
     run: RunLike | Sequence[RunLike],
     source: Source,
@@ -95,7 +95,7 @@ def evaluate(
         StorageError: `output` or the cache cannot be written.
     """
     file = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
-    limit = cache_limit_in_bytes(cache_limit)
+    limit = parse_cache_limit_option(cache_limit)
     joint = evaluate_jointly(
         run,
         source,
@@ -195,10 +195,10 @@ def evaluate_jointly(
     names = classifiers[0].names
     orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
     columns = columns or columns_of_training(runs[0], source)
-    opened = open_source(source, to_train=False, columns=columns, boxes=training_boxes(runs[0], source))
-    opened = opened.with_decoding(Decoding.up_to(max_pixels))
+    opened = open_source(source, to_train=False, columns=columns, boxes=read_training_boxes(runs[0], source))
+    opened = opened.with_decoding(DecodingOptions.up_to(max_pixels))
     dataset = match_class_names(names, opened)
-    selection = select_images(
+    selection = select_held_out_images(
         runs,
         dataset,
         classifiers[0].preprocess,

@@ -12,11 +12,11 @@ from svertka.classifier import Classifier
 from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints
 from svertka.data.deduplicated_split import split_by_content
-from svertka.data.hash_split import compute_fingerprint
+from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import SquareImages, find_misnamed_images, prepare_images
-from svertka.data.image_io import describe_misnamed, measure_intensities
+from svertka.data.image_io import describe_misnamed, measure_intensity_range
 from svertka.data.in_memory_sources import IN_MEMORY
-from svertka.data.near_duplicates import find_resembling
+from svertka.data.near_duplicates import find_resembling_known_images
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.preprocessing import ImageLike, Preprocess
 from svertka.data.source_opener import is_same_source
@@ -51,7 +51,7 @@ class ImageSelection:
     scope: EvaluationScope
 
 
-def select_images(
+def select_held_out_images(
     runs: Sequence[str | PathLike[str]],
     dataset: Dataset,
     preprocess: Preprocess,
@@ -160,7 +160,7 @@ def _near_duplicates(
         new = judged[one.own[judged] == ""]
         if not one.trained_on or not len(new):
             continue
-        alike = find_resembling(dataset.images, contents, new, one.trained_on, threads)
+        alike = find_resembling_known_images(dataset.images, contents, new, one.trained_on, threads)
         if alike is None:
             note = (
                 f"{format_image_count(len(new))} could not be compared with the training images of {one.run}: "
@@ -177,7 +177,7 @@ def _other_intensities(pictures: Images, deep: list[int], preprocess: Preprocess
     if not deep or not isinstance(files, FileImages):
         return None
     some = deep[:: -(-len(deep) // MEASURED)]
-    ranges = [measure_intensities(files.read_bytes(int(where[index])), files.decoding) for index in some]
+    ranges = [measure_intensity_range(files.read_bytes(int(where[index])), files.decoding) for index in some]
     said = describe_intensity_mismatch([one for one in ranges if one is not None], preprocess.intensity_range)
     return said and f"{format_image_count(len(deep))} judged have 16 bits and {said}"
 
@@ -280,7 +280,7 @@ class _RunSplit:
         return cls(fspath(run), own, dataset.parts, frozenset() if manifest is None else manifest.trained_on, note)
 
     def chosen(self, part: str | None, include_training: bool) -> _PartSelection:
-        """Return the images of `part`; see `select_images`."""
+        """Return the images of `part`; see `select_held_out_images`."""
         new = self.own == ""
         trained = self.own == "train"
         effective = np.where(new, self.named, self.own)
@@ -334,7 +334,7 @@ def _reconstruct_manifest(
     good = np.array([i for i, name in enumerate(names) if contents[i] and name not in bad], dtype=np.int64)
     shares = float(settings["val"]), float(settings["test"])
     indices = split_by_content(dataset, contents, good, *shares, turn=int(settings.get("turn", 0))).indices
-    if compute_fingerprint(dataset, contents, good, indices) == settings["fingerprint"]:
+    if compute_dataset_fingerprint(dataset, contents, good, indices) == settings["fingerprint"]:
         return Manifest.of(contents, indices), None
     if is_same_source(str(settings["source"]), dataset.source):
         raise RunError(

@@ -12,7 +12,7 @@ from svertka.data.image_disk_cache import PreparedImages, prepare_images
 from svertka.data.parallel_map import map_chunks
 from svertka.device import autocast
 from svertka.errors import DataError, ImageError
-from svertka.evaluation.crop_protocols import CropProtocol, make_144_crops, make_crops, to_batch
+from svertka.evaluation.crop_protocols import CropProtocol, make_144_crops, make_crops, to_normalized_batch
 from svertka.graph.fully_convolutional import make_fully_convolutional
 
 CROPS_PER_BATCH = 64
@@ -97,7 +97,7 @@ class Predictor:
             return average_log_probabilities(self._log_probabilities(shown), 0)
         scores = []
         for pixels in scales:
-            picture = to_batch(self.preprocess, pixels).to(self.device)
+            picture = to_normalized_batch(self.preprocess, pixels).to(self.device)
             with autocast(self.device):
                 maps = self._sliding(torch.cat([picture, picture.flip(-1)]))
             scores.append(maps.float().mean((2, 3)))

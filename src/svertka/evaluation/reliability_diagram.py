@@ -5,7 +5,7 @@ from markupsafe import Markup
 from svertka.evaluation.calibration import BINS, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import MISSING, NBSP, format_count, format_percent
-from svertka.pages.svg_curves import Line, LineStyle, Panel, Reading, XAxis, render_curves
+from svertka.pages.svg_curves import CursorReadout, Line, LineStyle, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 
 HEIGHT = 288  # pixels
@@ -41,7 +41,7 @@ def _curves(calibration: Calibration) -> Markup:
         low = int(min(one.confidence * BINS, BINS - 1))
         between = f"{100 * low / BINS:.0f} to {100 * (low + 1) / BINS:.0f}{NBSP}% confident"
         readings.append(
-            Reading(
+            CursorReadout(
                 100 * one.confidence,
                 between,
                 [f"{format_percent(one.accuracy)} of {format_count(one.images, 'picture')} right"],

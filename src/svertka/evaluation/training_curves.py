@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_percent, format_three_digits
-from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
+from svertka.pages.svg_curves import CursorReadout, Line, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration
 
@@ -57,11 +57,11 @@ class TrainingCurves:
 
     def curves_html(self) -> Markup:
         """Return loss, top-1 error and learning rate by epoch as HTML; empty before the first step."""
-        epochs = subsample(self.epochs, keep=self.best_epoch)
-        marks = epochs or subsample(self.steps)
+        epochs = subsample_log_lines(self.epochs, keep=self.best_epoch)
+        marks = epochs or subsample_log_lines(self.steps)
         if not marks:
             return Markup()
-        rates = subsample(self.steps) or epochs
+        rates = subsample_log_lines(self.steps) or epochs
         smooth = bucket_means(self.steps, ("epoch", "loss", "error"))
         panels = [
             _panel("Loss, nats", "loss", epochs, smooth, "log", format_brief),
@@ -78,7 +78,7 @@ class TrainingCurves:
 
     def table_html(self) -> Markup:
         """Return the numbers of the curves as an HTML table; empty before the first epoch."""
-        shown = subsample(self.epochs, keep=self.best_epoch)
+        shown = subsample_log_lines(self.epochs, keep=self.best_epoch)
         if not shown:
             return Markup()
         title = "The numbers" if len(shown) == len(self.epochs) else f"The numbers of {len(shown)} of these epochs"
@@ -112,7 +112,7 @@ class TrainingCurves:
         panel = Panel(
             "Loss, nats", fit_scale(losses, "log"), [Line("loss", rates, losses, "solid")], format_brief, HEIGHT
         )
-        readings = [Reading(x, f"learning rate {format_brief(x)}", [format_three_digits(y)]) for x, y in points]
+        readings = [CursorReadout(x, f"learning rate {format_brief(x)}", [format_three_digits(y)]) for x, y in points]
         nearest = min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / chosen))) if chosen > 0 else None
         return render_curves(
             [panel], XAxis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {format_brief(chosen)}"
@@ -121,9 +121,9 @@ class TrainingCurves:
     def _of(self, kind: str) -> list[Entry]:
         return [line for line in self._lines if line["kind"] == kind]
 
-    def _reading(self, line: Entry) -> Reading:
+    def _reading(self, line: Entry) -> CursorReadout:
         train_loss, train_error = ("loss", "error") if line["kind"] == "step" else ("train_loss", "train_error")
-        return Reading(
+        return CursorReadout(
             read_metric(line, "epoch"),
             format_epoch(read_metric(line, "epoch")),
             [
@@ -148,7 +148,7 @@ def format_epoch(epoch: float) -> str:
     return f"epoch{NBSP}{epoch:.0f}" if f"{epoch:.2f}".endswith(".00") else f"epoch{NBSP}{epoch:.2f}"
 
 
-def subsample(lines: Sequence[Entry], keep: Entry | None = None) -> list[Entry]:
+def subsample_log_lines(lines: Sequence[Entry], keep: Entry | None = None) -> list[Entry]:
     """Return about 400 of `lines` at most, evenly spaced, with the last one and `keep` among them."""
     stride = math.ceil(len(lines) / MAX_POINTS)
     return [line for k, line in enumerate(lines) if (len(lines) - 1 - k) % stride == 0 or line is keep]

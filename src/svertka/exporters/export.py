@@ -14,7 +14,7 @@ from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
-from svertka.data.image_io import Decoding
+from svertka.data.image_io import DecodingOptions
 from svertka.data.prediction_inputs import expand_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
 from svertka.data.rgb_conversion import Range
@@ -27,7 +27,7 @@ from svertka.output_paths import check_output_file, check_output_folder
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
 from svertka.progress import show_spinner
-from svertka.run import Run, columns_of_training, training_boxes
+from svertka.run import Run, columns_of_training, read_training_boxes
 from svertka.type_checking import check_types
 
 MAX_CHECKED_IMAGES = 32  # on which a file is compared with the original
@@ -149,7 +149,7 @@ def _read_images(images: Sequence[ImageLike], intensity_range: Range | None) -> 
     found, reasons = [], []
     for name, image in islice(expand_inputs(images), MAX_CHECKED_IMAGES):
         try:
-            found.append(load_pixels(image, Decoding(intensity_range=intensity_range)))
+            found.append(load_pixels(image, DecodingOptions(intensity_range=intensity_range)))
         except ImageError as error:
             reasons.append(f"{name}: {error}")
     if not found:
@@ -164,7 +164,7 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
     """Return up to `MAX_CHECKED_IMAGES` images of the source of `run`, evenly spread over it, (H, W, 3) uint8."""
     try:
         source = str(Run(run).settings()["source"])
-        how = {"columns": columns_of_training(run, source), "boxes": training_boxes(run, source)}
+        how = {"columns": columns_of_training(run, source), "boxes": read_training_boxes(run, source)}
         dataset = open_source(source, to_train=False, **how).with_intensity_range(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(

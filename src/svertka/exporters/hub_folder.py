@@ -7,7 +7,7 @@ from svertka.classifier import CONFIG, WEIGHTS, Classifier, Config
 from svertka.errors import RunError
 from svertka.escaping import format_command, to_printable
 from svertka.files import storage_errors, write_atomic, write_json
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.models.external_builder import GRAPH, Builder
 from svertka.models.graph_file import write_graph
 from svertka.run import Run
@@ -85,7 +85,7 @@ def _classes(classifier: Classifier) -> str:
 
 
 def _what(classifier: Classifier) -> list[str]:
-    size = count_network(classifier.network, classifier.preprocess.input_shape)
+    size = measure_network_size(classifier.network, classifier.preprocess.input_shape)
     return [
         f"A convolutional network that classifies images: {size.parameters:,} parameters, "
         f"{size.multiply_adds:,} multiply-adds per image. Its classes, in the order of `label_names` in config.json:",

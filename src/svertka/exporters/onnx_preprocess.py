@@ -59,7 +59,7 @@ class PreprocessingGraph:
         return self._node("Slice", [pictures, first, last, self._whole([1, 2])])
 
     def _padded_size(self, pictures: str, resize: int) -> tuple[str, str]:
-        """Return height and width, (1,) each, of the image with its longer side at `resize`; see `padded_size`."""
+        """Return height and width, (1,) each, of the image with its longer side at `resize`; see `letterboxed_size`."""
         sides = self._node("Shape", [pictures], start=1, end=3)
         longer = self._node("ReduceMax", [sides], keepdims=1)
         doubled = self._node("Add", [self._node("Mul", [sides, self._whole([2 * resize])]), longer])

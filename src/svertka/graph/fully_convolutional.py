@@ -161,14 +161,14 @@ def output_strides(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int
     Raises:
         UsageError: The positions are not evenly spaced.
     """
-    down, across = output_grids(network, shape)
+    down, across = receptive_field_grids(network, shape)
     if down is None or across is None:
         sides = "×".join(map(str, shape[2:]))
         raise UsageError(f"positions of a {sides} window are not evenly spaced in this network")
     return down.jump, across.jump
 
 
-def output_grids(
+def receptive_field_grids(
     network: nn.Module, shape: tuple[int, ...]
 ) -> tuple[ReceptiveFieldGrid | None, ReceptiveFieldGrid | None]:
     """Return the vertical and horizontal grid of the network's receptive fields, for an input of `shape`.

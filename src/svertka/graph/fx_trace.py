@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
-from svertka.graph.network_copy import copy_without_values
+from svertka.graph.network_copy import copy_with_meta_tensors
 from svertka.graph.trace_errors import trace_failure_message
 
 SHAPE = "shape"  # key in a node's `meta`: the shape of its value, None if not a tensor
@@ -33,7 +33,7 @@ def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
     Raises:
         UsageError: The network makes decisions based on values, or cannot run on such an input.
     """
-    twin = copy_without_values(network, hooks=False)[0]
+    twin = copy_with_meta_tensors(network, hooks=False)[0]
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     try:
         graph = LeafModuleTracer().trace(twin)

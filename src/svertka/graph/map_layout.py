@@ -18,7 +18,7 @@ from torch import Tensor
 from svertka.graph.receptive_field_rules import Operand
 
 
-class Role(Enum):
+class DimRole(Enum):
     """What the indices of a factor count."""
 
     IMAGES = "images of the batch"
@@ -32,7 +32,7 @@ class DimFactor(NamedTuple):
     """A factor of a dimension. For tokens, the `size_of_maps` positions begin at index `start`, row by row."""
 
     size: int
-    role: Role = Role.OTHER
+    role: DimRole = DimRole.OTHER
     start: int = 0
     size_of_maps: tuple[int, int] = (0, 0)
 
@@ -40,7 +40,7 @@ class DimFactor(NamedTuple):
 Dim = tuple[DimFactor, ...]
 Layout = tuple[Dim, ...]
 Arguments = Mapping[str, Any]
-POSITIONS = {Role.ROWS, Role.COLUMNS, Role.TOKENS}
+POSITIONS = {DimRole.ROWS, DimRole.COLUMNS, DimRole.TOKENS}
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class MapLayout:
 
 def input_layout(shape: Sequence[int]) -> Layout:
     """Return the layout of the input, (N, C, H, W); for other inputs only the images are known."""
-    roles = [Role.IMAGES, Role.OTHER, Role.ROWS, Role.COLUMNS]
+    roles = [DimRole.IMAGES, DimRole.OTHER, DimRole.ROWS, DimRole.COLUMNS]
     if len(shape) != 4:
-        roles = [Role.IMAGES] + [Role.OTHER] * (len(shape) - 1)
+        roles = [DimRole.IMAGES] + [DimRole.OTHER] * (len(shape) - 1)
     return tuple((DimFactor(size, role),) for size, role in zip(shape, roles, strict=True))
 
 
@@ -86,35 +86,35 @@ def has_positions(layout: Layout | None) -> bool:
     return any(factor.role in POSITIONS for factors in layout or () for factor in factors)
 
 
-def find_maps(layout: Layout, shape: Sequence[int], is_read: bool) -> MapLayout | None:
+def find_feature_maps(layout: Layout, shape: Sequence[int], is_read: bool) -> MapLayout | None:
     """Return how to read a tensor as feature maps; None if it holds none, or more than one dimension of channels."""
-    places: dict[Role, int] = {}
+    places: dict[DimRole, int] = {}
     start, size = 0, (0, 0)
     for dim, factors in enumerate(layout):
-        named = [factor for factor in factors if factor.role is not Role.OTHER]
+        named = [factor for factor in factors if factor.role is not DimRole.OTHER]
         roles = [factor.role for factor in named]
         if any(role in places for role in roles):
             return None
         if named and math.prod(factor.size for factor in named) != shape[dim]:
             return None
-        if roles == [Role.TOKENS]:
+        if roles == [DimRole.TOKENS]:
             start, size = named[0].start, named[0].size_of_maps
-            places |= {Role.ROWS: dim, Role.COLUMNS: dim}
-        elif roles in ([Role.ROWS, Role.COLUMNS], [Role.ROWS], [Role.COLUMNS], [Role.IMAGES]):
+            places |= {DimRole.ROWS: dim, DimRole.COLUMNS: dim}
+        elif roles in ([DimRole.ROWS, DimRole.COLUMNS], [DimRole.ROWS], [DimRole.COLUMNS], [DimRole.IMAGES]):
             places |= dict.fromkeys(roles, dim)
         elif roles:
             return None
     rest = [dim for dim in range(len(layout)) if dim not in places.values()]
-    if Role.IMAGES not in places and rest and shape[rest[0]] == 1:
-        places[Role.IMAGES] = rest.pop(0)  # a batch of one image, whose dimension was removed and added again
-    if len(rest) != 1 or not {Role.IMAGES, Role.ROWS, Role.COLUMNS} <= places.keys():
+    if DimRole.IMAGES not in places and rest and shape[rest[0]] == 1:
+        places[DimRole.IMAGES] = rest.pop(0)  # a batch of one image, whose dimension was removed and added again
+    if len(rest) != 1 or not {DimRole.IMAGES, DimRole.ROWS, DimRole.COLUMNS} <= places.keys():
         return None
-    rows, columns = places[Role.ROWS], places[Role.COLUMNS]
+    rows, columns = places[DimRole.ROWS], places[DimRole.COLUMNS]
     if rows != columns:
         size = shape[rows], shape[columns]
     elif size == (0, 0):
         size = layout[rows][0].size, layout[rows][1].size
-    return MapLayout((places[Role.IMAGES], rest[0], rows, columns), size, start, is_read)
+    return MapLayout((places[DimRole.IMAGES], rest[0], rows, columns), size, start, is_read)
 
 
 def propagate_layout(
@@ -143,7 +143,7 @@ def propagate_layout(
     )
 
 
-def reads_positions(
+def reads_token_positions(
     operation: Any, arguments: Arguments, operand: Operand, layout: Layout, output: Layout | None, is_output_read: bool
 ) -> bool:
     """Return whether the network reads the positions among the tokens of `operand`.
@@ -171,7 +171,7 @@ def reads_positions(
 
 def _selects_other_token(name: str, arguments: Arguments, layout: Layout) -> bool:
     dim = next(
-        (place for place, factors in enumerate(layout) if [factor.role for factor in factors] == [Role.TOKENS]), None
+        (place for place, factors in enumerate(layout) if [factor.role for factor in factors] == [DimRole.TOKENS]), None
     )
     if name not in ("select", "slice") or dim is None or arguments["dim"] % len(layout) != dim:
         return False
@@ -198,11 +198,11 @@ def _is_positions(factors: Dim) -> bool:
 
 def _certainty(factors: Dim) -> int:
     """Return 2 if the roles of all factors are known, 1 if some are, otherwise 0."""
-    return 0 if _is_other(factors) else 1 if any(factor.role is Role.OTHER for factor in factors) else 2
+    return 0 if _is_other(factors) else 1 if any(factor.role is DimRole.OTHER for factor in factors) else 2
 
 
 def _is_other(factors: Dim) -> bool:
-    return all(factor.role is Role.OTHER for factor in factors)
+    return all(factor.role is DimRole.OTHER for factor in factors)
 
 
 Input = tuple[tuple[int, ...], Layout]  # shape and layout of an operand
@@ -230,7 +230,7 @@ def _window(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> La
         return None
     found: list[Dim] = []
     for place, (factors, size) in enumerate(zip(layout, shape, strict=True)):
-        is_axis = len(factors) == 1 and factors[0].role in (Role.ROWS, Role.COLUMNS)
+        is_axis = len(factors) == 1 and factors[0].role in (DimRole.ROWS, DimRole.COLUMNS)
         if place >= len(shape) - 2 and is_axis:
             found.append((DimFactor(size, factors[0].role),))
         else:
@@ -263,7 +263,9 @@ def _reshape(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> L
                 if factor.size % needed:
                     return None
                 left.insert(0, DimFactor(factor.size // needed))
-                factor = DimFactor(needed, factor.role if factor.role in (Role.ROWS, Role.COLUMNS) else Role.OTHER)
+                factor = DimFactor(
+                    needed, factor.role if factor.role in (DimRole.ROWS, DimRole.COLUMNS) else DimRole.OTHER
+                )
             taken = (*taken, factor)
         if _size(taken) != size:
             return None
@@ -297,9 +299,9 @@ def _cut(factors: Dim, start: int, length: int, step: int = 1) -> Dim:
     if length == _size(factors):
         return factors
     (factor, *others) = factors
-    if not others and factor.role in (Role.ROWS, Role.COLUMNS):
+    if not others and factor.role in (DimRole.ROWS, DimRole.COLUMNS):
         return (DimFactor(length, factor.role),)
-    if not others and factor.role is Role.TOKENS and step == 1:
+    if not others and factor.role is DimRole.TOKENS and step == 1:
         return _tokens(length, factor.start - start, factor.size_of_maps)
     return (DimFactor(length),)
 
@@ -308,10 +310,10 @@ def _tokens(size: int, start: int, size_of_maps: tuple[int, int]) -> Dim:
     """Return the factors of `size` tokens whose positions begin at `start`; none if some positions are missing."""
     rows, columns = size_of_maps
     if (start, size) == (0, rows * columns):
-        return DimFactor(rows, Role.ROWS), DimFactor(columns, Role.COLUMNS)
+        return DimFactor(rows, DimRole.ROWS), DimFactor(columns, DimRole.COLUMNS)
     if start < 0 or start + rows * columns > size:
         return (DimFactor(size),)
-    return (DimFactor(size, Role.TOKENS, start, size_of_maps),)
+    return (DimFactor(size, DimRole.TOKENS, start, size_of_maps),)
 
 
 def _select(arguments: Arguments, inputs: Sequence[Input], _: tuple[int, ...]) -> Layout:
@@ -341,9 +343,9 @@ def _concatenate(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int
     found[dim] = (DimFactor(shape[dim]),)
     for given, layout in inputs:
         factors = layout[dim]
-        if [factor.role for factor in factors] == [Role.ROWS, Role.COLUMNS]:
+        if [factor.role for factor in factors] == [DimRole.ROWS, DimRole.COLUMNS]:
             found[dim] = _tokens(shape[dim], before, (factors[0].size, factors[1].size))
-        elif factors[0].role is Role.TOKENS:
+        elif factors[0].role is DimRole.TOKENS:
             found[dim] = _tokens(shape[dim], before + factors[0].start, factors[0].size_of_maps)
         before += given[dim]
     if sum(has_positions((layout[dim],)) for _, layout in inputs) > 1:  # such as the tokens of two images

@@ -39,7 +39,7 @@ def copy_network(network: nn.Module, copies: dict[int, Any] | None = None) -> nn
         ) from error
 
 
-def copy_without_values(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
+def copy_with_meta_tensors(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
     """Return a copy in inference mode with meta tensors, and these tensors by their names in `network`.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.network_copy import copy_without_values
+from svertka.graph.network_copy import copy_with_meta_tensors
 from svertka.graph.summary import Layer, trace
 from svertka.graph.trace_errors import describe_error, trace_failure_message
 
@@ -24,7 +24,7 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
         UsageError: The network needs other inputs, cannot run on such an input, or returns anything but (N, K) scores.
     """
     name = type(network).__name__
-    twin = copy_without_values(network, hooks=False)[0]
+    twin = copy_with_meta_tensors(network, hooks=False)[0]
     if needed := _other_inputs(twin):
         raise UsageError(
             f"{name} needs inputs other than images ({', '.join(needed)}); wrap it in a module whose forward takes "

@@ -1,8 +1,8 @@
 """Propagation of receptive fields through PyTorch's operations.
 
-A tensor inside a network has one `FieldAxis` for each axis of the image: the receptive fields and the dimension of
-their positions. The result of an operation without a rule is assumed to depend on all of its inputs, so a receptive
-field is never too small.
+A tensor inside a network has one `ReceptiveFieldAxis` for each axis of the image: the receptive fields and the
+dimension of their positions. The result of an operation without a rule is assumed to depend on all of its inputs, so
+a receptive field is never too small.
 """
 
 import math
@@ -31,7 +31,7 @@ class Operand:
         return len(self.shape)
 
 
-class FieldAxis(NamedTuple):
+class ReceptiveFieldAxis(NamedTuple):
     """The receptive fields along one axis of the image.
 
     Attributes:
@@ -42,22 +42,22 @@ class FieldAxis(NamedTuple):
     field: ReceptiveField
     dim: int | None
 
-    def gathered(self) -> "FieldAxis":
+    def gathered(self) -> "ReceptiveFieldAxis":
         """Return the axis of an element that reads all positions of this one."""
-        return self if self.dim is None else FieldAxis(self.field.gathered(), None)
+        return self if self.dim is None else ReceptiveFieldAxis(self.field.gathered(), None)
 
 
-def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
+def unite_field_axes(one: ReceptiveFieldAxis, other: ReceptiveFieldAxis) -> ReceptiveFieldAxis:
     """Return the axis of elements that read both axes."""
     if one.dim is None and other.dim is not None:
         one, other = other, one
     if one.dim is not None and other.dim is None:
         (interval,) = other.field.intervals
         spread = ReceptiveField(other.field.size, (interval,) * len(one.field.intervals), grid=None)
-        return FieldAxis(one.field.united(spread), one.dim)
+        return ReceptiveFieldAxis(one.field.united(spread), one.dim)
     if one.dim != other.dim or len(one.field.intervals) != len(other.field.intervals):
         one, other = one.gathered(), other.gathered()
-    return FieldAxis(one.field.united(other.field), one.dim)
+    return ReceptiveFieldAxis(one.field.united(other.field), one.dim)
 
 
 @cache
@@ -67,8 +67,8 @@ def has_field_rule(operation: Any) -> bool:
 
 
 def propagate_field(
-    operation: Any, arguments: Arguments, tensor: Operand, axis: FieldAxis, output: Operand
-) -> FieldAxis:
+    operation: Any, arguments: Arguments, tensor: Operand, axis: ReceptiveFieldAxis, output: Operand
+) -> ReceptiveFieldAxis:
     """Return the axis of `output` that results from `axis` of `tensor`, an argument of `operation`."""
     rule = _rule(operation)
     if axis.dim is None or rule is None or not _is_data(operation, arguments, tensor):
@@ -79,7 +79,7 @@ def propagate_field(
     return moved if fits else axis.gathered()
 
 
-Rule = Callable[[Arguments, Operand, ReceptiveField, int, Operand], FieldAxis]
+Rule = Callable[[Arguments, Operand, ReceptiveField, int, Operand], ReceptiveFieldAxis]
 
 
 @cache
@@ -100,125 +100,141 @@ def _is_data(operation: Any, arguments: Arguments, tensor: Operand) -> bool:
     return tensor is first or (isinstance(first, list | tuple) and any(tensor is one for one in first))
 
 
-def _gathered(field: ReceptiveField) -> FieldAxis:
-    return FieldAxis(field.gathered(), None)
+def _gathered(field: ReceptiveField) -> ReceptiveFieldAxis:
+    return ReceptiveFieldAxis(field.gathered(), None)
 
 
-def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> ReceptiveFieldAxis:
     dim += output.ndim - tensor.ndim  # broadcasting aligns the last dimensions
     if len(field.intervals) == 1 and output.shape[dim] > 1:
         return _gathered(field)
-    return FieldAxis(field, dim)
+    return ReceptiveFieldAxis(field, dim)
 
 
-def _along_dim(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+def _along_dim(
+    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+) -> ReceptiveFieldAxis:
     """Return the axis after a reduction, softmax or concatenation along `dim`, or along all dimensions without it."""
     given = arguments["dim"]
     dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
     dims = {one % tensor.ndim for one in dims}
     if dim in dims:
         kept = output.ndim == tensor.ndim and output.shape[dim] == 1  # padding may follow
-        return FieldAxis(field.gathered(), dim) if kept else _gathered(field)
+        return ReceptiveFieldAxis(field.gathered(), dim) if kept else _gathered(field)
     dropped = 0 if arguments.get("keepdim", True) else sum(one < dim for one in dims)
-    return FieldAxis(field, dim - dropped)
+    return ReceptiveFieldAxis(field, dim - dropped)
 
 
-def _convolution(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+def _convolution(
+    arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand
+) -> ReceptiveFieldAxis:
     if dim < 2:
-        return FieldAxis(field, 0) if dim == 0 else _gathered(field)
+        return ReceptiveFieldAxis(field, 0) if dim == 0 else _gathered(field)
     stride, padding, dilation = (_pick(arguments[name], dim - 2) for name in ("stride", "padding", "dilation"))
     kernel, positions = arguments["weight"].shape[dim], output.shape[dim]
     if not arguments["transposed"]:
-        return FieldAxis(field.through(kernel, stride, padding, dilation, positions), dim)
+        return ReceptiveFieldAxis(field.through(kernel, stride, padding, dilation, positions), dim)
     # Position i of the input is added to the positions i·stride − padding + k·dilation of the output.
     reached = [[position + padding - k * dilation for k in range(kernel)] for position in range(positions)]
-    return FieldAxis(field.reading([[at // stride for at in taps if at % stride == 0] for taps in reached]), dim)
+    return ReceptiveFieldAxis(
+        field.reading([[at // stride for at in taps if at % stride == 0] for taps in reached]), dim
+    )
 
 
 def _pooling(dimensions: int) -> Rule:
-    def rule(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+    def rule(
+        arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+    ) -> ReceptiveFieldAxis:
         place = dim - (tensor.ndim - dimensions)
         if place < 0:
-            return FieldAxis(field, dim)
+            return ReceptiveFieldAxis(field, dim)
         kernel, padding = _pick(arguments["kernel_size"], place), _pick(arguments["padding"], place)
         stride = _pick(arguments["stride"] or arguments["kernel_size"], place)
         dilation = _pick(arguments.get("dilation", 1), place)
-        return FieldAxis(field.through(kernel, stride, padding, dilation, output.shape[dim]), dim)
+        return ReceptiveFieldAxis(field.through(kernel, stride, padding, dilation, output.shape[dim]), dim)
 
     return rule
 
 
-def _adaptive_pooling(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+def _adaptive_pooling(
+    _: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+) -> ReceptiveFieldAxis:
     before, behind = tensor.shape[dim], output.shape[dim]
     if before % behind == 0:
-        return FieldAxis(field.through(kernel=before // behind, stride=before // behind), dim)
+        return ReceptiveFieldAxis(field.through(kernel=before // behind, stride=before // behind), dim)
     windows = [range(i * before // behind, -(-(i + 1) * before // behind)) for i in range(behind)]
-    return FieldAxis(field.reading(windows), dim)
+    return ReceptiveFieldAxis(field.reading(windows), dim)
 
 
-def _padding(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+def _padding(
+    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+) -> ReceptiveFieldAxis:
     pad: Sequence[int] = arguments["pad"]  # (before, after) of the last dimension, then of the one before it
     place = 2 * (tensor.ndim - 1 - dim)
     before = pad[place] if place < len(pad) else 0
-    return FieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
+    return ReceptiveFieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
 
 
-def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
+def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> ReceptiveFieldAxis:
     """Return the axis after reshaping, which keeps the order of the elements."""
     size, before = tensor.shape[dim], math.prod(tensor.shape[:dim])
     for place, other in enumerate(output.shape):
         if other == size and math.prod(output.shape[:place]) == before:
-            return FieldAxis(field, place)
+            return ReceptiveFieldAxis(field, place)
     return _gathered(field)
 
 
-def _permute(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
-    return FieldAxis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
+def _permute(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
+    return ReceptiveFieldAxis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
 
 
-def _transpose(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+def _transpose(
+    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand
+) -> ReceptiveFieldAxis:
     one, other = arguments["dim0"] % tensor.ndim, arguments["dim1"] % tensor.ndim
-    return FieldAxis(field, {one: other, other: one}.get(dim, dim))
+    return ReceptiveFieldAxis(field, {one: other, other: one}.get(dim, dim))
 
 
-def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
     if arguments["dim"] % tensor.ndim != dim:
-        return FieldAxis(field, dim)
+        return ReceptiveFieldAxis(field, dim)
     taken = range(tensor.shape[dim])[arguments["start"] : arguments["end"] : arguments["step"]]
     grid = field.grid
     if grid:
         grid = ReceptiveFieldGrid(grid.start + taken.start * grid.jump, grid.jump * taken.step, grid.extent)
-    return FieldAxis(field.reading([[position] for position in taken], grid), dim)
+    return ReceptiveFieldAxis(field.reading([[position] for position in taken], grid), dim)
 
 
-def _select(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+def _select(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
     chosen = arguments["dim"] % tensor.ndim
     if chosen == dim:
-        return FieldAxis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
-    return FieldAxis(field, dim - (chosen < dim))
+        return ReceptiveFieldAxis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
+    return ReceptiveFieldAxis(field, dim - (chosen < dim))
 
 
-def _unbind(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+def _unbind(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
     chosen = arguments["dim"] % tensor.ndim
-    return _gathered(field) if chosen == dim else FieldAxis(field, dim - (chosen < dim))
+    return _gathered(field) if chosen == dim else ReceptiveFieldAxis(field, dim - (chosen < dim))
 
 
-def _stack(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
-    return FieldAxis(field, dim + (arguments["dim"] % output.ndim <= dim))
+def _stack(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> ReceptiveFieldAxis:
+    return ReceptiveFieldAxis(field, dim + (arguments["dim"] % output.ndim <= dim))
 
 
-def _linear(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
-    return _gathered(field) if dim == tensor.ndim - 1 else FieldAxis(field, dim)
+def _linear(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, __: Operand) -> ReceptiveFieldAxis:
+    return _gathered(field) if dim == tensor.ndim - 1 else ReceptiveFieldAxis(field, dim)
 
 
-def _batch_norm(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
+def _batch_norm(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, __: Operand) -> ReceptiveFieldAxis:
     computes_statistics = arguments.get("training", False) and dim != 1
-    return _gathered(field) if computes_statistics else FieldAxis(field, dim)
+    return _gathered(field) if computes_statistics else ReceptiveFieldAxis(field, dim)
 
 
-def _layer_norm(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
+def _layer_norm(
+    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand
+) -> ReceptiveFieldAxis:
     inside = dim >= tensor.ndim - len(arguments["normalized_shape"])
-    return _gathered(field) if inside else FieldAxis(field, dim)
+    return _gathered(field) if inside else ReceptiveFieldAxis(field, dim)
 
 
 def _pick(values: int | Sequence[int], place: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.graph.cut import CutPoints, PrefixAndRest
-from svertka.graph.fully_convolutional import output_grids, output_strides
+from svertka.graph.fully_convolutional import output_strides, receptive_field_grids
 from svertka.graph.fx_trace import SHAPE
 from svertka.graph.summary import Trace, trace
 
@@ -108,7 +108,7 @@ def _is_exact(halves: PrefixAndRest, shape: tuple[int, ...]) -> bool:
     """Return whether the receptive fields of the prefix's outputs lie inside an input of `shape`."""
     if halves.prefix is None:
         return True
-    fields = output_grids(halves.prefix, shape)
+    fields = receptive_field_grids(halves.prefix, shape)
     sides = zip(fields, halves.shape[1:], shape[2:], strict=True)
     return all(
         field is not None and field.start >= 0 and field.start + (count - 1) * field.jump + field.extent <= side

@@ -16,15 +16,21 @@ from svertka.graph.layer_calls import LayerCall, first_tensor
 from svertka.graph.map_layout import (
     Layout,
     MapLayout,
-    find_maps,
+    find_feature_maps,
     input_layout,
     propagate_layout,
-    reads_positions,
+    reads_token_positions,
 )
-from svertka.graph.network_copy import copy_without_values, named_tensors
+from svertka.graph.network_copy import copy_with_meta_tensors, named_tensors
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.receptive_field import ReceptiveField
-from svertka.graph.receptive_field_rules import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
+from svertka.graph.receptive_field_rules import (
+    Operand,
+    ReceptiveFieldAxis,
+    has_field_rule,
+    propagate_field,
+    unite_field_axes,
+)
 
 INPUT = "input"  # name of the image among the inputs of layers
 COPIES = ("clone", "_to_copy", "_unsafe_view")  # like views, they return their input
@@ -106,7 +112,7 @@ class NetworkSize:
     multiply_adds: int
 
 
-def count_network(network: nn.Module, shape: tuple[int, ...]) -> NetworkSize:
+def measure_network_size(network: nn.Module, shape: tuple[int, ...]) -> NetworkSize:
     """Return the size of `network`, including layers that only run in training.
 
     Args:
@@ -137,7 +143,7 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     Raises:
         UsageError: The network cannot run on such an input, or makes decisions based on values.
     """
-    twin, named = copy_without_values(network, hooks=False)
+    twin, named = copy_with_meta_tensors(network, hooks=False)
     capture = _LayerCapture(network, twin, named, dict(named_tensors(network)))
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     capture.run(shape, next(floating, None))
@@ -180,14 +186,14 @@ class _Origin:
     """
 
     makers: tuple[LayerCall, ...] = ()
-    axes: tuple[FieldAxis, ...] = ()
+    axes: tuple[ReceptiveFieldAxis, ...] = ()
     parameters: frozenset[int] = frozenset()
 
     def joined(self, other: "_Origin") -> "_Origin":
         """Return the origin of a tensor computed from both."""
         axes = self.axes or other.axes
         if self.axes and other.axes:
-            axes = tuple(unite_axes(one, another) for one, another in zip(self.axes, other.axes, strict=True))
+            axes = tuple(unite_field_axes(one, another) for one, another in zip(self.axes, other.axes, strict=True))
         return _Origin(tuple(dict.fromkeys(self.makers + other.makers)), axes, self.parameters | other.parameters)
 
 
@@ -213,7 +219,7 @@ class _LayerAnalysis:
         self._unread = {id(tensor): tensor.numel() for tensor in parameters}
         self._parameters = {name: id(one) for name, one in capture.constants.items() if id(one) in self._unread}
         pixels = {size: ReceptiveField.of_pixels(size) for size in shape[2:]}
-        axes = tuple(FieldAxis(pixels[size], dim) for dim, size in enumerate(shape) if dim >= 2)
+        axes = tuple(ReceptiveFieldAxis(pixels[size], dim) for dim, size in enumerate(shape) if dim >= 2)
         self._origins = {0: _Origin((self._image,), axes)}
         self._layouts: dict[int, Layout | None] = {0: input_layout(shape)}
         self._reads: list[tuple[Any, dict[str, Any], Operand, int]] = []  # an operation, its operand and its result
@@ -298,12 +304,12 @@ class _LayerAnalysis:
         symbol = operand.symbol
         return self._layouts.get(symbol.number) if isinstance(symbol, Value) else None
 
-    def _find_maps(self, number: int | None, axes: tuple[FieldAxis, ...]) -> MapLayout | None:
+    def _find_maps(self, number: int | None, axes: tuple[ReceptiveFieldAxis, ...]) -> MapLayout | None:
         """Return how to read a value with receptive fields `axes` as feature maps."""
         if number is None:
             return None
         shape, layout = self._capture.shapes[number], self._layouts.get(number)
-        maps = layout and find_maps(layout, shape, is_read=number in self._read_positions)
+        maps = layout and find_feature_maps(layout, shape, is_read=number in self._read_positions)
         # Otherwise the first dimension counts windows of the images, too.
         return maps if maps and axes and shape[maps.dims[0]] == self._capture.shapes[0][0] else None
 
@@ -314,7 +320,7 @@ class _LayerAnalysis:
             layout = self._layout(operand)
             if layout is None or result in self._unused:
                 continue
-            if reads_positions(overload, arguments, operand, layout, self._layouts.get(result), result in found):
+            if reads_token_positions(overload, arguments, operand, layout, self._layouts.get(result), result in found):
                 found.add(operand.symbol.number)
         return found
 

@@ -115,10 +115,10 @@ def feature_map_size(layer: Layer) -> tuple[int, int]:
     Raises:
         UsageError: The output holds no feature maps.
     """
-    return feature_maps(layer).size
+    return feature_map_layout(layer).size
 
 
-def feature_maps(layer: Layer) -> MapLayout:
+def feature_map_layout(layer: Layer) -> MapLayout:
     """Return how to read a layer's output as feature maps: (N, C, H, W), (N, H, W, C) or tokens (N, L, C).
 
     Raises:
@@ -138,7 +138,7 @@ def unit_count(layer: Layer) -> int:
     Raises:
         UsageError: The output holds no feature maps.
     """
-    return layer.shape[feature_maps(layer).dims[1]]
+    return layer.shape[feature_map_layout(layer).dims[1]]
 
 
 def _num_positions(layer: Layer) -> tuple[int, ...]:

@@ -24,7 +24,9 @@ class ReLURule(Enum):
     GUIDED = "g where g > 0 and x > 0"
 
 
-def backward(outputs: Tensor, inputs: Tensor, gradient: Tensor, rule: ReLURule, retain_graph: bool = False) -> Tensor:
+def backward_with_relu_rule(
+    outputs: Tensor, inputs: Tensor, gradient: Tensor, rule: ReLURule, retain_graph: bool = False
+) -> Tensor:
     """Propagate `gradient` from `outputs` back to `inputs` with a modified ReLU rule.
 
     No other gradient is computed or stored.

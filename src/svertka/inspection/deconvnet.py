@@ -29,18 +29,18 @@ from svertka.data.dataset import Ints
 from svertka.device import has_values
 from svertka.errors import UsageError
 from svertka.graph.layer_calls import first_tensor
-from svertka.graph.network_copy import copy_without_values
+from svertka.graph.network_copy import copy_with_meta_tensors
 from svertka.graph.summary import Layer
 from svertka.inspection import checked_forward_pass
 from svertka.inspection.activations import (
+    feature_map_layout,
     feature_map_size,
-    feature_maps,
     follow_to_activation,
     hook_layers,
     list_layers,
     unit_count,
 )
-from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
 from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
 from svertka.inspection.stride_aligned_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.text_width import shorten
@@ -130,7 +130,7 @@ class Deconvnet:
                 checked_forward_pass.call_network(self._network, images.clone(memory_format=torch.channels_last))
             return maps.to_maps(found.pop())
 
-        maps = feature_maps(layer)
+        maps = feature_map_layout(layer)
         with hook_layers(self._network, self._known, {layer.name: stop}):
             yield run
 
@@ -238,7 +238,7 @@ def describe_missing_layers(network: nn.Module, shape: tuple[int, ...]) -> str |
         network: Any nn.Module; nothing is computed.
         shape: Shape of the input, (N, C, H, W).
     """
-    copy = copy_without_values(network, hooks=False)[0]
+    copy = copy_with_meta_tensors(network, hooks=False)[0]
     floating = next((one.dtype for one in copy.parameters() if one.is_floating_point()), None)
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
         # A clone, since the first layer may modify its input in place.
@@ -285,7 +285,9 @@ def _project_batch(
         batch = job_of_crop[crops]
         gradient = torch.zeros_like(outputs)
         gradient[tuple(torch.from_numpy(one) for one in (crops, jobs.units[batch], *jobs.positions[batch].T))] = 1
-        pixels = backward(outputs, inputs, gradient, ReLURule.DECONVNET, retain_graph=turn + 1 < len(turns))
+        pixels = backward_with_relu_rule(
+            outputs, inputs, gradient, ReLURule.DECONVNET, retain_graph=turn + 1 < len(turns)
+        )
         for crop, job in zip(crops, batch, strict=True):
             top, left, _, _ = jobs.crops[job].tolist()
             found[int(job)] = Projection(pixels[crop], top, left)

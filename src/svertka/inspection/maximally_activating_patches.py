@@ -20,8 +20,8 @@ from svertka.graph.summary import Layer
 from svertka.inspection.activations import (
     LayerHook,
     convolution_names,
+    feature_map_layout,
     feature_map_size,
-    feature_maps,
     follow_to_activation,
     hook_layers,
     list_layers,
@@ -201,7 +201,7 @@ def _run_pass(
     last = observed[-1].name
 
     def observing(layer: Layer) -> LayerHook:
-        maps, observe = feature_maps(layer), statistics[layer.name].observe
+        maps, observe = feature_map_layout(layer), statistics[layer.name].observe
         return lambda output: observe(maps.to_maps(output))
 
     def observe_last(output: Tensor) -> None:

@@ -10,7 +10,7 @@ from svertka.errors import UsageError
 from svertka.graph.map_layout import MapLayout
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import hook_layers, list_layers
-from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
 from svertka.inspection.checked_forward_pass import (
     floating_point_dtype,
     make_differentiable,
@@ -60,7 +60,7 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
                 return compute_class_scores(network, leaf.clone(), batch_targets).select(batch_targets), leaf
 
             scores, leaf = run_with_gradients(network, forward)
-            found.append(backward(scores, leaf, torch.ones_like(scores), ReLURule.GUIDED))
+            found.append(backward_with_relu_rule(scores, leaf, torch.ones_like(scores), ReLURule.GUIDED))
     return torch.cat(found).to(images.device)
 
 

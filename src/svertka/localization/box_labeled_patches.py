@@ -94,7 +94,7 @@ class PatchDataset:
         """Return left, top, right and bottom of the patch, pixels of its image."""
         image, level, row, column = self.places[index].tolist()
         if level == WHOLE_IMAGE:
-            return central_square(*self.sizes[image], self.preprocess)
+            return central_square_edges(*self.sizes[image], self.preprocess)
         (there,) = _levels(*self.sizes[image], self.preprocess)[level].edges(np.array([(row, column)]))
         left, top, right, bottom = np.rint(there).astype(int).tolist()
         return left, top, right, bottom
@@ -140,7 +140,7 @@ def _scaled(begin: int, end: int, scale: float) -> slice:
     return slice(first, max(round(end * scale), first + 1))
 
 
-def cut_patches(
+def cut_training_patches(
     dataset: Dataset,
     indices: Ints,
     annotations: Mapping[int, Annotation],
@@ -184,7 +184,7 @@ def cut_patches(
             sizes[index] = size
             levels = _levels_or_refuse(dataset.images, index, *size, preprocess)
             name = dataset.names[dataset.labels[index]]
-            central = central_square(*size, preprocess)
+            central = central_square_edges(*size, preprocess)
             generator = np.random.default_rng((seed, index))
             of_image = _select_patches(levels, name, names, annotations.get(index), size, central, generator)
             places.append(np.insert(of_image[0], 0, index, axis=1))
@@ -222,7 +222,7 @@ def _select_patches(
     return np.concatenate(places).astype(np.int64), np.concatenate(labels).astype(np.int64)
 
 
-def central_square(height: int, width: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
+def central_square_edges(height: int, width: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of the part of an image that a classifier sees, pixels."""
     side = max(1, round(min(height, width) * min(1.0, preprocess.size / preprocess.resize)))
     left, top = (width - side) // 2, (height - side) // 2

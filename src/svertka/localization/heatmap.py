@@ -75,7 +75,7 @@ def combine_scales(scales: Sequence[tuple[Floats, HeatMap]], height: int, width:
     return (total / len(scales)).astype(np.float32)
 
 
-def find_region(heat: HeatMap, name: str, height: int, width: int) -> Region:
+def find_hottest_region(heat: HeatMap, name: str, height: int, width: int) -> Region:
     """Return the hottest region of a heat map.
 
     Args:

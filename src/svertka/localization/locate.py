@@ -12,14 +12,14 @@ from torch import nn
 from svertka.classifier import Classifier
 from svertka.data.box_annotations import Annotation, check_classes, match_to_images, read_boxes
 from svertka.data.dataset import Pixels
-from svertka.data.image_io import Decoding, describe_misnamed
+from svertka.data.image_io import DecodingOptions, describe_misnamed
 from svertka.data.prediction_inputs import find_misnamed_files, list_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
-from svertka.device import choose_device, preserves_settings, set_threads
+from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError
 from svertka.evaluation.held_out import TrainingImageFilter
-from svertka.localization.heatmap import Region, find_region, make_heat_map
-from svertka.localization.overlays import PAGE, OverlayFolder, describe_pointing
+from svertka.localization.heatmap import Region, find_hottest_region, make_heat_map
+from svertka.localization.overlays import PAGE, OverlayFolder, describe_pointing_result
 from svertka.localization.pointing_game import Point, PointingGame
 from svertka.localization.score_maps import PatchScorer, average_class_scores
 from svertka.output_paths import HTML, check_output_folder
@@ -102,7 +102,7 @@ class Located:
         return f"Located({self.sentence}{page})"
 
     def _repr_html_(self) -> str:
-        sentences = [describe_pointing(self.judgement)] if self.judgement else []
+        sentences = [describe_pointing_result(self.judgement)] if self.judgement else []
         if self.page:
             sentences.append(f"open {self.page}")
         rows = [
@@ -130,7 +130,7 @@ class Located:
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def locate(
     run: str | PathLike[str] | Classifier | nn.Module,
     *images: ImageLike,
@@ -177,7 +177,7 @@ def locate(
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)
     folder = None if output is None else OverlayFolder(check_output_folder(output, PAGE, HTML, overwrite=overwrite))
     game, training_filter = PointingGame(), TrainingImageFilter(classifier.origin, include_training=include_training)
-    decoding = Decoding.up_to(max_pixels).with_intensity_range(scorer.preprocess.intensity_range)
+    decoding = DecodingOptions.up_to(max_pixels).with_intensity_range(scorer.preprocess.intensity_range)
     located = []
     with progress("locating", len(inputs), "images") as shown:
         for number, (path, image) in enumerate(inputs):
@@ -233,12 +233,14 @@ def _locate_in_image(
     scores = {name: of_all[index] for name, index in scorer.index.items()}
     best = sorted(scores, key=lambda name: -scores[name])[:top]
     heats = {name: make_heat_map(maps, scorer.index[name], height, width) for name in best}
-    classes = tuple(LocatedClass(name, scores[name], find_region(heats[name], name, height, width)) for name in best)
+    classes = tuple(
+        LocatedClass(name, scores[name], find_hottest_region(heats[name], name, height, width)) for name in best
+    )
     if annotation is not None and game is not None:
 
         def locate_class(name: str) -> Point:
             heat = heats[name] if name in heats else make_heat_map(maps, scorer.index[name], height, width)
-            return find_region(heat, name, height, width).peak
+            return find_hottest_region(heat, name, height, width).peak
 
         game.add(annotation, (width, height), scores, locate_class)
     overlay = None

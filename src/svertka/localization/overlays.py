@@ -87,14 +87,14 @@ class OverlayFolder:
 
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
         """Write the page, with the result of the pointing game if there is one, and return its file."""
-        verdict = describe_pointing(judgement) if judgement else ""
+        verdict = describe_pointing_result(judgement) if judgement else ""
         body = render_template("overlays.html", overlays=self._shown, verdict=verdict[:1].upper() + verdict[1:])
         file = self.folder / PAGE
         write_atomic(file, render_page("locate – svertka", body, kind="overlays", beside=True).encode())
         return file
 
 
-def describe_pointing(judgement: dict[str, Any]) -> str:
+def describe_pointing_result(judgement: dict[str, Any]) -> str:
     """Return a judgement of `Located` as a sentence without a capital letter and a period."""
     training = judgement.get("training_images", 0)
     left_out = format_count(training, "picture") + " that trained the network left out (--include-training)"

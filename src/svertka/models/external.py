@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from svertka.conv.accelerate import restore
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.network_copy import copy_without_values
+from svertka.graph.network_copy import copy_with_meta_tensors
 from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
 from svertka.graph.trace_errors import describe_error
 from svertka.models import timm_and_torchvision
@@ -22,7 +22,7 @@ from svertka.models.external_builder import (
     Builder,
     absolute_target,
     describe_function,
-    fingerprint,
+    fingerprint_source_code,
     import_function,
     require_consent,
 )
@@ -88,7 +88,7 @@ def list_models(name: str | nn.Module | None = None) -> list[dict[str, Any]]:
     return [describe_model(model) | {"layers": layers}]
 
 
-def open_builder(
+def open_model_of_run(
     builder: Builder, folder: Path, *, trust_builder: bool, size: int, channels: int, classes: int
 ) -> Model:
     """Return the model of a run in `folder`, if its builder needs no consent or is trusted.
@@ -158,7 +158,7 @@ class _Build:
         if key not in self.templates:
             # Functions of others read values, as of drop rates, which meta tensors do not have.
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-                self.templates[key] = copy_without_values(self._build(*key), hooks=False)[0]
+                self.templates[key] = copy_with_meta_tensors(self._build(*key), hooks=False)[0]
         return copy.deepcopy(self.templates[key])
 
     def _build(self, classes: int, channels: int, size: int) -> nn.Module:
@@ -221,7 +221,7 @@ def _of_function(function: Function, builder: Builder, name: str, sizes: Sequenc
         network = call(PROBED_CLASSES)
     facts = _probe(network, name, builder.head_layer, sizes)
     if not builder.is_graph:
-        builder = builder.model_copy(update={"fingerprint": fingerprint(function, network)})
+        builder = builder.model_copy(update={"fingerprint": fingerprint_source_code(function, network)})
     own_classes = None if facts.classes == PROBED_CLASSES else facts.classes
     return _model(facts, builder, _Build(call, facts.head_layer, own_classes), has_own_weights=True)
 

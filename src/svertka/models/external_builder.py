@@ -188,7 +188,7 @@ def absolute_target(target: str) -> str:
     return target if found is None else f"{Path(found['file']).expanduser().resolve()}:{found['function']}"
 
 
-def fingerprint(function: Callable[..., Any], network: nn.Module) -> str | None:
+def fingerprint_source_code(function: Callable[..., Any], network: nn.Module) -> str | None:
     """Return the SHA-256 of the source files of `function` and of the layers of `network` that are not PyTorch's.
 
     None if there are none, as for code that was typed into a notebook.

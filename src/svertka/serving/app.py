@@ -37,7 +37,7 @@ from svertka.serving.schemas import (
     ImageLabels,
     PredictOptions,
     add_run_keys,
-    describe_body,
+    describe_image_body,
     error_responses,
 )
 from svertka.serving.served_model import ServedModel
@@ -163,7 +163,7 @@ class App:
             response_model=list[ImageLabels],
             response_description="one entry for each image, in order",
             responses=error_responses(),
-            openapi_extra=describe_body(several=True),
+            openapi_extra=describe_image_body(several=True),
         )
         add(
             "/explain",
@@ -174,7 +174,7 @@ class App:
             response_model=Explanation,
             response_description="images as data: URLs",
             responses=error_responses(),
-            openapi_extra=describe_body(several=False),
+            openapi_extra=describe_image_body(several=False),
         )
         add(
             "/health",

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data.decode_memory import count_scans
-from svertka.data.image_io import Decoding, detect_format, estimate_memory, read_header, read_image
+from svertka.data.decode_memory import count_jpeg_scans
+from svertka.data.image_io import DecodingOptions, decode_to_pixels, detect_format, estimate_memory, read_header
 from svertka.errors import FormatError, ImageError, SizeError
 from svertka.malloc import give_back_freed_memory
 
@@ -76,7 +76,7 @@ class DecodingSettings(NamedTuple):
         min_side: Shorter side in pixels to which the image will be resized.
         max_pixels: Larger images are refused.
         square: Whether only the central square is needed.
-        intensity_range: See `image_io.Decoding`.
+        intensity_range: See `image_io.DecodingOptions`.
     """
 
     min_side: int
@@ -92,13 +92,13 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
         ImageError: The image cannot be read.
         LimitExceededError: The image exceeds `limits`.
     """
-    decoding = Decoding.up_to(settings.max_pixels).with_intensity_range(settings.intensity_range)
+    decoding = DecodingOptions.up_to(settings.max_pixels).with_intensity_range(settings.intensity_range)
     try:
         here = replace(decoding, max_memory=min(decoding.max_memory, int(USABLE_MEMORY * limits.memory)))
         if _count_work(data, here) > limits.work:
             estimate_memory(data, settings.min_side, decoding)
             raise LimitExceededError
-        pixels = read_image(data, settings.min_side, here)
+        pixels = decode_to_pixels(data, settings.min_side, here)
         if settings.square:
             height, width = pixels.shape[:2]
             side = min(height, width)
@@ -114,7 +114,7 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
         raise
 
 
-def _count_work(data: bytes, decoding: Decoding) -> int:
+def _count_work(data: bytes, decoding: DecodingOptions) -> int:
     """Return pixels times scans of a progressive JPEG, 0 for other JPEGs, and pixels of other formats, weighted.
 
     So an image that would exceed the CPU time is known before it ends the process.
@@ -122,7 +122,7 @@ def _count_work(data: bytes, decoding: Decoding) -> int:
     kind = detect_format(data)
     if kind is None or (kind == "JPEG" and data.count(b"\xff\xda") < 2):
         return 0
-    factor = count_scans(data) if kind == "JPEG" else JPEG_2000_WORK if kind == "JPEG 2000" else 1
+    factor = count_jpeg_scans(data) if kind == "JPEG" else JPEG_2000_WORK if kind == "JPEG 2000" else 1
     return factor * math.prod(read_header(data, decoding).size)
 
 

@@ -109,7 +109,7 @@ def error_responses() -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorMessage, "description": why} for status, why in ERROR_STATUSES.items()}
 
 
-def describe_body(*, several: bool) -> dict[str, Any]:
+def describe_image_body(*, several: bool) -> dict[str, Any]:
     """Return an image body as an OpenAPI operation describes it; `several`: lists of images are accepted, too."""
     file = {"type": "string", "format": "binary"}
     files = {"type": "array", "maxItems": MAX_IMAGES, "items": file} if several else file

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from svertka.classifier import Classifier
-from svertka.device import choose_device, preserves_settings, set_threads
+from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import UsageError
 from svertka.progress import say
 from svertka.serving.served_model import ServedModel
@@ -34,7 +34,7 @@ class ServerAddress:
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def serve(
     *runs: str | PathLike[str] | Classifier | nn.Module,
     host: str = "127.0.0.1",

@@ -86,7 +86,7 @@ def load(
     try:
         state = _STATE.validate_python(header.pop("state"))
         numbers = _NUMBERS.validate_python(header.pop("optimizer"))
-        choices = autotune.replace_former_names(_CHOICES.validate_python(header.pop("convolutions", {})))
+        choices = autotune.replace_former_algorithm_names(_CHOICES.validate_python(header.pop("convolutions", {})))
         _check_state(state, choices)
         network.load_state_dict(_select("network.", tensors))
         _restore_optimizer(optimizer, _select("optimizer.", tensors) | dict(numbers))

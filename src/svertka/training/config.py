@@ -27,7 +27,7 @@ def check_range(name: str, value: int | None, least: int, most: int) -> None:
         raise UsageError(f"{name}={shorten(str(value))} must be from {least} to {most}")
 
 
-class Cache(BaseModel):
+class FeatureCacheSettings(BaseModel):
     """How the features of frozen layers are stored.
 
     Attributes:
@@ -73,7 +73,9 @@ class Settings(BaseModel):
     memory_format: str = Field(pattern="^(contiguous_format|channels_last)$")
     accelerate: bool = Field(default=False, description="whether svertka.accelerate was used")
     prefetch: bool
-    cache: Cache | None = Field(default=None, description="stored features; None: frozen layers run in every step")
+    cache: FeatureCacheSettings | None = Field(
+        default=None, description="stored features; None: frozen layers run in every step"
+    )
     cache_limit: int | None = Field(ge=0, description="bytes; None: a share of the free disk")
     max_pixels: int | None = Field(default=None, ge=1, description="the option max_pixels")
     versions: dict[str, str] = Field(default_factory=get_versions)

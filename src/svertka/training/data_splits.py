@@ -12,7 +12,7 @@ from svertka.data.box_annotations import BACKGROUND, Annotation, check_classes, 
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
-from svertka.data.hash_split import compute_fingerprint
+from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import PreparedImages, SquareImages, find_misnamed_images, prepare_images
 from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
 from svertka.data.loader import BatchLoader
@@ -24,7 +24,7 @@ from svertka.data.rgb_conversion import Range
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
-from svertka.localization.box_labeled_patches import PatchDataset, cut_patches
+from svertka.localization.box_labeled_patches import PatchDataset, cut_training_patches
 from svertka.models.registry import Model
 from svertka.training.recipe import Recipe
 
@@ -230,7 +230,7 @@ def _listed(bad: Sequence[Mapping[str, str]]) -> str:
     return join_first([f"{one['path']}: {one['reason']}" for one in bad], LISTED, "; ")
 
 
-def split_data(
+def decode_and_split(
     dataset: Dataset,
     preprocess: Preprocess,
     stored_side: int,
@@ -309,7 +309,7 @@ def split_data(
         prepared.rows,
         bad,
         for_crops.unstored,
-        compute_fingerprint(dataset, prepared.digests, good, division.indices),
+        compute_dataset_fingerprint(dataset, prepared.digests, good, division.indices),
         prepared.digests,
         Manifest.of(prepared.digests, division.indices, inherited),
         image_info=prepared.info,
@@ -384,7 +384,7 @@ def replace_images_by_patches(
             f"are not in {images.source}; check the file names"
         )
     used = np.concatenate([some for some in splits.indices.values() if len(some)])
-    patches = cut_patches(images, used, found, splits.eval_rows, preprocess, seed=seed, threads=threads)
+    patches = cut_training_patches(images, used, found, splits.eval_rows, preprocess, seed=seed, threads=threads)
     image_of = patches.places[:, 0]
     digests = [patches.digest_in(splits.digests[image], index) for index, image in enumerate(image_of.tolist())]
     indices = {part: np.flatnonzero(np.isin(image_of, some)) for part, some in splits.indices.items()}
@@ -404,7 +404,7 @@ def replace_images_by_patches(
         train_rows=patches,
         eval_rows=patches,
         unstored=None,
-        fingerprint=compute_fingerprint(dataset, digests, np.arange(len(patches)), indices),
+        fingerprint=compute_dataset_fingerprint(dataset, digests, np.arange(len(patches)), indices),
         digests=digests,
         patches=patches,
     )
@@ -462,7 +462,7 @@ def choose_network_input(
     return size, model.resize_for(size) if fit == "crop" else size, channels
 
 
-def add_statistics(
+def add_training_statistics(
     parts: DataSplits, preprocess: Preprocess, facts: Model, recipe: Recipe, given: Preprocess | None
 ) -> tuple[Preprocess, Recipe]:
     """Add the statistics of the training set to the preprocessing and to the recipe's augmentations.

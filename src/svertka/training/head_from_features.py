@@ -87,7 +87,7 @@ def estimate_head_seconds(
     images, head = len(parts.indices["train"]), _find_head(classifier)
     assert isinstance(head, nn.Linear)
     has_features = stored and recipe.unfreeze == freeze.HEAD and not recipe.augmentations
-    solving = heads.estimate_seconds(_solver(recipe), images, head.in_features, head.out_features)
+    solving = heads.estimate_fit_seconds(_solver(recipe), images, head.in_features, head.out_features)
     again = optimizing if recipe.unfreeze != freeze.HEAD else 0.0
     return solving + again + (0.0 if has_features else forward * images)
 

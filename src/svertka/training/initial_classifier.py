@@ -73,7 +73,7 @@ def _option_of(augmentation: Augmentation) -> str:
     return f"augmentation {augmentation.kind}" if name is None else f"--auto-augment {name}"
 
 
-def describe_ignored(recipe: Recipe, boxes: str | None) -> list[str]:
+def describe_ignored_settings(recipe: Recipe, boxes: str | None) -> list[str]:
     """Return sentences on the settings of `recipe` that change nothing, because of what is trained."""
     sentences = []
     of_pairs: dict[str, object] = {"--mixup": recipe.mixup, "--cutmix": recipe.cutmix}

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augmentation import Augmentation
-from svertka.data.mixup_and_cutmix import Mixing
+from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.errors import UsageError
 from svertka.models.head_kinds import HeadKind
 from svertka.models.initialization import InitScheme
@@ -114,9 +114,9 @@ class Recipe(BaseModel):
         return self.unfreeze == HEAD and self.head in SOLVERS
 
     @property
-    def mixing(self) -> Mixing:
+    def mixing(self) -> MixupAndCutmix:
         """How images are mixed in pairs; not at all if batches hold one image, or the head has a closed form."""
-        return Mixing() if self.is_computed or self.batch_size == 1 else Mixing(self.mixup, self.cutmix)
+        return MixupAndCutmix() if self.is_computed or self.batch_size == 1 else MixupAndCutmix(self.mixup, self.cutmix)
 
     @property
     def head_kind(self) -> HeadKind:

@@ -15,10 +15,10 @@ from svertka.conv import autotune
 from svertka.conv.accelerate import accelerate
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import DatasetSplit, split_by_content
-from svertka.data.image_io import Decoding
+from svertka.data.image_io import DecodingOptions
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path, open_source
-from svertka.device import choose_device, preserves_settings, set_memory_format, set_threads
+from svertka.device import choose_device, set_memory_format, set_threads, with_preserved_settings
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.evaluate import evaluate_network
@@ -31,7 +31,7 @@ from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
 from svertka.training.config import Settings
-from svertka.training.data_splits import DataSplits, replace_images_by_patches, split_data
+from svertka.training.data_splits import DataSplits, decode_and_split, replace_images_by_patches
 from svertka.training.head_from_features import compute_head, needs_computed_head
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
@@ -50,7 +50,7 @@ from svertka.type_checking import check_types
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def resume(
     folder: str | PathLike[str],
     source: Source | None = None,
@@ -115,7 +115,7 @@ def resume(
             parts.manifest.write(run.manifest)
         if moved != settings and distributed.is_first():
             write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
-        return train_to_the_end(
+        return train_from_checkpoint(
             run, moved, parts, place, tensorboard=tensorboard, model=known, trust_builder=trust_builder
         )
 
@@ -126,7 +126,7 @@ def _given_model(model: nn.Module | Callable[..., nn.Module], config: Config) ->
     return replace(open_model(model, head_layer=head_layer, sizes=(config.preprocess.size,)), reference=config.builder)
 
 
-def train_to_the_end(
+def train_from_checkpoint(
     run: Run,
     settings: Settings,
     parts: DataSplits,
@@ -293,7 +293,7 @@ def _open(run: Run, settings: Settings, source: Source | None) -> Dataset:
             raise
         again = format_command("train", "--resume", run.folder)
         raise type(error)(f"{error}; if the images were moved, say where they are now: {again} SOURCE") from error
-    return dataset.with_decoding(Decoding.up_to(settings.max_pixels))
+    return dataset.with_decoding(DecodingOptions.up_to(settings.max_pixels))
 
 
 def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> DataSplits:
@@ -305,7 +305,7 @@ def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> DataSpli
             return split_by_content(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
         return DatasetSplit(manifest.indices(digests, dataset.parts, good))
 
-    parts = split_data(
+    parts = decode_and_split(
         dataset,
         preprocess,
         settings.stored_side,

@@ -23,7 +23,7 @@ from svertka.training import checkpoint, health
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.training_inputs import TrainingInputs
-from svertka.training.training_loop import Callback, StepMetrics, TrainingState, gradient_ratios
+from svertka.training.training_loop import Callback, StepMetrics, TrainingState, gradient_to_weight_ratios
 from svertka.training.weight_average import WeightAverage
 from svertka.transfer.freeze import PartiallyFrozen
 
@@ -105,7 +105,7 @@ class Recorder(Callback):
 
     def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights unless earlier ones are better, log the epoch, and report problems."""
-        gradients = gradient_ratios(self.network)
+        gradients = gradient_to_weight_ratios(self.network)
         distributed.broadcast_buffers(self.network)  # else each process would use its own
         with nullcontext() if self.average is None else self.average.applied():
             self._finish_epoch(epoch, loss, error, gradients)
@@ -121,7 +121,7 @@ class Recorder(Callback):
         if validation is not None:
             errors.append(validation.top1_error)
             losses.append(validation.loss if math.isfinite(validation.loss) else HUGE)
-        kept = validation is None or is_as_good(errors, losses, validation.images, self.state.kept_epoch)
+        kept = validation is None or is_epoch_as_good(errors, losses, validation.images, self.state.kept_epoch)
         if kept:
             self.state.kept_epoch = epoch
         if self.log:
@@ -136,7 +136,7 @@ class Recorder(Callback):
         if len(errors) < 2:
             return ""
         best, kept = errors.index(min(errors)), self.state.kept_epoch
-        why = "" if kept in (0, best + 1) else why_kept(errors, self.state.val_losses, best, kept - 1)
+        why = "" if kept in (0, best + 1) else explain_kept_epoch(errors, self.state.val_losses, best, kept - 1)
         return (
             f"{len(errors)} epochs in {format_duration(self.state.seconds)}: lowest val error {min(errors):.2%} "
             f"(epoch {best + 1}), kept epoch {kept}{why}"
@@ -282,8 +282,8 @@ class Recorder(Callback):
         return elapsed
 
 
-def why_kept(errors: Sequence[float], losses: Sequence[float], best: int, kept: int) -> str:
-    """Return why `is_as_good` kept the weights of epoch `kept`, not those of `best`, both from 0: the end of a line."""
+def explain_kept_epoch(errors: Sequence[float], losses: Sequence[float], best: int, kept: int) -> str:
+    """Return why `is_epoch_as_good` kept epoch `kept`, not `best`, both from 0: the end of a line."""
     same = errors[kept] == errors[best]
     near = "whose error is the same" if same else f"whose error of {errors[kept]:.2%} is within one standard error"
     if kept > best:
@@ -291,7 +291,7 @@ def why_kept(errors: Sequence[float], losses: Sequence[float], best: int, kept: 
     return f", {near}, and whose loss is lower" if len(losses) > best and losses[kept] < losses[best] else f", {near}"
 
 
-def is_as_good(val_errors: Sequence[float], val_losses: Sequence[float], images: int, kept_epoch: int) -> bool:
+def is_epoch_as_good(val_errors: Sequence[float], val_losses: Sequence[float], images: int, kept_epoch: int) -> bool:
     """Return whether to keep the weights of the last epoch instead of those of `kept_epoch`.
 
     They are kept if the error is at most one standard error above the lowest, and the loss at most 5 % above the lowest

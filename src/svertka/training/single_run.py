@@ -15,12 +15,12 @@ from torch import nn
 from svertka import distributed
 from svertka.classifier import Classifier, find_model_of_run, load_initial_weights
 from svertka.conv.accelerate import accelerate
-from svertka.data.augmentation import add_augmentations
+from svertka.data.augmentation import merge_augmentations
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.groups_by_filename_regex import assign_groups
-from svertka.data.image_io import Decoding
+from svertka.data.image_io import DecodingOptions
 from svertka.data.loader import BatchLoader
-from svertka.data.preprocessing import Fit, Preprocess, check_fit
+from svertka.data.preprocessing import Fit, Preprocess, check_fit_mode
 from svertka.data.source_opener import Source, is_path, open_source
 from svertka.device import choose_device, describe_device, set_memory_format, set_threads
 from svertka.errors import UsageError
@@ -32,13 +32,13 @@ from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
-from svertka.training.config import MAX_SEED, MAX_SIDE, Cache, Settings, check_range
+from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, Settings, check_range
 from svertka.training.data_splits import (
     DataSplits,
-    add_statistics,
+    add_training_statistics,
     choose_network_input,
+    decode_and_split,
     replace_images_by_patches,
-    split_data,
     stored_side_for_crops,
 )
 from svertka.training.head_from_features import estimate_head_seconds, limit_learning_rate
@@ -47,14 +47,14 @@ from svertka.training.initial_classifier import (
     check_frozen_layers,
     check_patch_augmentation,
     create_run,
-    describe_ignored,
+    describe_ignored_settings,
 )
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
-from svertka.training.resume import resume, suggest_resume_command, train_to_the_end
+from svertka.training.resume import resume, suggest_resume_command, train_from_checkpoint
 from svertka.training.run_lock import claim_run_folder
 from svertka.training.training_inputs import estimate_final_evaluation_seconds, freeze_classifier, optimize_frozen
-from svertka.transfer.feature_cache import available_bytes, row_bytes
+from svertka.transfer.feature_cache import available_cache_bytes, feature_bytes_per_image
 from svertka.transfer.freeze import PartiallyFrozen
 
 PATCHES_TIMED = 64  # patches in a timed batch: each is cut from an image of its own
@@ -164,7 +164,7 @@ class TimedTraining:
     recipe: Recipe
     memory_format: str
     accelerate: bool
-    cache: Cache | None
+    cache: FeatureCacheSettings | None
     seconds: float
     found: RangeTest | None
     notes: list[str]
@@ -201,7 +201,7 @@ def train_run(options: TrainingOptions) -> Run:
             if distributed.is_first():
                 create_run(run, prepared.classifier, settings, parts.manifest, measurement.found)
             distributed.barrier()
-            return train_to_the_end(
+            return train_from_checkpoint(
                 run,
                 settings,
                 parts,
@@ -222,8 +222,8 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     began = time.monotonic()
     place, threads = choose_device(options.device), set_threads(options.threads)
     dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
-    dataset = dataset.with_decoding(Decoding.up_to(options.max_pixels))
-    fit = check_fit(options.fit, options.boxes is not None)
+    dataset = dataset.with_decoding(DecodingOptions.up_to(options.max_pixels))
+    fit = check_fit_mode(options.fit, options.boxes is not None)
     if options.group is not None:
         dataset = assign_groups(dataset, options.group)
     model, start_from = options.model, options.weights
@@ -287,7 +287,7 @@ def _recipe(options: TrainingOptions, source: str, model: str, *, trained: bool)
     if not options.augment or options.boxes is not None:  # patches overlap, which is augmentation enough
         augmentations = ()
         changes = {"mixup": 0.0, "cutmix": 0.0} | changes
-    changes["augmentations"] = add_augmentations(
+    changes["augmentations"] = merge_augmentations(
         augmentations, auto_augment=options.auto_augment, random_erasing=options.random_erasing
     )
     return name, recipe.with_changes(lr=time_estimate.parse_learning_rate(options.lr), **changes)
@@ -321,7 +321,7 @@ def prepare_training(resolved: ResolvedOptions) -> PreparedTraining:
         interpolation="bilinear" if given is None else given.interpolation,
     )
     stored = stored_side_for_crops(unmeasured, resolved.recipe.augmentations)
-    parts = split_data(
+    parts = decode_and_split(
         dataset,
         unmeasured,
         stored,
@@ -334,7 +334,7 @@ def prepare_training(resolved: ResolvedOptions) -> PreparedTraining:
         boxed=boxes is not None,
         inherited=_trained_on_before(resolved.start_from),
     )
-    preprocess, recipe = add_statistics(parts, unmeasured, model, resolved.recipe, given)
+    preprocess, recipe = add_training_statistics(parts, unmeasured, model, resolved.recipe, given)
     if boxes is not None:
         parts = replace_images_by_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
     train_count = len(parts.indices["train"])
@@ -352,7 +352,7 @@ def prepare_training(resolved: ResolvedOptions) -> PreparedTraining:
         classifier=classifier,
         frozen=freeze_classifier(classifier, recipe),
         batches=parts.training_batches(preprocess, recipe, options.seed, place),
-        notes=[*notes, *describe_ignored(recipe, boxes)],
+        notes=[*notes, *describe_ignored_settings(recipe, boxes)],
     )
 
 
@@ -397,14 +397,18 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tim
             optimizing = time.monotonic() - optimized_from
         a_picture, batch = time_estimate.time_frozen_layers(frozen, batch, torch.channels_last)
         batch = time_estimate.repeat_batch(batch, max(1, round(recipe.batch_size / timed.batch_size)))
-    timing = time_estimate.time_steps(classifier.network if frozen is None else frozen.trainable, batch, recipe, label)
+    timing = time_estimate.time_training_steps(
+        classifier.network if frozen is None else frozen.trainable, batch, recipe, label
+    )
     sizes = len(parts.indices["train"]), len(parts.indices["val"])
     one_epoch = time_estimate.estimate_epoch_seconds(timing, batches.steps, recipe.batch_size, sizes[1])
     cache, once = None, 0.0
     if frozen is not None:
-        frozen_cost = time_estimate.FrozenCost(a_picture, *sizes, row_bytes(frozen.shape, half=options.half_features))
+        frozen_cost = time_estimate.FrozenLayersCost(
+            a_picture, *sizes, feature_bytes_per_image(frozen.shape, half=options.half_features)
+        )
         if options.cache:
-            allowed, is_timed = available_bytes(options.cache_limit), resolved.budget is not None
+            allowed, is_timed = available_cache_bytes(options.cache_limit), resolved.budget is not None
             cache, why = frozen_cost.plan_cache(
                 recipe, one_epoch, options.variants, options.half_features, allowed, is_timed=is_timed
             )
@@ -421,7 +425,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tim
     around += estimate_final_evaluation_seconds(parts.whole_images(), forward)
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
-        epochs = time_estimate.epochs_within_budget(resolved.budget, spent, around, one_epoch)
+        epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch)
         recipe = recipe.with_changes(epochs=distributed.broadcast(epochs))
     return TimedTraining(
         recipe=recipe,

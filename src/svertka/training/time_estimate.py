@@ -18,7 +18,7 @@ from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.graph.network_copy import copy_network
 from svertka.progress import format_duration
-from svertka.training.config import Cache
+from svertka.training.config import FeatureCacheSettings
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, take_step
 from svertka.transfer.feature_cache import feature_batch_size
@@ -33,7 +33,7 @@ VAL_COST = 0.4  # time of a forward pass without gradients, relative to a traini
 
 
 @dataclass(frozen=True)
-class Timing:
+class StepTiming:
     """The time of a training step.
 
     Attributes:
@@ -45,7 +45,7 @@ class Timing:
     memory_format: str
 
 
-def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> Timing:
+def time_training_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> StepTiming:
     """Time steps on copies of a network and choose the memory format.
 
     On the CPU both formats are timed once and the faster one is stored in the cache folder, so that the same training
@@ -73,7 +73,7 @@ def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> 
     best = ("contiguous_format", "channels_last")[round(distributed.broadcast(float(best == "channels_last")))]
     if len(formats) > 1:
         _remember(key, best)
-    return Timing(distributed.broadcast(seconds.get(best, min(seconds.values()))), best)
+    return StepTiming(distributed.broadcast(seconds.get(best, min(seconds.values()))), best)
 
 
 def _remembered() -> dict[str, str]:
@@ -153,7 +153,7 @@ def repeat_batch(batch: Batch, times: int) -> Batch:
 
 
 @dataclass(frozen=True)
-class FrozenCost:
+class FrozenLayersCost:
     """The cost of the frozen layers.
 
     Attributes:
@@ -170,7 +170,7 @@ class FrozenCost:
 
     def plan_cache(
         self, recipe: Recipe, one_epoch: float, asked: int | None, half: bool, limit: int, *, is_timed: bool = False
-    ) -> tuple[Cache | None, str]:
+    ) -> tuple[FeatureCacheSettings | None, str]:
         """Decide whether and how features are stored.
 
         They are stored if that saves passes through the frozen layers and they fit. Without augmentation one variant of
@@ -206,29 +206,29 @@ class FrozenCost:
         repeated = f", and each of the {passes} epochs would repeat it" if passes > 1 else ""
         if is_timed and not recipe.is_computed:  # the number of epochs is not known yet
             repeated = ", and each epoch would repeat it"
-        return Cache(variants=variants, half=half), (
+        return FeatureCacheSettings(variants=variants, half=half), (
             f"features are computed once and stored, {format_bytes(size)}{each}: a pass through the frozen layers "
             f"takes {format_duration(once)}{repeated}"
         )
 
-    def cost(self, cache: Cache | None) -> tuple[float, float]:
+    def cost(self, cache: FeatureCacheSettings | None) -> tuple[float, float]:
         """Return the seconds that the frozen layers take before the first epoch, and in each epoch."""
         if cache is None:
             return 0.0, self.seconds * (self.train + self.val)
         return self.seconds * (self.train * cache.variants + self.val), 0.0
 
 
-def estimate_epoch_seconds(timing: Timing, steps: int, batch_size: int, val_images: int) -> float:
+def estimate_epoch_seconds(timing: StepTiming, steps: int, batch_size: int, val_images: int) -> float:
     """Estimate the seconds of an epoch with its validation."""
     return timing.step * (steps + VAL_COST * val_images / batch_size) + EPOCH_END
 
 
-def estimate_forward_seconds(timing: Timing, images: int) -> float:
+def estimate_forward_seconds(timing: StepTiming, images: int) -> float:
     """Estimate the seconds of a forward pass per image, given the timing of a step with `images` images."""
     return VAL_COST * timing.step / max(images, 1)
 
 
-def epochs_within_budget(budget: float, spent: float, around: float, one_epoch: float) -> float:
+def count_epochs_within_time(budget: float, spent: float, around: float, one_epoch: float) -> float:
     """Return the number of epochs that fit into a time, less a tenth for what was not timed.
 
     Args:

@@ -9,8 +9,8 @@ from torch import nn
 
 from svertka.data.hash_split import VAL_SHARE
 from svertka.data.source_opener import Source, is_path
-from svertka.device import preserves_settings
-from svertka.files import cache_limit_in_bytes
+from svertka.device import with_preserved_settings
+from svertka.files import parse_cache_limit_option
 from svertka.run import Run
 from svertka.training.recipe import Recipe
 from svertka.training.repeated_splits import train_repeatedly
@@ -19,7 +19,7 @@ from svertka.type_checking import check_types
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def train(
     source: Source,
     *,
@@ -172,7 +172,10 @@ def train(
     given.pop("repeats")
     changes = {name: value for name in RECIPE_SETTINGS if (value := given.pop(name)) is not None}
     given |= {name: fspath(given[name]) for name in PATHS if given[name] is not None}
-    given |= {"source": fspath(source) if is_path(source) else source, "cache_limit": cache_limit_in_bytes(cache_limit)}
+    given |= {
+        "source": fspath(source) if is_path(source) else source,
+        "cache_limit": parse_cache_limit_option(cache_limit),
+    }
     options = TrainingOptions(**given, changes=changes)
     return train_run(options) if repeats is None else train_repeatedly(options, repeats)
 

@@ -60,7 +60,9 @@ def optimize_frozen(partial: PartiallyFrozen, classifier: Classifier, parts: Dat
 def build_optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer of the trainable parameters of `classifier`."""
     uses_stages = recipe.stage_rate != 1 or recipe.gradual
-    depths = freeze.stage_depths(classifier.network, classifier.preprocess.input_shape) if uses_stages else None
+    depths = (
+        freeze.parameter_stage_depths(classifier.network, classifier.preprocess.input_shape) if uses_stages else None
+    )
     return make_optimizer(classifier.network, recipe, depths)
 
 

@@ -293,7 +293,7 @@ def take_step(
     return torch.stack(seen).sum(0) * (weight > 0) / copies
 
 
-def gradient_ratios(network: nn.Module) -> dict[str, float]:
+def gradient_to_weight_ratios(network: nn.Module) -> dict[str, float]:
     """Return the norm of the gradient divided by that of the weights, for each weight tensor, by name."""
     return {
         name: float(weight.grad.norm() / weight.detach().norm().clamp_min(1e-12))

@@ -7,7 +7,7 @@ from svertka.data.box_annotations import BACKGROUND
 from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.graph.summary import count_network
+from svertka.graph.summary import measure_network_size
 from svertka.models.registry import Model
 from svertka.progress import format_duration
 from svertka.run import Run
@@ -56,7 +56,7 @@ def describe_training(
 ) -> list[tuple[str, str]]:
     """Return what is trained on what, how and where, as (label, text); `seconds` is the estimated time."""
     recipe, preprocess = settings.recipe, classifier.preprocess
-    size = count_network(classifier.network, preprocess.input_shape)
+    size = measure_network_size(classifier.network, preprocess.input_shape)
     color = "gray" if preprocess.channels == 1 else "RGB"
     fit = {"crop": "", "pad": ", padded", "squeeze": ", squeezed"}[preprocess.fit]
     sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)

@@ -26,7 +26,7 @@ def feature_batch_size(side: int) -> int:
     return max(1, PIXELS_AT_ONCE // side**2)
 
 
-def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
+def feature_bytes_per_image(shape: tuple[int, ...], *, half: bool) -> int:
     """Return the bytes of the features of one image, float32 or float16 (`half`), on disk."""
     return int(np.prod(shape)) * (2 if half else 4) + INDEX_ENTRY.itemsize
 
@@ -103,7 +103,7 @@ def cache_in_memory(
 ) -> BatchLoader:
     """Return the same batches as `cache_on_disk`, kept in memory, or computed in every epoch if they exceed 512 MiB."""
     fetch = _compute_on_read(batches, frozen, shape, half=half)
-    if row_bytes(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
+    if feature_bytes_per_image(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
         kept = torch.empty(variants, len(batches.rows), *shape, dtype=torch.float16 if half else torch.float32)
         with progress(title, variants * len(batches.indices), "images") as shown:
             for variant in range(variants):
@@ -209,10 +209,10 @@ def _row_key(content: bytes, prepared: bytes, variant: int) -> bytes:
     return hashlib.blake2b(content + prepared + variant.to_bytes(4, "little"), digest_size=16).digest()
 
 
-def available_bytes(limit: int | None) -> int:
+def available_cache_bytes(limit: int | None) -> int:
     """Return the bytes of features that can be cached: on disk within `limit`, else in memory."""
     try:
         store = ArrayStore(cache_folder("features") / "room", (1,), np.float32, limit)
     except StorageError:
         return IN_MEMORY
-    return store.room() * row_bytes((1,), half=False)
+    return store.room() * feature_bytes_per_image((1,), half=False)

@@ -141,7 +141,7 @@ def freeze(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> Partial
     return made
 
 
-def stage_depths(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+def parameter_stage_depths(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     """Return for each parameter, by name, how many stages its stage lies below the head; 0 in the head.
 
     Raises:

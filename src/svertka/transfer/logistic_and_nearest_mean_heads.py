@@ -22,7 +22,7 @@ MEAN_ITERATIONS = 50  # a generous average: strong penalties take 10, weak ones 
 TIMED_IMAGES = 2000
 
 
-def gather_features(batches: BatchLoader) -> tuple[Floats, Ints]:
+def collect_feature_batches(batches: BatchLoader) -> tuple[Floats, Ints]:
     """Return all features and labels of the first epoch: (N, D) float32 and (N,).
 
     Every process gets all of them, in the order of a single process.
@@ -98,7 +98,7 @@ def _fit_logistic(features: Floats, labels: Ints, strength: float) -> Any:
         return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(features, labels)
 
 
-def estimate_seconds(solver: str, images: int, features: int, classes: int) -> float:
+def estimate_fit_seconds(solver: str, images: int, features: int, classes: int) -> float:
     """Estimate the seconds that a head takes to compute, from one timed product and one timed fit."""
     if solver == "nearest-mean":
         return 0.0
@@ -143,7 +143,7 @@ SOLVERS = {"logistic": fit_logistic_regression, "nearest-mean": fit_nearest_mean
 
 def fit_head(head: nn.Linear, solver: str, batches: BatchLoader, classes: int) -> None:
     """Compute the weights of `head` from the features in `batches` with one of `SOLVERS`, in place."""
-    everything = gather_features(batches)
+    everything = collect_feature_batches(batches)
     weight, bias = distributed.call_on_first(lambda: SOLVERS[solver](*everything, classes))
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))

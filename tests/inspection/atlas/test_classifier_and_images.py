@@ -9,11 +9,11 @@ from PIL import Image
 
 from svertka.classifier import Classifier
 from svertka.errors import DataError, UsageError
-from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
 
 
 def opened(run: Path, source: Path | str | None, pictures: int | None = None) -> AtlasInputs:
-    return open_inputs(run, source, images=pictures, device=torch.device("cpu"), threads=1, cache_limit=None)
+    return open_atlas_inputs(run, source, images=pictures, device=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def test_pixels_and_network_inputs_match_the_preprocessing(squeezenet_run: Path, photographs: Path) -> None:

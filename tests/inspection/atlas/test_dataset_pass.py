@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from svertka.inspection.atlas import dataset_pass as dataset_pass
-from svertka.inspection.atlas.classifier_and_images import open_inputs
+from svertka.inspection.atlas.classifier_and_images import open_atlas_inputs
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 
@@ -17,7 +17,7 @@ def test_pass_runs_once_and_again_if_its_file_is_damaged(
     squeezenet_run: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, passes = torch.device("cpu"), [0]
-    inputs = open_inputs(squeezenet_run, photographs, images=6, device=place, threads=1, cache_limit=None)
+    inputs = open_atlas_inputs(squeezenet_run, photographs, images=6, device=place, threads=1, cache_limit=None)
     real = dataset_pass.top_patches
 
     def counted(*arguments: object) -> object:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from svertka.graph.summary import trace
 from svertka.inspection import top_patches
-from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
 from svertka.inspection.atlas.layer_data import (
     AtlasLayer,
     _draw_tiles,
@@ -30,7 +30,7 @@ LAYER = "features.3.expand3x3"
 @pytest.fixture(scope="module")
 def inputs(squeezenet_run: Path, photographs: Path) -> AtlasInputs:
     place = torch.device("cpu")
-    return open_inputs(squeezenet_run, photographs, images=None, device=place, threads=1, cache_limit=None)
+    return open_atlas_inputs(squeezenet_run, photographs, images=None, device=place, threads=1, cache_limit=None)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 from svertka.graph.summary import trace
 from svertka.inspection import top_patches
-from svertka.inspection.atlas.classifier_and_images import open_inputs
+from svertka.inspection.atlas.classifier_and_images import open_atlas_inputs
 from svertka.inspection.atlas.image_data import select_atlas_images
 from svertka.inspection.atlas.layer_data import AtlasLayer
 from svertka.inspection.atlas.remaining_time import RemainingTime
@@ -19,7 +19,7 @@ def test_progress_reaches_100_and_finished_files_are_not_counted(
     squeezenet_run: Path, photographs: Path, tmp_path: Path
 ) -> None:
     place = torch.device("cpu")
-    inputs = open_inputs(squeezenet_run, photographs, images=6, device=place, threads=1, cache_limit=None)
+    inputs = open_atlas_inputs(squeezenet_run, photographs, images=6, device=place, threads=1, cache_limit=None)
     network = inputs.classifier.network
     traced = trace(network, inputs.input_shape)
     found = top_patches(network, inputs.network_inputs(np.arange(6)))

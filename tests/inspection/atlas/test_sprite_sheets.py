@@ -14,11 +14,11 @@ from svertka.inspection.atlas.sprite_sheets import (
     MAX_CRISP_IMAGE,
     UNITS_PER_SHEET,
     Tile,
+    align_patch_in_tile,
     assemble_sheet,
     choose_tile,
     encode_sheet,
     images_per_row,
-    place_in_tile,
 )
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,7 +45,7 @@ def test_clipped_patch_keeps_its_place_in_the_receptive_field(data: st.DataObjec
     expected = padded[start[0] + size : start[0] + size + window, start[1] + size : start[1] + size + window, 0]
     top, left = (max(0, one) for one in start)
     bottom, right = (min(size, one + window) for one in start)
-    found = place_in_tile(picture[top:bottom, left:right], (top, left, bottom, right), choose_tile(window, size))
+    found = align_patch_in_tile(picture[top:bottom, left:right], (top, left, bottom, right), choose_tile(window, size))
     assert np.array_equal(found[..., 3] == 255, expected > 0)
     assert np.array_equal(found[..., 0], expected)
 
@@ -57,7 +57,9 @@ def test_tiles_are_laid_out_row_by_row() -> None:
 
 def test_crisp_sheet_is_lossless_with_alpha() -> None:
     flower = load_sample_image("flower.jpg")
-    tiles = [place_in_tile(flower[k : k + 20, :24], (1, 0, 21, 24), choose_tile(24, 200)) for k in range(0, 200, 20)]
+    tiles = [
+        align_patch_in_tile(flower[k : k + 20, :24], (1, 0, 21, 24), choose_tile(24, 200)) for k in range(0, 200, 20)
+    ]
     read = Image.open(io.BytesIO(encode_sheet(tiles, 5, crisp=True, quality=55)))
     assert read.size == (5 * 24, 2 * 24)
     whole, original = np.asarray(read), assemble_sheet(tiles, 5)
@@ -68,7 +70,8 @@ def test_crisp_sheet_is_lossless_with_alpha() -> None:
 def test_lossy_sheet_is_small_and_close_to_the_original() -> None:
     flower = load_sample_image("flower.jpg")
     tiles = [
-        place_in_tile(flower[k : k + 100, 200:300], (1, 1, 101, 101), choose_tile(100, 224)) for k in range(0, 270, 10)
+        align_patch_in_tile(flower[k : k + 100, 200:300], (1, 1, 101, 101), choose_tile(100, 224))
+        for k in range(0, 270, 10)
     ]
     content = encode_sheet(tiles, 9, crisp=False, quality=55)
     read = Image.open(io.BytesIO(content))

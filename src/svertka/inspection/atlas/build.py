@@ -17,13 +17,13 @@ from typing import Any
 from torch import nn
 
 from svertka.classifier import Classifier
-from svertka.device import choose_device, preserves_settings, set_threads
+from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluation_scope import EvaluationScope
-from svertka.files import cache_limit_in_bytes, format_bytes, parse_path
+from svertka.files import format_bytes, parse_cache_limit_option, parse_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer
-from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
 from svertka.inspection.atlas.image_data import select_atlas_images, write_image_data
 from svertka.inspection.atlas.index_page import IndexPage
@@ -92,7 +92,7 @@ UNSAFE = re.compile(r"[^\w.-]+")  # in names of networks of others; not in the d
 
 
 @check_types
-@preserves_settings
+@with_preserved_settings
 def look(
     run: str | PathLike[str] | Classifier | nn.Module,
     source: str | PathLike[str] | None = None,
@@ -139,13 +139,13 @@ def look(
         raise UsageError(f"units={units} must be at least 1")
     started = time.monotonic()
     chosen_device, num_threads = choose_device(device), set_threads(threads)
-    inputs = open_inputs(
+    inputs = open_atlas_inputs(
         run,
         source,
         images=images,
         include_training=include_training,
         threads=num_threads,
-        cache_limit=cache_limit_in_bytes(cache_limit),
+        cache_limit=parse_cache_limit_option(cache_limit),
         device=chosen_device,
         max_pixels=max_pixels,
         trust_builder=trust_builder,

@@ -12,15 +12,15 @@ from torch import nn
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.image_disk_cache import SquareImages
-from svertka.data.image_io import Decoding
+from svertka.data.image_io import DecodingOptions
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.evaluation_scope import EvaluationScope
-from svertka.evaluation.held_out import select_images
-from svertka.run import Run, columns_of_training, training_boxes
+from svertka.evaluation.held_out import select_held_out_images
+from svertka.run import Run, columns_of_training, read_training_boxes
 
 BATCH_SIZE = 32  # images; a larger batch would determine peak memory
 
@@ -109,7 +109,7 @@ class AtlasInputs:
         return digest.hexdigest()
 
 
-def open_inputs(
+def open_atlas_inputs(
     run: str | PathLike[str] | Classifier | nn.Module,
     source: str | PathLike[str] | None,
     *,
@@ -127,7 +127,7 @@ def open_inputs(
         run: As for `Classifier.open`.
         source: As for `train`. None: the source of the run.
         images: Maximum number of images, drawn at random with a fixed seed. None: all.
-        include_training: As for `select_images`.
+        include_training: As for `select_held_out_images`.
         device: Device of the network.
         threads: Threads that decode images.
         cache_limit: Size limit of the image cache, bytes.
@@ -144,10 +144,10 @@ def open_inputs(
     classifier = Classifier.open(run, device, trust_builder=trust_builder)
     origin = classifier.origin
     training_source = _training_source(origin)
-    dataset = _open_dataset(origin, source, training_source).with_decoding(Decoding.up_to(max_pixels))
+    dataset = _open_dataset(origin, source, training_source).with_decoding(DecodingOptions.up_to(max_pixels))
     names = tuple(find_class_name(name) for name in dataset.names)
     dataset = Dataset(dataset.source, names, dataset.images, dataset.labels, dataset.parts)
-    selected = select_images(
+    selected = select_held_out_images(
         [origin],
         dataset,
         classifier.preprocess,
@@ -180,7 +180,7 @@ def _suggested_command(run: str | PathLike[str]) -> str:
 def _open_labeled(run: str | PathLike[str], source: str) -> Dataset:
     """Open `source` with labels as in the training of `run`."""
     return open_source(
-        source, to_train=False, columns=columns_of_training(run, source), boxes=training_boxes(run, source)
+        source, to_train=False, columns=columns_of_training(run, source), boxes=read_training_boxes(run, source)
     )
 
 

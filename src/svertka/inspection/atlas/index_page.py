@@ -15,7 +15,7 @@ from svertka.inspection.atlas.image_data import IMAGES_PER_SCRIPT, AtlasImages
 from svertka.inspection.atlas.layer_data import PATCHES_PER_UNIT, STRIP_PATCHES, STRIP_SIDE, AtlasLayer
 from svertka.inspection.atlas.network_diagram import (
     NetworkDiagram,
-    format_shape,
+    format_feature_map_shape,
     render_navigation,
     render_receptive_field,
 )
@@ -115,7 +115,7 @@ class IndexPage:
             "receptive_field": render_receptive_field(node.extent, size, EXAMPLE),
             "facts": [
                 format_count(layer.num_units, "unit") + dead,
-                format_shape(node),
+                format_feature_map_shape(node),
                 f"sees {_describe_extent(layer)}",
                 format_count(node.parameters, "parameter"),
             ],

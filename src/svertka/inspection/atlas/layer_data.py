@@ -14,9 +14,9 @@ from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.atlas.sprite_sheets import (
     UNITS_PER_SHEET,
     Tile,
+    align_patch_in_tile,
     choose_tile,
     encode_sheet,
-    place_in_tile,
     to_rgb,
 )
 from svertka.inspection.deconvnet import Deconvnet, Projection, to_images
@@ -162,8 +162,8 @@ def _draw_tiles(
     channels = valid // found.images.shape[1] + units.start
     drawn = deconvnet.project(inputs.network_inputs(unique), found.layer, channels, positions, image_indices)
     for place, image, box, projection in zip(valid, image_indices, boxes, drawn, strict=True):
-        patches[place] = place_in_tile(_crop(pixels[image], box), box, layer.tile)
-        projections[place] = place_in_tile(
+        patches[place] = align_patch_in_tile(_crop(pixels[image], box), box, layer.tile)
+        projections[place] = align_patch_in_tile(
             _draw_projection(projection, box, projection_tile), box, projection_tile.reduced
         )
     return patches, projections
@@ -199,7 +199,7 @@ def _encode_strip(layer: AtlasLayer, inputs: AtlasInputs) -> bytes:
     units = alive[np.linspace(0, len(alive) - 1, min(STRIP_PATCHES, len(alive))).round().astype(int)]
     tile = choose_tile(max(layer.extent), layer.image_size, side=PIXEL_DENSITY * STRIP_SIDE)
     images, boxes = inputs.pixels(layer.patches.images[units, 0]), layer.patches.boxes[units, 0]
-    tiles = [place_in_tile(_crop(image, box), box, tile) for image, box in zip(images, boxes, strict=True)]
+    tiles = [align_patch_in_tile(_crop(image, box), box, tile) for image, box in zip(images, boxes, strict=True)]
     if tile.crisp:
         return encode_webp(contact_sheet([enlarge(one, STRIP_SIDE) for one in tiles], len(tiles), gap=1), exact=True)
     return encode_webp(contact_sheet(tiles, len(tiles), gap=PIXEL_DENSITY), exact=False)

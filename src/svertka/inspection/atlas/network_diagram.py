@@ -182,12 +182,12 @@ def render_navigation(diagram: NetworkDiagram, links: dict[int, str], size: tupl
         nodes=diagram.nodes,
         links=links,
         size=size,
-        format_shape=format_shape,
+        format_shape=format_feature_map_shape,
         receptive_field=partial(render_receptive_field, size=size, example=example),
     )
 
 
-def format_shape(node: Node) -> str:
+def format_feature_map_shape(node: Node) -> str:
     """Return the shape of the node's output, "64 × 55×55": channels, rows, columns."""
     channels, *sizes = node.shape
     return f"{channels:,} × {'×'.join(map(str, sizes))}" if sizes else f"{channels:,}"

@@ -53,7 +53,7 @@ def choose_tile(extent: int, image_size: int, *, side: int = TILE_SIDE) -> Tile:
     return Tile(window, window, window * max(1, round(TILE_SIDE / window)), crisp=True)
 
 
-def place_in_tile(patch: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
+def align_patch_in_tile(patch: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
     """Draw a patch into a tile, transparent where the receptive field exceeds the image.
 
     Args:
