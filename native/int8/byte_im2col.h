@@ -20,17 +20,27 @@ struct ByteIm2col {
 
     static constexpr Index slack = sizeof(Wide);  // bytes after `depth` in a line
 
+    Index of_line = ceil_div(depth + slack, slack) * slack;  // bytes of a line with its slack
+
     // Gather rows `first` to `last` to (register tile, chunk of k, row of the tile, lane). Factors after `depth` are
-    // arbitrary; their weights are zero. `line`: room for `depth` + slack bytes.
-    void gather(Index first, Index last, Factor* to, Byte* line) const {
-        for_each_window(shape, input, first, last,
-                        [&](Index index, const Byte* image, Index y, Index x) __attribute__((always_inline)) {
-            Factor* const row = to + (index / MR * chunks * MR + index % MR) * lanes;
-            if (channels % numbers_in_chunk == 0 || taps == 1)
-                gather_channels(image, y, x, row, line);
-            else
-                gather_line(image, y, x, row, line);
-        });
+    // arbitrary; their weights are zero. `lines`: room for MR lines.
+    void gather(Index first, Index last, Factor* to, Byte* lines) const {
+        const bool by_lines = channels % numbers_in_chunk != 0 && taps > 1;
+        for (; first < last; first += MR, to += chunks * MR * lanes) {
+            const Index count = min(MR, last - first);
+            for_each_window(shape, input, first, first + count,
+                            [&](Index row, const Byte* image, Index y, Index x) __attribute__((always_inline)) {
+                if (by_lines)
+                    gather_line(image, y, x, lines + row * of_line);
+                else
+                    gather_channels(image, y, x, to + row * lanes, lines);
+            });
+            // A line that was just written, vector over vector, cannot be read before all its writes have reached the cache.
+            if (by_lines)
+                for (Index row = 0; row < count; ++row)
+                    for (Index chunk = 0; chunk < chunks; ++chunk)
+                        store_factors(to + (chunk * MR + row) * lanes, lines + row * of_line + chunk * numbers_in_chunk);
+        }
     }
 
   private:
@@ -47,7 +57,14 @@ struct ByteIm2col {
         for (Index k = 0; k < count; k += slack) store_as(to + k, numbers);
     }
 
+    // Whether the window that begins at pixel (y, x) lies in the image.
+    bool contains(Index y, Index x) const {
+        return y >= 0 && y + (shape.y.taps - 1) * shape.y.dilation < shape.y.size && x >= 0 &&
+               x + (shape.x.taps - 1) * shape.x.dilation < shape.x.size;
+    }
+
     void gather_channels(const Byte* from, Index in_y, Index in_x, Factor* row, Byte* line) const {
+        if (dense && channels % numbers_in_chunk == 0 && contains(in_y, in_x)) return gather_rows(from, in_y, in_x, row);
         const Index whole = channels / numbers_in_chunk, rest = channels % numbers_in_chunk;
         for (Index i = 0; i < shape.y.taps; ++i)
             for (Index j = 0; j < shape.x.taps; ++j) {
@@ -65,20 +82,24 @@ struct ByteIm2col {
             }
     }
 
-    // For channels that do not fill chunks: copied to `line` contiguously, then split.
-    void gather_line(const Byte* from, Index in_y, Index in_x, Factor* row, Byte* line) const {
+    // For whole chunks of channels in the image: each row of taps is contiguous.
+    ALWAYS_INLINE void gather_rows(const Byte* from, Index in_y, Index in_x, Factor* row) const {
+        const Index of_row = shape.x.taps * channels, down = shape.y.dilation * shape.x.size * shape.in_step;
+        from += (in_y * shape.x.size + in_x) * shape.in_step;
+        for (Index i = 0; i < shape.y.taps; ++i, from += down)
+            for (Index k = 0; k < of_row; k += numbers_in_chunk, row += MR * lanes) store_factors(row, from + k);
+    }
+
+    // Copies a window to `line` contiguously.
+    void gather_line(const Byte* from, Index in_y, Index in_x, Byte* line) const {
         const Index width = shape.x.taps * channels, down = shape.y.dilation * shape.x.size * shape.in_step;
         const Byte* const corner = from + (in_y * shape.x.size + in_x) * shape.in_step;
-        const bool inside = in_y >= 0 && in_y + (shape.y.taps - 1) * shape.y.dilation < shape.y.size && in_x >= 0 &&
-                            in_x + shape.x.taps <= shape.x.size;
-        if (dense && inside && corner + (shape.y.taps - 1) * down + ceil_div(width, slack) * slack <= end)
+        if (dense && contains(in_y, in_x) && corner + (shape.y.taps - 1) * down + ceil_div(width, slack) * slack <= end)
             for (Index i = 0; i < shape.y.taps; ++i)
                 for (Index k = 0; k < width; k += slack)
                     store_as(line + i * width + k, load_as<Wide>(corner + i * down + k));
         else
             gather_padded_line(from, in_y, in_x, line);
-        for (Index chunk = 0; chunk < chunks; ++chunk)
-            store_factors(row + chunk * MR * lanes, line + chunk * numbers_in_chunk);
     }
 
     void gather_padded_line(const Byte* from, Index in_y, Index in_x, Byte* to) const {

@@ -11,7 +11,7 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-constexpr Index KC = 128;  // factors of k for which a panel's weights fit in the first-level cache
+constexpr Index ahead = 128;  // factors of k between a product and the weights that it fetches for a later one
 
 // The floats that `bytes` take, in whole vectors.
 Index floats(Index bytes) { return ceil_div(bytes, 4 * lanes) * lanes; }
@@ -45,27 +45,23 @@ struct Pass {
             multiply_by<1>(first, count, gathered, number, sums);
     }
 
-    // `depth` factors of k from the register tile at `a` and the panel at `b`; `add`: continue stored sums; `last`: store
-    // results. `next`: weights to fetch into the cache meanwhile, one line for each factor of k.
+    // The rows from `a` on and the panel at `b`. `next`: weights to fetch into the cache meanwhile, one line for each factor
+    // of k, or two for one row.
     struct Tile {
         const Factor *a, *b, *next;
-        Index depth, pixel, number;
-        bool add, last;
+        Index pixel, number;
         std::int32_t* sums;
     };
 
+    // Sums stay in registers for all factors of k: a panel that exceeds the first-level cache streams from the next.
     template <int vectors>
     void multiply_by(Index first, Index count, const Factor* gathered, Index number, std::int32_t* sums) const {
-        for (Index k = 0; k < steps; k += KC) {
-            const Index here = min(KC, steps - k);
-            const Factor* const b = weights + (number * steps + k) * NR;
-            for (Index row = 0; row < count; row += MR) {
-                const Factor* const a = gathered + (row * chunks + k / lanes * MR) * lanes;
-                // The first two tiles fetch the next factors of the panel, or the next panel.
-                const Factor* const next = b + here * NR + min(row / MR, 1) * here * lanes;
-                rows_of<vectors, MR>(min(MR, count - row),
-                                     {a, b, next, here, first + row, number, k > 0, k + here == steps, sums + row * NR});
-            }
+        const Factor* const b = weights + number * steps * NR;
+        for (Index row = 0; row < count; row += MR) {
+            // The first two tiles fetch the next panel. A tile alone fetches what it reads soon.
+            const Factor* const next = b + (count > MR ? steps : min(steps, ahead)) * NR + min(row / MR, 1) * steps * lanes;
+            rows_of<vectors, MR>(min(MR, count - row),
+                                 {gathered + row * chunks * lanes, b, next, first + row, number, sums + row * NR});
         }
     }
 
@@ -86,8 +82,7 @@ struct Pass {
         for (int row = 0; row < count; ++row)
 #pragma GCC unroll 2
             for (int half = 0; half < vectors; ++half)
-                sums[row][half] = load_as<Ints>(tile.add ? kept + row * NR + half * lanes
-                                                         : after.start + channel + half * lanes);
+                sums[row][half] = load_as<Ints>(after.start + channel + half * lanes);
         const Factor *b = tile.b, *next = tile.next;
         const auto step = [&](const Factor* column) __attribute__((always_inline)) {
             Ints factors[vectors];
@@ -95,7 +90,8 @@ struct Pass {
             for (int half = 0; half < vectors; ++half) factors[half] = load_as<Ints>(b + half * lanes);
             b += NR;
             __builtin_prefetch(next);
-            next += lanes;
+            if (count == 1) __builtin_prefetch(next + lanes);
+            next += count == 1 ? NR : lanes;
 #pragma GCC unroll 16
             for (int row = 0; row < count; ++row) {
                 const Ints factor = static_cast<std::int32_t>(column[row * lanes]) - Ints{};
@@ -105,20 +101,18 @@ struct Pass {
             }
         };
         const Factor* from = tile.a;
-        Index left = tile.depth;
+        Index left = steps;
         for (; left >= lanes; left -= lanes, from += MR * lanes) {
 #pragma GCC unroll 4
             for (Index k = 0; k < lanes; ++k) step(from + k);
         }
         for (Index k = 0; k < left; ++k) step(from + k);
-        if (!tile.last || two_passes) {
+        if (two_passes) {
 #pragma GCC unroll 16
             for (int row = 0; row < count; ++row)
 #pragma GCC unroll 2
                 for (int half = 0; half < vectors; ++half) store_as(kept + row * NR + half * lanes, sums[row][half]);
-            if (tile.last)
-                for (int half = 0; half < vectors; ++half)
-                    results(tile, half).finish(after, kept + half * lanes, NR, count, 0);
+            for (int half = 0; half < vectors; ++half) results(tile, half).finish(after, kept + half * lanes, NR, count, 0);
             return;
         }
         const auto store = [&](auto with_residual) __attribute__((always_inline)) {
@@ -149,7 +143,7 @@ void int8_convolve(const Window& shape, const Byte* input, Byte zero, const void
     if (shape.batch == 0) return;
     Pass pass{shape, after, static_cast<const Factor*>(weights), output, zero, {shape, input, nullptr}};
     const RowBlocks plan(pass, Index{1} << 16, threads > 1, threads);  // a quarter of a cache of 1 MiB
-    multiply_in_blocks(pass, plan, pass.of_padding, floats(pass.windows.depth + ByteIm2col::slack), threads);
+    multiply_in_blocks(pass, plan, pass.of_padding, floats(MR * pass.windows.of_line), threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS
