@@ -93,6 +93,7 @@ def refuse_all_but_a_sentence(
 
 
 CASES = [(verb, place) for verb, some in PATHS.items() for place in some]
+SEARCHED = {("check", 0), ("train", 0), ("evaluate", 1), ("compare", 2), ("predict", 1), ("look", 1), ("locate", 1)}
 
 
 @pytest.mark.usefixtures("quiet")
@@ -110,6 +111,8 @@ def test_paths(
     monkeypatch.chdir(tmp_path / "here")
     kinds = ["no such user", "long name", "long path", "NUL", "nothing"]
     others = sorted(hostile.PATHS.keys() - kinds)
+    if (verb, place) in SEARCHED:  # for images, which takes an hour of a whole machine
+        others.remove("root")
     random.Random(f"{verb} {place}").shuffle(others)
     for kind in [*kinds, *others][: large_count(5, len(hostile.PATHS))]:
         value = hostile.PATHS[kind]

@@ -57,7 +57,8 @@ def test_names_of_every_kind_are_rows(run: str, album: Path, capsys: pytest.Capt
     assert {one["path"] for one in found} == {path.encode("utf-8", "backslashreplace").decode() for path in images}
     json.dumps(found, ensure_ascii=False).encode()  # no lone surrogate
     assert [one["path"] for one in found if "error" in one] == [f"{album}/bad.png"]
-    assert err.count("\n") == 1 + err.count("left out")
+    assert err.endswith(f"svertka: 1 of {len(images)} images could not be read\n")
+    assert err.count("\n") == 2 + err.count("left out")
 
     assert main(["predict", run, str(album), "--csv", "--top", "1"]) == 1
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))

@@ -175,7 +175,8 @@ def test_strict_spoils_what_pytorch_spoils(taps, bad):
     untouched = torch.ones(16, 16, dtype=torch.bool)
     untouched[5 - taps // 2 : 6 + taps // 2, 5 - taps // 2 : 6 + taps // 2] = False
     result = conv2d(x, weight, padding=taps // 2, strict=True)
-    torch.testing.assert_close(result[..., untouched], clean[..., untouched])
+    # Sums of up to 400 products of normal numbers: another order of addition changes the fifth digit.
+    torch.testing.assert_close(result[..., untouched], clean[..., untouched], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(
         conv_transpose2d(x, weight, padding=taps // 2, strict=True), F.conv_transpose2d(x, weight, padding=taps // 2),
         equal_nan=True, rtol=1e-3, atol=1e-3,

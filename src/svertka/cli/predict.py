@@ -48,7 +48,7 @@ def predict(
     with show_import_spinner():
         from svertka.classifier import predict_in_batches
 
-    failed, limit = False, parse_pixel_count(max_pixels)
+    count, failed, limit = 0, 0, parse_pixel_count(max_pixels)
     form = _json_form if as_json else _csv_form if as_csv else _table_form
     with form() as write:
         for batch in predict_in_batches(
@@ -57,10 +57,13 @@ def predict(
             write(batch)
             sys.stdout.flush()
             for one in batch:
-                failed |= "error" in one
+                count += 1
+                failed += "error" in one
                 if "error" in one and form is not _table_form:  # which shows the error among the other rows
                     print(f"svertka: {to_printable(one['path'])}: {to_printable(one['error'])}", file=sys.stderr)
     if failed:
+        if count > 1:  # the one row of a single image says it
+            print(f"svertka: {failed:,} of {count:,} images could not be read", file=sys.stderr)
         raise typer.Exit(1)
 
 
