@@ -1,4 +1,4 @@
-"""Train, evaluate and use convolutional networks on the machine you have.
+"""Train, evaluate and use convolutional networks on your own machine.
 
     import svertka
     run = svertka.train("photos/")

@@ -63,7 +63,7 @@ def _print_version(asked: bool) -> None:
 
 app = typer.Typer(
     name="svertka",
-    help="Train, evaluate and use convolutional networks on the machine you have.",
+    help="Train, evaluate and use convolutional networks on your own machine.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

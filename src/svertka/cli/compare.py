@@ -49,7 +49,7 @@ def compare(
     cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs on the same images: their errors, whether these differ significantly, and their speed.
+    """Compare runs on the same images: their errors, the significance of the differences, and their speed.
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """

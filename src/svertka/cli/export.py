@@ -18,7 +18,7 @@ def export(
         ),
     ] = None,
     to: Annotated[
-        str, typer.Option(help="An .onnx file, or folder/ for weights, config.json and a model card.")
+        str, typer.Option(help="Name of an .onnx file, or of a folder/ for weights, config.json and a model card.")
     ] = "model.onnx",
     preprocessing: Annotated[
         bool,

@@ -34,7 +34,7 @@ def locate(
         ),
     ] = None,
     include_training: IncludeTraining = False,
-    top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to list per image.")] = 1,
     output: Annotated[
         str | None, typer.Option(help="Folder for overlays and a page that shows them.", rich_help_panel=OUTPUT)
     ] = None,

@@ -32,8 +32,8 @@ Scales = Annotated[
 Part = Annotated[
     str | None,
     typer.Option(
-        help="Part to evaluate on: train, val, test, or all (default: test, else val, else all). Images that the "
-        "run was trained on are left out.",
+        help="Part of SOURCE to evaluate on: train, val, test, or all (default: test, else val, else all). Images "
+        "that the run was trained on are left out.",
         rich_help_panel=EVALUATION,
     ),
 ]
@@ -59,7 +59,8 @@ Group = Annotated[
     str | None,
     typer.Option(
         metavar="REGEX",
-        help="Keep images in one part if REGEX finds the same text in their file names, such as '(patient[0-9]+)'.",
+        help="Keep images in the same part (train, val or test) if REGEX, such as '(patient[0-9]+)', finds the same "
+        "text in their file names.",
         rich_help_panel=DATA,
     ),
 ]
@@ -79,7 +80,7 @@ CacheLimit = Annotated[
     float | None,
     typer.Option(
         metavar="GB",
-        help="Size limit of the image cache, and of stored features, GB each (default: a share of the free disk).",
+        help="Size limit in GB, for the image cache and for stored features each (default: a share of the free disk).",
         rich_help_panel=COMPUTE,
     ),
 ]
@@ -88,7 +89,7 @@ TrustBuilder = Annotated[
     bool,
     typer.Option(
         "--trust-builder",
-        help="Import the code that builds the network of RUN, if it is not from svertka, timm or torchvision.",
+        help="Import the code that builds the network of RUN. Needed if it is not from svertka, timm or torchvision.",
         rich_help_panel=COMPUTE,
     ),
 ]

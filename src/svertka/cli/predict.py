@@ -31,13 +31,16 @@ Write = Callable[[Batch], None]
 def predict(
     run: RunArgument,
     images: ImageArguments,
-    top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to list per image.")] = 5,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV: path, rank, name, probability, error.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option(
+            "--csv", help="Print CSV with the columns path, rank, name, probability and error.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

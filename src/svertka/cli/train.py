@@ -77,7 +77,7 @@ def train(
     head: Annotated[
         str | None,
         typer.Option(
-            help="Last layer: linear, cosine or adaptation; in closed form: logistic or nearest-mean.",
+            help="Last layer: linear, cosine or adaptation; or logistic or nearest-mean, computed in closed form.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -88,7 +88,7 @@ def train(
         ),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Height and width of the network's input, pixels.", rich_help_panel=MODEL)
+        int | None, typer.Option(help="Height and width of the network's input, in pixels.", rich_help_panel=MODEL)
     ] = None,
     boxes: Annotated[
         str | None,
@@ -100,7 +100,7 @@ def train(
     fit: Annotated[
         str | None,
         typer.Option(
-            help="How to make images square: crop, pad or squeeze (default: as the weights, else crop).",
+            help="How to make images square: crop, pad or squeeze (default: as for the weights, or crop).",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -110,7 +110,7 @@ def train(
     auto_augment: Annotated[
         str | None,
         typer.Option(
-            help="More random operations on each image: rand (RandAugment), trivial (TrivialAugment) or none "
+            help="Additional random operations on each image: rand (RandAugment), trivial (TrivialAugment) or none "
             "(default: the recipe's).",
             rich_help_panel=DATA,
         ),
@@ -159,10 +159,16 @@ def train(
     ] = None,
     time: Annotated[
         str | None,
-        typer.Option(help="Train for as many epochs as fit into 90s, 10m or 1.5h.", rich_help_panel=OPTIMIZATION),
+        typer.Option(
+            help="Train for as many epochs as fit into this time, such as 90s, 10m or 1.5h.",
+            rich_help_panel=OPTIMIZATION,
+        ),
     ] = None,
     lr: Annotated[
-        str | None, typer.Option(help="Highest learning rate; 'find' runs a range test.", rich_help_panel=OPTIMIZATION)
+        str | None,
+        typer.Option(
+            help="Highest learning rate; 'find' determines it with a range test.", rich_help_panel=OPTIMIZATION
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=OPTIMIZATION)] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.", rich_help_panel=OPTIMIZATION)] = None,
@@ -172,7 +178,9 @@ def train(
             help="Learning rate schedule: constant, step, plateau, cosine or polynomial.", rich_help_panel=OPTIMIZATION
         ),
     ] = None,
-    warmup: Annotated[float | None, typer.Option(help="Warm-up, epochs.", rich_help_panel=OPTIMIZATION)] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Length of the warm-up, in epochs.", rich_help_panel=OPTIMIZATION)
+    ] = None,
     momentum: Annotated[
         float | None, typer.Option(help="Momentum, at least 0 and below 1.", rich_help_panel=OPTIMIZATION)
     ] = None,
@@ -190,7 +198,7 @@ def train(
         ),
     ] = None,
     clip: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=OPTIMIZATION)
+        float | None, typer.Option(help="Clip gradients to this norm.", rich_help_panel=OPTIMIZATION)
     ] = None,
     accumulate: Annotated[
         int | None,
@@ -217,7 +225,7 @@ def train(
         typer.Option(help="Unfreeze one more stage each epoch, from the head down.", rich_help_panel=OPTIMIZATION),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Seed of weights, order and augmentation.", rich_help_panel=OPTIMIZATION)
+        int, typer.Option(help="Seed for initial weights, image order and augmentation.", rich_help_panel=OPTIMIZATION)
     ] = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -241,7 +249,7 @@ def train(
     variants: Annotated[
         int | None,
         typer.Option(
-            help="Number of augmented variants to store per image (default: as many as save time).",
+            help="Number of augmented variants to store per image (default: chosen to save time).",
             rich_help_panel=COMPUTE,
         ),
     ] = None,

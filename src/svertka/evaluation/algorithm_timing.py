@@ -38,7 +38,7 @@ def tune(
         name: Name of a network, as `svertka models` lists them, also "timm:NAME" or "torchvision:NAME"; an nn.Module;
             or None: the convolution of `shape` and `weight`.
         batch: Batch size for the network.
-        size: Height and width of the network's input, pixels. None: the paper's.
+        size: Height and width of the network's input, in pixels. None: the paper's.
         shape: Input shape of a single convolution, (B, C, H, W).
         weight: Its weight shape, (O, C / groups, KH, KW).
         stride: Its stride.

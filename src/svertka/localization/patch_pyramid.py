@@ -65,7 +65,7 @@ def pyramid_levels(
     Args:
         height: Height of the image, pixels.
         width: Width of the image, pixels.
-        window: Height and width of the network's input, pixels.
+        window: Height and width of the network's input, in pixels.
         stride: Vertical and horizontal distance of possible windows, pixels.
         squeezed: Whether the image is resized to a square, for a network that was trained on such images.
 

@@ -105,7 +105,7 @@ def train(
             head, the name of a stage, or "all".
         head: Last layer: "linear", "cosine" or "adaptation"; in closed form: "logistic" or "nearest-mean".
         initial: Weight initialization: "gaussian", "glorot" or "he". None: the network's own.
-        size: Height and width of the network's input, pixels. None: that of the weights, or of the images.
+        size: Height and width of the network's input, in pixels. None: that of the weights, or of the images.
         boxes: Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. The head is then trained on patches,
             with one more class for background.
         fit: How images are made square: "crop", "pad" or "squeeze". None: as the weights expect, else "crop".
@@ -137,13 +137,13 @@ def train(
         label_smoothing: Label smoothing, at least 0 and below 1.
         ema: Share that an exponential moving average of the weights keeps at each step, such as 0.999; the averaged
             weights are validated and saved.
-        clip: Largest norm of the gradient.
+        clip: Norm to which gradients are clipped.
         accumulate: Number of parts in which each batch is computed, to save memory.
         class_weights: Weight classes by inverse frequency.
         early_stop: Stop after this many epochs without a lower validation error.
         stage_rate: Factor of the learning rate for each stage further below the head, above 0 and at most 1.
         gradual: Unfreeze one more stage each epoch, from the head down.
-        seed: Seed of weights, order and augmentation.
+        seed: Seed for initial weights, image order and augmentation.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads. None: all cores.
         accelerate: On the CPU, compute each convolution with the fastest algorithm.
