@@ -288,7 +288,7 @@ def test_weights_that_predict_nothing_are_refused_when_they_are_loaded(
     write_tensors(run.weights, tensors, header)
     for verb in ("predict", "evaluate", "export", "serve", "weights", "look", "locate"):
         sentence = outcome(VERBS[verb], run.folder, pictures, tmp_path / "place")
-        assert "holds NaN or infinity (in linear.weight), and predicts nothing" in sentence, verb
+        assert "contains NaN or infinity (in linear.weight), so it cannot predict" in sentence, verb
 
 
 def test_scores_that_are_no_numbers_never_become_probabilities(finished: Run, pictures: Path, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_run_of_a_graphics_card_is_used_where_there_is_none(
         settings = stopped.settings() | {"device": device}
         stopped.training.write_text(json.dumps(settings))
         assert svertka.resume(stopped).result()["epochs"] == 2
-        why = "svertka no longer trains on" if device == "mps" else "is not on this machine"
+        why = "svertka no longer supports" if device == "mps" else "is not on this machine"
         said = capsys.readouterr().err
-        assert f"was begun on {device}, which {why}; it goes on on cpu" in said
+        assert f"was started on {device}, which {why}; it continues on cpu" in said
         assert device != "mps" or "train anew: svertka train" in said

@@ -27,7 +27,7 @@ def test_a_project_folder_is_not_written_over(
         Path(name).write_text("mine")
     for to in ("./", ".", str(tmp_path)):
         assert main(["export", str(run.folder), "--to", to]) == 2
-        assert "holds other things (README.md, config.json), which may be lost" in capsys.readouterr().err
+        assert "contains other files (README.md, config.json), which may be lost" in capsys.readouterr().err
     assert Path("README.md").read_text() == "mine"
     assert main(["export", str(run.folder), "--to", "./", "--overwrite"]) == 0
     assert svertka.Classifier.load(tmp_path).names

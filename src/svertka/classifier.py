@@ -631,7 +631,7 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     bad = describe_nonfinite(tensors)
     if bad:
         raise RunError(
-            f"{path} holds NaN or infinity (in {bad}), and predicts nothing: its training diverged, or the file was "
+            f"{path} contains NaN or infinity (in {bad}), so it cannot predict: its training diverged, or the file was "
             "changed; use another run, or train again with a lower learning rate"
         )
     return tensors

@@ -28,7 +28,7 @@ def check_output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: b
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
             raise UsageError(f"{to_printable(str(file))} is {what}; name a file to write")
         if status is not None and not overwrite and status.st_size and not _holds(file, mark):
-            raise UsageError(f"{to_printable(str(file))} is there and was not made by svertka; {ADVICE}")
+            raise UsageError(f"{to_printable(str(file))} exists and was not written by svertka; {ADVICE}")
         file.parent.mkdir(parents=True, exist_ok=True)
     _try_to_write(file.parent)
     return file
@@ -49,7 +49,7 @@ def check_output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *,
         inside = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
         if inside and not overwrite and not _holds(folder / name, mark):
             raise UsageError(
-                f"{to_printable(str(folder))} holds other things ({to_printable(join_first(inside))}), which may be "
+                f"{to_printable(str(folder))} contains other files ({to_printable(join_first(inside))}), which may be "
                 f"lost; {ADVICE}"
             )
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def test_rounding_like_pytorch_is_accepted_and_larger_errors_are_not() -> None:
     def off(x: Tensor) -> Tensor:  # by a thousand times as much as rounding
         return network(x * (1 + 1e-4))
 
-    with torch.no_grad(), pytest.raises(UsageError, match="gives something else on the example"):
+    with torch.no_grad(), pytest.raises(UsageError, match="computes something else on the example"):
         measure_error(off, network, x, {2}, {"fp32"})
 
 
@@ -53,7 +53,7 @@ def test_outputs_on_other_devices_are_rejected() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.to("meta")
 
-    with pytest.raises(UsageError, match="gives tensors of other shapes or types, or on other devices"):
+    with pytest.raises(UsageError, match="returns tensors of other shapes or types, or on other devices"):
         measure_error(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, {"fp32"})
 
 

@@ -75,7 +75,7 @@ def test_nan_is_refused_with_the_name_of_the_layer() -> None:
 
 
 def test_images_that_are_all_zero_are_refused() -> None:
-    with pytest.raises(UsageError, match="^the numbers of all calibration images are zero, so their range is unknown"):
+    with pytest.raises(UsageError, match="^all values of the calibration images are zero, so their range is unknown"):
         observe_activations(fused(nn.Conv2d(3, 8, 3)), [torch.zeros(2, 3, 8, 8)])
 
 

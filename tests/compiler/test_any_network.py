@@ -228,7 +228,7 @@ class Two(nn.Module):
 
 
 REFUSED: dict[str, tuple[nn.Module, str]] = {
-    "counts": (Stateful(counted), "does something else each time it runs"),
+    "counts": (Stateful(counted), "computes something else each time it runs"),
     "remembers": (Stateful(remembered), "reads what the previous run computed from its images"),
     "writes a buffer": (Stateful(lambda net, y: y * net.number.add_(1)), r"writes into number \(add_\)"),
     "draws": (Layer(lambda _, y: y + torch.rand(1)), r"draws random numbers \(rand\)"),
@@ -303,7 +303,7 @@ def test_a_file_refuses_the_batches_that_the_network_refuses(tmp_path) -> None:
     optimize(Layer(FIXED["a view of so many"][0]), images(2)).save(path)
     with pytest.raises(UsageError, match="optimized for 2 at a time"):
         Optimized.load(path)(images(3))
-    with pytest.raises(UsageError, match="a file or pickle cannot tell"):
+    with pytest.raises(UsageError, match="cannot be stored in a file or pickle"):
         optimize(Layer(FIXED["another way for many"][0]), images(2)).save(path)
 
 
@@ -369,7 +369,7 @@ def test_networks_in_other_forms(made: str) -> None:
 def test_an_optimized_network_is_optimized_already() -> None:
     optimized = optimize(nn.Conv2d(3, 4, 3), images(1))
     assert optimize(optimized, images(2)) is optimized
-    with pytest.raises(UsageError, match="is optimized already"):
+    with pytest.raises(UsageError, match="is already optimized"):
         optimize(optimized, images(1), precision="bf16")
 
 

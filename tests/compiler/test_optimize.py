@@ -162,7 +162,7 @@ def test_each_network_is_checked_when_it_is_made(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(accuracy_check, "TOLERANCE", 1e-12)
     monkeypatch.setattr(accuracy_check, "TIMES", 0)  # nor as exact as PyTorch itself
     network = with_statistics(MODELS["resnet20"].build())
-    with pytest.raises(UsageError, match="gives something else on the example: the largest difference is"):
+    with pytest.raises(UsageError, match="computes something else on the example: the largest difference is"):
         optimize(network, torch.randn(1, 3, 32, 32))
 
 
@@ -464,7 +464,7 @@ def test_an_example_may_be_a_shape() -> None:
     for shape in ((3, 9, 8), [2, 3, 9, 8], torch.Size((1, 3, 9, 8))):
         torch.testing.assert_close(optimize(network, shape)(images), network(images), rtol=1e-5, atol=1e-5)
     for wrong in ((9, 8), (3, 9, 0), (3, 9, 8.0), ("3", 9, 8), ()):
-        with pytest.raises(UsageError, match="is no shape; give .C, H, W."):
+        with pytest.raises(UsageError, match="is not a shape; give .C, H, W."):
             optimize(network, wrong)
-    with pytest.raises(UsageError, match="needs more memory than there is"):
+    with pytest.raises(UsageError, match="needs more memory than this machine has"):
         optimize(network, (10**6, 10**6, 10**6))

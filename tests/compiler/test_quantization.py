@@ -297,5 +297,5 @@ def test_a_network_that_8_bits_spoil_is_refused() -> None:
     with torch.no_grad():
         network[0].weight[0] *= 1e4
         network[1].weight[:, 0] = 0
-    with pytest.raises(UsageError, match=r"^in int8 Sequential is too far off: the error is [\d.]+% of the values"):
+    with pytest.raises(UsageError, match=r"^in int8 Sequential is too inaccurate: the error is [\d.]+% of the values"):
         optimize(network, images(2), precision="int8", calibration=images(100))

@@ -101,7 +101,7 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
         ({"x": X.to("meta"), "weight": W.to("meta"), "strict": True}, "strict=True works only on the CPU, .* on meta"),
         (
             {"x": X.to_sparse()},
-            "the input is a tensor of layout sparse_coo; turn it into a dense one, as with .to_dense",
+            "the input is a tensor of layout sparse_coo; convert it to a dense one, for example with .to_dense",
         ),
         ({"weight": W.to_sparse()}, "weight is a tensor of layout sparse_coo"),
         (
@@ -130,7 +130,7 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
         ({"padding": 5, "padding_mode": "reflect"}, "is too small for padding=5 by reflect"),
         ({"padding_mode": "mirror"}, "padding_mode=mirror is not known; use zeros, "),
         ({"x": X.long()}, "the input of torch.int64 cannot be convolved"),
-        ({"weight": W.bfloat16()}, "the input is torch.float32, weight torch.bfloat16; turn both into one dtype"),
+        ({"weight": W.bfloat16()}, "the input is torch.float32, weight torch.bfloat16; convert both to one dtype"),
         ({"weight": W.to("meta")}, "the input is on cpu, weight on meta; move both to one device"),
     ],
 )

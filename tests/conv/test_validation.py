@@ -21,7 +21,7 @@ def test_tensors_that_belong_together_pass():
 
 def test_under_autocast_the_dtype_is_that_in_which_it_computes():
     x = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(UsageError, match="weight torch.bfloat16; turn both into one dtype"):
+    with pytest.raises(UsageError, match="weight torch.bfloat16; convert both to one dtype"):
         check_tensors(x, x.bfloat16(), None)
     with torch.autocast("cpu", torch.bfloat16):
         check_tensors(x, x.bfloat16(), None)

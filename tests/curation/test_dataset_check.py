@@ -157,7 +157,7 @@ def test_ignored_files_are_listed(photos: Path) -> None:
 
 def test_problems_are_reported_not_raised(photos: Path) -> None:
     shutil.rmtree(photos / "dog")
-    assert "one class only, cat" in check(photos).problems[0]
+    assert "only one class, cat" in check(photos).problems[0]
     shutil.rmtree(photos / "cat")
     findings = check(photos)
     assert "holds no image" in findings.problems[0]

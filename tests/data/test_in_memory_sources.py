@@ -118,7 +118,7 @@ def test_pairs_are_the_files_of_a_folder(digit_folder: Path) -> None:
 def test_a_dataset_of_svertka_is_taken_as_it_is(digit_folder: Path) -> None:
     folder = open_folder(digit_folder)
     assert open_source(folder) is folder
-    with pytest.raises(UsageError, match="columns=path=a are of a table, and the source is none"):
+    with pytest.raises(UsageError, match="columns=path=a are for a table, but the source is none"):
         open_source(folder, columns="path=a")
 
 
@@ -207,7 +207,7 @@ def test_check_reports_images_in_memory() -> None:
     assert found.classes == {"a": 3, "b": 1}
     assert [copies.paths for copies in found.duplicates] == [("image #0", "image #2")]
     assert (found.modes, found.sizes) == ({"L": 4}, ((48, 64),) * 3)
-    assert check((images, [1] * 4)).problems == ("<arrays> has one class only, 1; a classifier needs two or more",)
+    assert check((images, [1] * 4)).problems == ("<arrays> has only one class, 1; a classifier needs two or more",)
     sizes = Items([(PHOTOGRAPHS[0], "a"), (GRAY[0, :50], "b")])
     assert check(sizes).modes == {"RGB": 1, "L": 1}
     assert check(Twins()).bad[0] == (

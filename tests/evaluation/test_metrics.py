@@ -250,7 +250,7 @@ def test_the_json_keys() -> None:
 
 
 def test_wrong_number_of_classes_is_refused() -> None:
-    with pytest.raises(UsageError, match="10 scores per image and the data have 3 classes"):
+    with pytest.raises(UsageError, match="10 scores per image, but the data have 3 classes"):
         MetricAccumulator(3).update(
             torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         )

@@ -138,7 +138,7 @@ class Squeezed(nn.Sequential):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (nn.Conv2d(3, 4, 8), "Conv2d has 0 layers nn.Flatten"),
+        (nn.Conv2d(3, 4, 8), "Conv2d has 0 nn.Flatten layers"),
         (Squeezed(), "Squeezed cannot take images of any size: what 1 gives depends on the size of the whole"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no dense layer reads its flattened maps"),
         (

@@ -238,7 +238,7 @@ def test_an_untraceable_network_raises_and_is_not_changed():
 
 @pytest.mark.parametrize("shape", [(10**9, 3, 10**6, 10**6), (-1, 3, 4, 4)])
 def test_impossible_shapes_are_rejected(shape):
-    with pytest.raises(UsageError, match="is no shape of an input"):
+    with pytest.raises(UsageError, match="is not the shape of an input"):
         trace(nn.Conv2d(3, 2, 1), shape)
 
 

@@ -163,7 +163,12 @@ def test_two_processes_learn_what_one_does(backbone: Run, scenes: Scenes, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "rows", "error", "message"),
     [
-        ({"unfreeze": "last"}, "", UsageError, "train a head on trained weights; give --weights, and leave out"),
+        (
+            {"unfreeze": "last"},
+            "",
+            UsageError,
+            "trains only a head, on pretrained weights; give --weights, and leave out",
+        ),
         ({}, "one-0.png,six,0,0,1,1", DataError, "has a box of class six, but the classes are one, two; rename"),
         ({}, "one-0.png,one,0,0,65,1", DataError, "lies outside one-0.png, which has 64×48 pixels"),
     ],

@@ -76,7 +76,9 @@ def test_names_of_the_registry_and_of_builders(tmp_path: Path) -> None:
     assert (model.name, head_path(model)) == ("own.py:build", "2")
     with pytest.raises(UsageError, match="model=resnet19 is not known; use resnet18"):
         open_model("resnet19")
-    with pytest.raises(UsageError, match=r"head_layer=fc is for networks of others, and resnet18 is one of svertka's"):
+    with pytest.raises(
+        UsageError, match=r"head_layer=fc is only for networks from other packages, and resnet18 is one of svertka's"
+    ):
         open_model("resnet18", head_layer="fc")
 
 
@@ -124,7 +126,7 @@ UNUSABLE: dict[str, tuple[Any, str]] = {
     ),
     "a function that fails": (lambda classes: classes["x"], "(TypeError: 'int' object is not subscriptable)"),
     "a function of nothing": (lambda: small(), "fails for 3 classes (TypeError:"),
-    "a function that returns a number": (lambda classes: classes, "returns a int; it is to take the number of classes"),
+    "a function that returns a number": (lambda classes: classes, "returns a int; it must take the number of classes"),
     "feature maps": (nn.Conv2d(3, 8, 3), "Conv2d returns a tensor of N×8×222×222"),
 }
 

@@ -153,13 +153,13 @@ def test_another_filter_than_svertka_has_is_refused() -> None:
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match=r"^timm (is not installed; pip install 'svertka\[timm\]'|does not import)"):
+    with pytest.raises(UsageError, match=r"^timm (is not installed; pip install 'svertka\[timm\]'|cannot be imported)"):
         open_model("timm:resnet18")
 
 
 def test_a_package_of_another_pytorch_is_one_sentence(packages: Path) -> None:
     (packages / "path" / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator does not exist')\n")
-    with pytest.raises(UsageError, match=r"torchvision does not import beside PyTorch .* \(operator does not exist\)"):
+    with pytest.raises(UsageError, match=r"torchvision cannot be imported with PyTorch .* \(operator does not exist\)"):
         open_model("torchvision:small")
 
 

@@ -27,7 +27,7 @@ def test_fresh_weights_are_not_frozen(unfreeze: str) -> None:
 @pytest.mark.parametrize(("unfreeze", "trained"), [("head", False), ("last", True), ("all", True), ("all", False)])
 def test_boxes_train_a_head_on_what_is_trained(unfreeze: str, trained: bool) -> None:
     recipe = RECIPES["patches"].with_changes(unfreeze=unfreeze)
-    with pytest.raises(UsageError, match="boxes=b.csv train a head on trained weights"):
+    with pytest.raises(UsageError, match="boxes=b.csv trains only a head, on pretrained weights"):
         check_frozen_layers(recipe, "b.csv", trained=trained)
     check_frozen_layers(RECIPES["patches"], "b.csv", trained=True)
 

@@ -62,12 +62,12 @@ def in_parts(source: Path, target: Path, *parts: str) -> Path:
 @pytest.mark.parametrize(
     ("parts", "options", "advice"),
     [
-        (("train", "train", "val"), {}, "names its val images, .* the same; give --test 0.3"),
-        (("train", "train", "test"), {"val": 0}, "names its test images, .* the same; give --val 0.1"),
+        (("train", "train", "val"), {}, "has its own val images, .* the same; give --test 0.3"),
+        (("train", "train", "test"), {"val": 0}, "has its own test images, .* the same; give --val 0.1"),
         (
             ("train", "val", "test"),
             {"test": 0.3},
-            "names its val and test images, .* the same; put all images",
+            "has its own val and test images, .* the same; put all images",
         ),
     ],
 )

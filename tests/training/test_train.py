@@ -185,7 +185,7 @@ def test_changed_pictures_stop_a_resume(
         with pytest.raises(Interrupted):
             svertka.train(folder, output=tmp_path / "run", **SMALL)
     (folder / "one" / "00.png").unlink()
-    with pytest.raises(RunError, match=r"are not those that .* was begun with \(239 now, 240 then\)"):
+    with pytest.raises(RunError, match=r"are not those that .* was started with \(239 now, 240 then\)"):
         svertka.resume(tmp_path / "run")
 
 
@@ -406,7 +406,7 @@ def test_a_recipe_trains_its_first_stage_once_and_goes_on_where_it_stopped(
     svertka.train(digit_folder, output=tmp_path / "run", **staged)
     assert first.metrics.stat().st_mtime_ns == finished_at
     shutil.rmtree(run)
-    with pytest.raises(UsageError, match="is of another training; remove it"):
+    with pytest.raises(UsageError, match="belongs to another training; remove it"):
         svertka.train(digit_folder, output=tmp_path / "run", **(staged | {"seed": 1}))
 
 

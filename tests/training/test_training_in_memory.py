@@ -145,7 +145,7 @@ def _saved(images: list[npt.NDArray[np.uint8]], folder: Path) -> list[Path]:
 
 
 def test_one_class_only_is_refused(digits: Digits, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="<arrays> has one class only, 0"):
+    with pytest.raises(DataError, match="<arrays> has only one class, 0"):
         svertka.train((digits[0], np.zeros(400, int)), output=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
 

@@ -283,7 +283,7 @@ def train(
             option = "--" + changed[0].replace("_", "-")
             anew = format_command("train", Path(source or "SOURCE"), "--weights", Path(resume))
             raise UsageError(
-                f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out, or "
+                f"{option} cannot be given with --resume: the run continues with its own settings; leave it out, or "
                 f"start a new run from its weights: {anew} …"
             )
         with show_import_spinner():

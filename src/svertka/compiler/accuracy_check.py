@@ -74,9 +74,9 @@ def measure_error(
                 original, x, number, a, b
             ):
                 raise UsageError(
-                    f"optimized, {name} gives something else on the example: the largest difference is "
+                    f"optimized, {name} computes something else on the example: the largest difference is "
                     f"{of_channel:.1e} of the largest value of its channel for {format_count(batch_size, 'image')}, "
-                    f"more than {TOLERANCE:.0e}; run the network as it is"
+                    f"more than {TOLERANCE:.0e}; use the original network"
                 )
             worst = max(worst, error)
     return worst
@@ -100,7 +100,7 @@ def check_int8_error(
         if not error <= INT8_TOLERANCE:
             low, high = (float(one) for one in example.aminmax())
             raise UsageError(
-                f"in int8 {type(original).__name__} is too far off on the example: the error is {error:.1%} of the "
+                f"in int8 {type(original).__name__} is too inaccurate on the example: the error is {error:.1%} of the "
                 f"values (root mean square), more than {INT8_TOLERANCE:.0%}; the example has values from {low:.3g} to "
                 f"{high:.3g} and the calibration images from {calibrated[0]:.3g} to {calibrated[1]:.3g}, so preprocess "
                 "both alike"
@@ -160,7 +160,7 @@ def _check_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> No
     kinds = [[(tuple(one.shape), one.dtype, one.device) for one in tensors] for tensors in (ours, theirs)]
     if kinds[0] != kinds[1]:
         raise UsageError(
-            f"optimized, {name} gives tensors of other shapes or types, or on other devices; run the network as it is"
+            f"optimized, {name} returns tensors of other shapes or types, or on other devices; use the original network"
         )
 
 
@@ -168,12 +168,12 @@ def _check_mean_error(precision: str, name: str, ours: Tensor, theirs: Tensor, t
     """Raise UsageError if outputs of a lower precision differ too much."""
     if not theirs.is_floating_point() or not theirs.numel():
         if not torch.equal(ours, theirs):
-            raise UsageError(f"in {precision} {name} gives other whole numbers; use precision='fp32'")
+            raise UsageError(f"in {precision} {name} returns different integers; use precision='fp32'")
         return
     error = _relative_rms(ours, theirs)
     if not error <= tolerance:
         raise UsageError(
-            f"in {precision} {name} is too far off: the error is {error:.1%} of the values (root mean square), more "
+            f"in {precision} {name} is too inaccurate: the error is {error:.1%} of the values (root mean square), more "
             f"than {tolerance:.0%}; use precision='fp32'"
         )
 
@@ -195,7 +195,7 @@ def _check_channels(name: str, ours: Tensor, theirs: Tensor) -> None:
     worst = int(errors.argmax())
     if not float(errors[worst]) <= INT8_CHANNEL_TOLERANCE:
         raise UsageError(
-            f"in int8 {name} is too far off in output channel {worst}: the error (root mean square) is "
+            f"in int8 {name} is too inaccurate in output channel {worst}: the error (root mean square) is "
             f"{float(errors[worst]):.0%} of the channel's standard deviation over the calibration images, more than "
             f"{INT8_CHANNEL_TOLERANCE:.0%}; use precision='fp32'"
         )

@@ -130,8 +130,8 @@ def observe_activations(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mappi
         run_reference(fused, fused.tensors.__getitem__, images.contiguous(memory_format=torch.channels_last), observe)
     if 0 in found and found[0].is_zero:
         raise UsageError(
-            "the numbers of all calibration images are zero, so their range is unknown; calibrate on images such as "
-            "there will be, or use precision='fp32'"
+            "all values of the calibration images are zero, so their range is unknown; calibrate on typical "
+            "images, or use precision='fp32'"
         )
     return found
 

@@ -89,9 +89,7 @@ class CalibrationBatches:
             sizes = ["×".join(map(str, shape)) for shape in (images.shape[1:], self._shape)]
             raise UsageError(f"calibration= has images of {sizes[0]} and the example's are {sizes[1]}; resize them")
         if not bool(images.isfinite().all()):
-            raise UsageError(
-                "calibration= has images with numbers that are not finite; use images such as there will be"
-            )
+            raise UsageError("calibration= has images with values that are not finite; use typical images")
         return images
 
 

@@ -69,8 +69,8 @@ class DynamicBatchCapturer:
                 return first
         if runs > 1:
             raise UsageError(
-                f"{type(self.network).__name__} does something else each time it runs; an optimized network keeps "
-                "nothing from one run to the next"
+                f"{type(self.network).__name__} computes something else each time it runs; an optimized network must "
+                "not keep state between runs"
             )
         return first
 

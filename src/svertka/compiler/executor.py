@@ -195,7 +195,9 @@ class ExecutionPlan:
                 (self.shapes[number], self.fused.dtypes[number]),
             )
         )
-        raise ValueError(f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when it was optimized")
+        raise ValueError(
+            f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when the network was optimized"
+        )
 
     def _find_direct_output(self, shapes: Mapping[int, tuple[int, ...]]) -> int | None:
         """Return the value that is written directly into the returned tensor, or None."""

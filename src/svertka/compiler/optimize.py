@@ -192,22 +192,21 @@ def _draw_images(shape: Sequence[int]) -> Tensor:
         UsageError: It is no such shape.
     """
     if len(shape) not in (3, 4) or not all(type(side) is int and side > 0 for side in shape):
-        raise UsageError(f"example={shape!r} is no shape; give (C, H, W), such as (3, 224, 224), or images")
+        raise UsageError(f"example={shape!r} is not a shape; give (C, H, W), such as (3, 224, 224), or images")
     try:
         return torch.randn((1, *shape)[-4:], generator=torch.Generator().manual_seed(0))
     except (RuntimeError, MemoryError) as error:
-        raise UsageError(f"example={shape!r} needs more memory than there is; give a smaller shape") from error
+        raise UsageError(f"example={shape!r} needs more memory than this machine has; give a smaller shape") from error
 
 
 def _check_example(example: Tensor) -> None:
     try:
         good = 0 not in example.shape and bool(example.isfinite().all())
     except RuntimeError as error:
-        raise UsageError(f"the example, {tuple(example.shape)}, needs more memory than there is") from error
+        raise UsageError(f"the example, {tuple(example.shape)}, needs more memory than this machine has") from error
     if not good:
         raise UsageError(
-            f"the example, {tuple(example.shape)}, has no images or numbers that are not finite; use images such as "
-            "there will be"
+            f"the example, {tuple(example.shape)}, has no images, or values that are not finite; use typical images"
         )
 
 
@@ -343,8 +342,8 @@ class Optimized(nn.Module):
         settings = [(one.example[1:], one.precision, one.dense, one.strict) for one in (info, self.info)]
         if settings[0] != settings[1]:
             raise UsageError(
-                "this network is optimized already, for another size or with other settings; optimize the network that "
-                "it was made from"
+                "this network is already optimized, for another size or with other settings; optimize the original "
+                "network"
             )
         return self
 
@@ -473,7 +472,8 @@ class Optimized(nn.Module):
         """Run PyTorch's operations, which callers can trace or transform."""
         if x.dim() != 4 or tuple(x.shape[1:]) != self.info.example[1:]:
             raise UsageError(
-                f"an optimized network is traced with (N, {', '.join(map(str, self.info.example[1:]))}) float32"
+                "trace an optimized network with float32 images of shape "
+                f"(N, {', '.join(map(str, self.info.example[1:]))})"
             )
         with torch.no_grad():
             return reference.run_reference(self._steps, self._weight, x)
@@ -504,8 +504,8 @@ class Optimized(nn.Module):
         others = [size for size in SAVED_BATCH_SIZES if not self._can_run(size)]
         if max(others, default=0) > 1:
             raise UsageError(
-                f"this network does something else for {max(others)} images than for {self.info.example[0]}, which "
-                "a file or pickle cannot tell; keep the network itself and optimize it where it runs"
+                f"this network computes something else for {max(others)} images than for {self.info.example[0]}, which "
+                "cannot be stored in a file or pickle; keep the original network and optimize it where it runs"
             )
         return dataclasses.replace(self.info, least=max(others, default=-1) + 1)
 

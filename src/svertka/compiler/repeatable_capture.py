@@ -15,7 +15,7 @@ from svertka.graph.operation_and_value_types import Constant, Value
 from svertka.graph.trace_errors import NEW_TENSOR, unknown_tensor_error
 
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
-KEEPS_NOTHING = "an optimized network keeps nothing from one run to the next"
+KEEPS_NOTHING = "an optimized network must not keep state between runs"
 
 
 class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]

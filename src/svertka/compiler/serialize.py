@@ -129,7 +129,7 @@ def write_network(path: Path, fused: FusedNetwork, info: OptimizedInfo) -> None:
     try:
         again = _decode_network(json.loads(json.dumps(header)), separate)
     except ERRORS as error:
-        raise UsageError(f"this network cannot be written so that it could be read: {_reason(error)}") from error
+        raise UsageError(f"this network cannot be written to a file: {_reason(error)}") from error
     if again[0].steps != fused.steps:
         raise UsageError("this network has settings that a file does not keep; optimize it where it runs")
     write_tensors(path, separate, {"optimized": header})
@@ -255,7 +255,7 @@ def _decode(written: Any) -> Any:
         leaf = LEAF_KINDS[kind](**{key: part for key, part in written.items() if key != "is"})
         parts = vars(leaf).values()
         if not all(isinstance(part, str) if kind == "Constant" else _is_number(part) for part in parts):
-            raise ValueError(f"{leaf} is none that there can be")
+            raise ValueError(f"{leaf} is not a possible value")
         return leaf
     if kind == "tuple":
         return tuple(_decode(part) for part in written["of"])
@@ -347,7 +347,7 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
     """
     batch_size, example = fused.batch_size, info.example
     if batch_size not in (None, example[0]) or len(example) != 4 or not all(0 < side < LARGEST for side in example):
-        raise ValueError("the example is not what the network takes")
+        raise ValueError("the example does not fit the input of the network")
     made = [value for step in fused.steps for value in step_output_numbers(step)]
     if 0 in made or len(made) != len(set(made)):
         raise ValueError("two steps give the same value")
@@ -361,7 +361,7 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
             _check_weights(fused, step, DTYPES[info.dense if is_linear_layer(fused, step) else info.precision])
     sides = [side.of(example[0]) if isinstance(side, BatchDependentSize) else side for side in fused.shapes[0]]
     if tuple(sides) != example or fused.dtypes[0] != torch.float32:
-        raise ValueError("the example is not what the network takes")
+        raise ValueError("the example does not fit the input of the network")
     without = {name: tensor.to("meta") for name, tensor in fused.tensors.items()}
     empty = FusedNetwork(fused.steps, fused.shapes, fused.dtypes, without, fused.output)
     reference.run_reference(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
@@ -376,7 +376,7 @@ def _check_floats(fused: FusedNetwork, step: KernelStep) -> None:
     if any(dtype != torch.float32 for dtype in dtypes) or any(
         fused.tensors[name].dtype != torch.int64 for name in indices
     ):
-        raise ValueError("a kernel is to read what is not float32")
+        raise ValueError("a kernel would read values that are not float32")
 
 
 def _check_weights(fused: FusedNetwork, step: FusedConvolution, dtype: torch.dtype) -> None:
@@ -400,7 +400,7 @@ def _check_quantizations(fused: FusedNetwork) -> None:
         if not 0 <= one.zero_point <= LARGEST_BYTE:
             raise ValueError(f"the quantization of a value is {one}")
         if fused.dtypes[value] != torch.uint8 or value == 0 or len(fused.shapes[value]) not in (2, 4):
-            raise ValueError("a value of 8 bits is no map")
+            raise ValueError("an 8-bit value is not a map")
     read = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
     if fused.quantizations.keys() & set(read):
-        raise ValueError("the network returns numbers of 8 bits")
+        raise ValueError("the network returns 8-bit numbers")

@@ -37,7 +37,9 @@ def _check_plain(name: str, tensor: Tensor) -> None:
         raise UsageError(f"{name} is on {tensor.device}; optimize a copy on the CPU: network.cpu()")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         kind = "quantized" if tensor.is_quantized else "sparse or nested"
-        raise UsageError(f"{name} is a {kind} tensor, which optimized networks do not know; run the network as it is")
+        raise UsageError(
+            f"{name} is a {kind} tensor, which optimized networks do not support; use the original network"
+        )
 
 
 def float32_hint(network: nn.Module) -> str:

@@ -23,25 +23,29 @@ def check_tensors(x: Any, weight: Any, bias: Any) -> None:
         if tensor is None and name == "bias":
             continue
         if not isinstance(tensor, Tensor):
-            raise UsageError(f"{name} is {type(tensor).__name__}, not a tensor; turn it into one, as with torch.tensor")
+            raise UsageError(
+                f"{name} is {type(tensor).__name__}, not a tensor; convert it, for example with torch.tensor"
+            )
         if tensor.is_nested or tensor.layout != torch.strided:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
             way = "torch.nested.to_padded_tensor" if tensor.is_nested else ".to_dense()"
-            raise UsageError(f"{name} is a tensor of layout {kind}; turn it into a dense one, as with {way}")
+            raise UsageError(f"{name} is a tensor of layout {kind}; convert it to a dense one, for example with {way}")
         if tensor.device != x.device:
             raise UsageError(f"the input is on {x.device}, {name} on {tensor.device}; move both to one device")
         if tensor is not x and dtype_under_autocast(tensor) != dtype_under_autocast(x):
-            raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; turn both into one dtype")
+            raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; convert both to one dtype")
         if tensor.dtype not in DTYPES:
             raise UsageError(
-                f"{name} of {tensor.dtype} cannot be convolved; turn it into floating point, as with .float()"
+                f"{name} of {tensor.dtype} cannot be convolved; convert it to floating point, for example with .float()"
             )
 
 
 def check_bias(bias: Tensor | None, out_channels: int) -> None:
     """Raise UsageError unless `bias` is None or has one number for each output channel."""
     if bias is not None and tuple(bias.shape) != (out_channels,):
-        raise UsageError(f"bias of shape {tuple(bias.shape)} must be ({out_channels},), one an output channel")
+        raise UsageError(
+            f"bias of shape {tuple(bias.shape)} must be ({out_channels},), one value for each output channel"
+        )
 
 
 def check_integer(name: str, value: Any) -> int:
@@ -60,7 +64,7 @@ def check_memory(x: Tensor, shape: ConvShape) -> None:
         if needed > _MEMORY:
             size, (takes, there) = "×".join(map(str, sizes)), (f"{each / 2**30:,.0f} GiB" for each in (needed, _MEMORY))
             raise UsageError(
-                f"the {what}, {size}, takes {takes}, more than the {there} of this machine; use smaller images or fewer"
+                f"the {what}, {size}, takes {takes}, more than the {there} of this machine; use smaller or fewer images"
             )
 
 

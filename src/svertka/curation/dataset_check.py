@@ -273,7 +273,7 @@ def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, 
         dataset, problems = listing.dataset(), listing.problems()
     else:
         dataset, listing = open_source(source, columns=columns), FolderListing(Path(), Path(), ())
-        one_class = f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more"
+        one_class = f"{dataset.source} has only one class, {dataset.names[0]}; a classifier needs two or more"
         problems = [one_class] if len(dataset.names) < 2 else []
     return dataset, listing, problems
 

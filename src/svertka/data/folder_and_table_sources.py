@@ -92,7 +92,7 @@ class FolderListing:
             found.append(f"{self.source} has images in {_in_order(self.names())} outside class folders; {to_do}")
         elif len(names) < 2:
             needed = f"a classifier needs two or more{f'; {in_names}' if in_names else ''}"
-            found.append(f"{self.source} has one class only, {first}; {needed}")
+            found.append(f"{self.source} has only one class, {first}; {needed}")
         classes = self._classes()
         if not classes["train"]:
             found.append(f"{self.source} has nothing to train on; put class folders into {self.root / 'train'}")

@@ -36,7 +36,7 @@ def open_source(
     is_table = isinstance(source, str | PathLike) and str(source) not in NAMES
     if meanings and not is_table:
         named = source if is_path(source) else "the source"
-        raise UsageError(f"columns={columns} are of a table, and {named} is none; leave them out")
+        raise UsageError(f"columns={columns} are for a table, but {named} is not a table; leave them out")
     if not isinstance(source, str | PathLike):
         return source if isinstance(source, Dataset) else open_in_memory(source)
     if str(source) in NAMES:

@@ -350,7 +350,8 @@ def _class_order(names: tuple[str, ...], theirs: tuple[str, ...], first: str, ot
             if here - there
         ]
         raise UsageError(
-            f"{first} and {other} know different classes ({'; '.join(only)}); judged together, runs must have the same"
+            f"{first} and {other} know different classes ({'; '.join(only)}); runs that are evaluated together must "
+            "have the same"
         )
     place = {name: number for number, name in enumerate(theirs)}
     return torch.tensor([place[name] for name in names])

@@ -244,7 +244,7 @@ class MetricAccumulator:
         """
         if logits.shape[1] != self.classes:
             raise UsageError(
-                f"the network gives {logits.shape[1]} scores per image and the data have {self.classes} classes; "
+                f"the network gives {logits.shape[1]} scores per image, but the data have {self.classes} classes; "
                 f"use the data set it was trained on"
             )
         logits, labels, indices = logits.float().cpu(), labels.cpu(), indices.cpu()

@@ -92,7 +92,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             image = torch.empty(shape, device="meta", dtype=dtype)
         except RuntimeError as error:  # more bytes than 64 bits can count, or a negative size
-            raise UsageError(f"shape={shape} is no shape of an input; give (N, C, H, W)") from error
+            raise UsageError(f"shape={shape} is not the shape of an input; give (N, C, H, W)") from error
         self._add_value(image)
         self._tracker = tracker = _CaptureTracker(self.twin, self)
         try:

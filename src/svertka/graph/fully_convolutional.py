@@ -95,8 +95,8 @@ def _flattening(network: nn.Module, shape: tuple[int, ...]) -> tuple[str, nn.Mod
     found = [node for node, module in called.items() if isinstance(module, nn.Flatten)]
     if len(found) != 1 or len(found[0].meta[SHAPE]) != 2 or len(found[0].all_input_nodes[0].meta[SHAPE]) != 4:
         raise UsageError(
-            f"{type(network).__name__} has {len(found)} layers nn.Flatten; to take images of any size a network must "
-            "make vectors of its maps by one such layer, (N, C, H, W) to (N, C · H · W)"
+            f"{type(network).__name__} has {len(found)} nn.Flatten layers; to take images of any size, a network must "
+            "flatten its maps with exactly one such layer, (N, C, H, W) to (N, C · H · W)"
         )
     (flatten,) = found
     before = flatten.all_input_nodes[0]
@@ -137,7 +137,9 @@ def _convolution(layer: nn.Linear, pool: nn.Module | None, grid: tuple[int, int]
     weight = layer.weight.detach().view(-1, channels, *grid)
     if grid != (height, width):
         if not isinstance(pool, nn.AdaptiveAvgPool2d):
-            raise UsageError(f"a dense layer behind {type(pool).__name__} is no convolution; use AdaptiveAvgPool2d")
+            raise UsageError(
+                f"a dense layer behind {type(pool).__name__} cannot become a convolution; use AdaptiveAvgPool2d"
+            )
         # Average pooling is linear: its outputs for single pixels are its matrix, (H · W, cells).
         pixels = torch.eye(height * width).to(weight).view(-1, 1, height, width)
         means = F.adaptive_avg_pool2d(pixels, grid).flatten(1)

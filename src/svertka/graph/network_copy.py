@@ -35,7 +35,7 @@ def copy_network(network: nn.Module, copies: dict[int, Any] | None = None) -> nn
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
-            f"{type(network).__name__} cannot be copied ({reason}); remove what cannot be from its attributes"
+            f"{type(network).__name__} cannot be copied ({reason}); remove the attributes that cannot be copied"
         ) from error
 
 

@@ -54,7 +54,9 @@ def open_model(model: str | nn.Module | Function, *, head_layer: str | None = No
     """
     if isinstance(model, str) and ":" not in model:
         if head_layer is not None:
-            raise UsageError(f"head_layer={head_layer} is for networks of others, and {model} is one of svertka's")
+            raise UsageError(
+                f"head_layer={head_layer} is only for networks from other packages, and {model} is one of svertka's"
+            )
         return find_model(model)
     if isinstance(model, str):
         return _of_builder(Builder(target=absolute_target(model), head_layer=head_layer), sizes)
@@ -234,7 +236,7 @@ def _of_module(network: nn.Module, head_layer: str | None, sizes: Sequence[int])
             return restore(copy.deepcopy(network)).train()
         except Exception as error:
             raise UsageError(
-                f"{facts.name} cannot be copied ({describe_error(error)}); remove what cannot be from its attributes"
+                f"{facts.name} cannot be copied ({describe_error(error)}); remove the attributes that cannot be copied"
             ) from error
 
     return _model(facts, Builder(target=GRAPH), _Build(copied, facts.head_layer, facts.classes), has_own_weights=True)
@@ -258,7 +260,7 @@ def _call(function: Function, classes: int, name: str, arguments: Mapping[str, o
         ) from error
     if not isinstance(network, nn.Module):
         raise UsageError(
-            f"model={name} returns a {type(network).__name__}; it is to take the number of classes and return a network"
+            f"model={name} returns a {type(network).__name__}; it must take the number of classes and return a network"
         )
     return network
 

@@ -100,7 +100,10 @@ def timm_preprocess(config: Any) -> Preprocess | None:
         return None
     channels, height, width = config["input_size"]
     if height != width:
-        raise UsageError(f"the network takes images of {height}×{width} pixels, and svertka's are square; use another")
+        raise UsageError(
+            f"the network takes images of {height}×{width} pixels, but svertka supports only square images; use "
+            "another network"
+        )
     interpolation = config.get("interpolation") or "bilinear"
     if interpolation not in INTERPOLATIONS:
         raise UsageError(
@@ -212,10 +215,10 @@ def _package(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name == package:
             raise UsageError(f"{package} is not installed; pip install 'svertka[{package}]'") from error
-        raise UsageError(f"{package} does not import ({error}); install what it needs") from error
+        raise UsageError(f"{package} cannot be imported ({error}); install what it needs") from error
     except (ImportError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"{package} does not import beside PyTorch {torch.__version__} ({shorten(reason, 150)}); install versions "
-            "that belong together"
+            f"{package} cannot be imported with PyTorch {torch.__version__} ({shorten(reason, 150)}); install "
+            "compatible versions"
         ) from error

@@ -313,7 +313,7 @@ class App:
     def _find_run(self, key: str | None) -> ServedModel:
         key = self._first.key if key is None else key
         if key not in self.runs:
-            raise HTTPError(404, f"no run {key[:200]}; served are {', '.join(self.runs)}")
+            raise HTTPError(404, f"no run {key[:200]}; the served runs are {', '.join(self.runs)}")
         return self.runs[key]
 
     def _find_class(self, options: ExplainOptions) -> tuple[ServedModel, int | None]:

@@ -499,7 +499,7 @@ def _check_classes(parts: DataSplits) -> None:
     """Raise DataError unless there are two classes or more and each has training images."""
     dataset = parts.dataset
     if len(dataset.names) < 2:
-        raise DataError(f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more")
+        raise DataError(f"{dataset.source} has only one class, {dataset.names[0]}; a classifier needs two or more")
     counts = parts.class_counts("train")
     empty = [name for name, count in zip(dataset.names, counts, strict=True) if not count]
     if empty:

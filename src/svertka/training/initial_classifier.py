@@ -34,7 +34,7 @@ PROBED = 64  # training images on which fresh weights are tested
 
 
 def check_frozen_layers(recipe: Recipe, boxes: str | None, *, trained: bool) -> None:
-    """Check that only trained layers are frozen, and that boxes train a head on trained weights.
+    """Check that only trained layers are frozen, and that boxes trains only a head, on pretrained weights.
 
     Args:
         recipe: The recipe.
@@ -45,7 +45,9 @@ def check_frozen_layers(recipe: Recipe, boxes: str | None, *, trained: bool) -> 
         UsageError: Otherwise.
     """
     if boxes is not None and not (trained and recipe.unfreeze == HEAD):
-        raise UsageError(f"boxes={boxes} train a head on trained weights; give --weights, and leave out --unfreeze")
+        raise UsageError(
+            f"boxes={boxes} trains only a head, on pretrained weights; give --weights, and leave out --unfreeze"
+        )
     if recipe.unfreeze != ALL and not trained:
         raise UsageError(
             f"unfreeze={recipe.unfreeze} freezes layers with random weights; give --weights to start from, or "

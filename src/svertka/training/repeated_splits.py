@@ -126,7 +126,7 @@ def _find_what_varies(options: TrainingOptions) -> tuple[str, str]:
         else:
             advice = "put all images into one part to have them split anew each time"
         parts = " and ".join(sorted(named, reverse=True))
-        raise UsageError(f"{source} names its {parts} images, so that all repeats would be the same; {advice}")
+        raise UsageError(f"{source} has its own {parts} images, so all repeats would be the same; {advice}")
     return source, BOTH if judge in drawn else TRAINED_ON
 
 

@@ -107,7 +107,7 @@ def resume(
         parts = _split_as_before(run, moved, dataset)
         if parts.fingerprint != settings.fingerprint:
             raise RunError(
-                f"the images of {moved.source} are not those that {run.folder} was begun with "
+                f"the images of {moved.source} are not those that {run.folder} was started with "
                 f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back, or "
                 f"{_further(run, moved.source)}"
             )
@@ -227,7 +227,7 @@ def suggest_resume_command(run: Run) -> Iterator[None]:
             raise
         request = StopRequest(error.number) if isinstance(error, Stopped) else StopRequest()
         raise Interrupted(
-            f"stopped; what was saved before stays, continue with: {run.resume_command}", request.exit_code
+            f"stopped; the state saved last is kept; continue with: {run.resume_command}", request.exit_code
         ) from error
 
 
@@ -266,12 +266,12 @@ def _device_of(run: Run, settings: Settings) -> torch.device:
         place = choose_device("auto")
         if settings.device == "mps":  # of an earlier version
             say(
-                f"{run.folder} was begun on mps, which svertka no longer trains on; it goes on on {place}, with other "
+                f"{run.folder} was started on mps, which svertka no longer supports; it continues on {place}, with other "
                 "last digits. To have all numbers from one device, train anew: "
                 f"{format_command('train', Path(settings.source), '--device', str(place))}"
             )
         else:
-            say(f"{run.folder} was begun on {settings.device}, which is not on this machine; it goes on on {place}")
+            say(f"{run.folder} was started on {settings.device}, which is not on this machine; it continues on {place}")
         return place
 
 

@@ -491,7 +491,7 @@ def _first_stage(resolved: ResolvedOptions, folder: Path) -> Run:
     options, model = resolved.options, str(resolved.recipe.start)
     if options.time is not None:
         raise UsageError(
-            f"recipe={resolved.recipe_name} trains {model} first, so that --time is not known; give --epochs instead"
+            f"recipe={resolved.recipe_name} trains {model} first, so --time cannot be planned; give --epochs instead"
         )
     run = Run(folder.with_name(f"{folder.name}.{model}"))
     say(f"first {model}, in {run.folder}")
@@ -501,5 +501,5 @@ def _first_stage(resolved: ResolvedOptions, folder: Path) -> Run:
     settings = Settings.of(run)
     expected = resolved.dataset.source, resolved.recipe_name, options.seed
     if (settings.source, settings.recipe_name, settings.seed) != expected:
-        raise UsageError(f"{run.folder} is of another training; remove it, or choose another --output")
+        raise UsageError(f"{run.folder} belongs to another training; remove it, or choose another --output")
     return run if run.is_finished else resume(run, None if is_path(options.source) else options.source)
