@@ -80,7 +80,8 @@ CacheLimit = Annotated[
     float | None,
     typer.Option(
         metavar="GB",
-        help="Size limit in GB, for the image cache and for stored features each (default: a share of the free disk).",
+        help="Size limit in GB; applies to the image cache and to stored features separately (default: a share of the "
+        "free disk).",
         rich_help_panel=COMPUTE,
     ),
 ]
