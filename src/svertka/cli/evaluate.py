@@ -47,7 +47,7 @@ def evaluate(
     cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the error of a run, or of the mean of several, on labeled images.
+    """Measure the error of a run, or of an ensemble of runs, on labeled images.
 
     Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """
