@@ -320,4 +320,4 @@ def test_a_run_of_a_graphics_card_is_used_where_there_is_none(
         why = "svertka no longer supports" if device == "mps" else "is not on this machine"
         said = capsys.readouterr().err
         assert f"was started on {device}, which {why}; it continues on cpu" in said
-        assert device != "mps" or "train anew: svertka train" in said
+        assert device != "mps" or "train again: svertka train" in said

@@ -263,7 +263,7 @@ def decode_and_split(
 
     Raises:
         UsageError: The shares leave nothing to train on.
-        DataError: There is one class only, a class has no training images, or more than a tenth of the images cannot
+        DataError: There is only one class, a class has no training images, or more than a tenth of the images cannot
             be read.
     """
     dataset = dataset.with_intensity_range(preprocess.intensity_range)

@@ -266,8 +266,8 @@ def _device_of(run: Run, settings: Settings) -> torch.device:
         place = choose_device("auto")
         if settings.device == "mps":  # of an earlier version
             say(
-                f"{run.folder} was started on mps, which svertka no longer supports; it continues on {place}, with other "
-                "last digits. To have all numbers from one device, train anew: "
+                f"{run.folder} was started on mps, which svertka no longer supports; it continues on {place}, with "
+                "slightly different numbers. To compute all numbers on one device, train again: "
                 f"{format_command('train', Path(settings.source), '--device', str(place))}"
             )
         else:
