@@ -236,7 +236,8 @@ def test_calibration_images_of_another_scale_are_refused() -> None:
     network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     x = torch.rand(100, 3, 16, 16)
     sentence = (
-        r"far off on the example: .* the example has values from \S+ to 1 and the calibration images from \S+ to 255"
+        r"too inaccurate on the example: .* the example has values from \S+ to 1 and the calibration images from \S+ "
+        "to 255"
     )
     with pytest.raises(UsageError, match=sentence):
         optimize(network, x[:8], precision="int8", calibration=x * 255)
