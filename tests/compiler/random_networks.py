@@ -594,7 +594,7 @@ def tried(design: Design) -> tuple[str, str]:
     try:
         optimized = optimize(network, images(design, design.batch), **settings)
     except UsageError as error:
-        if "gives something else" not in str(error):
+        if "computes something else" not in str(error):
             return "refused", str(error)
         x = images(design, design.batch)
         with torch.no_grad():

@@ -331,7 +331,7 @@ def test_who_only_watches_is_not_called() -> None:
     network = hooked("register_forward_hook", lambda _, __, output: seen.append(output.mean().item()))
     optimize(network, images(2))
     assert not seen
-    with pytest.raises(UsageError, match="gives something else"):
+    with pytest.raises(UsageError, match="computes something else"):
         optimize(hooked("register_forward_hook", lambda _, __, output: output * float(output.mean())), images(2))
 
 

@@ -55,7 +55,7 @@ def test_few_images_are_warned_about_where_optimize_is_called() -> None:
         (torch.randn(2, 3, 5, 4), "calibration= has images of 3×5×4 and the example's are 3×4×4; resize them"),
         (
             [torch.randn(2, *SHAPE), torch.full((1, *SHAPE), torch.nan)],
-            "calibration= has images with numbers that are not",
+            "calibration= has images with values that are not",
         ),
         ([["a"]], "calibration= has batches of type str; give tensors, (N, C, H, W) float32"),
         (
