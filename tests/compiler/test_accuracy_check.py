@@ -62,7 +62,7 @@ def test_channels_in_int8_are_compared_with_their_own_spread() -> None:
     example *= torch.tensor([100.0, 1.0, 0.0])[:, None, None]
     off = torch.tensor([0.3, 0.9, 0.0])[:, None, None]
     sentence = (
-        r"off in output channel 1: the error \(root mean square\) is 86% of the channel's standard deviation over"
+        r"inaccurate in output channel 1: the error \(root mean square\) is 86% of the channel's standard deviation"
     )
     with pytest.raises(UsageError, match=sentence):
         measure_error(lambda x: x + off, nn.Identity(), example, set(), {"int8"})

@@ -118,7 +118,7 @@ def test_pairs_are_the_files_of_a_folder(digit_folder: Path) -> None:
 def test_a_dataset_of_svertka_is_taken_as_it_is(digit_folder: Path) -> None:
     folder = open_folder(digit_folder)
     assert open_source(folder) is folder
-    with pytest.raises(UsageError, match="columns=path=a are for a table, but the source is none"):
+    with pytest.raises(UsageError, match="columns=path=a are for a table, but the source is not a table"):
         open_source(folder, columns="path=a")
 
 

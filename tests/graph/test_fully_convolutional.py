@@ -143,7 +143,7 @@ class Squeezed(nn.Sequential):
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no dense layer reads its flattened maps"),
         (
             nn.Sequential(nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(12, 2)),
-            "a dense layer behind AdaptiveMaxPool2d is no convolution",
+            "a dense layer behind AdaptiveMaxPool2d cannot become a convolution",
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_the_published_input_of_a_network() -> None:
     squeezed = timm_and_torchvision.timm_preprocess(config | {"crop_mode": "squash"})
     assert squeezed is not None
     assert (squeezed.resize, squeezed.fit) == (224, "squeeze")
-    with pytest.raises(UsageError, match="images of 160×96 pixels, and svertka's are square"):
+    with pytest.raises(UsageError, match="images of 160×96 pixels, but svertka supports only square images"):
         timm_and_torchvision.timm_preprocess(config | {"input_size": (3, 160, 96)})
 
 
