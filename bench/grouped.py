@@ -73,7 +73,7 @@ def ours(network: nn.Module, x: Tensor) -> Callable[[], Any]:
     """Return a call of the kernels that compute `network` for `x`, channels-last, without the executor's overhead."""
     optimized = optimize(network, x)
     torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-4)
-    plan, threads = optimized._plan(len(x)), torch.get_num_threads()
+    plan, threads = optimized.compiled[0].plan(len(x)), torch.get_num_threads()
     memories = [plan._arena(), x.permute(0, 2, 3, 1), None]
     return lambda: plan.program.run(memories, 0, len(plan.program), threads)
 

@@ -38,7 +38,7 @@ def compile_exactly(network: nn.Module, shape: tuple[int, ...], folder: Path, to
     torch.manual_seed(0)
     network.eval()
     optimized = optimize(network, torch.randn(2, *shape))
-    left = [one.name for one in optimized._steps.steps if isinstance(one, Operation)]
+    left = [one.name for one in optimized.compiled[0].fused.steps if isinstance(one, Operation)]
     assert {name.split(".")[0] for name in left} <= VIEWS
     optimized.save(folder / "network.safetensors")
     loaded = Optimized.load(folder / "network.safetensors")
@@ -50,7 +50,7 @@ def compile_exactly(network: nn.Module, shape: tuple[int, ...], folder: Path, to
             with torch.inference_mode():
                 exact = network.double()(x.double())
                 network.float()
-                plain = reference.run_reference(optimized._steps, optimized._weight, x)
+                plain = reference.run_reference(optimized.compiled[0].fused, optimized.compiled[0].read_weight, x)
             allowed = tolerance * float(exact.abs().max())
             for found in (optimized(x), plain):
                 assert found.shape == exact.shape
@@ -63,4 +63,4 @@ def compile_exactly(network: nn.Module, shape: tuple[int, ...], folder: Path, to
 
 def count_steps(optimized: Optimized, kind: type) -> int:
     """Return how many steps of an optimized network are of this kind."""
-    return sum(isinstance(step, kind) for step in optimized._steps.steps)
+    return sum(isinstance(step, kind) for step in optimized.compiled[0].fused.steps)

@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from svertka.compiler import convolution_chain_tiling
 from svertka.compiler.accuracy_check import max_relative_channel_error
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.output_structure import find_tensors
-from svertka.compiler.reference import run_reference
 from svertka.errors import UsageError
 
 # Ours may be so many times as far from float64 as PyTorch's float32 is, or so far of a channel's largest value.
@@ -62,6 +62,7 @@ class Design:
     precision: str = "fp32"
     strict: bool = False
     saved: bool = False
+    other_size: tuple[int, int] | None = None
 
     @classmethod
     def read(cls, text: str) -> "Design":
@@ -98,6 +99,7 @@ def design(seed: int) -> Design:
         chance.choice(("fp32",) * 8 + ("int8", "bf16")),
         chance.random() < 0.2,
         chance.random() < 0.3,
+        (chance.randint(3, 13), chance.randint(3, 13)) if chance.random() < 0.3 else None,
     )
 
 
@@ -569,10 +571,10 @@ def _called(step: nn.Module, values: list[Tensor]) -> Any:
     return step(*values) if several else step(values[0])
 
 
-def images(design: Design, count: int) -> Tensor:
-    """So many, in the design's memory layout."""
+def images(design: Design, count: int, size: tuple[int, int] | None = None) -> Tensor:
+    """So many, in the design's memory layout; of its size if there is no other."""
     generator = torch.Generator().manual_seed(design.seed + 7 * count)
-    height, width = design.size
+    height, width = size or design.size
     if design.layout == "expanded" and count:
         return torch.randn(1, design.channels, height, width, generator=generator).expand(count, -1, -1, -1)
     if design.layout == "strided":
@@ -591,21 +593,24 @@ def tried(design: Design) -> tuple[str, str]:
     settings: Any = {"precision": design.precision, "strict": design.strict}
     if design.precision == "int8":
         settings["calibration"] = images(design, 100)
+    others = [] if design.other_size is None else [design.other_size]
     try:
-        optimized = optimize(network, images(design, design.batch), **settings)
+        optimized = optimize(network, images(design, design.batch), sizes=others, **settings)
     except UsageError as error:
         if "computes something else" not in str(error):
+            if others and str(error).startswith("sizes= has"):  # the network takes only the size that it is made for
+                return tried(replace(design, other_size=None))
             return "refused", str(error)
-        x = images(design, design.batch)
+        x = images(design, design.batch, design.other_size if str(error).startswith("sizes= has") else None)
         with torch.no_grad():
             pairs = zip(find_tensors(network(x.clone())), find_tensors(exact(x.double())), strict=True)
             usual = max(max_relative_channel_error(a, b) for a, b in pairs)
         return ("useless" if usual > USELESS else "wrong"), str(error)
     with torch.no_grad():
-        for count in (design.batch, *design.batches):
-            fault = _fault(design, network, exact, optimized, images(design, count))
+        for size, count in product((design.size, *others), (design.batch, *design.batches)):
+            fault = _fault(design, network, exact, optimized, images(design, count, size))
             if fault:
-                return ("useless" if fault == "useless" else "wrong"), f"{count} images: {fault}"
+                return ("useless" if fault == "useless" else "wrong"), f"{count} images of {size}: {fault}"
     return _saved(design, optimized)
 
 
@@ -624,7 +629,8 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
         return "it gives something where PyTorch refuses" if len(x) else None
     steps = truth
     if design.precision == "int8":  # the same steps in float64, each result rounded to the numbers that can be stored
-        steps = list(find_tensors(run_reference(optimized._steps, optimized._weight, x.double())))
+        compiled = next(one for one in optimized.compiled if one.fused.image_size == x.shape[2:])
+        steps = list(find_tensors(compiled.run_reference(x.double())))
     for a, b, c, d in zip(ours, theirs, truth, steps, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"it gives {tuple(a.shape)} {a.dtype} in place of {tuple(b.shape)} {b.dtype}"
@@ -653,8 +659,10 @@ def _saved(design: Design, optimized: Optimized) -> tuple[str, str]:
         except UsageError as error:
             return "right", f"not saved: {error}"
         loaded = Optimized.load(path)
-    x = images(design, design.batch)
-    pairs = zip(find_tensors(optimized(x)), find_tensors(loaded(x)), strict=True)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for size in optimized.sizes:
+        x = images(design, design.batch, size)
+        pairs += zip(find_tensors(optimized(x)), find_tensors(loaded(x)), strict=True)
     same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
     return ("right", "") if same else ("wrong", "loaded, it gives other numbers")
 
@@ -677,8 +685,10 @@ def smaller(design: Design) -> Iterator[Design]:
     for batch in design.batches:
         if len(design.batches) > 1:
             yield replace(design, batches=(batch,))
-    for simpler in ({"shape": "single"}, {"layout": "contiguous"}, {"threads": 1}, {"saved": False}, {"strict": False}):
-        if any(getattr(design, key) != value for key, value in simpler.items()):
+    plain = {"shape": "single", "layout": "contiguous", "threads": 1, "saved": False, "strict": False}
+    for key, simple in (plain | {"other_size": None}).items():
+        simpler: dict[str, Any] = {key: simple}
+        if getattr(design, key) != simple:
             yield replace(design, **simpler)
 
 

@@ -58,7 +58,7 @@ def test_one_pass_over_batches_is_as_over_all_at_once() -> None:
 def test_each_value_of_kernels_is_observed() -> None:
     network = fused(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 5))
     x = torch.randn(2, 3, 8, 8)
-    found = observe_activations(network, [x, x])
+    (found,) = observe_activations([network], [x, x])
     assert found[0].count == 2 * x.numel()
     assert found[0].low == x.min()
     assert {step.result for step in network.steps} <= set(found)
@@ -68,15 +68,15 @@ def test_nan_is_refused_with_the_name_of_the_layer() -> None:
     network = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)
     network[0].bias.data.fill_(torch.nan)
     with pytest.raises(UsageError, match="^the results of layer 0 are NaN or infinite for calibration images; "):
-        observe_activations(fused(*network), [torch.randn(2, 3, 8, 8)])
+        observe_activations([fused(*network)], [torch.randn(2, 3, 8, 8)])
     alone = fuse(capture_graph(network[0], (2, 3, 8, 8)))
     with pytest.raises(UsageError, match="^the results of the network are NaN or infinite for calibration images; "):
-        observe_activations(alone, [torch.randn(2, 3, 8, 8)])
+        observe_activations([alone], [torch.randn(2, 3, 8, 8)])
 
 
 def test_images_that_are_all_zero_are_refused() -> None:
     with pytest.raises(UsageError, match="^all values of the calibration images are zero, so their range is unknown"):
-        observe_activations(fused(nn.Conv2d(3, 8, 3)), [torch.zeros(2, 3, 8, 8)])
+        observe_activations([fused(nn.Conv2d(3, 8, 3))], [torch.zeros(2, 3, 8, 8)])
 
 
 def test_values_whose_second_axis_is_the_batch_are_not_observed() -> None:
@@ -85,5 +85,5 @@ def test_values_whose_second_axis_is_the_batch_are_not_observed() -> None:
             return (x.transpose(0, 1) * 2).relu()
 
     network = fuse(capture_graph(Swapped(), (2, 3, 8, 8)))
-    found = observe_activations(network, [torch.randn(4, 3, 8, 8), torch.randn(2, 3, 8, 8)])
+    (found,) = observe_activations([network], [torch.randn(4, 3, 8, 8), torch.randn(2, 3, 8, 8)])
     assert found.keys() <= {0}

@@ -129,7 +129,9 @@ def test_maps_that_fit_in_the_cache_are_not_tiled() -> None:
     network = nn.Sequential(*parts).eval()
     for side, tiled in ((16, False), (48, True)):
         optimized = optimize(network, torch.randn(1, 8, side, side))
-        steps = form_convolution_chains(optimized._steps.steps, optimized._plan(1).maps, optimized._packed, [])
+        steps = form_convolution_chains(
+            optimized.compiled[0].fused.steps, optimized.compiled[0].plan(1).maps, optimized.compiled[0].packed, []
+        )
         assert any(isinstance(step, ConvolutionChain) for step in steps) == tiled
 
 
@@ -137,7 +139,7 @@ def test_maps_that_fit_in_the_cache_are_not_tiled() -> None:
 def test_intermediate_maps_need_no_arena_memory() -> None:
     wide = nn.Sequential(nn.Conv2d(8, 96, 1), nn.Conv2d(96, 96, 3, padding=1, groups=96), nn.Conv2d(96, 8, 1)).eval()
     optimized = optimize(wide, torch.randn(1, 8, 40, 40))
-    assert optimized._plan(4).size <= 2 * 4 * 8 * 40 * 40
+    assert optimized.compiled[0].plan(4).size <= 2 * 4 * 8 * 40 * 40
 
 
 @kernels
@@ -170,7 +172,7 @@ def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str], m
     optimized = optimize(network, x)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-5)
-    fused = optimized._steps
+    fused = optimized.compiled[0].fused
     kept = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
-    steps = form_convolution_chains(fused.steps, optimized._plan(2).maps, optimized._packed, kept)
+    steps = form_convolution_chains(fused.steps, optimized.compiled[0].plan(2).maps, optimized.compiled[0].packed, kept)
     assert [[one.place for one in step.steps] for step in steps if isinstance(step, ConvolutionChain)] == [together]

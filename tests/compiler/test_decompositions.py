@@ -83,7 +83,7 @@ def test_global_response_normalization_is_the_gate_of_the_next_convolution(tmp_p
     parts = {name: nn.Parameter(torch.randn(16)) for name in ("weight", "bias")}
     network = Function(block, wide=nn.Conv2d(4, 16, 1), narrow=nn.Conv2d(16, 4, 1), **parts)
     optimized = compile_exactly(network, SHAPE, tmp_path)
-    convolutions = [step for step in optimized._steps.steps if isinstance(step, FusedConvolution)]
+    convolutions = [step for step in optimized.compiled[0].fused.steps if isinstance(step, FusedConvolution)]
     assert [step.gate is None for step in convolutions] == [True, False]
 
 

@@ -32,8 +32,8 @@ def test_concatenation_in_any_order(order: tuple[int, ...]) -> None:
     network = Joined(order).eval()
     x = torch.randn(3, 8, 9, 7)
     optimized = optimize(network, x[:1])
-    steps = optimized._steps
-    weights = {name: packed.unpack() for name, packed in optimized._packed.items()}
+    steps = optimized.compiled[0].fused
+    weights = {name: packed.unpack() for name, packed in optimized.compiled[0].packed.items()}
     with torch.inference_mode():
         expected = reference.run_reference(
             steps, lambda name: weights[name] if name in weights else steps.tensors[name], x
@@ -46,7 +46,7 @@ def test_the_arena_is_as_large_as_the_values_in_use() -> None:
     optimized = optimize(network, torch.randn(1, 16, 32, 32))
     optimized(torch.randn(2, 16, 32, 32))
     # Two maps, that which a layer reads and that which it writes; what is returned is a third.
-    assert optimized._plan(2).size <= 3 * 2 * 16 * 32 * 32
+    assert optimized.compiled[0].plan(2).size <= 3 * 2 * 16 * 32 * 32
 
 
 def test_results_belong_to_the_caller() -> None:
@@ -91,7 +91,7 @@ def test_gates_are_applied_to_each_image(instructions: str, channels: int, side:
     native_support.poison_scratch(True)
     try:
         optimized = optimize(network, x[:1])
-        assert sum(getattr(step, "gate", None) is not None for step in optimized._steps.steps) == 1
+        assert sum(getattr(step, "gate", None) is not None for step in optimized.compiled[0].fused.steps) == 1
         with torch.inference_mode():
             exact = network.double()(x.double())
             found = optimized(x).double()

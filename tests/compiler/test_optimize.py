@@ -60,7 +60,7 @@ def error(ours: Tensor, network: nn.Module, x: Tensor) -> float:
 
 
 def kinds(network: Optimized) -> dict[str, int]:
-    names = [type(step).__name__ for step in network._steps.steps]
+    names = [type(step).__name__ for step in network.compiled[0].fused.steps]
     return {name: names.count(name) for name in set(names)}
 
 
@@ -100,7 +100,7 @@ def test_a_residual_network_is_convolutions_and_two_poolings() -> None:
     network = with_statistics(MODELS["resnet50"].build(classes=10))
     optimized = optimize(network, torch.randn(1, 3, 40, 40))
     assert kinds(optimized) == {"FusedConvolution": 54, "Pool": 2}
-    convolutions = [step for step in optimized._steps.steps if isinstance(step, FusedConvolution)]
+    convolutions = [step for step in optimized.compiled[0].fused.steps if isinstance(step, FusedConvolution)]
     assert sum(step.residual is not None for step in convolutions) == 16
     assert sum(step.bounds == (0, torch.inf) for step in convolutions) == 49  # all but shortcuts and the dense layer
 
@@ -110,7 +110,7 @@ def test_branches_are_computed_where_they_are_joined() -> None:
     optimized = optimize(network, torch.randn(1, 3, 64, 64))
     assert kinds(optimized) == {"FusedConvolution": 58, "Pool": 14, "Concatenation": 9}
     if native_support.why_not() is None:
-        assert len(optimized._plan(1).program) == 58 + 14  # nothing is copied
+        assert len(optimized.compiled[0].plan(1).program) == 58 + 14  # nothing is copied
 
 
 def test_the_network_stays_as_it_was() -> None:
@@ -147,7 +147,7 @@ def test_dense_layers_alone_are_stored_narrower() -> None:
     network = with_statistics(MODELS["alexnet_owt"].build(classes=10, size=63))
     x = torch.randn(2, 3, 63, 63)
     optimized = optimize(network, x, dense="bf16")
-    kinds = [packed.numbers.dtype for packed in optimized._packed.values()]
+    kinds = [packed.numbers.dtype for packed in optimized.compiled[0].packed.values()]
     assert kinds == [torch.float32] * 5 + [torch.bfloat16] * 3
     assert TOLERANCE < error(optimized(x), network, x) < 0.01
 
@@ -197,7 +197,7 @@ def test_whatever_a_network_does_it_gives_the_same() -> None:
     network = with_statistics(Every(3))
     x = torch.randn(2, 3, 19, 23)
     optimized = optimize(network, x)
-    names = {step.name for step in optimized._steps.steps if isinstance(step, Operation)}
+    names = {step.name for step in optimized.compiled[0].fused.steps if isinstance(step, Operation)}
     assert names == {"slice.Tensor"}
     for batch in (2, 1, 5):
         x = torch.randn(batch, 3, 19, 23)
@@ -348,8 +348,8 @@ def test_files_keep_the_precision(tmp_path) -> None:
         optimized.save(path)
         loaded = Optimized.load(path)
         assert (loaded.info.precision, loaded.info.dense) == (precision, dense)
-        assert [one.numbers.dtype for one in loaded._packed.values()] == [
-            one.numbers.dtype for one in optimized._packed.values()
+        assert [one.numbers.dtype for one in loaded.compiled[0].packed.values()] == [
+            one.numbers.dtype for one in optimized.compiled[0].packed.values()
         ]
         for other in (loaded(x), copy.deepcopy(loaded)(x)):
             torch.testing.assert_close(other, optimized(x), atol=0, rtol=0)
@@ -376,7 +376,8 @@ def test_files_of_the_first_format_are_of_float32(tmp_path) -> None:
     optimized = optimize(with_statistics(Every(1)), x)
     optimized.save(path)
     tensors, header = read_tensors(path)
-    content = {key: part for key, part in header["optimized"].items() if key not in ("precision", "dense")}
+    (content,) = header["optimized"]["sizes"]
+    content = {key: part for key, part in content.items() if key not in ("precision", "dense", "tensors")}
     write_tensors(path, tensors, {"optimized": content | {"format": 1}})
     loaded = Optimized.load(path)
     assert loaded.info == optimized.info
@@ -424,7 +425,7 @@ def test_a_file_that_somebody_has_changed_is_refused(tmp_path, change: str) -> N
     optimize(with_statistics(Every(1)), torch.randn(2, 3, 19, 23), precision="bf16").save(path)
     tensors, header = read_tensors(path)
     header = json.loads(json.dumps(header))
-    tampered(header["optimized"], change)
+    tampered(header["optimized"]["sizes"][0], change)
     write_tensors(path, tensors, header)
     with pytest.raises(RunError, match=r"network.safetensors is damaged \("):
         Optimized.load(path)

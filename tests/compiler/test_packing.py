@@ -51,11 +51,11 @@ def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def in_bfloat16(network: nn.Module, x: Tensor) -> Optimized:
     """As `optimize` makes it, without its check: the results of few sums can be small beside what is summed up."""
     steps = convert_weight_precision(fuse(capture_graph(network, tuple(x.shape))), "bf16", "bf16")
-    return Optimized(steps, OptimizedInfo(tuple(x.shape), "bf16", "bf16"))
+    return Optimized([(steps, OptimizedInfo(tuple(x.shape), "bf16", "bf16"), None)])
 
 
 def kernel(optimized: Optimized) -> str:
-    (packed,) = optimized._packed.values()
+    (packed,) = optimized.compiled[0].packed.values()
     return packed.kernel
 
 
@@ -116,7 +116,7 @@ def test_bfloat16_errors_of_kernels(multiplied: bool, name: str, layer: nn.Conv2
 def test_few_inputs_stay_float32_without_bfloat16_instructions(multiplied: bool) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
     optimized = in_bfloat16(network, torch.randn(1, 3, 9, 9))
-    first, second, third = (packed.numbers.dtype for packed in optimized._packed.values())
+    first, second, third = (packed.numbers.dtype for packed in optimized.compiled[0].packed.values())
     assert first == (torch.bfloat16 if multiplied else torch.float32)
     assert second == torch.bfloat16
     assert third == torch.float32

@@ -1,6 +1,7 @@
 """Networks in 8 bits, compared with rounding in float64 and with the float network."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def optimized(network: nn.Module) -> Optimized:
 def exact(optimized: Optimized, x: Tensor) -> Tensor:
     """The same steps in float64, each result rounded to the numbers that can be stored."""
     with torch.no_grad():
-        result: Tensor = run_reference(optimized._steps, optimized._weight, x.double())
+        result: Tensor = run_reference(optimized.compiled[0].fused, optimized.compiled[0].read_weight, x.double())
     return result
 
 
@@ -92,7 +93,7 @@ def test_the_error_is_small_and_said(network: nn.Module, optimized: Optimized) -
 
 @pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 def test_all_maps_between_convolutions_have_8_bits(optimized: Optimized) -> None:
-    steps, quantizations = optimized._steps.steps, optimized._steps.quantizations
+    steps, quantizations = optimized.compiled[0].fused.steps, optimized.compiled[0].fused.quantizations
     assert [layer.kernel for layer in optimized.layers].count("int8-depthwise") == 1
     for step in steps:
         if isinstance(step, FusedConvolution | Pool | Concatenation):
@@ -137,7 +138,7 @@ def test_biases_are_corrected_for_the_mean_error_of_weights() -> None:
     layer, x = nn.Conv2d(16, 8, 1), torch.randn(32, 16, 6, 6) + 3
     fused = fuse(capture_graph(layer, (2, 16, 6, 6)))
     with torch.no_grad():
-        quantized = quantize_network(fused, observe_activations(fused, [x]), {fused.steps[0].result})
+        quantized = quantize_network(fused, observe_activations([fused], [x])[0], {fused.steps[0].result})
         error = (run_reference(quantized, quantized.tensors.__getitem__, x) - layer(x)).mean((0, 2, 3))
         without = quantized.tensors[next(name for name in quantized.tensors if name.endswith("int8.1.bias"))]
     assert error.abs().max() < 0.3 * (without - layer.bias).abs().max()
@@ -171,7 +172,8 @@ def test_a_file_that_somebody_has_changed_is_refused(optimized: Optimized, tmp_p
     path = tmp_path / "network.safetensors"
     optimized.save(path)
     tensors, header = read_tensors(path)
-    content: Any = json.loads(json.dumps(header["optimized"]))
+    whole: Any = json.loads(json.dumps(header["optimized"]))
+    (content,) = whole["sizes"]
     written = content["quantizations"]
     concatenation = next(step for step in content["steps"] if step["step"] == "Concatenation")
     if change == "zero point":
@@ -189,18 +191,19 @@ def test_a_file_that_somebody_has_changed_is_refused(optimized: Optimized, tmp_p
         tensors[name] = tensors[name].float()
     else:
         written[str(concatenation["result"])] = {"scale": 1.0, "zero_point": 3}
-    write_tensors(path, tensors, {"optimized": content})
+    write_tensors(path, tensors, {"optimized": whole})
     with pytest.raises(RunError, match=r"network.safetensors is damaged \("):
         Optimized.load(path)
 
 
 def test_without_kernels_it_gives_nearly_the_same(optimized: Optimized, monkeypatch: pytest.MonkeyPatch) -> None:
     x, expected = images(4), optimized(images(4))
-    steps = optimized._steps
-    whole = {name: optimized._weight(name) for name in optimized._packed}
+    steps = optimized.compiled[0].fused
+    whole = {name: optimized.compiled[0].read_weight(name) for name in optimized.compiled[0].packed}
     monkeypatch.setattr(native_support, "MISSING", "there are none")
-    plain = Optimized(type(steps)(**{**vars(steps), "tensors": {**steps.tensors, **whole}}), optimized.info)
-    assert not plain._packed
+    steps = replace(steps, tensors={**steps.tensors, **whole})
+    plain = Optimized([(steps, optimized.info, None)])
+    assert not plain.compiled[0].packed
     torch.testing.assert_close(plain(x), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
 
 

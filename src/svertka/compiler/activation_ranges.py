@@ -6,13 +6,14 @@ Network Quantization", section 3.1).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
+from svertka.compiler.image_sizes import resize_images
 from svertka.compiler.ir import BatchDependentSize, Quantization, step_output_numbers
 from svertka.compiler.reference import run_reference
 from svertka.errors import UsageError
@@ -95,21 +96,36 @@ class ActivationHistogram:
         return candidates[errors.index(min(errors))]
 
 
-def observe_activations(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mapping[int, ActivationHistogram]:
-    """Return what the values of a float network are on calibration images.
+def observe_activations(
+    networks: Sequence[FusedNetwork], batches: Iterable[Tensor]
+) -> Sequence[Mapping[int, ActivationHistogram]]:
+    """Return what the values of float networks are on calibration images, in one pass over these.
 
     Args:
-        fused: The network; its weights are float32.
-        batches: Images, (N, C, H, W) float32.
+        networks: One network compiled for several image sizes; its weights are float32.
+        batches: Images, (N, C, H, W) float32; they are resized for networks that take another size.
 
     Returns:
-        Value -> its numbers, for each value with channels that kernels read or compute.
+        For each network: value -> its numbers, for each value with channels that kernels read or compute.
 
     Raises:
         UsageError: Values of a layer are NaN or infinite, or the images are all zero.
     """
+    found: list[dict[int, ActivationHistogram]] = [{} for _ in networks]
+    for images in batches:
+        for fused, values in zip(networks, found, strict=True):
+            _observe_batch(fused, resize_images(images, fused.image_size), values)
+    if any(0 in values and values[0].is_zero for values in found):
+        raise UsageError(
+            "all values of the calibration images are zero, so their range is unknown; calibrate on typical "
+            "images, or use precision='fp32'"
+        )
+    return found
+
+
+def _observe_batch(fused: FusedNetwork, images: Tensor, found: dict[int, ActivationHistogram]) -> None:
+    """Add the values of a network on `images` to those `found` before."""
     places = {value: step.place for step in fused.steps for value in step_output_numbers(step)}
-    found: dict[int, ActivationHistogram] = {}
     here: set[int] = set()
 
     def observe(number: int, values: Tensor) -> None:
@@ -125,15 +141,7 @@ def observe_activations(fused: FusedNetwork, batches: Iterable[Tensor]) -> Mappi
             )
         found.setdefault(number, ActivationHistogram()).add(values)
 
-    for images in batches:
-        here.clear()
-        run_reference(fused, fused.tensors.__getitem__, images.contiguous(memory_format=torch.channels_last), observe)
-    if 0 in found and found[0].is_zero:
-        raise UsageError(
-            "all values of the calibration images are zero, so their range is unknown; calibrate on typical "
-            "images, or use precision='fp32'"
-        )
-    return found
+    run_reference(fused, fused.tensors.__getitem__, images.contiguous(memory_format=torch.channels_last), observe)
 
 
 def _name(places: Mapping[int, str], number: int) -> str:

@@ -55,6 +55,14 @@ class FusedNetwork:
     batch_size: int | None = None
     quantizations: Mapping[int, Quantization] = field(default_factory=dict)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The height and width of the images."""
+        _, _, height, width = self.shapes[0]
+        assert isinstance(height, int)
+        assert isinstance(width, int)
+        return height, width
+
 
 @torch.inference_mode()
 def fuse(recording: CapturedGraph) -> FusedNetwork:

@@ -1,34 +1,30 @@
 """Optimization of a network for inference on the CPU, by fusion, packed weights and planned memory."""
 
+import contextlib
+import copy
 import dataclasses
 import math
-import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler import reference, serialize
+from svertka.compiler import serialize
 from svertka.compiler.accuracy_check import check_int8_error, measure_error, suggest_capture_fix
 from svertka.compiler.activation_ranges import observe_activations
 from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches
-from svertka.compiler.capture_at_several_batch_sizes import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapturer
-from svertka.compiler.executor import ExecutionPlan
+from svertka.compiler.capture_at_several_batch_sizes import BatchSizeCheck, DynamicBatchCapturer
+from svertka.compiler.compiled_network import CompiledNetwork, OptimizedLayer
 from svertka.compiler.fusion import FusedNetwork, fuse
-from svertka.compiler.int8_packing import PackedInt8Weights
+from svertka.compiler.image_sizes import make_examples, parse_sizes, resize_images
 from svertka.compiler.ir import CapturedGraph, FusedConvolution
-from svertka.compiler.packing import (
-    DTYPES,
-    PackedWeights,
-    convert_weight_precision,
-    is_linear_layer,
-    separate_shared_weights,
-)
+from svertka.compiler.packing import DTYPES, convert_weight_precision, is_linear_layer, separate_shared_weights
 from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.serialize import OptimizedInfo
+from svertka.compiler.shared_weights import SharedTensors, pack_networks
 from svertka.compiler.validation import is_traced, to_plain_images, unwrap_network
 from svertka.conv import native_support
 from svertka.errors import UsageError
@@ -40,9 +36,6 @@ from svertka.pages.number_format import format_count
 from svertka.progress import show_spinner
 
 MIN_NUM_IMAGES = 64  # fewer images do not justify the second that optimizing takes
-MAX_PLANS = 8  # batch sizes for which memory is kept
-CHECKED_BATCH_SIZES = 1, 3, 2  # compared besides the example's, until there are three
-SAVED_BATCH_SIZES = 0, 1, 7, 16, 33, 100, 256, 1000  # checked before a network is saved for any batch size
 
 
 def optimize(
@@ -52,6 +45,7 @@ def optimize(
     precision: str = "fp32",
     dense: str | None = None,
     strict: bool = False,
+    sizes: Iterable[int | tuple[int, int]] = (),
     calibration: Tensor | Iterable[Any] | None = None,
 ) -> "Optimized":
     """Return a module that computes what `network` computes in inference, faster, on the CPU.
@@ -76,6 +70,11 @@ def optimize(
     these images keep their class. On `example`, unless it is a shape, the error is at most 25 % of the values, too; a
     larger one means that the calibration images are preprocessed otherwise. Evaluate the result on more images.
 
+    With `sizes`, one network takes images of several sizes. It is captured, checked and planned for each, so that
+    position embeddings and masks are those of the size; a size that `network` does not take is refused. Weights are
+    stored once. In int8, the calibration images are resized to each size (bilinear, antialiased): 8-bit weights are
+    shared, and each size has its own ranges of maps and corrected biases.
+
     Convolutions of 3×3 and 5×5 use Winograd tiles. A NaN, an infinity, or a value about 1e5 times as large as its
     neighbors affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
     may overflow, because tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids
@@ -91,6 +90,8 @@ def optimize(
         dense: The precision of dense layers. None: `precision`. For single images, reading their weights takes most of
             their time.
         strict: Whether to use only algorithms whose result at each position depends only on its receptive field.
+        sizes: Sizes of images that the result takes besides that of `example`, in pixels: a number for square images,
+            or (height, width). They are checked on images of `example`, resized, or drawn if it is a shape.
         calibration: For "int8", a hundred or more typical images, (N, C, H, W) float32, or an iterable of batches such
             as a DataLoader. They are read once, and only their statistics are kept.
 
@@ -117,61 +118,125 @@ def optimize(
     if not isinstance(strict, bool):
         raise UsageError(f"strict={strict!r} must be True or False")
     network = unwrap_network(network)
-    is_drawn = isinstance(example, tuple | list)
-    example = to_plain_images(_draw_images(example) if isinstance(example, tuple | list) else example)
-    _check_example(example)
-    info = OptimizedInfo(tuple(example.shape), precision, dense, strict=strict)
+    examples = make_examples(example, parse_sizes(sizes))
+    infos = [OptimizedInfo(tuple(one.shape), precision, dense, strict=strict) for one in examples]
     if isinstance(network, Optimized):
-        return network._reuse_for(info)
-    try:
-        recording, repeats = _capture(network, info.example)
-    except TraceRunError as reason:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            raise UsageError(f"{reason}{suggest_capture_fix(copy_for_comparison(network), example)}") from reason
-    try:
-        steps = separate_shared_weights(fuse(recording))
-        if calibration is not None:
-            calibration = CalibrationBatches(calibration, info.example[1:], steps.batch_size)
-            steps = _quantize(steps, info, calibration)
-            _warn_about_calibration(type(network).__name__, steps, calibration)
-            if not steps.quantizations:
-                precision, dense = ("fp32" if one == "int8" else one for one in (precision, dense))
-                info, calibration = dataclasses.replace(info, precision=precision, dense=dense), None
-        optimized = Optimized(convert_weight_precision(steps, precision, dense), info, repeats)
-    except (RuntimeError, MemoryError) as reason:  # from operations on constants
-        raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
-    checked = example if calibration is None else calibration.kept[: steps.batch_size]
-    sizes = optimized._select_check_sizes(len(checked))
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        error = measure_error(optimized, copy_for_comparison(network), checked, sizes, {precision, dense})
-        if calibration is not None and not is_drawn:
-            check_int8_error(optimized, copy_for_comparison(network), example, (calibration.low, calibration.high))
-    optimized.info = dataclasses.replace(info, error=error)
+        return network._reuse_for(infos)
+    tensors = SharedTensors()
+    fused, checks = [], []
+    for images in examples:
+        with _name_size(images, examples[0]), _explain_constants(network):
+            steps, repeats = _fuse(network, images)
+            fused.append(tensors.share(separate_shared_weights(steps)))
+            checks.append(repeats)
+    if calibration is not None:
+        batch_size = next((one.batch_size for one in fused if one.batch_size is not None), None)
+        calibration = CalibrationBatches(calibration, infos[0].example[1:], batch_size)
+        with _explain_constants(network):
+            fused = _quantize(fused, infos[0], calibration)
+        _warn_about_calibration(type(network).__name__, fused, calibration)
+        if not any(one.quantizations for one in fused):
+            precision, dense = ("fp32" if one == "int8" else one for one in (precision, dense))
+            infos = [dataclasses.replace(info, precision=precision, dense=dense) for info in infos]
+            calibration = None
+    tensors = SharedTensors()
+    fused = [tensors.share(convert_weight_precision(one, precision, dense)) for one in fused]
+    optimized = Optimized(list(zip(fused, infos, checks, strict=True)))
+    is_drawn = isinstance(example, tuple | list)
+    for images, compiled in zip(examples, optimized.compiled, strict=True):
+        with _name_size(images, examples[0]):
+            error = _check_accuracy(compiled, network, images, calibration, is_drawn=is_drawn)
+        compiled.info = dataclasses.replace(compiled.info, error=error)
     return optimized
 
 
-def _warn_about_calibration(name: str, quantized: FusedNetwork, calibration: CalibrationBatches) -> None:
+@contextlib.contextmanager
+def _name_size(example: Tensor, first: Tensor) -> Iterator[None]:
+    """Name the image size of `example` in errors, unless it is that of the `first` example."""
+    try:
+        yield
+    except UsageError as reason:
+        if example.shape[2:] == first.shape[2:]:
+            raise
+        size = "×".join(map(str, example.shape[2:]))
+        raise UsageError(f"sizes= has {size}, for which {reason}; or leave this size out") from reason
+
+
+@contextlib.contextmanager
+def _explain_constants(network: nn.Module) -> Iterator[None]:
+    """Turn errors of operations on constants into UsageErrors."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as reason:
+        raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
+
+
+def _fuse(network: nn.Module, example: Tensor) -> tuple[FusedNetwork, BatchSizeCheck]:
+    """Return the steps of `network` for images of the shape of `example`, and a check of batch sizes."""
+    try:
+        recording, repeats = _capture(network, tuple(example.shape))
+    except TraceRunError as reason:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            raise UsageError(f"{reason}{suggest_capture_fix(copy_for_comparison(network), example)}") from reason
+    return fuse(recording), repeats
+
+
+def _check_accuracy(
+    compiled: CompiledNetwork,
+    network: nn.Module,
+    example: Tensor,
+    calibration: CalibrationBatches | None,
+    *,
+    is_drawn: bool,
+) -> float:
+    """Return the error of a compiled network on the example, and in int8 on calibration images.
+
+    Raises:
+        UsageError: The results of `network` differ too much.
+    """
+    info, size = compiled.info, (example.shape[2], example.shape[3])
+    checked = example
+    if calibration is not None:
+        checked = resize_images(calibration.kept[: compiled.fused.batch_size], size)
+    sizes = compiled.select_check_sizes(len(checked))
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        original = copy_for_comparison(network)
+        error = measure_error(compiled.run, original, checked, sizes, {info.precision, info.dense})
+        if calibration is not None and not is_drawn:
+            check_int8_error(compiled.run, copy_for_comparison(network), example, (calibration.low, calibration.high))
+    return error
+
+
+def _warn_about_calibration(name: str, quantized: list[FusedNetwork], calibration: CalibrationBatches) -> None:
     """Warn the caller of `optimize` of few calibration images and of a network, called `name`, without int8 layers."""
     if calibration.count < MIN_IMAGES:
         warnings.warn(calibration.describe_count(), stacklevel=3)
-    if not quantized.quantizations:
+    if not any(one.quantizations for one in quantized):
         warnings.warn(
             f"{name} has no layer that int8 supports, so its feature maps stay float32; use precision='fp32'",
             stacklevel=3,
         )
 
 
-def _quantize(steps: FusedNetwork, info: OptimizedInfo, calibration: CalibrationBatches) -> FusedNetwork:
-    """Return the network with its int8 layers, whose ranges are those on the calibration images."""
-    steps = unfuse_gates(steps)
-    layers = {
-        step.result
-        for step in steps.steps
-        if isinstance(step, FusedConvolution)
-        and (info.dense if is_linear_layer(steps, step) else info.precision) == "int8"
-    }
+def _quantize(networks: list[FusedNetwork], info: OptimizedInfo, calibration: CalibrationBatches) -> list[FusedNetwork]:
+    """Return the networks of all sizes with their int8 layers, whose ranges are those on the calibration images."""
+    networks = [unfuse_gates(fused) for fused in networks]
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return quantize_network(steps, observe_activations(steps, calibration), layers)
+        observed = observe_activations(networks, calibration)
+        return [
+            quantize_network(fused, values, _find_int8_layers(fused, info))
+            for fused, values in zip(networks, observed, strict=True)
+        ]
+
+
+def _find_int8_layers(fused: FusedNetwork, info: OptimizedInfo) -> set[int]:
+    """Return the results of the convolutions and dense layers that `info` wants in int8."""
+    return {
+        step.result
+        for step in fused.steps
+        if isinstance(step, FusedConvolution)
+        and (info.dense if is_linear_layer(fused, step) else info.precision) == "int8"
+    }
 
 
 def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
@@ -183,31 +248,6 @@ def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph,
             raise
         recording = (followed := DynamicBatchCapturer(network, shape[1:], hooks=False)).capture(shape[0])
     return recording, followed.make_batch_size_check(recording)  # the accuracy check detects effects of hooks
-
-
-def _draw_images(shape: Sequence[int]) -> Tensor:
-    """Return images of `shape`, (C, H, W) or (N, C, H, W), from a normal distribution.
-
-    Raises:
-        UsageError: It is no such shape.
-    """
-    if len(shape) not in (3, 4) or not all(type(side) is int and side > 0 for side in shape):
-        raise UsageError(f"example={shape!r} is not a shape; give (C, H, W), such as (3, 224, 224), or images")
-    try:
-        return torch.randn((1, *shape)[-4:], generator=torch.Generator().manual_seed(0))
-    except (RuntimeError, MemoryError) as error:
-        raise UsageError(f"example={shape!r} needs more memory than this machine has; give a smaller shape") from error
-
-
-def _check_example(example: Tensor) -> None:
-    try:
-        good = 0 not in example.shape and bool(example.isfinite().all())
-    except RuntimeError as error:
-        raise UsageError(f"the example, {tuple(example.shape)}, needs more memory than this machine has") from error
-    if not good:
-        raise UsageError(
-            f"the example, {tuple(example.shape)}, has no images, or values that are not finite; use typical images"
-        )
 
 
 @show_spinner("optimizing the network")
@@ -226,31 +266,6 @@ def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_image
         return network
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """Return the memory format of `x`, in which PyTorch also returns maps; contiguous if `x` has both or neither."""
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizedLayer:
-    """A convolution or a dense layer of an optimized network.
-
-    Attributes:
-        name: Path of the module in the original network.
-        kernel: How it is computed: "winograd", "direct", "depthwise", "grouped", "int8", "int8-depthwise", or "torch"
-            without kernels.
-        shape: Shape of its weights, (O, C / groups, kh, kw).
-        precision: Precision of the stored weights, "fp32", "bf16" or "int8".
-    """
-
-    name: str
-    kernel: str
-    shape: tuple[int, ...]
-    precision: str
-
-
 class Optimized(nn.Module):
     """A network made by `optimize`, for inference on the CPU. It has no parameters and cannot be trained.
 
@@ -258,45 +273,44 @@ class Optimized(nn.Module):
     torch.jit and torch.func see PyTorch's operations with the folded weights.
 
     Args:
-        steps: The fused operations and their weights.
-        info: As below.
-        repeats: Returns whether the original network computes the same graph for a batch size. None: it always does.
+        networks: For each image size, the fused operations and their weights, the settings, and a check of batch sizes:
+            whether the original network computes the same graph, or None if it always does. Weights that are the same
+            object in several sizes are packed once.
 
     Attributes:
-        info: The example's shape, the settings, and the error on the example.
+        compiled: The network for each image size, that of the example first.
     """
 
-    def __init__(self, steps: FusedNetwork, info: OptimizedInfo, repeats: BatchSizeCheck | None = None) -> None:
+    def __init__(self, networks: Sequence[tuple[FusedNetwork, OptimizedInfo, BatchSizeCheck | None]]) -> None:
         super().__init__()
-        self.info = info
-        weights = {step.weight: step for step in steps.steps if isinstance(step, FusedConvolution)}
-        self._packed: Mapping[str, PackedWeights | PackedInt8Weights] = {}
-        if not native_support.why_not():
-            self._packed = {
-                name: PackedInt8Weights.of(step, steps.tensors[name])
-                if step.weight_scale is not None
-                else PackedWeights.of(step, steps.tensors[name], dense=is_linear_layer(steps, step), strict=info.strict)
-                for name, step in weights.items()
-            }
-        # Copies, because the network may be trained further; never inference tensors.
-        with torch.inference_mode(False), torch.no_grad():
-            tensors = {name: one.clone() for name, one in steps.tensors.items() if name not in self._packed}
-        self._steps = dataclasses.replace(steps, tensors=tensors)
-        self._repeats = repeats
-        self._same = {*CAPTURED_BATCH_SIZES, info.example[0]}  # batch sizes that were captured
-        self._plans: dict[int, ExecutionPlan] = {}
-        self._lock = threading.Lock()
+        packed = pack_networks([fused for fused, _, _ in networks], strict=networks[0][1].strict)
+        self.compiled = tuple(
+            CompiledNetwork(*own, info, repeats) for own, (_, info, repeats) in zip(packed, networks, strict=True)
+        )
         self.eval()
 
     @property
+    def info(self) -> OptimizedInfo:
+        """The example's shape, the settings, and the error on the example."""
+        return self.compiled[0].info
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The sizes of images that the network takes, (height, width), that of the example first."""
+        return tuple((height, width) for *_, height, width in (one.info.example for one in self.compiled))
+
+    @property
     def error(self) -> float:
-        """The largest difference from the original on the example, relative to the largest value."""
-        return self.info.error
+        """The largest difference from the original on the example, relative to the largest value, of all sizes."""
+        return max(one.info.error for one in self.compiled)
 
     @property
     def layers(self) -> tuple[OptimizedLayer, ...]:
-        """The convolutions and dense layers, in the order in which they run."""
-        return tuple(self._describe_layer(step) for step in self._steps.steps if isinstance(step, FusedConvolution))
+        """The convolutions and dense layers, in the order in which they run; then those of other image sizes only."""
+        found = list(self.compiled[0].layers)
+        for compiled in self.compiled[1:]:
+            found += [layer for layer in compiled.layers if layer not in found]
+        return tuple(found)
 
     @property
     def winograd_layers(self) -> tuple[str, ...]:
@@ -306,10 +320,10 @@ class Optimized(nn.Module):
     @property
     def sentence(self) -> str:
         """Summary, "21 layers for 3×224×224 images, fp32; largest error 2e-06"."""
-        size = "×".join(map(str, self.info.example[1:]))
         dense = "" if self.info.dense == self.info.precision else f", dense layers {self.info.dense}"
         error = f"; largest error {self.error:.1g}" if math.isfinite(self.error) else ""
-        return f"{format_count(len(self.layers), 'layer')} for {size} images, {self.info.precision}{dense}{error}"
+        layers = format_count(len(self.layers), "layer")
+        return f"{layers} for {self._describe_sizes()} images, {self.info.precision}{dense}{error}"
 
     def __repr__(self) -> str:
         return f"Optimized({self.sentence})"
@@ -320,9 +334,10 @@ class Optimized(nn.Module):
         return NotebookBlock("Optimized network", (self.sentence,), header=header, rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings, the error and the layers as JSON values."""
+        """Return the settings, the image sizes, the error and the layers as JSON values."""
         return {
             "example": list(self.info.example),
+            "sizes": [list(size) for size in self.sizes],
             "precision": self.info.precision,
             "dense": self.info.dense,
             "strict": self.info.strict,
@@ -330,33 +345,25 @@ class Optimized(nn.Module):
             "layers": [{**vars(one), "shape": list(one.shape)} for one in self.layers],
         }
 
-    def _reuse_for(self, info: OptimizedInfo) -> Self:
-        """Return the network itself if it was made with these settings for images of this size.
+    def _reuse_for(self, infos: Sequence[OptimizedInfo]) -> Self:
+        """Return the network itself if it was made with these settings and takes images of all of these sizes.
 
         Args:
-            info: The shape of the images and the settings.
+            infos: The shapes of the images and the settings.
 
         Raises:
             UsageError: It was made with others.
         """
-        settings = [(one.example[1:], one.precision, one.dense, one.strict) for one in (info, self.info)]
-        if settings[0] != settings[1]:
+        wanted, own = (
+            {(one.example[1:], one.precision, one.dense, one.strict) for one in some}
+            for some in (infos, [one.info for one in self.compiled])
+        )
+        if not wanted <= own:
             raise UsageError(
                 "this network is already optimized, for another size or with other settings; optimize the original "
                 "network"
             )
         return self
-
-    def _select_check_sizes(self, batch_size: int) -> set[int]:
-        """Return `batch_size` and up to two other batch sizes that the network can run.
-
-        Args:
-            batch_size: Number of images of the example.
-        """
-        if self._steps.batch_size is not None:
-            return {batch_size}
-        others = [size for size in CHECKED_BATCH_SIZES if size != batch_size]
-        return {batch_size, *[size for size in others if self._supports_batch_size(size)][:2]}
 
     def forward(self, x: Tensor) -> Any:
         """Return what the network returns for `x`, without gradients.
@@ -365,8 +372,8 @@ class Optimized(nn.Module):
             x: Images, (N, C, H, W) float32 on the CPU.
 
         Raises:
-            UsageError: `x` does not have the size of the example, or the network computes something else for this batch
-                size; or layers are int8 and `x` contains NaN or infinity.
+            UsageError: `x` has none of the sizes that the network was optimized for, or the network computes something
+                else for this batch size; or layers are int8 and `x` contains NaN or infinity.
         """
         if torch.compiler.is_exporting():
             return self._run_traced(x)
@@ -376,27 +383,18 @@ class Optimized(nn.Module):
         if is_traced(x):
             return self._run_traced(x)
         x = to_plain_images(x)
-        self._check_batch(x)
-        # The sum is finite unless a number is not, or it overflows, and costs far less than `isfinite`.
-        if self._steps.quantizations and not math.isfinite(float(x.sum())) and not bool(x.isfinite().all()):
+        compiled = self._find_compiled(x)
+        if compiled is None:
             raise UsageError(
-                "some images contain NaN or infinity, which 8 bits cannot represent; correct these images, or optimize "
-                "with precision='fp32'"
+                f"the images are {'×'.join(map(str, x.shape[1:]))} and this network was optimized for "
+                f"{self._describe_sizes()}; resize them, or optimize it with an example of this size"
             )
-        # The memory is reused by all callers, so it must not consist of inference tensors.
-        try:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                if not self._packed or len(x) == 0:
-                    return reference.run_reference(self._steps, self._weight, x)
-                return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last), _memory_format(x))
-        except (RuntimeError, ValueError, MemoryError, IndexError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"this network cannot run on {len(x)} images: {reason}") from error
+        return compiled.run(x)
 
     _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, without its import
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the network to one file, which `load` reads on any machine.
+        """Write the network to one file, which `load` reads on any machine. Sizes share the weights in it.
 
         Args:
             path: Path of the file.
@@ -406,9 +404,14 @@ class Optimized(nn.Module):
             UsageError: The path is invalid; the network contains an operation or output that cannot be stored, or
                 computes something else for some batch sizes.
         """
-        whole = {name: packed.unpack() for name, packed in self._packed.items()}
-        steps = dataclasses.replace(self._steps, tensors={**self._steps.tensors, **whole})
-        serialize.write_network(parse_path(path), steps, self._info_for_saving())
+        packed = {id(one): one for compiled in self.compiled for one in compiled.packed.values()}
+        whole = {number: one.unpack() for number, one in packed.items()}
+        networks = []
+        for compiled in self.compiled:
+            weights = {name: whole[id(one)] for name, one in compiled.packed.items()}
+            fused = dataclasses.replace(compiled.fused, tensors={**compiled.fused.tensors, **weights})
+            networks.append((fused, compiled.info_for_saving()))
+        serialize.write_networks(parse_path(path), networks)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -420,97 +423,30 @@ class Optimized(nn.Module):
         Raises:
             RunError: The file is missing, damaged, or not an optimized network.
         """
-        return cls(*serialize.read_network(parse_path(path)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        alone = {"info": self._info_for_saving(), "_plans": {}, "_repeats": None, "_lock": None}
-        return {**self.__dict__, **alone}  # execution plans contain memory addresses
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._lock = threading.Lock()
+        return cls([(fused, info, None) for fused, info in serialize.read_networks(parse_path(path))])
 
     def __copy__(self) -> Self:
         new = type(self).__new__(type(self))
-        new.__dict__ |= {**self.__dict__, "_plans": {}, "_lock": threading.Lock()}
+        new.__dict__ |= {**self.__dict__, "compiled": tuple(map(copy.copy, self.compiled))}
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()  # all other attributes are immutable
 
-    def _describe_layer(self, step: FusedConvolution) -> OptimizedLayer:
-        packed = self._packed.get(step.weight)
-        weight = self._steps.tensors[step.weight] if packed is None else packed.numbers
-        precision = "int8" if step.weight_scale else "bf16" if weight.dtype == torch.bfloat16 else "fp32"
-        shape = tuple(weight.shape) if packed is None else packed.shape
-        return OptimizedLayer(step.place, "torch" if packed is None else packed.kernel, shape, precision)
+    def _describe_sizes(self) -> str:
+        """Return the sizes of images as text, "3×224×224 or 3×256×256"."""
+        *others, last = ("×".join(map(str, one.info.example[1:])) for one in self.compiled)
+        return f"{', '.join(others)} or {last}" if others else last
 
-    def _check_batch(self, x: Tensor) -> None:
-        if x.shape[1:] != self.info.example[1:]:
-            sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.info.example)]
-            raise UsageError(
-                f"the images are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
-                "example of this size"
-            )
-        wanted = self._steps.batch_size
-        if len(x) < self.info.least or not (self._supports_batch_size(len(x)) if wanted is None else len(x) == wanted):
-            made = "does something else" if wanted is None else f"was optimized for {wanted} at a time"
-            raise UsageError(
-                f"the batch has {len(x)} images, and this network {made}; optimize it with an example of {len(x)} "
-                "images"
-            )
-
-    def _supports_batch_size(self, batch_size: int) -> bool:
-        """Return whether the network computes the captured graph for batches of this size.
-
-        Raises:
-            UsageError: It cannot run on batches of this size.
-        """
-        return self._repeats is None or batch_size in self._same or self._repeats(batch_size)
+    def _find_compiled(self, x: Tensor) -> CompiledNetwork | None:
+        """Return the network for images of the size of `x`; None if there is none."""
+        return next((one for one in self.compiled if one.info.example[1:] == x.shape[1:]), None)
 
     def _run_traced(self, x: Tensor) -> Any:
         """Run PyTorch's operations, which callers can trace or transform."""
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.info.example[1:]:
-            raise UsageError(
-                "trace an optimized network with float32 images of shape "
-                f"(N, {', '.join(map(str, self.info.example[1:]))})"
-            )
+        compiled = self._find_compiled(x) if x.dim() == 4 else None
+        if compiled is None:
+            shapes = [f"(N, {', '.join(map(str, one.info.example[1:]))})" for one in self.compiled]
+            raise UsageError(f"trace an optimized network with float32 images of shape {' or '.join(shapes)}")
         with torch.no_grad():
-            return reference.run_reference(self._steps, self._weight, x)
-
-    def _weight(self, name: str) -> Tensor:
-        """Return the weights called `name`, (O, C / groups, kh, kw)."""
-        return self._packed[name].unpack() if name in self._packed else self._steps.tensors[name]
-
-    def _plan(self, batch_size: int) -> ExecutionPlan:
-        with self._lock:
-            plan = self._plans.get(batch_size)
-        if plan is None:
-            plan = ExecutionPlan(self._steps, self._packed, batch_size)
-            with self._lock:
-                while len(self._plans) >= MAX_PLANS:
-                    self._plans.pop(next(iter(self._plans)))
-                self._plans[batch_size] = plan
-        return plan
-
-    def _info_for_saving(self) -> OptimizedInfo:
-        """Return the info for a copy without the original network.
-
-        Raises:
-            UsageError: The original computes something else for some larger batches.
-        """
-        if self._repeats is None or self._steps.batch_size is not None:
-            return self.info
-        others = [size for size in SAVED_BATCH_SIZES if not self._can_run(size)]
-        if max(others, default=0) > 1:
-            raise UsageError(
-                f"this network computes something else for {max(others)} images than for {self.info.example[0]}, which "
-                "cannot be stored in a file or pickle; keep the original network and optimize it where it runs"
-            )
-        return dataclasses.replace(self.info, least=max(others, default=-1) + 1)
-
-    def _can_run(self, batch_size: int) -> bool:
-        try:
-            return self._supports_batch_size(batch_size)
-        except UsageError:
-            return False
+            return compiled.run_reference(x)

@@ -56,8 +56,9 @@ class PackedWeights:
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else select_kernel_kind(step, shape, strict=strict)
         if kernel in ("depthwise", "grouped"):
-            # a file from another CPU may contain bfloat16 weights
-            return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
+            # A file from another CPU may contain bfloat16 weights. A copy, because the network may be trained further.
+            numbers = weight.float().permute(2, 3, 1, 0).clone(memory_format=torch.contiguous_format)
+            return cls(kernel, shape, groups, numbers)
         panel = native_support.kernels.panel_width()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
         parts = []

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from svertka.graph.capture import READS_VALUES
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload
 from svertka.tensor_files import read_tensors, write_tensors
 
-FORMAT = 5
+FORMAT = 6
 # Names of steps and leaves in files. They belong to the format and do not follow class names.
 STEP_KINDS: dict[str, Any] = {
     "Convolution": FusedConvolution,
@@ -105,38 +106,36 @@ class OptimizedInfo:
     least: int = 0
 
 
-def write_network(path: Path, fused: FusedNetwork, info: OptimizedInfo) -> None:
-    """Write `fused`, with unpacked weights, and `info` to a file.
+def write_networks(path: Path, networks: Sequence[tuple[FusedNetwork, OptimizedInfo]]) -> None:
+    """Write networks compiled for several image sizes, with unpacked weights, to a file.
+
+    A tensor that is the same object in several networks is written once.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
-        UsageError: An operation or the output cannot be stored in a file so that `read_network` restores it.
+        UsageError: An operation or the output cannot be stored in a file so that `read_networks` restores it.
     """
-    for step in fused.steps:
-        if isinstance(step, Operation):
-            _check_operation(step.name)
-    header = {
-        "format": FORMAT,
-        "pictures": fused.batch_size,
-        "steps": [{"step": KIND_NAMES[type(step)]} | _encode(vars(step)) for step in fused.steps],
-        "shapes": {str(value): _encode(list(shape)) for value, shape in fused.shapes.items()},
-        "dtypes": {str(value): _encode(dtype) for value, dtype in fused.dtypes.items()},
-        "quantizations": {str(value): vars(one) for value, one in fused.quantizations.items()},
-        "output": _encode_output(fused.output),
-        **vars(info),
-    }
-    separate = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fused.tensors.items()}
-    try:
-        again = _decode_network(json.loads(json.dumps(header)), separate)
-    except ERRORS as error:
-        raise UsageError(f"this network cannot be written to a file: {_reason(error)}") from error
-    if again[0].steps != fused.steps:
-        raise UsageError("this network has settings that a file does not keep; optimize it where it runs")
-    write_tensors(path, separate, {"optimized": header})
+    stored: dict[str, torch.Tensor] = {}
+    names: dict[int, str] = {}  # identity of a tensor -> its name in the file
+    headers = []
+    for fused, info in networks:
+        for name, tensor in fused.tensors.items():
+            if id(tensor) not in names:
+                names[id(tensor)] = name if name not in stored else f"{name} for {'×'.join(map(str, info.example[2:]))}"
+                stored[names[id(tensor)]] = tensor.clone(memory_format=torch.contiguous_format)
+        headers.append(_encode_network(fused, info, {name: names[id(one)] for name, one in fused.tensors.items()}))
+    for (fused, _), header in zip(networks, headers, strict=True):
+        try:
+            again = _decode_network(json.loads(json.dumps(header)), stored)
+        except ERRORS as error:
+            raise UsageError(f"this network cannot be written to a file: {_reason(error)}") from error
+        if again[0].steps != fused.steps:
+            raise UsageError("this network has settings that a file does not keep; optimize it where it runs")
+    write_tensors(path, stored, {"optimized": {"format": FORMAT, "sizes": headers}})
 
 
-def read_network(path: Path) -> tuple[FusedNetwork, OptimizedInfo]:
-    """Return a network that `write_network` wrote, after checking all sizes that kernels rely on.
+def read_networks(path: Path) -> list[tuple[FusedNetwork, OptimizedInfo]]:
+    """Return the networks that `write_networks` wrote, after checking all sizes that kernels rely on.
 
     Raises:
         RunError: The file is missing, damaged, from a newer version, or not an optimized network.
@@ -148,17 +147,40 @@ def read_network(path: Path) -> tuple[FusedNetwork, OptimizedInfo]:
     if content.get("format") not in range(1, FORMAT + 1):
         raise RunError(f"{path} was made by a newer version of svertka; optimize the network again")
     try:
-        return _decode_network(content, tensors)
+        whole = {"tensors": {name: name for name in tensors}}  # until format 5, which had one size
+        written = content["sizes"] if content["format"] > 5 else [whole | content]
+        networks = [_decode_network(one, tensors) for one in written]
+        if len({info.example[1:] for _, info in networks}) != len(written) or not written:
+            raise ValueError("its image sizes do not differ")
     except ERRORS as error:
         raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or optimize the network again") from error
+    return networks
+
+
+def _encode_network(fused: FusedNetwork, info: OptimizedInfo, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a network as JSON, with the names that its tensors have in the file."""
+    for step in fused.steps:
+        if isinstance(step, Operation):
+            _check_operation(step.name)
+    return {
+        "pictures": fused.batch_size,
+        "tensors": dict(names),
+        "steps": [{"step": KIND_NAMES[type(step)]} | _encode(vars(step)) for step in fused.steps],
+        "shapes": {str(value): _encode(list(shape)) for value, shape in fused.shapes.items()},
+        "dtypes": {str(value): _encode(dtype) for value, dtype in fused.dtypes.items()},
+        "quantizations": {str(value): vars(one) for value, one in fused.quantizations.items()},
+        "output": _encode_output(fused.output),
+        **vars(info),
+    }
 
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _decode_network(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[FusedNetwork, OptimizedInfo]:
-    """Return the network described by a header, checked."""
+def _decode_network(content: dict[str, Any], stored: dict[str, torch.Tensor]) -> tuple[FusedNetwork, OptimizedInfo]:
+    """Return the network described by a header, checked, with its tensors from all that are `stored` in the file."""
+    tensors = {name: stored[place] for name, place in content["tensors"].items()}
     info = OptimizedInfo(
         tuple(int(side) for side in content["example"]),
         content.get("precision", "fp32"),  # the only precision of format 1
