@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 
 import svertka
 from svertka.classifier import Classifier
+from svertka.data import dataset as dataset_module
 from svertka.data.dataset import ArrayImages, Dataset
+from svertka.data.image_io import DecodedImage, decode_image
 from svertka.data.loader import BatchLoader
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
@@ -151,6 +154,21 @@ def test_parts_are_those_of_the_training(run: Run, digit_folder: Path) -> None:
         evaluate(run, digit_folder, part="test")
     with pytest.raises(UsageError, match="part=valid is not a part; use train, val, test or all"):
         evaluate(run, digit_folder, part="valid")
+
+
+def test_only_the_judged_images_are_decoded(
+    run: Run, digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: set[bytes] = set()
+
+    def noted(data: bytes, *options: Any) -> DecodedImage:
+        decoded.add(data)
+        return decode_image(data, *options)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(dataset_module, "decode_image", noted)
+    assert evaluate(run, digit_folder).images == run.settings()["parts"]["val"] < 240
+    assert 0 < len(decoded) <= run.settings()["parts"]["val"]
 
 
 def test_loaded_network_is_in_evaluation_mode(run: Run) -> None:
