@@ -45,9 +45,14 @@ def test_the_message_names_the_error_that_is_checked() -> None:
         return x * torch.tensor([1.002, 1.0])[:, None, None]
 
     with pytest.raises(
-        UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1.image, more"
+        UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel, more than 1e-03, for 1.image"
     ):
         measure_error(first_channel_off, nn.Identity(), example, {1}, {"fp32"})
+
+
+def test_values_instead_of_zeros_are_named_as_they_are() -> None:
+    with pytest.raises(UsageError, match=r"it returns values up to 1\.0e-05 instead of zeros for 2.images; use the or"):
+        measure_error(lambda x: x + 1e-5, nn.Identity(), torch.zeros(2, 3, 4, 4), set(), {"fp32"})
 
 
 def test_outputs_on_other_devices_are_rejected() -> None:

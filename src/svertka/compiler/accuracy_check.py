@@ -73,10 +73,16 @@ def measure_error(
             elif not (of_channel := max_relative_channel_error(a, b)) <= TOLERANCE and not _only_rounds(
                 original, x, number, a, b
             ):
+                if b.any():
+                    difference = (
+                        f"the largest difference is {of_channel:.1e} of the largest value of its channel, more than "
+                        f"{TOLERANCE:.0e},"
+                    )
+                else:
+                    difference = f"it returns values up to {float(a.abs().amax()):.1e} instead of zeros"
                 raise UsageError(
-                    f"optimized, {name} computes something else on the example: the largest difference is "
-                    f"{of_channel:.1e} of the largest value of its channel for {format_count(batch_size, 'image')}, "
-                    f"more than {TOLERANCE:.0e}; use the original network"
+                    f"optimized, {name} computes something else on the example: {difference} for "
+                    f"{format_count(batch_size, 'image')}; use the original network"
                 )
             worst = max(worst, error)
     return worst
