@@ -251,7 +251,10 @@ class Classifier:
         Raises:
             UsageError: The network does not compute such logits, or cannot be copied; or the names are not K.
         """
+        network = external.unwrap_network(network)
         model = external.open_model(network, sizes=() if preprocess is None else (preprocess.size,))
+        if model.classes < 2:
+            raise UsageError(f"{model.name} computes one score; svertka needs one for each class, two or more")
         if names is None:
             names = imagenet.NAMES if model.classes == len(imagenet.NAMES) else tuple(map(str, range(model.classes)))
         if len(names) != model.classes:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from svertka.errors import UsageError
@@ -70,17 +71,65 @@ WRONG = {
     "an exit": ("{folder}/leaves.py:build", "cannot be imported (SystemExit: bye)"),
     "no name": ("{folder}/own.py:", "is not the name of a builder; write package.module:function or file.py:function"),
     "a command": ("os;system:x()", "is not the name of a builder"),
+    "an address": ("http://example.com:build", "is not the name of a builder"),
+    "a call": ("{folder}/own.py:build(3)", "is not the name of a builder"),
+    "a folder": ("{folder}/folder.py:build", "there is no file {folder}/folder.py; put it there"),
+    "an empty file": ("{folder}/helper.py:build", "there is no function build in it; name one that takes"),
+    "bytes": ("{folder}/bytes.py:build", "(SyntaxError: source code string cannot contain null bytes)"),
+    "a missing import": ("{folder}/needs.py:build", "(ModuleNotFoundError: No module named 'no_such_package')"),
+    "an error of two lines": ("{folder}/raises.py:build", "cannot be imported (RuntimeError: one); fix it"),
+    "an error without words": ("{folder}/asserts.py:build", "cannot be imported (AssertionError); fix it"),
+    "an attribute of a function": ("{folder}/own.py:build.x", "there is no function build.x in it; it has build"),
+}
+BROKEN = {
+    "broken": b"def (",
+    "leaves": b"raise SystemExit('bye')",
+    "bytes": b"\0\1",
+    "needs": b"import no_such_package",
+    "raises": b"raise RuntimeError('one\\ntwo')",
+    "asserts": b"assert False",
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_builder_that_cannot_be_imported_is_one_sentence(kind: str, file: Path) -> None:
-    (file.parent / "broken.py").write_text("def (")
-    (file.parent / "leaves.py").write_text("raise SystemExit('bye')")
+    for name, content in BROKEN.items():
+        (file.parent / f"{name}.py").write_bytes(content)
+    (file.parent / "folder.py").mkdir()
     target, sentence = (text.format(folder=file.parent) for text in WRONG[kind])
     with pytest.raises(UsageError, match=re.escape(sentence)) as caught:
         import_function(target)
     assert "\n" not in str(caught.value)
+
+
+def test_a_target_that_is_longer_than_any_path_is_one_sentence() -> None:
+    with pytest.raises(
+        UsageError, match=r"^a+…a+\.py:build is too long for the name of a builder; move its file to another folder$"
+    ):
+        absolute_target("a" * 5000 + ".py:build")
+
+
+INTRUSIVE = """
+import os, torch
+print("imported")
+os.chdir("/")
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
+torch.set_num_threads(torch.get_num_threads() + 1)
+def build(classes): return None
+"""
+
+
+def test_what_an_import_changes_in_the_process_is_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "intrusive.py").write_text(INTRUSIVE)
+
+    def state() -> tuple[object, ...]:
+        return Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+
+    before = state()
+    import_function(f"{tmp_path}/intrusive.py:build")
+    assert state() == before
+    assert capsys.readouterr() == ("", "imported\n")  # stdout is for results
 
 
 def test_consent_is_asked_for_all_that_runs_code_of_unknown_origin() -> None:

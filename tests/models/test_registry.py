@@ -100,8 +100,10 @@ def test_a_name_misspelt_is_answered_with_the_nearest():
     assert find_model("resnet20") is MODELS["resnet20"]
     with pytest.raises(UsageError, match=r"model=ResNet-20 is not known; use resnet20 or resnet"):
         find_model("ResNet-20")
-    with pytest.raises(UsageError, match=r"use mlp or lenet5 or alexnet or .* or airbench$"):
+    with pytest.raises(UsageError, match=r"model=transformer is not known; `svertka models` lists those"):
         find_model("transformer")
+    with pytest.raises(UsageError, match=r"model=nets/own.py names no function; write nets/own.py:FUNCTION"):
+        find_model("nets/own.py")
 
 
 def test_the_list_of_models_is_whole_and_one_of_them_has_its_layers() -> None:

@@ -28,7 +28,7 @@ class Config:
 def is_model(name):
     return name == "small"
 
-def list_models(pattern):
+def list_models(pattern="*"):
     return ["small"]
 
 def list_pretrained(pattern):
@@ -42,7 +42,9 @@ TIMM_MODELS = """
 from timm import Config
 
 def get_pretrained_cfg(name, allow_unregistered):
-    return Config() if name in ("small", "small.a1_in1k") else None
+    if name not in ("small", "small.a1_in1k"):
+        raise RuntimeError(f"Invalid pretrained tag in {name}.")
+    return Config()
 """
 TORCHVISION_MODELS = """
 from types import SimpleNamespace
@@ -100,7 +102,8 @@ def test_a_network_of_fixed_size_is_built_for_other_images(packages: Path) -> No
 
 
 WRONG = {
-    "timm:tiny": "model=timm:tiny is not a network of timm; it has small; see timm's list_models()",
+    "timm:smalls": "model=timm:smalls is not a network of timm; it has small; see timm's list_models()",
+    "timm:": "model=timm: is not a network of timm; see timm's list_models()",
     "timm:small.a2": "model=timm:small.a2 is not a network of timm; it has small.a1_in1k",
     "torchvision:smallest": "model=torchvision:smallest is not a network of torchvision; it has small",
     "timm:hf-hub:evil/network": "model=timm:hf-hub:evil/network is not a network of timm",

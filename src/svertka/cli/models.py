@@ -41,11 +41,11 @@ def models(
         print_table(rows, right=(1, 2, 4, 5), shrink=(8, 7, 6), drop=(8, 7, 6, 3, 5), prose=(6, 7, 8))
         print_line("top-1, top-5: reported error, %; svertka models NAME lists all and their sources")
         return
-    model = external.open_model(name)
-    trace = registry.trace_model(model)
     if as_json:
         print_json(external.list_models(name)[0])
         return
+    model = external.open_model(name)
+    trace = registry.trace_model(model)
     print_line(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
     if reported := registry.describe_model(model)["published"]:
         print_line()

@@ -1,6 +1,7 @@
 """The layer that computes a network's class scores, found in a trace, and a replacement with other classes."""
 
 import inspect
+import re
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from svertka.graph.summary import Layer, trace
 from svertka.graph.trace_errors import describe_error, trace_failure_message
 
 BATCH = 2  # images; with one, a network that confuses batch and classes would pass
+PROBABILITIES = ("Softmax", "softmax", "Softmin", "softmin", "Sigmoid", "sigmoid")  # kinds of layers
 
 
 def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
@@ -34,24 +36,32 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
     try:
         with torch.inference_mode(), torch.device("meta"):
             output = twin(torch.empty(BATCH, *shape[1:], dtype=next(floating, None)))
-    except Exception as error:
-        if isinstance(error, NotImplementedError | RuntimeError) and "meta" in describe_error(error).lower():
+    except (Exception, SystemExit) as error:
+        reason = describe_error(error)
+        if isinstance(error, TypeError) and "to numpy" in reason:
             raise UsageError(
-                f"{name} depends on the values of its input ({describe_error(error)}), which may differ for each "
-                "image; write that part of the network without it, for example with torch.where"
+                f"{name} converts a tensor to NumPy, where it cannot be traced; use PyTorch there"
+            ) from error
+        if isinstance(error, NotImplementedError | RuntimeError) and "meta" in reason.lower():
+            operation = re.search(r"torch\.\w+\(\)", reason) if "register_meta" in reason else None
+            raise UsageError(
+                f"{name} depends on the values of its input ({operation[0] if operation else reason}), which may "
+                "differ for each image; write that part of the network without it, for example with torch.where"
             ) from error
         raise UsageError(trace_failure_message(network, shape, error)) from error
     if not isinstance(output, Tensor):
+        returned = "None" if output is None else f"a {type(output).__name__}"
         raise UsageError(
-            f"{name} returns a {type(output).__name__}; svertka needs class scores (N, K); wrap it in a module that "
-            "returns only these"
+            f"{name} returns {returned}; svertka needs class scores (N, K); wrap it in a module that returns only these"
         )
-    if output.dim() != 2 or len(output) != BATCH or not output.is_floating_point():
+    if output.dim() != 2 or len(output) != BATCH or not output.is_floating_point() or not output.shape[1]:
         size = "×".join(("N" if side == BATCH and not axis else str(side)) for axis, side in enumerate(output.shape))
         raise UsageError(
             f"{name} returns a tensor of {size or 'a single number'}, {output.dtype}; svertka needs class scores "
             "(N, K), such as those of a linear layer behind global pooling"
         )
+    if output.dtype == torch.float64:
+        raise UsageError(f"{name} returns float64 scores; svertka needs float32: call float() on them in its forward")
     return output.shape[1]
 
 
@@ -81,11 +91,16 @@ def find_output_layer(network: nn.Module, shape: tuple[int, ...]) -> str | None:
         shape: Shape of the input, (1, C, H, W).
 
     Raises:
-        UsageError: The network cannot be traced.
+        UsageError: The network cannot be traced, or its outputs are probabilities.
     """
     layers = {layer.name: layer for layer in trace(network, shape).layers}
     modules = dict(network.named_modules())
     layer: Layer | None = next(reversed(layers.values()), None)
+    if layer is not None and layer.kind in PROBABILITIES:
+        raise UsageError(
+            f"{type(network).__name__} returns probabilities, those of its last layer, {layer.name} ({layer.kind}); "
+            "svertka needs class scores, and computes their softmax itself: remove that layer"
+        )
     while layer is not None:
         path = layer.call[0] if layer.call else layer.name
         if is_output_layer(modules.get(path)):
@@ -100,6 +115,12 @@ def is_output_layer(module: nn.Module | None) -> bool:
         settings = module.kernel_size, module.stride, module.padding, module.groups
         return settings == ((1, 1), (1, 1), (0, 0), 1)
     return isinstance(module, nn.Linear)
+
+
+def count_outputs(layer: nn.Module) -> int:
+    """Return the number of outputs of a layer for which `is_output_layer` is true."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
 
 
 def resize_output_layer(network: nn.Module, path: str, classes: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from svertka.errors import UsageError
+from svertka.text_width import shorten
 
 THE_NETWORK = "the network itself"
 NEW_TENSOR = "make a new tensor there, as torch.where and torch.cat do"
@@ -12,12 +13,18 @@ class TraceRunError(UsageError):
     """An error of the network or of PyTorch that was raised during a trace."""
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the first line of an error's message, or its class if it has none."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def trace_failure_message(network: nn.Module, shape: tuple[int, ...], error: Exception, where: str = "") -> str:
+def describe_error_and_type(error: BaseException) -> str:
+    """Return the class of an error and the first line of its message, if it has one."""
+    name, reason = type(error).__name__, describe_error(error)
+    return name if reason == name else f"{name}: {shorten(reason, 200, is_prose=True)}"
+
+
+def trace_failure_message(network: nn.Module, shape: tuple[int, ...], error: BaseException, where: str = "") -> str:
     """Return the message for a network that fails while it is traced.
 
     Args:

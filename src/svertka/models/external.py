@@ -1,21 +1,28 @@
 """Models made of networks that are not in the registry: modules, functions that build one, and names of builders."""
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from svertka.conv.accelerate import restore
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.network_copy import copy_with_meta_tensors
-from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
-from svertka.graph.trace_errors import describe_error
+from svertka.graph.network_copy import copy_network, copy_with_meta_tensors, named_tensors
+from svertka.graph.output_layer import (
+    count_classes,
+    count_outputs,
+    find_output_layer,
+    is_output_layer,
+    resize_output_layer,
+)
+from svertka.graph.trace_errors import describe_error, describe_error_and_type
 from svertka.models import timm_and_torchvision
 from svertka.models.external_builder import (
     GRAPH,
@@ -24,11 +31,13 @@ from svertka.models.external_builder import (
     describe_function,
     fingerprint_source_code,
     import_function,
+    isolate_builder,
     require_consent,
 )
 from svertka.models.graph_file import allocate_state_dict, read_graph
 from svertka.models.registry import MODELS, Model, describe_model, find_model, trace_model
 from svertka.progress import say
+from svertka.tensor_files import describe_nonfinite
 from svertka.text_width import shorten
 from svertka.type_checking import check_types
 
@@ -61,7 +70,7 @@ def open_model(model: str | nn.Module | Function, *, head_layer: str | None = No
     if isinstance(model, str):
         return _of_builder(Builder(target=absolute_target(model), head_layer=head_layer), sizes)
     if isinstance(model, nn.Module):
-        return _of_module(model, head_layer, sizes)
+        return _of_module(unwrap_network(model), head_layer, sizes)
     described = describe_function(model)
     target, arguments = described or (GRAPH, {})
     builder = Builder(target=target, arguments=arguments, head_layer=head_layer)
@@ -165,7 +174,10 @@ class _Build:
 
     def _build(self, classes: int, channels: int, size: int) -> nn.Module:
         network = (self.function if self.adapt is None else self.adapt(size, channels))(classes)
-        if self.own_classes in (None, classes):
+        own_classes = self.own_classes
+        if own_classes is None and self._ignores_classes(network):
+            own_classes = PROBED_CLASSES
+        if own_classes in (None, classes):
             return network
         if self.head_layer is None:
             raise UsageError(
@@ -174,6 +186,11 @@ class _Build:
                 "give a function of the number of classes"
             )
         return resize_output_layer(network, self.head_layer, classes)
+
+    def _ignores_classes(self, network: nn.Module) -> bool:
+        """Return whether the head has as many outputs as were probed, whatever number of classes was asked for."""
+        head = None if self.head_layer is None else dict(network.named_modules()).get(self.head_layer)
+        return head is not None and is_output_layer(head) and count_outputs(head) == PROBED_CLASSES
 
 
 def _model(facts: _Facts, builder: Builder, build: _Build, *, has_own_weights: bool) -> Model:
@@ -216,11 +233,17 @@ def _of_builder(builder: Builder, sizes: Sequence[int]) -> Model:
 
 
 def _of_function(function: Function, builder: Builder, name: str, sizes: Sequence[int]) -> Model:
-    def call(classes: int) -> nn.Module:
-        return _call(function, classes, name, builder.arguments if builder.target != GRAPH else {})
-
+    arguments = {} if builder.is_graph else builder.arguments
     with torch.random.fork_rng(devices=[]):
-        network = call(PROBED_CLASSES)
+        network = _call(function, PROBED_CLASSES, name, arguments)
+    probed = [weakref.ref(tensor) for _, tensor in named_tensors(network)]
+
+    def call(classes: int) -> nn.Module:
+        built = _call(function, classes, name, arguments)
+        known = {id(reference()) for reference in probed}
+        # Some functions return a module of the caller, or put a head on one, with which two runs would share weights.
+        return copy_network(built) if any(id(tensor) in known for _, tensor in named_tensors(built)) else built
+
     facts = _probe(network, name, builder.head_layer, sizes)
     if not builder.is_graph:
         builder = builder.model_copy(update={"fingerprint": fingerprint_source_code(function, network)})
@@ -228,8 +251,26 @@ def _of_function(function: Function, builder: Builder, name: str, sizes: Sequenc
     return _model(facts, builder, _Build(call, facts.head_layer, own_classes), has_own_weights=True)
 
 
+def unwrap_network(network: nn.Module) -> nn.Module:
+    """Return `network` without the wrappers of torch.compile and of data parallelism.
+
+    Raises:
+        UsageError: It is a TorchScript module, or its class does not call the __init__ of nn.Module.
+    """
+    name = type(network).__name__
+    if "_modules" not in vars(network):
+        raise UsageError(f"{name} is not initialized: its __init__ does not call super().__init__(); add that call")
+    network = getattr(network, "_orig_mod", network)
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        network = network.module
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UsageError(f"{name} is a TorchScript module, which cannot be traced; give the module that it was made of")
+    return network
+
+
 def _of_module(network: nn.Module, head_layer: str | None, sizes: Sequence[int]) -> Model:
     facts = _probe(network, type(network).__name__, head_layer, sizes)
+    _refuse_unset_values(network, facts.name)
 
     def copied(_: int) -> nn.Module:
         try:
@@ -249,20 +290,29 @@ def _call(function: Function, classes: int, name: str, arguments: Mapping[str, o
         UsageError: It fails, or returns something else.
     """
     try:
-        network: object = function(classes, **arguments)
+        with isolate_builder():
+            network: object = function(classes, **arguments)
     except SvertkaError:
         raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {shorten(describe_error(error), 200)}"
+    except (Exception, SystemExit) as error:
         raise UsageError(
-            f"model={name} fails for {classes} classes ({reason}); it is to take the number of classes and return a "
-            "network"
+            f"model={name} fails for {classes} classes ({describe_error_and_type(error)}); it must take the number of "
+            "classes and return a network"
         ) from error
     if not isinstance(network, nn.Module):
-        raise UsageError(
-            f"model={name} returns a {type(network).__name__}; it must take the number of classes and return a network"
-        )
-    return network
+        returned = "None" if network is None else f"an object of type {type(network).__name__}"
+        raise UsageError(f"model={name} returns {returned}; it must take the number of classes and return a network")
+    return unwrap_network(network)
+
+
+def _refuse_unset_values(network: nn.Module, name: str) -> None:
+    """Raise UsageError if the weights of `network` have no values, or values that are not finite."""
+    tensors = {path: one for path, one in network.state_dict().items() if isinstance(one, Tensor)}
+    unset = next((path for path, tensor in tensors.items() if tensor.is_meta), None)
+    if unset is not None:
+        raise UsageError(f"{name} has weights on the meta device ({unset}), which have no values; load them first")
+    if bad := describe_nonfinite(tensors):
+        raise UsageError(f"{name} has weights that are NaN or infinite (in {bad}); load or initialize them again")
 
 
 def _probe(
@@ -285,16 +335,17 @@ def _probe(
     published = preprocess or timm_and_torchvision.timm_preprocess(getattr(network, "pretrained_cfg", None))
     tried = dict.fromkeys((*sizes, *(() if published is None else (published.size,)), *SIZES))
     channels = _channels(network, name)
-    first_error: UsageError | None = None
+    errors: list[UsageError] = []
     for size in tried:
         shape = 1, channels, size, size
         try:
             classes = count_classes(network, shape)
         except UsageError as error:
-            first_error = first_error or error
+            errors.append(error)
             continue
+        found = find_output_layer(network, shape)
         if head_layer is None:
-            head_layer = find_output_layer(network, shape)
+            head_layer = found
         elif not is_output_layer(dict(network.named_modules()).get(head_layer)):
             linear = [path for path, module in network.named_modules() if is_output_layer(module)]
             raise UsageError(
@@ -304,8 +355,10 @@ def _probe(
         if published is not None and published.channels != channels:
             published = None
         return _Facts(name, size, channels, classes, head_layer, published)
-    assert first_error is not None
-    raise first_error
+    reasons = {describe_error(error.__cause__ or error) for error in errors}
+    if sizes or len(reasons) < len(errors):  # errors that name their size are about the size
+        raise errors[0]
+    raise UsageError(f"{errors[0]}; none of the sizes {', '.join(map(str, SIZES))} fits: give the size of its images")
 
 
 def _refuse_unusual_parameters(network: nn.Module, name: str) -> None:

@@ -4,21 +4,25 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from svertka.errors import SvertkaError, UsageError
+from svertka.graph.trace_errors import describe_error_and_type
 from svertka.text_width import shorten
 
+MAX_LENGTH = 4096  # characters of a target, as of a path on Linux
 GRAPH = "graph.pt2"  # the exported graph of a network without an importable builder
 PACKAGES = ("timm", "torchvision")  # imported without consent: their names cannot name other code
 FILE = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d][\w.]*)")
@@ -33,7 +37,7 @@ class Builder(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str = Field(
-        max_length=4096,
+        max_length=MAX_LENGTH,
         description="timm:NAME, torchvision:NAME, package.module:function, /path/file.py:function or graph.pt2",
     )
     arguments: dict[str, Argument] = Field(
@@ -94,7 +98,7 @@ def import_function(target: str) -> Callable[..., Any]:
         name, module = in_file["function"], _import_file(target, Path(in_file["file"]))
     elif in_module:
         name = in_module["function"]
-        with _search_path(Path.cwd()), _explained(target):
+        with _search_path(Path.cwd()), isolate_builder(), _explained(target):
             module = importlib.import_module(in_module["module"])
     else:
         raise UsageError(
@@ -125,7 +129,7 @@ def _import_file(target: str, file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as pickle and dataclasses expect of a module
     try:
-        with _search_path(file.parent), _explained(target):
+        with _search_path(file.parent), isolate_builder(), _explained(target):
             spec.loader.exec_module(module)
     except SvertkaError:
         del sys.modules[name]
@@ -150,11 +154,32 @@ def _explained(target: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"{shorten(target, 200)} cannot be imported ({type(error).__name__}: {shorten(reason, 200)}); fix it, or "
-            "install what it needs"
+            f"{shorten(target, 200)} cannot be imported ({describe_error_and_type(error)}); fix it, or install what it "
+            "needs"
         ) from error
+
+
+@contextmanager
+def isolate_builder() -> Iterator[None]:
+    """Restore what code of others changes in this process, and send what it prints to stderr.
+
+    Restored are the current folder, PyTorch's default dtype, its number of threads and whether it records gradients.
+    """
+    folder, dtype, threads, grad = (
+        Path.cwd(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+    )
+    try:
+        with redirect_stdout(sys.stderr):  # stdout is for results, such as JSON
+            yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad)
 
 
 def describe_function(function: Callable[..., Any]) -> tuple[str, dict[str, Argument]] | None:
@@ -183,9 +208,18 @@ def describe_function(function: Callable[..., Any]) -> tuple[str, dict[str, Argu
 
 
 def absolute_target(target: str) -> str:
-    """Return `target` with an absolute path if it is of a file, so that it is found from any folder."""
-    found = FILE.fullmatch(target)
-    return target if found is None else f"{Path(found['file']).expanduser().resolve()}:{found['function']}"
+    """Return `target` with an absolute path if it is of a file, so that it is found from any folder.
+
+    Raises:
+        UsageError: It is too long.
+    """
+    found = FILE.fullmatch(target) if len(target) <= MAX_LENGTH else None
+    absolute = target if found is None else f"{Path(found['file']).expanduser().resolve()}:{found['function']}"
+    if len(absolute) > MAX_LENGTH:
+        raise UsageError(
+            f"{shorten(target, 200)} is too long for the name of a builder; move its file to another folder"
+        )
+    return absolute
 
 
 def fingerprint_source_code(function: Callable[..., Any], network: nn.Module) -> str | None:

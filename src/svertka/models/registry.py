@@ -27,6 +27,7 @@ from svertka.models.resnet import RESNETS, CIFARResNet, ResNet
 from svertka.models.squeezenet import SqueezeNet
 from svertka.models.vgg import VGG, warm_start_tensors
 from svertka.models.zfnet import ZFNet
+from svertka.text_width import shorten
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,15 @@ def find_model(name: str) -> Model:
     """Return the model called `name`.
 
     Raises:
-        UsageError: There is none; the message lists models with similar names, or all.
+        UsageError: There is none; the message lists models with similar names.
     """
     if name in MODELS:
         return MODELS[name]
-    names = get_close_matches(name.lower(), MODELS) or list(MODELS)
-    raise UsageError(f"model={name} is not known; use {' or '.join(names)}")
+    if name.endswith(".py"):
+        raise UsageError(f"model={shorten(name, 200)} names no function; write {shorten(name, 200)}:FUNCTION")
+    names = get_close_matches(name.lower(), MODELS)
+    hint = f"use {' or '.join(names)}" if names else "`svertka models` lists those that are"
+    raise UsageError(f"model={shorten(name, 200)} is not known; {hint}")
 
 
 def _imagenet(

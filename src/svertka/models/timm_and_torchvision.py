@@ -181,12 +181,17 @@ def _reach(url: str, file: str, place: Path) -> None:
 
 def _timm_config(name: str) -> Any:
     timm = _package("timm")
-    if not timm.is_model(name.partition(".")[0]):
-        raise UsageError(_unknown("timm", name, timm.list_models(f"*{name.partition('.')[0]}*")))
-    config = _package("timm.models").get_pretrained_cfg(name, allow_unregistered=True)
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        known = timm.list_models()
+        similar = get_close_matches(architecture, known, 5) or [one for one in known if architecture in one]
+        raise UsageError(_unknown("timm", name, similar if architecture else []))
+    try:
+        config = _package("timm.models").get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # there is no such tag
+        config = None
     if config is None:
-        tags = _package("timm").list_pretrained(f"{name.partition('.')[0]}.*")
-        raise UsageError(_unknown("timm", name, tags))
+        raise UsageError(_unknown("timm", name, timm.list_pretrained(f"{architecture}.*")))
     return config
 
 

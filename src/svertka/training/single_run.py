@@ -28,6 +28,7 @@ from svertka.evaluation.held_out import read_manifest
 from svertka.graph.output_layer import count_classes
 from svertka.models.external import open_model
 from svertka.models.registry import Model
+from svertka.pages.number_format import format_count
 from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
@@ -344,13 +345,16 @@ def prepare_training(resolved: ResolvedOptions) -> PreparedTraining:
     classifier, notes = build_initial_classifier(
         model, start, parts, preprocess, recipe, options.seed, place, may_reinitialize=options.recipe is None
     )
+    frozen = freeze_classifier(classifier, recipe)
+    if not recipe.is_computed and not any(parameter.requires_grad for parameter in classifier.network.parameters()):
+        raise UsageError(f"{model.name} has no parameter to train; call requires_grad_() on those that are to be")
     return PreparedTraining(
         parts=parts,
         preprocess=preprocess,
         recipe=recipe,
         stored_side=stored,
         classifier=classifier,
-        frozen=freeze_classifier(classifier, recipe),
+        frozen=frozen,
         batches=parts.training_batches(preprocess, recipe, options.seed, place),
         notes=[*notes, *describe_ignored_settings(recipe, boxes)],
     )
@@ -361,8 +365,9 @@ def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tu
     found = count_classes(network, shape)
     if found != len(dataset.names):
         raise UsageError(
-            f"{model.name} computes scores for {found} classes, and {dataset.source} has {len(dataset.names)}; name "
-            "its last linear layer with head_layer, or give a function of the number of classes"
+            f"{model.name} computes {format_count(found, 'class score')}, and {dataset.source} has "
+            f"{len(dataset.names)} classes; name its last linear layer with head_layer, or give a function of the "
+            "number of classes"
         )
 
 
