@@ -21,7 +21,7 @@ import torch
 import torchvision  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor, nn
 
-from svertka.models.inception_v4 import convert_timm_state_dict
+from svertka.models.inception_v4_and_resnet import convert_timm_state_dict
 from svertka.models.registry import find_model
 from train_step import training
 from turns import in_turns, ratios, seconds

@@ -24,7 +24,7 @@ from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data import imagenet
 from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
-from svertka.data.prediction_inputs import Input, find_misnamed_files, list_inputs, sample_intensity_range
+from svertka.data.prediction_inputs import Input, find_wrong_suffixes, list_inputs, sample_intensity_range
 from svertka.data.preprocessing import ImageLike, Preprocess, load_image
 from svertka.device import choose_device, get_device, has_values, set_threads, with_preserved_settings
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
@@ -576,7 +576,7 @@ def _predict_batches(
                     batch.append({"path": path, "labels": labels})
             yield batch
             shown.advance(len(batch))
-    if sentence := describe_misnamed(find_misnamed_files(image for _, image in inputs)):
+    if sentence := describe_misnamed(find_wrong_suffixes(image for _, image in inputs)):
         say(sentence)
     ranges = sample_intensity_range((image for _, image in inputs), decoding)
     if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.intensity_range):

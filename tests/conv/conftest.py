@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import matrix, native_support
+from svertka.conv import native_support, sparse_matrix
 from svertka.conv_shape import ConvShape
 
 
@@ -28,7 +28,7 @@ class Case:
     def magnitudes(self) -> list[float]:
         """For each pass the largest sum of magnitudes that a number is made of: what rounding is relative to."""
         absolute = replace(self, x=self.x.abs(), weight=self.weight.abs(), gradient=self.gradient.abs())
-        return [float(each.max()) if each.numel() else 0 for each in absolute.to(torch.float64).passes(matrix)]
+        return [float(each.max()) if each.numel() else 0 for each in absolute.to(torch.float64).passes(sparse_matrix)]
 
     def norms(self) -> list[float]:
         """For each pass the product of its operands' norms: the same where each number is made of all of them."""
@@ -136,7 +136,7 @@ def agree() -> Callable[..., None]:
     ) -> None:
         for dtype in dtypes:
             rounded = case.to(dtype)
-            results, exact = rounded.passes(algorithm), rounded.to(torch.float64).passes(matrix)
+            results, exact = rounded.passes(algorithm), rounded.to(torch.float64).passes(sparse_matrix)
             for result, expected, scale in zip(results, exact, scales, strict=True):
                 assert result.shape == expected.shape
                 assert result.dtype == dtype

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import svertka
-from svertka.conv import aten, matrix
+from svertka.conv import aten, sparse_matrix
 from svertka.conv.api import conv2d
 from svertka.conv_shape import ConvShape
 
@@ -52,7 +52,8 @@ def test_its_gradients_are_those_of_the_definition(stride, padding):
     gradient = torch.randn(shape.output, dtype=torch.float64)
     assert aten.corrupts_memory(shape)
     torch.testing.assert_close(
-        aten.weight_gradient(gradient, x, shape), matrix.weight_gradient(gradient, x, shape).reshape(shape.weight)
+        aten.weight_gradient(gradient, x, shape),
+        sparse_matrix.weight_gradient(gradient, x, shape).reshape(shape.weight),
     )
     weight = torch.randn(shape.weight, dtype=torch.float64, requires_grad=True)
     x.requires_grad_()

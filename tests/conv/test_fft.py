@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from svertka.conv import fft, matrix
+from svertka.conv import fft, sparse_matrix
 from svertka.conv_shape import ConvShape
 
 KERNELS = ((1, 1), (3, 3), (2, 5), (7, 7), (11, 11), (15, 4), (1, 31))
@@ -35,7 +35,7 @@ def test_results_that_share_a_place_on_the_circle() -> None:
 def test_what_is_not_finite_is_not_hidden(each_case, spoil) -> None:
     def check(case) -> None:
         spoiled = spoil(case)
-        for result, exact in zip(spoiled.passes(fft), spoiled.passes(matrix), strict=True):
+        for result, exact in zip(spoiled.passes(fft), spoiled.passes(sparse_matrix), strict=True):
             assert not result[~exact.isfinite()].isfinite().any()
 
     each_case(check, kernels=KERNELS)

@@ -1,6 +1,6 @@
 import torch
 
-from svertka.conv import gemm, matrix
+from svertka.conv import gemm, sparse_matrix
 from svertka.conv_shape import ConvShape
 
 
@@ -17,7 +17,7 @@ def test_adjoint_identity(each_case, adjoint) -> None:
 def test_what_is_not_finite_stays_where_the_definition_has_it(each_case, spoil) -> None:
     def check(case) -> None:
         spoiled = spoil(case)
-        (result, inputs, weights), exact = spoiled.passes(gemm), spoiled.passes(matrix)
+        (result, inputs, weights), exact = spoiled.passes(gemm), spoiled.passes(sparse_matrix)
         assert torch.equal(result.isfinite(), exact[0].isfinite())
         assert torch.equal(inputs.isfinite(), exact[1].isfinite())
         if case.shape.padding == (0, 0):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from svertka.conv import matrix, native_direct, native_support
+from svertka.conv import native_direct, native_support, sparse_matrix
 from svertka.conv_shape import ConvShape
 
 pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
@@ -38,7 +38,7 @@ def test_the_bias_is_added_and_threads_change_nothing(normal):
     bias = torch.randn(40)
     torch.set_num_threads(1)
     alone = native_direct.forward(case.x, case.weight, case.shape, bias)
-    expected = matrix.forward(case.x.double(), case.weight.double(), case.shape) + bias[:, None, None]
+    expected = sparse_matrix.forward(case.x.double(), case.weight.double(), case.shape) + bias[:, None, None]
     torch.testing.assert_close(alone.double(), expected, rtol=1e-5, atol=1e-5)
     torch.set_num_threads(3)
     assert torch.equal(native_direct.forward(case.x, case.weight, case.shape, bias), alone)
@@ -50,7 +50,7 @@ def test_weight_gradients_of_several_threads_are_the_definition(shape, threads, 
     case = normal(shape)
     torch.set_num_threads(threads)
     result = native_direct.weight_gradient(case.gradient, case.x, shape)
-    exact = matrix.weight_gradient(case.gradient.double(), case.x.double(), shape)
+    exact = sparse_matrix.weight_gradient(case.gradient.double(), case.x.double(), shape)
     assert (result - exact).abs().max() <= 1e-6 * case.magnitudes()[2]
     assert torch.equal(native_direct.weight_gradient(case.gradient, case.x, shape), result)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import matrix, native_support, space_to_depth
+from svertka.conv import native_support, space_to_depth, sparse_matrix
 from svertka.conv_shape import ConvShape
 
 pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
@@ -35,9 +35,9 @@ def test_random_convolutions_agree_with_the_matrix(large_count: Callable[[int, i
             for size in (shape.input, shape.weight, shape.output)
         )
         exact = (
-            matrix.forward(x.double(), weight.double(), shape),
-            matrix.input_gradient(gradient.double(), weight.double(), shape),
-            matrix.weight_gradient(gradient.double(), x.double(), shape),
+            sparse_matrix.forward(x.double(), weight.double(), shape),
+            sparse_matrix.input_gradient(gradient.double(), weight.double(), shape),
+            sparse_matrix.weight_gradient(gradient.double(), x.double(), shape),
         )
         found = (
             space_to_depth.forward(x, weight, shape),

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import matrix, winograd
+from svertka.conv import sparse_matrix, winograd
 from svertka.conv_shape import ConvShape
 
 KERNELS = tuple((height, width) for height in (1, 3, 5, 7) for width in (1, 3, 5, 7) if (height, width) != (1, 1))
@@ -78,7 +78,7 @@ def test_adjoint_identity(each_case, adjoint) -> None:
 def test_what_is_not_finite_is_not_hidden(each_case, spoil) -> None:
     def check(case) -> None:
         spoiled = spoil(case)
-        for result, exact in zip(spoiled.passes(winograd), spoiled.passes(matrix), strict=True):
+        for result, exact in zip(spoiled.passes(winograd), spoiled.passes(sparse_matrix), strict=True):
             assert not result[~exact.isfinite()].isfinite().any()
 
     each_case(check, kernels=KERNELS, steps=False)
@@ -136,7 +136,7 @@ def test_denormal_numbers_are_as_good_as_zero_or_better(each_case) -> None:
         tiny = torch.finfo(torch.float32).tiny
         single = case.to(torch.float32)
         result = winograd.forward(single.x * tiny / 16, single.weight, single.shape)
-        exact = matrix.forward(case.x * tiny / 16, case.weight, case.shape)
+        exact = sparse_matrix.forward(case.x * tiny / 16, case.weight, case.shape)
         if result.numel():
             assert (result - exact).abs().max() <= exact.abs().max()
 

@@ -94,7 +94,7 @@ def test_caffe_weights_are_converted_and_get_their_preprocessing(shared_data: Pa
 
 
 def test_timm_weights_are_converted(tmp_path: Path) -> None:
-    from svertka.models.inception_v4 import TIMM_NAMES
+    from svertka.models.inception_v4_and_resnet import TIMM_NAMES
 
     theirs = {ours: timm for timm, ours in TIMM_NAMES.items() if timm.startswith("features") or timm == "last_linear"}
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from svertka.run import Run
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.run_recorder import Recorder, explain_kept_epoch, is_epoch_as_good
-from svertka.training.training_inputs import TrainingInputs
+from svertka.training.trained_part_and_batches import TrainingInputs
 from svertka.training.training_loop import LOG_EVERY, TrainingState, fit, make_optimizer
 
 

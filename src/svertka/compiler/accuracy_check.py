@@ -220,7 +220,7 @@ def _check_classes(precision: str, name: str, ours: Tensor, theirs: Tensor, tole
             )
 
 
-def suggest_capture_fix(original: nn.Module, example: Tensor) -> str:
+def suggest_after_failed_capture(original: nn.Module, example: Tensor) -> str:
     """Return what to do about `original`, whose capture failed, as the end of an error message."""
     try:
         original(example.clone())

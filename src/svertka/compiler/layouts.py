@@ -40,7 +40,7 @@ RESHAPES = {"reshape.default", "flatten.using_ints", "unflatten.int", "clone.def
 
 
 @dataclass(frozen=True)
-class Layout:
+class ValueLocation:
     """The location of a value: in the memory of value `root`, from number `offset`, with elements `strides` apart."""
 
     root: int
@@ -121,7 +121,7 @@ class NetworkLayouts:
         self.shapes, self.batch_size, self.inner = dict(shapes), batch_size, inner
         self._channels_last = channels_last
         self._parts = {step.result: step.inputs for step in steps if isinstance(step, Concatenation)}
-        self.of = {0: Layout(0, 0, dense_strides(shapes[0], default_axis_order(shapes[0])))}
+        self.of = {0: ValueLocation(0, 0, dense_strides(shapes[0], default_axis_order(shapes[0])))}
         self.steps: list[Step] = []
         self.stored: set[int] = set()
         self._copies: dict[tuple[int, Sizes], int] = {}  # (value, strides of the copy) -> the copy
@@ -155,7 +155,7 @@ class NetworkLayouts:
                 return
         self.steps.append(step)
 
-    def _follow_views(self, step: Operation) -> dict[int, Layout] | None:
+    def _follow_views(self, step: Operation) -> dict[int, ValueLocation] | None:
         """Return the layouts of the results if they are all views of a value with a layout."""
         read = [leaf.number for leaf in iter_leaves(step.arguments) if isinstance(leaf, Value)]
         if len(read) != 1 or read[0] not in self.of:
@@ -167,7 +167,7 @@ class NetworkLayouts:
         memory = torch.empty(max(reach, 0), device="meta", dtype=torch.float32)
         x = memory.as_strided(self.shapes[read[0]], base.strides)
         found = step.run(self._on_meta(x))
-        views: dict[int, Layout] = {}
+        views: dict[int, ValueLocation] = {}
         for number, result in zip(step.results, found, strict=True):
             if number is None:
                 continue
@@ -177,7 +177,7 @@ class NetworkLayouts:
                 return None
             if tuple(result.shape) != self.shapes[number]:
                 return None
-            views[number] = Layout(base.root, base.offset + int(result.storage_offset()), tuple(result.stride()))
+            views[number] = ValueLocation(base.root, base.offset + int(result.storage_offset()), tuple(result.stride()))
         return views
 
     def _on_meta(self, x: Tensor) -> Callable[[Any], Any]:
@@ -195,7 +195,7 @@ class NetworkLayouts:
         """
         shape, strides = self.shapes[x], self.of[x].strides
         contiguous = [axis for axis, stride in enumerate(strides) if stride == 1 and shape[axis] > 1]
-        found: list[tuple[bool, Layout, Sizes]] = []
+        found: list[tuple[bool, ValueLocation, Sizes]] = []
         for order in (default_axis_order(self.shapes[result]), list(range(len(self.shapes[result])))):
             inside = dense_strides(self.shapes[result], order)
             memory = torch.empty(math.prod(shape), device="meta").as_strided(self.shapes[result], inside)
@@ -204,7 +204,7 @@ class NetworkLayouts:
             except RuntimeError:  # no view of this memory has that shape
                 continue
             matches = any(copied[axis] == 1 for axis in contiguous)
-            found.append((not matches, Layout(result, 0, inside), tuple(copied)))
+            found.append((not matches, ValueLocation(result, 0, inside), tuple(copied)))
         if not found:
             return False
         _, layout, copied = min(found, key=lambda one: one[0])
@@ -216,7 +216,7 @@ class NetworkLayouts:
         """Append a copy of `value` with other strides, in the memory of `root` or in its own. Return its number."""
         copy = max(self.shapes) + 1
         self.shapes[copy] = self.shapes[value]
-        self.of[copy] = Layout(copy if root is None else root, 0, strides)
+        self.of[copy] = ValueLocation(copy if root is None else root, 0, strides)
         self.steps.append(Elementwise(value, copy, place=place))
         return copy
 
@@ -239,7 +239,7 @@ class NetworkLayouts:
         self.of[step.result] = self._make_result(step, following)
         self.steps.append(step)
 
-    def _make_result(self, step: KernelStep, following: Sequence[Step]) -> Layout:
+    def _make_result(self, step: KernelStep, following: Sequence[Step]) -> ValueLocation:
         if step.result in self.inner:
             return self._inside(step.result)
         shape = self.shapes[step.result]
@@ -257,14 +257,14 @@ class NetworkLayouts:
                     break
         return self._own(step.result, order)
 
-    def _choose_product_order(self, result: int, following: Sequence[Step]) -> Layout:
+    def _choose_product_order(self, result: int, following: Sequence[Step]) -> ValueLocation:
         """Return a layout of contiguous rows in which the views that follow need no copy, if there is one."""
         *outer, last = range(len(self.shapes[result]))
         swapped = [outer[:-2] + outer[-2:][::-1]] if len(outer) > 1 else []
         layouts = [self._own(result, [*order, last]) for order in (outer, *swapped)]
         return next((one for one in layouts if self._is_free(one, result, following)), layouts[0])
 
-    def _is_free(self, layout: Layout, result: int, following: Sequence[Step]) -> bool:
+    def _is_free(self, layout: ValueLocation, result: int, following: Sequence[Step]) -> bool:
         """Return whether all reshapes of `result` among the steps that follow are views if it has this layout."""
         known = self.of
         self.of = {result: layout}
@@ -279,16 +279,16 @@ class NetworkLayouts:
         finally:
             self.of = known
 
-    def _own(self, value: int, order: Iterable[int]) -> Layout:
-        return Layout(value, 0, dense_strides(self.shapes[value], order))
+    def _own(self, value: int, order: Iterable[int]) -> ValueLocation:
+        return ValueLocation(value, 0, dense_strides(self.shapes[value], order))
 
-    def _inside(self, value: int) -> Layout:
+    def _inside(self, value: int) -> ValueLocation:
         """Return the layout of a map that is a part of a concatenation."""
         outer, number = self.inner[value]
         shape = self.shapes[outer]
         whole = self._inside(outer) if outer in self.inner else self._own(outer, default_axis_order(shape))
         before = sum(self.shapes[part][1] for part in self._parts[outer][:number])
-        return Layout(whole.root, whole.offset + before, whole.strides)
+        return ValueLocation(whole.root, whole.offset + before, whole.strides)
 
     def _as_map(self, value: int) -> int:
         """Return `value`, or a copy of it whose memory is a channels-last map."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import serialize
-from svertka.compiler.accuracy_check import check_int8_error, measure_error, suggest_capture_fix
+from svertka.compiler.accuracy_check import check_int8_error, measure_error, suggest_after_failed_capture
 from svertka.compiler.activation_ranges import observe_activations
 from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches
 from svertka.compiler.capture_at_several_batch_sizes import BatchSizeCheck, DynamicBatchCapturer
@@ -177,7 +177,9 @@ def _fuse(network: nn.Module, example: Tensor) -> tuple[FusedNetwork, BatchSizeC
         recording, repeats = _capture(network, tuple(example.shape))
     except TraceRunError as reason:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            raise UsageError(f"{reason}{suggest_capture_fix(copy_for_comparison(network), example)}") from reason
+            raise UsageError(
+                f"{reason}{suggest_after_failed_capture(copy_for_comparison(network), example)}"
+            ) from reason
     return fuse(recording), repeats
 
 

@@ -53,7 +53,7 @@ def load_pixels(image: Input, decoding: DecodingOptions = DEFAULT) -> Pixels:
     return load_image(image, decoding=decoding)
 
 
-def find_misnamed_files(images: Iterable[Input]) -> list[tuple[str, str]]:
+def find_wrong_suffixes(images: Iterable[Input]) -> list[tuple[str, str]]:
     """Return the path and true format of each file whose suffix names another format."""
     found = []
     for image in images:

@@ -13,7 +13,7 @@ from svertka.classifier import Classifier
 from svertka.data.box_annotations import Annotation, check_classes, match_to_images, read_boxes
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import DecodingOptions, describe_misnamed
-from svertka.data.prediction_inputs import find_misnamed_files, list_inputs, load_pixels
+from svertka.data.prediction_inputs import find_wrong_suffixes, list_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
 from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError
@@ -192,7 +192,7 @@ def locate(
             except ImageError as error:
                 located.append(LocatedImage(path, error=str(error)))
             shown.advance()
-    if sentence := describe_misnamed(find_misnamed_files(image for _, image in inputs)):
+    if sentence := describe_misnamed(find_wrong_suffixes(image for _, image in inputs)):
         say(sentence)
     judgement = None
     if boxes is not None:

@@ -12,7 +12,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.download import download_file
 from svertka.files import cache_folder
 from svertka.models.efficientnet_lite import bundled_weights_path, convert_bundled_state_dict
-from svertka.models.inception_v4 import convert_timm_state_dict
+from svertka.models.inception_v4_and_resnet import convert_timm_state_dict
 from svertka.models.squeezenet import convert_caffe_state_dict
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of most weights trained on ImageNet; 1 is full scale

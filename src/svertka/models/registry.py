@@ -19,7 +19,7 @@ from svertka.models.efficientnet_lite import EfficientNetLite0
 from svertka.models.external_builder import Builder
 from svertka.models.googlenet import GoogLeNet, GoogLeNetBN
 from svertka.models.inception_v3 import InceptionV3
-from svertka.models.inception_v4 import InceptionResNetV2, InceptionV4
+from svertka.models.inception_v4_and_resnet import InceptionResNetV2, InceptionV4
 from svertka.models.lenet import LeNet5
 from svertka.models.mlp import MLP
 from svertka.models.reference_results import reference_results

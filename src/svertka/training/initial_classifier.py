@@ -19,13 +19,13 @@ from svertka.models.registry import Model
 from svertka.models.weights import Weights, head_tensor_names
 from svertka.run import Run
 from svertka.training import checkpoint
+from svertka.training.computed_initial_head import needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
-from svertka.training.head_from_features import needs_computed_head
 from svertka.training.lr_finder import RangeTest
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
-from svertka.training.training_inputs import build_optimizer
+from svertka.training.trained_part_and_batches import build_optimizer
 from svertka.training.training_loop import TrainingState
 from svertka.transfer.freeze import ALL, HEAD
 

@@ -30,18 +30,18 @@ from svertka.progress import progress, say
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
+from svertka.training.computed_initial_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits, decode_and_split, replace_images_by_patches
-from svertka.training.head_from_features import compute_head, needs_computed_head
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
 from svertka.training.run_recorder import Recorder
-from svertka.training.training_inputs import (
+from svertka.training.trained_part_and_batches import (
     build_optimizer,
     build_training_inputs,
     freeze_classifier,
     measure_val_error,
-    prepare_evaluation,
+    prepare_network_and_batches,
 )
 from svertka.training.training_loop import TrainingState, count_steps, fit
 from svertka.training.weight_average import WeightAverage
@@ -191,7 +191,7 @@ def train_from_checkpoint(
         part = parts.final_part
         kept, images = Classifier.load(run.folder, place, model=classifier.model), parts.whole_images()
         judged = evaluate_network(
-            *prepare_evaluation(kept, settings, images, part, place), kept.names, f"scoring {part}"
+            *prepare_network_and_batches(kept, settings, images, part, place), kept.names, f"scoring {part}"
         )
         last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
         val_error = last

@@ -22,7 +22,7 @@ from svertka.tensor_files import write_tensors
 from svertka.training import checkpoint, health
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
-from svertka.training.training_inputs import TrainingInputs
+from svertka.training.trained_part_and_batches import TrainingInputs
 from svertka.training.training_loop import Callback, StepMetrics, TrainingState, gradient_to_weight_ratios
 from svertka.training.weight_average import WeightAverage
 from svertka.transfer.freeze import PartiallyFrozen

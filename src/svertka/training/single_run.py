@@ -33,6 +33,7 @@ from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
+from svertka.training.computed_initial_head import estimate_head_seconds, limit_learning_rate
 from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, Settings, check_range
 from svertka.training.data_splits import (
     DataSplits,
@@ -42,7 +43,6 @@ from svertka.training.data_splits import (
     replace_images_by_patches,
     stored_side_for_crops,
 )
-from svertka.training.head_from_features import estimate_head_seconds, limit_learning_rate
 from svertka.training.initial_classifier import (
     build_initial_classifier,
     check_frozen_layers,
@@ -54,7 +54,11 @@ from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import resume, suggest_resume_command, train_from_checkpoint
 from svertka.training.run_lock import claim_run_folder
-from svertka.training.training_inputs import estimate_final_evaluation_seconds, freeze_classifier, optimize_frozen
+from svertka.training.trained_part_and_batches import (
+    estimate_final_evaluation_seconds,
+    freeze_classifier,
+    optimize_frozen,
+)
 from svertka.transfer.feature_cache import available_cache_bytes, feature_bytes_per_image
 from svertka.transfer.freeze import PartiallyFrozen
 
@@ -187,7 +191,7 @@ def train_run(options: TrainingOptions) -> Run:
         if resolved.recipe.start not in (None, resolved.model.name) and resolved.start_from is None:
             resolved = replace(resolved, start_from=str(_first_stage(resolved, folder).folder))
         with show_spinner("preparing the data and the network"):
-            prepared = prepare_training(resolved)
+            prepared = prepare_images_and_network(resolved)
         with show_spinner("timing the training"):
             measurement = plan_by_timing(resolved, prepared)
         settings = _settings(resolved, prepared, measurement)
@@ -294,7 +298,7 @@ def _recipe(options: TrainingOptions, source: str, model: str, *, trained: bool)
     return name, recipe.with_changes(lr=time_estimate.parse_learning_rate(options.lr), **changes)
 
 
-def prepare_training(resolved: ResolvedOptions) -> PreparedTraining:
+def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     """Decode and divide the images and build the network with its first weights.
 
     Raises:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from svertka.models.googlenet import ConvBNReLU
-from svertka.models.inception_v4 import (
+from svertka.models.inception_v4_and_resnet import (
     TIMM_NAMES,
     Branches,
     InceptionResNetV2,

@@ -14,7 +14,7 @@ from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
 from svertka.training.lr_finder import find_stable_rate
 from svertka.training.recipe import Recipe
-from svertka.training.training_inputs import optimize_frozen, store_features
+from svertka.training.trained_part_and_batches import optimize_frozen, store_features
 from svertka.transfer import freeze
 from svertka.transfer import logistic_and_nearest_mean_heads as heads
 from svertka.transfer.freeze import FrozenPrefix, PartiallyFrozen

@@ -1,6 +1,6 @@
 """Benchmark of evaluation in ten crops and in dense crops against the bare network and a plain loop.
 
-    python bench/ten_crop_and_dense_evaluation.py [--models resnet18 squeezenet1_1] [--images 64] [--dense 1]
+    python bench/crop_evaluation_vs_plain_loop.py [--models resnet18 squeezenet1_1] [--images 64] [--dense 1]
         [--rounds 3] [--threads 2]
 
 Ten crops: `svertka evaluate --crops 10` on photographs, from the cache of squares to the metrics, in crops per second,

@@ -17,7 +17,7 @@ from svertka.errors import Interrupted, UsageError
 from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.training.builtin_recipes import BACKBONE, find_recipe
-from svertka.training.head_from_features import estimate_head_seconds
+from svertka.training.computed_initial_head import estimate_head_seconds
 from svertka.training.recipe import Recipe
 from svertka.transfer import logistic_and_nearest_mean_heads
 
