@@ -15,6 +15,7 @@ from svertka.files import (
     format_bytes,
     free_disk_bytes,
     lock_file,
+    parse_cache_limit_option,
     parse_path,
     read_json,
     storage_errors,
@@ -163,3 +164,10 @@ def test_a_number_of_too_many_digits_is_a_value_error_without_pythons_advice(tmp
     (tmp_path / "x.json").write_text(f'{{"id": {"9" * 5000}}}')
     with pytest.raises(ValueError, match=r"^a number has more than 4,300 digits$"):
         read_json(tmp_path / "x.json")
+
+
+def test_a_cache_limit_that_cannot_be_is_one_sentence() -> None:
+    assert parse_cache_limit_option(0.5) == 500_000_000
+    for limit in (-1, 2e6, float("nan"), 10**400):
+        with pytest.raises(UsageError, match="cache_limit=.* must be from 0 to 1,000,000 GB"):
+            parse_cache_limit_option(limit)

@@ -260,7 +260,7 @@ def parse_cache_limit_option(cache_limit: float | None) -> int | None:
     if cache_limit is None:
         return None
     if not 0 <= cache_limit <= MAX_GIGABYTES:
-        raise UsageError(f"cache_limit={cache_limit:g} must be from 0 to {MAX_GIGABYTES:,} GB")
+        raise UsageError(f"cache_limit={shorten(str(cache_limit))} must be from 0 to {MAX_GIGABYTES:,} GB")
     return round(cache_limit * 1e9)
 
 

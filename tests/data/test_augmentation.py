@@ -266,5 +266,6 @@ def test_options_add_augmentations_in_place_of_those_of_the_recipe():
     assert merge_augmentations(both, auto_augment="none", random_erasing=0) == recipe
     with pytest.raises(UsageError, match="auto_augment=auto is not known; use rand, trivial or none"):
         merge_augmentations(recipe, auto_augment="auto", random_erasing=None)
-    with pytest.raises(UsageError, match="random_erasing=2 must be from 0 to 1"):
-        merge_augmentations(recipe, auto_augment=None, random_erasing=2)
+    for share in (2, -0.5, 10**400):
+        with pytest.raises(UsageError, match="random_erasing=.* must be from 0 to 1, the share of images"):
+            merge_augmentations(recipe, auto_augment=None, random_erasing=share)

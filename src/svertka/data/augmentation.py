@@ -344,7 +344,7 @@ def merge_augmentations(
     if random_erasing is not None:
         if not 0 <= random_erasing <= 1:
             raise UsageError(
-                f"random_erasing={random_erasing:g} must be from 0 to 1, the share of images that it changes"
+                f"random_erasing={shorten(str(random_erasing))} must be from 0 to 1, the share of images that it changes"
             )
         chosen = [one for one in chosen if not isinstance(one, RandomErasing)]
         if random_erasing > 0:
