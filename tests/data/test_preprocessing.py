@@ -18,7 +18,7 @@ from svertka.data.preprocessing import (
     load_image,
     resize_central_square,
 )
-from svertka.errors import SizeError, UsageError
+from svertka.errors import ImageError, SizeError, UsageError
 
 
 def image(height: int, width: int) -> np.ndarray:
@@ -146,6 +146,13 @@ def test_images_in_memory_have_the_pixel_limit_of_files():
         with pytest.raises(SizeError, match="400 megapixels, more than the limit of 100; .* raise max_pixels"):
             preprocess(huge)
     assert load_image(view[:9000, :9000]).shape == (9000, 9000, 3)
+
+
+@pytest.mark.parametrize("value", [None, 3.5, [1, 2], object()])
+def test_what_is_no_image_is_one_sentence(value):
+    for read in (load_image, Preprocess(size=8, resize=8, mean=MEAN, std=STD)):
+        with pytest.raises((ImageError, TypeError), match=r"which is no image; give a path|image"):
+            read(value)
 
 
 def test_orientation_is_applied(tmp_path):

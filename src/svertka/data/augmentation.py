@@ -343,9 +343,8 @@ def merge_augmentations(
         chosen[place:place] = AUTO_AUGMENTATIONS[auto_augment]
     if random_erasing is not None:
         if not 0 <= random_erasing <= 1:
-            raise UsageError(
-                f"random_erasing={shorten(str(random_erasing))} must be from 0 to 1, the share of images that it changes"
-            )
+            given = shorten(str(random_erasing))
+            raise UsageError(f"random_erasing={given} must be from 0 to 1, the share of images that it changes")
         chosen = [one for one in chosen if not isinstance(one, RandomErasing)]
         if random_erasing > 0:
             chosen.append(RandomErasing(probability=random_erasing))

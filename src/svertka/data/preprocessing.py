@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import DEFAULT, DecodingOptions, check_pixel_count, decode_to_pixels, read_image_file, to_rgb
-from svertka.errors import UsageError
+from svertka.errors import ImageError, UsageError
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
 Fit = Literal["crop", "pad", "squeeze"]
@@ -194,6 +194,8 @@ def load_image(image: ImageLike, min_side: int | None = None, decoding: Decoding
     """
     if isinstance(image, str | Path):
         return read_image_file(image, min_side, decoding)
+    if not isinstance(image, Image.Image | np.ndarray):  # of a sequence, beartype checks some items only
+        raise ImageError(f"a {type(image).__name__}, which is no image; give a path, a PIL image or an array")
     height, width = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0, 0)[:2]
     check_pixel_count(height, width, decoding.max_pixels)
     return to_rgb(image, decoding.intensity_range)
