@@ -225,6 +225,19 @@ void grouped_weight_gradient(const Window& shape, Size groups, nb::handle gradie
     used->training.grouped_weight_gradient(shape, groups, of, from, sums, threads);
 }
 
+void depthwise_input_gradient(const Window& shape, nb::handle gradient, nb::handle weights, nb::handle result,
+                              int threads) {
+    check(shape);
+    require_between("threads", threads, 1, max_threads);
+    require(shape.in_channels == shape.out_channels, "a depthwise convolution has as many outputs as inputs");
+    const Tensor upstream("gradient", gradient), factors("weights", weights), to("result", result);
+    const float* of = upstream.numbers<float>(reach(pixels_out(shape), shape.out_step, shape.out_channels));
+    const float* by = factors.numbers<float>(weights_of(shape, shape.in_channels));
+    float* sums = to.numbers<float>(reach(pixels_in(shape), shape.in_step, shape.in_channels));
+    const nb::gil_scoped_release unlocked;
+    used->training.depthwise_input_gradient(shape, of, by, sums, threads);
+}
+
 Size check(const BatchNorm& shape) {
     require_between("pixels", shape.pixels, 1, max_size);
     require_between("channels", shape.channels, 1, max_size);
@@ -379,6 +392,8 @@ NB_MODULE(_kernels, module) {
                "mean"_a, "variance"_a, "input_gradient"_a, "weight_gradient"_a, "bias_gradient"_a, "threads"_a);
     module.def("grouped_weight_gradient", grouped_weight_gradient, "shape"_a, "groups"_a, "gradient"_a, "input"_a,
                "result"_a, "threads"_a);
+    module.def("depthwise_input_gradient", depthwise_input_gradient, "shape"_a, "gradient"_a, "weights"_a, "result"_a,
+               "threads"_a);
     module.def("grouped_forward", grouped_forward, "shape"_a, "groups"_a, "input"_a, "weights"_a, "bias"_a.none(),
                "output"_a, "threads"_a);
     nb::class_<Place>(module, "Place").def(nb::init<int, Size>(), "memory"_a, "offset"_a);

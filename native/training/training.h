@@ -1,5 +1,5 @@
-// What training needs beside the kernels of inference: weights packed in every step, and weight gradients. float32,
-// channels-last. Sizes are not checked.
+// What training needs beside the kernels of inference: weights packed in every step, gradients, and batch normalization.
+// float32, channels-last. Sizes are not checked.
 #pragma once
 
 #include <cstddef>
@@ -30,6 +30,11 @@ struct Training {
     void (*grouped_weight_gradient)(const Window&, std::ptrdiff_t groups, const float* gradient, const float* input,
                                     float* result, int threads);
 
+    // The input gradient of a convolution whose groups have one input and one output. Weights: (tap in y, tap in x,
+    // channel).
+    void (*depthwise_input_gradient)(const Window&, const float* gradient, const float* weights, float* result,
+                                     int threads);
+
     // Of the batch: mean and variance, (channels), and the result.
     void (*batch_norm)(const BatchNorm&, const float* input, const float* weight, const float* bias, float* output,
                        float* mean, float* variance, int threads);
@@ -46,11 +51,17 @@ struct Training {
     void direct_pack(const float*, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, bool, float*);                      \
     void direct_weight_gradient(const Window&, const float*, const float*, float*, int);                               \
     void grouped_weight_gradient(const Window&, std::ptrdiff_t, const float*, const float*, float*, int);              \
+    void depthwise_input_gradient(const Window&, const float*, const float*, float*, int);                             \
     void batch_norm(const BatchNorm&, const float*, const float*, const float*, float*, float*, float*, int);           \
     void batch_norm_gradients(const BatchNorm&, const float*, const float*, const float*, const float*, const float*,  \
                               const float*, float*, float*, float*, int);                                              \
     inline Training training_functions() {                                                                             \
-        return {direct_pack, direct_weight_gradient, grouped_weight_gradient, batch_norm, batch_norm_gradients};       \
+        return {direct_pack,                                                                                           \
+                direct_weight_gradient,                                                                                \
+                grouped_weight_gradient,                                                                               \
+                depthwise_input_gradient,                                                                              \
+                batch_norm,                                                                                            \
+                batch_norm_gradients};                                                                                 \
     }                                                                                                                  \
     }
 

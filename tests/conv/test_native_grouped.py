@@ -83,3 +83,17 @@ def test_the_kernel_checks_its_tensors():
         native_support.kernels.grouped_weight_gradient(sizes, 33, output, x, torch.zeros(296), 1)
     with pytest.raises(ValueError, match="2 groups must divide 33 input"):
         native_support.kernels.grouped_weight_gradient(sizes, 2, output, x, weight, 1)
+
+
+def test_the_kernel_of_strided_depthwise_input_gradients_checks_its_tensors():
+    shape = SHAPES[1]
+    gradient, weight, result = torch.zeros(shape.output), torch.zeros(144), torch.zeros(shape.input)
+    sizes, kernel = native_support.convolution_window(shape), native_support.kernels.depthwise_input_gradient
+    kernel(sizes, gradient, weight, result, 1)
+    for name, spoiled in (("gradient", (gradient[1:], weight, result)), ("weights", (gradient, weight[1:], result)),
+                          ("result", (gradient, weight, result[1:]))):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} holds"):
+            kernel(sizes, *spoiled, 1)
+    more = native_support.convolution_window(ConvShape.of((1, 4, 5, 5), (8, 1, 3, 3), groups=4))
+    with pytest.raises(ValueError, match="as many outputs as inputs"):
+        kernel(more, gradient, weight, result, 1)

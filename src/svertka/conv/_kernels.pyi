@@ -180,6 +180,9 @@ def grouped_weight_gradient(
     result: Tensor,
     threads: int,
 ) -> None: ...
+def depthwise_input_gradient(
+    shape: Window, gradient: Tensor, weights: Tensor, result: Tensor, threads: int
+) -> None: ...
 def grouped_forward(
     shape: Window,
     groups: int,

@@ -1,8 +1,9 @@
 """Grouped and depthwise convolution in compiled kernels (`native/`), on the CPU.
 
 The input gradient is the convolution of the gradient with the rotated kernels, in which the inputs and outputs of each
-group are exchanged; with a stride, zeros are inserted into the gradient first. Results are channels-last; tensors in
-other orders are copied first. Results and input gradients do not depend on the number of threads; weight gradients do.
+group are exchanged; with a stride, zeros are inserted into the gradient first, but strided depthwise convolutions have
+a kernel of their own. Results are channels-last; tensors in other orders are copied first. Results and input gradients
+do not depend on the number of threads; weight gradients do.
 """
 
 import torch
@@ -30,6 +31,8 @@ def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = N
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
     groups, taps = shape.groups, shape.kernel
+    if shape.stride != (1, 1) and shape.in_channels == shape.out_channels == groups:
+        return _depthwise_input_gradient(gradient, weight, shape)
     split = weight.flip(2, 3).reshape(groups, shape.out_channels // groups, shape.in_channels // groups, *taps)
     packed = split.permute(3, 4, 1, 0, 2)  # (tap y, tap x, output in group, group, input in group)
     return _forward(
@@ -50,6 +53,15 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
         native_support.convolution_window(shape), shape.groups, gradient, x, sums, torch.get_num_threads()
     )
     return sums.permute(3, 2, 4, 0, 1).reshape(shape.weight)
+
+
+def _depthwise_input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    gradient, result = to_channels_last(gradient), empty_channels_last(shape.input)
+    packed = to_kernel_vector(weight[:, 0].permute(1, 2, 0))  # (tap y, tap x, channel)
+    native_support.kernels.depthwise_input_gradient(
+        native_support.convolution_window(shape), gradient, packed, result, torch.get_num_threads()
+    )
+    return result
 
 
 def _forward(
