@@ -1,5 +1,6 @@
 """Computed heads, held against scikit-learn and against the definition."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from svertka.transfer.logistic_and_nearest_mean_heads import (
     fit_head,
     fit_logistic_regression,
     fit_nearest_mean,
+    predict_out_of_fold,
 )
 
 
@@ -87,3 +89,27 @@ def test_estimated_iterations_match_those_taken(monkeypatch: pytest.MonkeyPatch,
     expected = heads.MEAN_ITERATIONS * heads.FOLDS * len(heads.STRENGTHS)
     assert expected / 6 < sum(taken) < 1.5 * expected
     assert heads.estimate_fit_seconds("logistic", 60, 64, 10) > 0
+
+
+def test_probabilities_out_of_fold_are_those_of_a_model_without_the_group() -> None:
+    """Every image has a copy with another label: a model that saw the copy would predict that label."""
+    from sklearn.model_selection import StratifiedKFold
+
+    features, labels = digits(3, 150)
+    groups = np.arange(150)
+    features[100:150], groups[100:150] = features[:50], groups[:50]
+    labels[100:150] = (labels[:50] + 1) % 3
+    found = predict_out_of_fold(features, labels, groups, 3)
+    assert found.sum(1) == pytest.approx(np.ones(150), abs=1e-5)
+    standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
+    theirs = {power: np.zeros((150, 3)) for power in range(-4, 3)}
+    majority = np.minimum(labels[:100], np.append(labels[100:150], labels[50:100]))  # of a tie, the first class
+    for inside, outside in StratifiedKFold(5, shuffle=True, random_state=0).split(majority, majority):
+        learned, judged = np.isin(groups, inside), np.isin(groups, outside)
+        for power, probabilities in theirs.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # weak penalties do not converge
+                model = LogisticRegression(C=10.0**power, max_iter=300).fit(standard[learned], labels[learned])
+            probabilities[judged] = model.predict_proba(standard[judged])
+    losses = {power: -np.log(one[np.arange(150), labels]).mean() for power, one in theirs.items()}
+    assert found == pytest.approx(theirs[min(losses, key=losses.__getitem__)], abs=2e-3)

@@ -1,32 +1,116 @@
 """`svertka check`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, Test, Val, parse_pixel_count
-from svertka.cli.printing import print_json, print_line, show_import_spinner
+from svertka.cli.option_types import (
+    OUTPUT,
+    AsJson,
+    CacheLimit,
+    Columns,
+    Device,
+    Group,
+    MaxPixels,
+    Overwrite,
+    Test,
+    Threads,
+    Val,
+    parse_pixel_count,
+)
+from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
+
+if TYPE_CHECKING:
+    from svertka.curation.label_check import LabelFindings
+
+SHOWN = 10  # rows of a table
+LABELS = "Labels"  # heading of options in --help
 
 
 def check(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Labeled images, as for svertka train.")],
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels",
+            help="Look for label errors, images that no class fits, and classes that are confused.",
+            rich_help_panel=LABELS,
+        ),
+    ] = False,
     val: Val = 0.1,
     test: Test = 0.0,
     columns: Columns = None,
     group: Group = None,
     max_pixels: MaxPixels = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    cache_limit: CacheLimit = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="HTML file that shows the images that --labels finds, to correct them.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Report what a dataset contains and what is wrong with it. Nothing is changed.
 
-    Example: svertka check photos/
+    Example: svertka check photos/ --labels --output check.html
     """
     with show_import_spinner():
         from svertka.curation import dataset_check as checking
 
-    findings = checking.check(source, val, test, columns=columns, group=group, max_pixels=parse_pixel_count(max_pixels))
+    findings = checking.check(
+        source,
+        val,
+        test,
+        columns=columns,
+        group=group,
+        max_pixels=parse_pixel_count(max_pixels),
+        labels=labels,
+        output=output,
+        overwrite=overwrite,
+        device=device,
+        threads=threads,
+        cache_limit=cache_limit,
+    )
     if as_json:
         print_json(findings.to_dict())
-    else:
-        for line in checking.describe_findings(findings):
-            print_line(line)
+        return
+    for line in checking.describe_findings(findings):
+        print_line(line)
+    if findings.labels is not None:
+        _print_tables(findings.labels)
+
+
+def _print_tables(found: "LabelFindings") -> None:
+    """Print the first label errors, outliers and ambiguous pairs."""
+    _print_rows(
+        ("label error", "label", "suggested", "doubt", "similar"),
+        [(one.path, one.label, one.suggested, f"{one.score:.2f}", one.agreeing) for one in found.errors],
+        shrink=(0, 1, 2),
+    )
+    _print_rows(
+        ("outlier", "label", "distance"),
+        [(one.path, one.label, f"{one.score:.1f} × usual") for one in found.outliers],
+        shrink=(0, 1),
+    )
+    _print_rows(
+        ("class", "confused with", "images", "share", "95 % interval"),
+        [
+            (*one.classes, f"{one.confused:,}", f"{one.share:.1%}", "{:.1%} to {:.1%}".format(*one.interval))
+            for one in found.ambiguous
+        ],
+        shrink=(0, 1),
+    )
+
+
+def _print_rows(header: tuple[str, ...], rows: list[tuple[str, ...]], *, shrink: tuple[int, ...]) -> None:
+    """Print a table of the first rows, if there are any, and how many more there are."""
+    if not rows:
+        return
+    print_line()
+    print_table([header, *rows[:SHOWN]], right=range(len(shrink), len(header)), shrink=shrink)
+    if len(rows) > SHOWN:
+        print_line(f"and {len(rows) - SHOWN:,} more; --json or --output check.html lists them")

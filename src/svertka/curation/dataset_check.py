@@ -1,6 +1,5 @@
 """Report on a data set before training: its contents, and by path what is wrong with it."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from svertka.curation.check_page import write_check_page
+from svertka.curation.label_check import LabelFindings, check_labels, to_text
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import resolve_subset
@@ -35,9 +36,11 @@ from svertka.data.pixel_statistics import choose_intensity_range
 from svertka.data.preprocessing import discarded_share
 from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.source_opener import Source, check_exists, open_source
-from svertka.device import with_preserved_settings
-from svertka.errors import DataError, ImageError
+from svertka.device import set_threads, with_preserved_settings
+from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import to_printable
+from svertka.files import cache_limit_in_bytes
+from svertka.output_paths import HTML, check_output_file
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress
 from svertka.type_checking import check_types
@@ -109,6 +112,7 @@ class Findings:
         others: Files that are not images.
         problems: Reasons why training would refuse the data set, a sentence each.
         account: Every file that is not used, and notes on the rest.
+        labels: What is wrong with the labels; None unless they were checked.
     """
 
     source: str
@@ -129,6 +133,7 @@ class Findings:
     others: tuple[str, ...]
     problems: tuple[str, ...]
     account: FileAccount
+    labels: LabelFindings | None = None
 
     @property
     def imbalance(self) -> float | None:
@@ -175,6 +180,19 @@ class Findings:
             "split_classes": self.split,
             "problems": list(self.problems),
             **self.account.to_dict(),
+            **({} if self.labels is None else self._labels_to_dict(self.labels)),
+        }
+
+    def _labels_to_dict(self, labels: LabelFindings) -> dict[str, Any]:
+        """Return the JSON values of the label check; `outliers` also has those by size, mode and color."""
+        return {
+            "labels": labels.to_dict(),
+            "label_errors": [one.to_dict() for one in labels.errors],
+            "ambiguous": [one.to_dict() for one in labels.ambiguous],
+            "outliers": [
+                *({"path": path, "reason": reason} for path, reason in self.outliers),
+                *(one.to_dict() for one in labels.outliers),
+            ],
         }
 
 
@@ -202,6 +220,12 @@ def check(
     columns: str | None = None,
     group: str | None = None,
     max_pixels: int | None = None,
+    labels: bool = False,
+    output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: float | None = None,
 ) -> Findings:
     """Report what a source of labeled images contains and what is wrong with it.
 
@@ -212,20 +236,35 @@ def check(
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         group: Regular expression; images in whose file names it finds the same text stay in one part.
         max_pixels: Largest image to read, pixels. None: 100 million.
+        labels: Whether to look for label errors, images that no class fits, and classes that are confused. The first
+            time this takes about as long as one epoch of training with frozen layers.
+        output: HTML file that shows the images of these findings, to confirm or correct their labels; it needs
+            `labels`. None: no file.
+        overwrite: Whether to replace an existing `output` that svertka did not write.
+        device: "auto", "cpu" or "cuda", for `labels`.
+        threads: CPU threads. None: all cores.
+        cache_limit: Size limit of the image cache, and of stored features, GB each. None: a share of the free disk.
 
     Returns:
         The findings, which are complete whatever is wrong with the images.
 
     Raises:
-        UsageError: There is no such source, or `group` does not tell groups apart.
+        UsageError: There is no such source, `group` does not tell groups apart, or `output` is given without `labels`
+            or would replace another file.
         DataError: The source cannot be listed: a built-in data set or a table is damaged.
+        StorageError: `output` cannot be written.
         FetchError: The built-in data set cannot be downloaded.
     """
+    if output is not None and not labels:
+        raise UsageError(f"output={output} shows label errors; give labels=True (--labels), too")
+    page = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
+    limit = cache_limit_in_bytes(cache_limit)
+    threads = set_threads(threads)
     dataset, listing, problems = _open(source, columns)
     if group is not None:
         dataset = assign_groups(dataset, group)
     dataset = dataset.with_decoding(DecodingOptions.up_to(max_pixels))
-    seen, bad = _look_at_all(dataset)
+    seen, bad = _look_at_all(dataset, threads)
     good = np.array(sorted(seen), dtype=np.int64)
     digests = [seen[index].digest for index in good.tolist()]
     groups = _same_content(good.tolist(), digests)
@@ -241,10 +280,10 @@ def check(
     problems += _find_problems(dataset, bad, per_class["train"])
     account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
-    return Findings(
-        source=_text(dataset.source),
+    findings = Findings(
+        source=to_text(dataset.source),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
-        bad=tuple((_text(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
+        bad=tuple((to_text(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
         duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
         near_duplicates=_copies(dataset, parts, alike),
         split=per_class,
@@ -252,17 +291,25 @@ def check(
         sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
         turned=sum(one.turned for one in seen.values()),
         misnamed=tuple(
-            (_text(dataset.images.name(i)), name) for i, one in sorted(seen.items()) if (name := one.misnamed)
+            (to_text(dataset.images.name(i)), name) for i, one in sorted(seen.items()) if (name := one.misnamed)
         ),
-        outliers=tuple((_text(dataset.images.name(index)), why) for index, why in sorted(_outliers(seen).items())),
+        outliers=tuple((to_text(dataset.images.name(index)), why) for index, why in sorted(_outliers(seen).items())),
         discarded=_discarded(dataset, seen),
         intensities=_intensities([one.intensities for one in seen.values() if one.intensities is not None]),
-        ignored=tuple(map(_text, listing.empty_classes + listing.ignored)),
-        hidden=tuple(map(_text, listing.hidden)),
-        others=tuple(map(_text, listing.others)),
-        problems=tuple(map(_text, problems)),
+        ignored=tuple(map(to_text, listing.empty_classes + listing.ignored)),
+        hidden=tuple(map(to_text, listing.hidden)),
+        others=tuple(map(to_text, listing.others)),
+        problems=tuple(map(to_text, problems)),
         account=replace(account, warnings=(*account.warnings, *_shortcuts(dataset, seen))),
     )
+    if not labels:
+        return findings
+    dataset = dataset.with_intensity_range(findings.intensities and findings.intensities[2])
+    found = check_labels(dataset, contents, good, alike, device=device, threads=threads, cache_limit=limit)
+    findings = replace(findings, labels=found)
+    if page is not None:
+        write_check_page(page, dataset, findings, threads=threads)
+    return findings
 
 
 def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, list[str]]:
@@ -319,12 +366,13 @@ def describe_findings(findings: Findings) -> list[str]:
     lines += _listed("ignored, hidden", findings.hidden)
     lines += _listed("ignored, not an image in a class folder", findings.others)
     lines += replace(findings.account, not_images=()).sentences()  # those are listed above
+    lines += [] if findings.labels is None else findings.labels.sentences()
     lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
     lines += [f"training would refuse: {problem}" for problem in findings.problems]
     return list(map(to_printable, lines))
 
 
-def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
+def _look_at_all(dataset: Dataset, threads: int) -> tuple[dict[int, _Seen], dict[int, str]]:
     """Examine all images; return the facts of readable ones and the reasons of the others, by index."""
     seen: dict[int, _Seen] = {}
     bad: dict[int, str] = {}
@@ -338,7 +386,7 @@ def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
                 bad[index] = str(error)
 
     blocks = [range(start, min(start + AT_ONCE, len(dataset))) for start in range(0, len(dataset), AT_ONCE)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("checking", len(dataset), "images") as bar:
+    with ThreadPoolExecutor(threads) as pool, progress("checking", len(dataset), "images") as bar:
         for block, _ in zip(blocks, pool.map(look, blocks), strict=True):
             bar.advance(len(block))
     return seen, bad
@@ -398,7 +446,7 @@ def _discarded(dataset: Dataset, seen: dict[int, _Seen]) -> tuple[float, float, 
         return None
     shares = {index: discarded_share(height, width) for index, one in seen.items() for width, height in [one.size]}
     worst = max(shares, key=shares.__getitem__)
-    return float(np.median(list(shares.values()))), shares[worst], _text(dataset.images.name(worst))
+    return float(np.median(list(shares.values()))), shares[worst], to_text(dataset.images.name(worst))
 
 
 def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:
@@ -429,7 +477,7 @@ def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]
     part_of = {index: part for part, indices in parts.items() for index in indices.tolist()}
     return tuple(
         DuplicateGroup(
-            paths=tuple(_text(dataset.images.name(index)) for index in group),
+            paths=tuple(to_text(dataset.images.name(index)) for index in group),
             classes=tuple(dataset.names[dataset.labels[index]] for index in group),
             parts=tuple(part_of.get(index, str(dataset.parts[index])) for index in group),
         )
@@ -439,11 +487,6 @@ def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]
 
 def _per_class(dataset: Dataset, indices: Ints) -> dict[str, int]:
     return dict(zip(dataset.names, dataset.take(indices).counts().tolist(), strict=True))
-
-
-def _text(path: str) -> str:
-    """Return `path` as printable text; bytes that are not UTF-8 become escapes."""
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _count(number: int, one: str, many: str) -> str:

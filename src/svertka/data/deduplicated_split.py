@@ -116,7 +116,7 @@ def split_dataset(
     place_of = {int(index): place for place, index in enumerate(good)}
     links = [[place_of[index] for index in group] for group in alike]
     in_pool = (named == "") | (named == "train")
-    together = [group for group in links if len(group) <= max(CROWD * in_pool.sum(), 2)]
+    together = [group for group in links if len(group) <= _most_alike(int(in_pool.sum()))]
     if len(together) < len(links):
         crowd = sum(map(len, links)) - sum(map(len, together))
         notes.append(
@@ -162,6 +162,27 @@ def find_copied_parts(
         for part, places in found.items()
         if len(places) and all(contents[place] in learned | inherited for place in places.tolist())
     }
+
+
+def number_related_images(
+    indices: Ints, contents: list[bytes], alike: Sequence[Sequence[int]], groups: npt.NDArray[np.str_] | None = None
+) -> Ints:
+    """Return a number for each image, (N,), equal for copies, near-duplicates and images of one group.
+
+    Args:
+        indices: Index of each image, (N,) int64.
+        contents: Content digest of each image.
+        alike: Groups of near-duplicates, indices; a crowd of them is ignored.
+        groups: Group of each image, (N,). None: there are none.
+    """
+    place_of = {index: place for place, index in enumerate(indices.tolist())}
+    links = [[place_of[index] for index in group if index in place_of] for group in alike]
+    return _units(contents, [group for group in links if 1 < len(group) <= _most_alike(len(indices))], groups)
+
+
+def _most_alike(images: int) -> float:
+    """Return the size of the largest group of look-alikes among `images` that are taken for copies."""
+    return max(CROWD * images, 2)
 
 
 def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list[str]:

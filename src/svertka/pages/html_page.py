@@ -15,6 +15,7 @@ _STYLES = {
     "atlas": ("base.css", "components.css", "atlas.css"),
     "overlays": ("base.css", "components.css", "overlays.css"),
     "upload": ("base.css", "components.css", "upload.css"),
+    "check": ("base.css", "components.css", "check.css"),
     "docs": ("base.css", "docs.css"),
 }
 _SCRIPTS = {
@@ -30,6 +31,7 @@ _SCRIPTS = {
     ),
     "overlays": ("base.js", "dom.js"),
     "upload": ("base.js", "dom.js", "upload.js"),
+    "check": ("base.js", "dom.js", "check.js"),
     "docs": ("base.js",),
 }
 
@@ -45,7 +47,7 @@ def render_page(title: str, body: str, *, kind: str = "report", beside: bool = F
     Args:
         title: Text.
         body: HTML.
-        kind: "report", "atlas", "overlays", "upload" or "docs"; selects style and scripts.
+        kind: "report", "atlas", "overlays", "upload", "check" or "docs"; selects style and scripts.
         beside: See `content_security_policy`.
         served: See `content_security_policy`.
     """

@@ -1,14 +1,11 @@
 """The head computed from features before training, and the learning rate at which a head on features is stable."""
 
-import math
-
 import torch
 from torch import nn
 
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import UsageError
-from svertka.graph.cut import CutPoints
 from svertka.models.head_kinds import AdaptationHead, has_head, head_path
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
@@ -17,7 +14,7 @@ from svertka.training.recipe import Recipe
 from svertka.training.trained_part_and_batches import optimize_frozen, store_features
 from svertka.transfer import freeze
 from svertka.transfer import logistic_and_nearest_mean_heads as heads
-from svertka.transfer.freeze import FrozenPrefix, PartiallyFrozen
+from svertka.transfer.freeze import PartiallyFrozen
 
 RATED_IMAGES = 64  # images whose features limit the learning rate
 RATED_AT_ONCE = 4  # of them per batch: 16 took 240 MB
@@ -123,18 +120,10 @@ def _head_inputs(classifier: Classifier, images: torch.Tensor) -> torch.Tensor |
 
 
 def _split_before_head(classifier: Classifier) -> PartiallyFrozen | None:
-    """Split the network before its last stage, or right before its head if that stage computes more than the head.
-
-    That is so if dropout precedes pooling. None if it cannot be split.
-    """
-    network, shape, head = classifier.network, classifier.preprocess.input_shape, _find_head(classifier)
-    partial = freeze.split_at_frozen(network, freeze.HEAD, shape)
-    if partial is None or not isinstance(head, nn.Linear) or math.prod(partial.shape) == head.in_features:
-        return partial
-    path = head_path(classifier.model)
-    halves = CutPoints(network, shape).before_layer(path)
-    assert halves.prefix is not None
-    return PartiallyFrozen(FrozenPrefix(halves.prefix), halves.rest, halves.shape, path)
+    """Split the network before its head; None if it has none, or cannot be split."""
+    if not has_head(classifier.model):
+        return None
+    return freeze.split_before_head(classifier.network, head_path(classifier.model), classifier.preprocess.input_shape)
 
 
 def _solver(recipe: Recipe) -> str:

@@ -3,7 +3,6 @@
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,16 +10,15 @@ from torch import nn
 from svertka.classifier import Classifier
 from svertka.data.loader import BatchLoader
 from svertka.device import set_memory_format
-from svertka.errors import DataError, ImageError, StorageError
+from svertka.errors import DataError, ImageError
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.report_page import SHOWN_SIDE
-from svertka.progress import say
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import make_optimizer
 from svertka.transfer import freeze
-from svertka.transfer.feature_cache import cache_in_memory, cache_on_disk
+from svertka.transfer.feature_cache import cache_features
 from svertka.transfer.freeze import PartiallyFrozen
 
 TIMED_READS = 4  # images by which reading is timed
@@ -117,14 +115,16 @@ def store_features(
     """
     assert settings.cache is not None
     variants = settings.cache.variants if batches.augmentations else 1
-    options: dict[str, Any] = {"variants": variants, "half": settings.cache.half, "title": title}
-    try:
-        return cache_on_disk(
-            batches, partial.frozen, partial.shape, parts.digests, limit=settings.cache_limit, **options
-        )
-    except StorageError as error:
-        say(f"features are not stored on disk: {error}; the next training computes them again")
-        return cache_in_memory(batches, partial.frozen, partial.shape, **options)
+    return cache_features(
+        batches,
+        partial.frozen,
+        partial.shape,
+        parts.digests,
+        variants=variants,
+        half=settings.cache.half,
+        limit=settings.cache_limit,
+        title=title,
+    )
 
 
 def prepare_network_and_batches(

@@ -13,7 +13,7 @@ from svertka.data.loader import BatchLoader
 from svertka.data.per_image_random import PerImageRandom
 from svertka.errors import StorageError
 from svertka.files import cache_folder, format_bytes
-from svertka.progress import progress
+from svertka.progress import progress, say
 from svertka.transfer.freeze import FrozenPrefix
 
 IN_MEMORY = 2**29  # largest size of features kept in memory, bytes
@@ -115,6 +115,25 @@ def cache_in_memory(
             return kept[torch.from_numpy(chosen), torch.from_numpy(indices)]
 
     return _replace_images(batches, variants, fetch)
+
+
+def cache_features(
+    batches: BatchLoader,
+    frozen: FrozenPrefix,
+    shape: tuple[int, ...],
+    digests: Sequence[bytes],
+    *,
+    variants: int = 1,
+    half: bool = False,
+    limit: int | None = None,
+    title: str = "computing features",
+) -> BatchLoader:
+    """Return the batches of `cache_on_disk`, or those of `cache_in_memory` if the disk has no room."""
+    try:
+        return cache_on_disk(batches, frozen, shape, digests, variants=variants, half=half, limit=limit, title=title)
+    except StorageError as error:
+        say(f"features are not stored on disk: {error}; they are computed again next time")
+        return cache_in_memory(batches, frozen, shape, variants=variants, half=half, title=title)
 
 
 # Rows and variants to features (B, *shape), float16 or float32.

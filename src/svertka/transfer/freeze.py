@@ -1,5 +1,6 @@
 """Frozen and trainable parts of a network, cut between two stages."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -123,6 +124,27 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
         if halves.prefix is None
         else PartiallyFrozen(FrozenPrefix(halves.prefix), halves.rest, halves.shape, before)
     )
+
+
+def split_before_head(network: nn.Module, head: str, shape: tuple[int, ...]) -> PartiallyFrozen | None:
+    """Split a network before its last stage, or right before its head if that stage computes more than the head.
+
+    That is so if dropout precedes pooling.
+
+    Args:
+        network: The network; it is not changed.
+        head: Path of its head, a module.
+        shape: Shape of its input.
+
+    Returns:
+        Both parts; None if the network cannot be split.
+    """
+    partial, layer = split_at_frozen(network, HEAD, shape), network.get_submodule(head)
+    if partial is None or not isinstance(layer, nn.Linear) or math.prod(partial.shape) == layer.in_features:
+        return partial
+    halves = CutPoints(network, shape).before_layer(head)
+    assert halves.prefix is not None
+    return PartiallyFrozen(FrozenPrefix(halves.prefix), halves.rest, halves.shape, head)
 
 
 def freeze(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> PartiallyFrozen | None:

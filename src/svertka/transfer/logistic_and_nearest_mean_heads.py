@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,14 +50,12 @@ def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tup
         labels: Classes (N,) int64.
         classes: Number of classes.
     """
-    mean = features.mean(0)
-    deviation = np.maximum(features.std(0), 1e-6)
-    standard = (features - mean) / deviation
+    standard, mean, deviation = _standardize(features)
     folds = min(FOLDS, int(np.bincount(labels, minlength=classes).min()))
     strength = STRENGTHS[len(STRENGTHS) // 2]
     with progress("computing the head", folds * len(STRENGTHS) + 1) as shown:
         if folds >= 2:
-            strength = _best_strength(standard, labels, folds, shown)
+            strength = _cross_validate(standard, labels, _stratified_folds(labels, folds), shown)[0]
         model = _fit_logistic(standard, labels, strength)
     weight, bias = model.coef_, model.intercept_
     if classes == 2:  # scikit-learn returns the log-odds of the second class only
@@ -65,27 +64,78 @@ def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tup
     return weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
 
 
-def _best_strength(features: Floats, labels: Ints, folds: int, shown: Progress) -> float:
-    """Return the regularization strength with the lowest log loss in cross-validation.
+def predict_out_of_fold(features: Floats, labels: Ints, groups: Ints, classes: int) -> Floats:
+    """Return the class probabilities of each image by logistic regression on the images of other folds.
+
+    The L2 penalty is that of the best out-of-fold likelihood.
+
+    Args:
+        features: Features (N, D) float32.
+        labels: Classes (N,) int64.
+        groups: Number of each image's group, (N,) int64; a group stays in one fold. At least FOLDS groups have most
+            of their images in each class.
+        classes: Number of classes.
+
+    Returns:
+        Probabilities (N, classes) float32; 0 for a class that no training image of the fold has.
+    """
+    units, first = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(units), classes), np.int64)
+    np.add.at(counts, (first, labels), 1)
+    folds = [np.isin(first, outside) for _, outside in _stratified_folds(counts.argmax(1), FOLDS)]
+    splits = [(np.flatnonzero(~outside), np.flatnonzero(outside)) for outside in folds]
+    with progress("predicting out of fold", len(splits) * len(STRENGTHS)) as shown:
+        _, (present, probabilities) = _cross_validate(_standardize(features)[0], labels, splits, shown)
+    found = np.zeros((len(labels), classes), np.float32)
+    found[:, present] = probabilities
+    return found
+
+
+def _standardize(features: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return `features` with mean 0 and variance 1, and their means and standard deviations (D,)."""
+    mean = features.mean(0)
+    deviation = np.maximum(features.std(0), 1e-6)
+    return (features - mean) / deviation, mean, deviation
+
+
+def _stratified_folds(labels: Ints, folds: int) -> list[tuple[Ints, Ints]]:
+    """Return the images inside and outside of each fold, by class."""
+    from sklearn.model_selection import StratifiedKFold
+
+    return list(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels))
+
+
+def _cross_validate(
+    features: Floats, labels: Ints, splits: Sequence[tuple[Ints, Ints]], shown: Progress
+) -> tuple[float, tuple[Ints, Floats]]:
+    """Return the regularization strength with the lowest log loss in cross-validation, and its predictions.
 
     Strengths are tried from the strongest penalty on. The loss falls and then rises as the penalty weakens, and weak
     penalties take longest: the search ends after two values in a row that are worse than the best.
+
+    Returns:
+        The strength; the classes that occur, (K,), and the out-of-fold probabilities (N, K) of these.
     """
     from sklearn.metrics import log_loss
-    from sklearn.model_selection import StratifiedKFold
 
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels))
+    present = np.unique(labels)
     losses: list[float] = []
+    best = np.zeros((len(labels), len(present)), np.float32)
     for strength in STRENGTHS:
-        found = []
+        found = np.zeros_like(best)
+        scores = []
         for inside, outside in splits:
             model = _fit_logistic(features[inside], labels[inside], strength)
-            found.append(log_loss(labels[outside], model.predict_proba(features[outside]), labels=model.classes_))
+            places = np.searchsorted(present, model.classes_)
+            found[outside[:, None], places] = model.predict_proba(features[outside])
+            scores.append(log_loss(labels[outside], found[outside], labels=present))
             shown.advance()
-        losses.append(float(np.mean(found)))
+        losses.append(float(np.mean(scores)))
+        if losses[-1] == min(losses):
+            best = found
         if len(losses) - 1 - int(np.argmin(losses)) >= 2:
             break
-    return STRENGTHS[int(np.argmin(losses))]
+    return STRENGTHS[int(np.argmin(losses))], (present, best)
 
 
 def _fit_logistic(features: Floats, labels: Ints, strength: float) -> Any:

@@ -1,0 +1,193 @@
+"""check.html: the images that a check of labels found, to confirm or correct, in one self-contained HTML file."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from svertka.curation.label_check import LabelFindings, Neighbor, to_text
+from svertka.data.content_hash import resolve_subset
+from svertka.data.dataset import Dataset, FileImages, Pixels
+from svertka.data.parallel_map import map_chunks
+from svertka.errors import ImageError
+from svertka.escaping import escape_csv_cell, escape_csv_path, format_command, to_printable
+from svertka.files import write_atomic
+from svertka.pages.html_page import render_page
+from svertka.pages.inline_images import PIXEL_DENSITY, crop_central_square, render_image, render_strip, shrink
+from svertka.pages.number_format import format_count
+from svertka.pages.templates import render_template
+from svertka.progress import progress
+
+if TYPE_CHECKING:
+    from svertka.curation.dataset_check import DuplicateGroup, Findings
+
+SIDE = 176  # CSS pixels of an image
+THUMBNAIL = 32  # CSS pixels of a similar image
+MAX_ERRORS = 200  # label errors shown: about 8 MB; further ones are found again once these are corrected
+MAX_OUTLIERS = 60
+MAX_CONFLICTS = 60  # groups of copies with different labels
+MAX_COPIES = 6  # images of such a group
+MAX_PAIRS = 20
+NUMBERED = 9  # classes that have a digit key
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What the page shows of an image, before the image is read."""
+
+    index: int
+    path: str
+    label: str
+    suggested: str | None = None
+    doubt: float | None = None
+    reason: str = ""
+    neighbors: tuple[Neighbor, ...] = ()
+
+
+def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, threads: int) -> None:
+    """Write the page to `path` as one HTML file, atomically; its images are read again.
+
+    Args:
+        path: The file.
+        dataset: The images.
+        findings: What `check` found in them, with labels.
+        threads: Threads that read images.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    assert findings.labels is not None
+    labels = findings.labels
+    sections = {
+        "errors": [_Card(one.index, one.path, one.label, one.suggested, one.score, one.reason, one.neighbors)
+                   for one in labels.errors[:MAX_ERRORS]],
+        "outliers": [_Card(one.index, one.path, one.label, reason=one.reason, neighbors=one.neighbors)
+                     for one in labels.outliers[:MAX_OUTLIERS]],
+    }  # fmt: skip
+    conflicts = _conflicts(dataset, findings)
+    pairs = [_pair_cards(dataset, one.indices) for one in labels.ambiguous[:MAX_PAIRS]]
+    images = _Images(dataset, [*sections["errors"], *sections["outliers"], *_flat(conflicts), *_flat(pairs)], threads)
+    body = render_template(
+        "check.html",
+        source=findings.source,
+        sentence=_sentence(labels),
+        notes=labels.sentences(),
+        errors=[images.describe(card) for card in sections["errors"]],
+        errors_left_out=len(labels.errors) - len(sections["errors"]),
+        conflicts=[[images.describe(card) for card in group] for group in conflicts],
+        outliers=[images.describe(card) for card in sections["outliers"]],
+        outliers_left_out=len(labels.outliers) - len(sections["outliers"]),
+        pairs=[
+            {"pair": one, "cards": [images.describe(card) for card in cards]}
+            for one, cards in zip(labels.ambiguous, pairs, strict=False)
+        ],
+        command=format_command("check", findings.source, "--apply", "fixes.csv"),
+        facts=_facts(dataset, findings),
+    )
+    write_atomic(path, render_page(f"{PurePath(findings.source).name} – svertka", body, kind="check").encode())
+
+
+def _sentence(labels: LabelFindings) -> str:
+    if not labels.checked:
+        return "The labels were not checked"
+    found = len(labels.errors)
+    if not found:
+        return f"None of {format_count(labels.checked, 'label')} looks wrong"
+    return f"{found:,} of {format_count(labels.checked, 'label')} {'looks' if found == 1 else 'look'} wrong"
+
+
+def _facts(dataset: Dataset, findings: "Findings") -> dict[str, Any]:
+    """Return what the script needs: the classes, how CSV files name them, and the key of the browser's storage."""
+    names = list(findings.classes)
+    key = hashlib.blake2b("\n".join([findings.source, *names]).encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return {
+        "names": names,
+        "csv": [escape_csv_cell(name) for name in names],
+        "key": f"svertka-check-{key}",
+        "numbered": NUMBERED,
+    }
+
+
+def _conflicts(dataset: Dataset, findings: "Findings") -> list[list[_Card]]:
+    """Return the cards of copies and near-duplicates whose labels differ."""
+    groups = [one for one in (*findings.duplicates, *findings.near_duplicates) if one.across_classes][:MAX_CONFLICTS]
+    if not groups:
+        return []
+    index_of = {to_text(dataset.images.name(index)): index for index in range(len(dataset))}
+    return [[_Card(index_of[path], path, label) for path, label in _some(group)] for group in groups]
+
+
+def _some(group: "DuplicateGroup") -> list[tuple[str, str]]:
+    """Return path and class of the first images of a group, of each class at least one if there is room."""
+    pairs = list(zip(group.paths, group.classes, strict=True))
+    first = {label: (path, label) for path, label in reversed(pairs)}
+    others = [pair for pair in pairs if pair not in first.values()]
+    return [*first.values(), *others][:MAX_COPIES]
+
+
+def _pair_cards(dataset: Dataset, indices: Sequence[int]) -> list[_Card]:
+    return [
+        _Card(index, to_text(dataset.images.name(index)), dataset.names[dataset.labels[index]]) for index in indices
+    ]
+
+
+def _flat(groups: Iterable[Iterable[_Card]]) -> list[_Card]:
+    return [card for group in groups for card in group]
+
+
+class _Images:
+    """The images of `cards` and of their neighbors, read once each, at the sizes shown."""
+
+    def __init__(self, dataset: Dataset, cards: Sequence[_Card], threads: int) -> None:
+        self.dataset = dataset
+        large, small = {card.index for card in cards}, {one.index for card in cards for one in card.neighbors}
+        self.large: dict[int, Pixels | None] = {}
+        self.small: dict[int, Pixels | None] = {}
+        indices = sorted(large | small)
+
+        def read(index: int) -> tuple[int, Pixels | None, Pixels | None]:
+            side = SIDE * PIXEL_DENSITY if index in large else THUMBNAIL * PIXEL_DENSITY
+            try:
+                pixels = dataset.images.read(index, side)
+            except ImageError:
+                return index, None, None
+            thumbnail = shrink(crop_central_square(pixels), THUMBNAIL * PIXEL_DENSITY)
+            return index, shrink(pixels, SIDE * PIXEL_DENSITY) if index in large else None, thumbnail
+
+        with progress("reading images for the page", len(indices), "images") as shown:
+            for some in map_chunks(read, indices, threads, 4 * threads):
+                for index, image, thumbnail in some:
+                    self.large[index], self.small[index] = image, thumbnail
+                shown.advance(len(some))
+
+    def describe(self, card: _Card) -> dict[str, Any]:
+        """Return what the template shows of a card."""
+        suggested = "" if card.suggested is None else f", perhaps {card.suggested}"
+        alt = f"{PurePath(card.path).name}: labeled {card.label}{suggested}"
+        image = self.large[card.index]
+        near = [pixels for one in card.neighbors if (pixels := self.small[one.index]) is not None]
+        strip_alt = f"The most similar pictures, labeled {', '.join(one.label for one in card.neighbors)}"
+        return {
+            "card": card,
+            "alt": alt,
+            "file": PurePath(card.path).name,
+            "csv": self._csv_path(card.index),
+            "number": int(self.dataset.labels[card.index]),
+            "suggested": -1 if card.suggested is None else self.dataset.names.index(card.suggested),
+            "image": None if image is None else render_image(image, SIDE, alt),
+            "strip": render_strip(near, THUMBNAIL, strip_alt) if near else Markup(),
+        }
+
+    def _csv_path(self, index: int) -> str:
+        """Return the path that a CSV file of corrections has; "" if the name has characters that text cannot hold."""
+        path = name_in_source(self.dataset, index)
+        return escape_csv_path(path) if to_printable(path) == path else ""
+
+
+def name_in_source(dataset: Dataset, index: int) -> str:
+    """Return how the source itself names an image: the path relative to its folder, or else its name."""
+    source, where = resolve_subset(dataset.images)
+    return source.paths[where[index]] if isinstance(source, FileImages) else source.name(int(where[index]))

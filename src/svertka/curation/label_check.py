@@ -1,0 +1,391 @@
+"""Check of the labels of a data set: likely label errors, images that no class fits, and classes that are confused."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from svertka.curation.backbone_features import BackboneFeatures, compute_backbone_features
+from svertka.curation.confident_learning import find_label_issues
+from svertka.curation.feature_outliers import Neighbors, find_neighbors, find_outliers
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.deduplicated_split import number_related_images
+from svertka.escaping import join_first
+from svertka.evaluation.chance_level import chance_accuracy
+from svertka.evaluation.confidence_intervals import Interval, wilson_interval
+from svertka.transfer.closed_form_heads import FOLDS, Floats, predict_out_of_fold
+
+SHOWN_NEIGHBORS = 5  # of an image in a list
+AMBIGUOUS = 0.01  # share of the images of two classes that are confused, from which the pair is listed
+SURE = 3.0  # standard deviations by which the classifier must be better than guessing
+EXAMPLES = 6  # images of an ambiguous pair
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """An image that resembles another one.
+
+    Attributes:
+        path: Its path.
+        label: Its class.
+        similarity: Cosine of the features of both, −1 to 1.
+        index: Index in the data set.
+    """
+
+    path: str
+    label: str
+    similarity: float
+    index: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"path": self.path, "label": self.label, "similarity": self.similarity}
+
+
+@dataclass(frozen=True)
+class LabelError:
+    """An image whose label is probably wrong.
+
+    Attributes:
+        path: Its path.
+        label: Its class, as the source has it.
+        suggested: The class that it probably has.
+        score: How doubtful the label is, 0 to 1: mean of 1 − its out-of-fold probability and of the share of the 10
+            most similar images with another label.
+        neighbors: The images that resemble it most, the nearest first.
+        index: Index in the data set.
+    """
+
+    path: str
+    label: str
+    suggested: str
+    score: float
+    neighbors: tuple[Neighbor, ...]
+    index: int
+
+    @property
+    def agreeing(self) -> str:
+        """How many of `neighbors` have the suggested class, such as "4 of 5"."""
+        return f"{sum(one.label == self.suggested for one in self.neighbors)} of {len(self.neighbors)}"
+
+    @property
+    def reason(self) -> str:
+        """Why the label is suspicious, such as "4 of the 5 most similar images are labeled dog"."""
+        are = "is" if self.agreeing.startswith("1 ") else "are"
+        return f"{self.agreeing.replace(' of ', ' of the ')} most similar images {are} labeled {self.suggested}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "suggested": self.suggested,
+            "score": self.score,
+            "reason": self.reason,
+            "neighbors": [one.to_dict() for one in self.neighbors],
+        }
+
+
+@dataclass(frozen=True)
+class FeatureOutlier:
+    """An image that no class fits: it is far from all others in feature space.
+
+    Attributes:
+        path: Its path.
+        label: Its class.
+        score: Mean distance to the 10 nearest images, divided by the median of that of all images.
+        neighbors: The images that resemble it most, the nearest first.
+        index: Index in the data set.
+    """
+
+    path: str
+    label: str
+    score: float
+    neighbors: tuple[Neighbor, ...]
+    index: int
+
+    @property
+    def reason(self) -> str:
+        """Why it is listed."""
+        return f"{self.score:.1f} times as far from the most similar images as is usual"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "score": self.score,
+            "reason": self.reason,
+            "neighbors": [one.to_dict() for one in self.neighbors],
+        }
+
+
+@dataclass(frozen=True)
+class AmbiguousPair:
+    """Two classes that are taken for each other.
+
+    Attributes:
+        classes: Both classes.
+        confused: Images of one that are predicted as the other out of fold.
+        images: Images of both.
+        interval: 95 % confidence interval of the share, 0 to 1.
+        examples: Paths of some of the confused images, the least certain first.
+        indices: Their indices in the data set.
+    """
+
+    classes: tuple[str, str]
+    confused: int
+    images: int
+    interval: Interval
+    examples: tuple[str, ...]
+    indices: tuple[int, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the images that are confused, 0 to 1."""
+        return self.confused / self.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "classes": list(self.classes),
+            "confused": self.confused,
+            "images": self.images,
+            "share": self.share,
+            "interval": list(self.interval),
+            "examples": list(self.examples),
+        }
+
+
+@dataclass(frozen=True)
+class LabelFindings:
+    """What a check of the labels found.
+
+    Attributes:
+        checked: Number of images whose labels were checked.
+        error: Out-of-fold error of the classifier that judges them, 0 to 1; None if none was fitted.
+        interval: 95 % confidence interval of that error.
+        backbone: The network whose features it uses; None if none were computed.
+        errors: Likely label errors, the most suspicious first.
+        outliers: Images that no class fits, the furthest first.
+        ambiguous: Pairs of classes that are confused, the most confused first.
+        notes: What was not checked and why, a sentence each.
+    """
+
+    checked: int = 0
+    error: float | None = None
+    interval: Interval | None = None
+    backbone: str | None = None
+    errors: tuple[LabelError, ...] = ()
+    outliers: tuple[FeatureOutlier, ...] = ()
+    ambiguous: tuple[AmbiguousPair, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """Return what was found, a sentence each, without the images."""
+        found = list(self.notes)
+        if self.checked and self.interval is not None:
+            low, high = self.interval
+            found.append(
+                f"labels of {self.checked:,} images checked: {len(self.errors):,} suspicious (out-of-fold error "
+                f"{self.error:.1%}, 95 % interval {low:.1%} to {high:.1%})"
+            )
+        if self.backbone is not None:
+            images = "1 image" if len(self.outliers) == 1 else f"{len(self.outliers):,} images"
+            found.append(f"far from all others in feature space: {images}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, without the three lists."""
+        return {
+            "checked": self.checked,
+            "out_of_fold_error": self.error,
+            "interval": self.interval and list(self.interval),
+            "backbone": self.backbone,
+            "notes": list(self.notes),
+        }
+
+
+def check_labels(
+    dataset: Dataset,
+    contents: Sequence[bytes],
+    indices: Ints,
+    alike: Sequence[Sequence[int]],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: int | None = None,
+) -> LabelFindings:
+    """Check the labels of the images at `indices`.
+
+    A logistic regression on frozen features predicts each image from the images of other folds; copies,
+    near-duplicates and images of one group are in one fold, because a copy would confirm a wrong label.
+
+    Args:
+        dataset: The images.
+        contents: Content digest of each image.
+        indices: Indices of the readable images, (n,) int64.
+        alike: Groups of near-duplicates, indices.
+        device: Device of the backbone.
+        threads: CPU threads. None: all cores.
+        cache_limit: Bytes of all cached features, and of all cached images. None: a share of the free disk.
+
+    Raises:
+        UsageError: There is no such device, or there are too many threads.
+    """
+    if len(np.unique(dataset.labels[indices])) < 2:
+        return LabelFindings(notes=("labels are not checked: there are no readable images of two classes",))
+    features = compute_backbone_features(dataset, indices, device=device, threads=threads, cache_limit=cache_limit)
+    with threadpool_limits(threads):  # of scikit-learn's products, which PyTorch's number does not limit
+        return _check_features(dataset, contents, features, alike)
+
+
+def _check_features(
+    dataset: Dataset, contents: Sequence[bytes], features: BackboneFeatures, alike: Sequence[Sequence[int]]
+) -> LabelFindings:
+    """Check the labels of the images that have `features`."""
+    indices, labels = features.indices, dataset.labels[features.indices]
+    some = [contents[index] for index in indices.tolist()]
+    copies = number_related_images(indices, some, alike)
+    groups = copies if dataset.groups is None else number_related_images(indices, some, alike, dataset.groups[indices])
+    neighbors = find_neighbors(features.values, copies)
+    described = _Describer(dataset, indices, neighbors)
+    places, ratios = find_outliers(neighbors.distances)
+    outliers = [described.outlier(place, float(ratios[place])) for place in places.tolist()]
+    found = LabelFindings(backbone=features.backbone, outliers=tuple(outliers))
+    judged, notes = _find_judged(dataset, labels, groups)
+    if not len(judged):
+        return replace(found, notes=notes)
+    all_labels = dataset.labels[indices]
+    classes, labels = np.unique(all_labels[judged], return_inverse=True)
+    probabilities = predict_out_of_fold(features.values[judged], labels, groups[judged], len(classes))
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (labels, probabilities.argmax(1)), 1)
+    wrong = len(labels) - int(confusion.trace())
+    found = replace(found, checked=len(labels), error=wrong / len(labels), interval=wilson_interval(wrong, len(labels)))
+    guessed, deviation = chance_accuracy(confusion)
+    if 1 - wrong / len(labels) <= guessed + SURE * deviation:
+        return replace(found, checked=0, notes=(*notes, _at_chance(wrong, len(labels), guessed)))
+    issues = find_label_issues(labels, probabilities, _renumber(all_labels[neighbors.places[judged]], classes))
+    errors = [
+        described.error(int(judged[place]), dataset.names[classes[suggested]], doubt)
+        for place, suggested, doubt in zip(
+            issues.places.tolist(), issues.suggested.tolist(), issues.doubts.tolist(), strict=True
+        )
+    ]
+    return replace(
+        found,
+        errors=tuple(errors),
+        ambiguous=tuple(_ambiguous(dataset, indices[judged], classes, labels, probabilities, confusion)),
+        notes=notes,
+    )
+
+
+class _Describer:
+    """Builder of what is listed about single images.
+
+    Args:
+        dataset: The images.
+        indices: Index of each place in `neighbors`.
+        neighbors: The most similar images of each.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Ints, neighbors: Neighbors) -> None:
+        self.dataset, self.indices, self.neighbors = dataset, indices, neighbors
+
+    def error(self, place: int, suggested: str, score: float) -> LabelError:
+        index = int(self.indices[place])
+        return LabelError(self._path(index), self._label(index), suggested, score, self._neighbors(place), index)
+
+    def outlier(self, place: int, ratio: float) -> FeatureOutlier:
+        index = int(self.indices[place])
+        return FeatureOutlier(self._path(index), self._label(index), ratio, self._neighbors(place), index)
+
+    def _neighbors(self, place: int) -> tuple[Neighbor, ...]:
+        near = self.indices[self.neighbors.places[place, :SHOWN_NEIGHBORS]].tolist()
+        far = self.neighbors.distances[place, :SHOWN_NEIGHBORS].tolist()
+        return tuple(
+            Neighbor(self._path(index), self._label(index), 1 - distance, index)
+            for index, distance in zip(near, far, strict=True)
+        )
+
+    def _path(self, index: int) -> str:
+        return to_text(self.dataset.images.name(index))
+
+    def _label(self, index: int) -> str:
+        return self.dataset.names[int(self.dataset.labels[index])]
+
+
+def to_text(path: str) -> str:
+    """Return `path` as printable text; bytes that are not UTF-8 become escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _find_judged(dataset: Dataset, labels: Ints, groups: Ints) -> tuple[Ints, tuple[str, ...]]:
+    """Return the places of the images of classes that can be judged, (n,), and sentences on the others.
+
+    A class needs as many independent images as there are folds; a group counts once, for the class that most of its
+    images have.
+    """
+    places = np.arange(len(labels))
+    while True:
+        units, first = np.unique(groups[places], return_inverse=True)
+        counts = np.zeros((len(units), len(dataset.names)), np.int64)
+        np.add.at(counts, (first, labels[places]), 1)
+        independent = np.bincount(counts.argmax(1), minlength=len(dataset.names))
+        kept = places[independent[labels[places]] >= FOLDS]
+        if len(kept) == len(places):
+            break
+        places = kept
+    judged = set(labels[places].tolist())
+    few = [dataset.names[label] for label in np.unique(labels).tolist() if label not in judged]
+    notes = []
+    if few:
+        kind = "images" if dataset.groups is None else "groups"
+        are = "class is" if len(few) == 1 else "classes are"
+        notes.append(
+            f"the labels of {len(few)} {are} not checked, which have fewer than {FOLDS} different {kind}: "
+            f"{join_first(few)}; add some"
+        )
+    if len(judged) < 2:
+        if len(judged) == 1:
+            notes.append(f"labels are not checked: {dataset.names[judged.pop()]} is the only class that could be")
+        return np.empty(0, np.int64), tuple(notes)
+    return places, tuple(notes)
+
+
+def _renumber(labels: Ints, classes: Ints) -> Ints:
+    """Return the place in `classes` of each label; −1 for labels that are not there."""
+    places = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    return np.where(classes[places] == labels, places, -1).astype(np.int64)
+
+
+def _at_chance(wrong: int, images: int, guessed: float) -> str:
+    """Return why nothing is said about the labels."""
+    return (
+        f"labels are not checked: the features do not tell the classes apart (out-of-fold error {wrong / images:.1%} "
+        f"of {images:,} images, not clearly below the {1 - guessed:.1%} of guessing)"
+    )
+
+
+def _ambiguous(
+    dataset: Dataset, indices: Ints, classes: Ints, labels: Ints, probabilities: Floats, confusion: Ints
+) -> list[AmbiguousPair]:
+    """Return the pairs of classes of which more than `AMBIGUOUS` is confused, by the lower end of the interval."""
+    counts, pairs = confusion.sum(1), []
+    both = confusion + confusion.T
+    predicted = probabilities.argmax(1)
+    for one, other in np.argwhere(np.triu(both, 1) > 1).tolist():
+        confused, images = int(both[one, other]), int(counts[one] + counts[other])
+        interval = wilson_interval(confused, images)
+        if interval[0] <= AMBIGUOUS:
+            continue
+        places = np.flatnonzero(((labels == one) & (predicted == other)) | ((labels == other) & (predicted == one)))
+        margins = np.abs(probabilities[places, one] - probabilities[places, other])
+        shown = indices[places[np.argsort(margins, kind="stable")[:EXAMPLES]]].tolist()
+        names = dataset.names[classes[one]], dataset.names[classes[other]]
+        paths = tuple(to_text(dataset.images.name(index)) for index in shown)
+        pairs.append(AmbiguousPair(names, confused, images, interval, paths, tuple(shown)))
+    return sorted(pairs, key=lambda pair: -pair.interval[0])
