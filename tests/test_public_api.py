@@ -18,6 +18,7 @@ import svertka.conv
 import svertka.inspection
 from svertka.classifier import Predictions
 from svertka.curation.dataset_check import Findings
+from svertka.curation.label_check import AmbiguousPair, FeatureOutlier, LabelError, LabelFindings, Neighbor
 from svertka.errors import SvertkaError
 from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
@@ -26,8 +27,8 @@ from svertka.inspection.atlas.build import Atlas
 from svertka.localization.locate import Located, LocatedClass, LocatedImage
 
 RESULTS = (
-    Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Findings, Located, LocatedClass, LocatedImage,
-    Predictions,
+    AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, FeatureOutlier, Findings, LabelError,
+    LabelFindings, Located, LocatedClass, LocatedImage, Neighbor, Predictions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 
