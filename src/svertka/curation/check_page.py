@@ -123,7 +123,9 @@ def _conflicts(dataset: Dataset, findings: "Findings") -> list[list[_Card]]:
 def _some(group: "DuplicateGroup") -> list[tuple[str, str]]:
     """Return path and class of the first images of a group, of each class at least one if there is room."""
     pairs = list(zip(group.paths, group.classes, strict=True))
-    first = {label: (path, label) for path, label in reversed(pairs)}
+    first: dict[str, tuple[str, str]] = {}
+    for path, label in pairs:
+        first.setdefault(label, (path, label))
     others = [pair for pair in pairs if pair not in first.values()]
     return [*first.values(), *others][:MAX_COPIES]
 
