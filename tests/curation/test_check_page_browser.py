@@ -14,7 +14,7 @@ from svertka.curation.check_page import write_check_page
 from svertka.curation.dataset_check import DuplicateGroup, Findings, check
 from svertka.curation.label_check import AmbiguousPair, FeatureOutlier, LabelError, LabelFindings, Neighbor
 from svertka.data.dataset import Dataset
-from svertka.data.folder_dataset import open_folder
+from svertka.data.folder_and_table_sources import open_folder
 
 Opened = Callable[..., AbstractContextManager[Any]]
 HOSTILE = "<script>window.broken = true</script>"

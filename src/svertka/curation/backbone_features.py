@@ -11,9 +11,9 @@ from svertka.data.loader import BatchLoader
 from svertka.device import choose_device, set_threads
 from svertka.models.head_kinds import head_path
 from svertka.training.builtin_recipes import BACKBONE
-from svertka.transfer.closed_form_heads import Floats, gather_features
 from svertka.transfer.feature_cache import cache_features, feature_batch_size
 from svertka.transfer.freeze import split_before_head
+from svertka.transfer.logistic_and_nearest_mean_heads import Floats, collect_feature_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,5 +75,5 @@ def compute_backbone_features(
     if place.type == "cpu":
         partial.frozen.optimize(preprocess.input_shape[1:], len(readable))
     cached = cache_features(batches, partial.frozen, partial.shape, prepared.digests, limit=cache_limit)
-    values, _ = gather_features(cached)
+    values, _ = collect_feature_batches(cached)
     return BackboneFeatures(readable, values.reshape(len(readable), -1), backbone)

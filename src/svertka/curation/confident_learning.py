@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from svertka.data.dataset import Ints
-from svertka.transfer.closed_form_heads import Floats
+from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 
 CERTAIN = 0.9  # doubt from which the classifier and the neighbors agree that a label is wrong
 

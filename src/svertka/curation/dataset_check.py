@@ -39,7 +39,7 @@ from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import to_printable
-from svertka.files import cache_limit_in_bytes
+from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, check_output_file
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress
@@ -258,7 +258,7 @@ def check(
     if output is not None and not labels:
         raise UsageError(f"output={output} shows label errors; give labels=True (--labels), too")
     page = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
-    limit = cache_limit_in_bytes(cache_limit)
+    limit = parse_cache_limit_option(cache_limit)
     threads = set_threads(threads)
     dataset, listing, problems = _open(source, columns)
     if group is not None:

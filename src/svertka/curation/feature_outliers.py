@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Ints
-from svertka.transfer.closed_form_heads import Floats
+from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 
 NEIGHBORS = 10  # whose mean distance decides: more than a handful of foreign images that resemble each other
 FEWEST = 20  # images from which a distance can be called unusual

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.curation.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.curation.confident_learning import find_label_issues
 from svertka.curation.feature_outliers import Neighbors, find_neighbors, find_outliers
@@ -14,8 +15,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import number_related_images
 from svertka.escaping import join_first
 from svertka.evaluation.chance_level import chance_accuracy
-from svertka.evaluation.confidence_intervals import Interval, wilson_interval
-from svertka.transfer.closed_form_heads import FOLDS, Floats, predict_out_of_fold
+from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
 
 SHOWN_NEIGHBORS = 5  # of an image in a list
 AMBIGUOUS = 0.01  # share of the images of two classes that are confused, from which the pair is listed
