@@ -19,6 +19,7 @@ from svertka.cli.option_types import (
     parse_pixel_count,
 )
 from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
+from svertka.errors import UsageError
 
 if TYPE_CHECKING:
     from svertka.curation.label_check import LabelFindings
@@ -52,12 +53,29 @@ def check(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    apply: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CSV", help="Show what the corrections that the page saved would change.", rich_help_panel=LABELS
+        ),
+    ] = None,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Make the changes of --apply, which can be undone.", rich_help_panel=LABELS),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Report what a dataset contains and what is wrong with it. Nothing is changed.
+    """Report what a dataset contains and what is wrong with it. Only --apply with --write changes it.
 
     Example: svertka check photos/ --labels --output check.html
     """
+    if write and apply is None:
+        raise UsageError("--write makes the changes of a file of corrections; give --apply fixes.csv, too")
+    if apply is not None:
+        if labels or output is not None:
+            raise UsageError("--apply does not check anything; leave out --labels and --output")
+        _apply(source, apply, columns, write=write, as_json=as_json)
+        return
     with show_import_spinner():
         from svertka.curation import dataset_check as checking
 
@@ -82,6 +100,22 @@ def check(
         print_line(line)
     if findings.labels is not None:
         _print_tables(findings.labels)
+
+
+def _apply(source: str, file: str, columns: str | None, *, write: bool, as_json: bool) -> None:
+    """Apply corrections and print what changes."""
+    from svertka.curation.apply_corrections import apply_corrections
+
+    applied = apply_corrections(source, file, write=write, columns=columns)
+    if as_json:
+        print_json(applied.to_dict())
+        return
+    if applied.moves:
+        print_table([("from", "to"), *((one.path, one.destination) for one in applied.moves)], shrink=(0, 1))
+    if applied.relabeled:
+        print_table([("image", "label"), *applied.relabeled.items()], shrink=(0,))
+    for sentence in applied.sentences():
+        print_line(sentence)
 
 
 def _print_tables(found: "LabelFindings") -> None:

@@ -24,7 +24,7 @@ from svertka.data.folder_layout import (
     merge_class_spellings,
     normalize_unicode_name,
 )
-from svertka.data.label_tables import TABLE_SUFFIXES, read_table
+from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, quote_words
@@ -50,6 +50,7 @@ class FolderListing:
         hidden: Hidden files and folders.
         others: Visible files that are not images or not used.
         account: Every file that is not used, and why.
+        tables: The tables that label the images, and the folder that their paths are relative to.
     """
 
     source: Path
@@ -60,6 +61,7 @@ class FolderListing:
     hidden: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     account: FileAccount = field(default_factory=FileAccount)
+    tables: tuple[tuple[Table, str], ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """Return the class names in natural order."""
@@ -214,7 +216,7 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> F
         [LabeledImage(row.path, normalize_unicode_name(row.label), row.part, row.group) for row in table.rows]
     )
     account = FileAccount(notes=(*table.notes, *notes), warnings=tuple(warnings))
-    return FolderListing(source=path, root=path.parent, entries=tuple(entries), account=account)
+    return FolderListing(source=path, root=path.parent, entries=tuple(entries), account=account, tables=((table, ""),))
 
 
 def _list_folder(path: Path, columns: Mapping[str, str]) -> FolderListing:
@@ -243,6 +245,7 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> FolderListing:
         hidden=tuple(sorted(tree.hidden)),
         others=tuple(sorted(not_images + [one.path for one in left_out if one.reason not in elsewhere])),
         account=account,
+        tables=tuple(layout.tables),
     )
 
 

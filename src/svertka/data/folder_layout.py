@@ -65,6 +65,7 @@ class FolderLayout:
         left_out: Images that are not used, and why.
         notes: Sentences on how the folders were interpreted.
         warnings: Sentences on what may be wrong.
+        tables: The tables that label images, and the folder that their paths are relative to.
     """
 
     entries: list[LabeledImage] = field(default_factory=list)
@@ -73,6 +74,7 @@ class FolderLayout:
     left_out: list[UnusedFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    tables: list[tuple[Table, str]] = field(default_factory=list)
 
 
 def detect_layout(tree: FileTree, columns: Mapping[str, str] | None = None) -> FolderLayout:
@@ -303,6 +305,7 @@ class _Reader:
 
     def _use_table(self, table: Table, folder: Folder, part: str) -> None:
         self.layout.notes += [f"labels are read from {table.file}", *table.notes]
+        self.layout.tables.append((table, folder.relative))
         self.in_tables.update(folder.all_images())
         left_out = {one.path for one in self.tree.left_out}
         for row in table.rows:

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,6 +69,7 @@ class LabelRow:
         part: "train", "val", "test" or "".
         group: Group, or "".
         where: Place of the row for messages: "line 2 of photos.csv".
+        line: Number of its last line, from 1.
     """
 
     path: str
@@ -76,16 +77,30 @@ class LabelRow:
     part: str
     group: str
     where: str
+    line: int
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a table, their paths relative to `root`, and sentences on how it was interpreted."""
+    """Rows of a table, their paths relative to `root`, and sentences on how it was interpreted.
+
+    Attributes:
+        file: The table.
+        root: Its folder.
+        rows: The rows, without repetitions.
+        notes: The sentences.
+        paths: Path of the image in each line, by the number of the line, repetitions included.
+        label: Where a line has its label: the place of a cell, or a key of JSON.
+        separator: What separates cells.
+    """
 
     file: Path
     root: Path
     rows: tuple[LabelRow, ...]
     notes: tuple[str, ...] = ()
+    paths: Mapping[int, str] = field(default_factory=dict)
+    label: int | str = 1
+    separator: str = ","
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -122,10 +137,12 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     """
     text, encoding = read_text(file)
     notes = [] if encoding == "UTF-8" else [f"{file} is in {encoding}"]
+    label: int | str
+    separator = ""
     if file.suffix.lower() in (".jsonl", ".ndjson"):
-        rows, unused = _json_rows(text, file, columns or {})
+        rows, label, unused = _json_rows(text, file, columns or {})
     else:
-        rows, separator, unused = _delimited_rows(text, file, columns or {})
+        rows, label, separator, unused = _delimited_rows(text, file, columns or {})
         if separator != ",":
             named = {"\t": "a tab", " ": "a space"}.get(separator, separator)
             notes.append(f"the columns of {file} are separated by {named}")
@@ -136,7 +153,61 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     kept = _without_repetitions(found)
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept)} rows of {file} are repeated; each counts once")
-    return Table(file, file.parent, tuple(kept), (*notes, *where))
+    paths = {row.line: row.path for row in found}
+    return Table(file, file.parent, tuple(kept), (*notes, *where), paths, label, separator)
+
+
+def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
+    """Return the text of a table with other labels; lines without a new label stay as they are.
+
+    Args:
+        table: The table, as `read_table` returned it.
+        labels: Path of an image, as in the table's rows -> its new label.
+
+    Raises:
+        DataError: The table has changed since it was read.
+    """
+    text, _ = read_text(table.file)
+    new = {line: labels[path] for line, path in table.paths.items() if path in labels}
+    try:
+        if isinstance(table.label, str):
+            lines = text.splitlines(keepends=True)
+            return "".join(
+                _with_json_label(line, table.label, new[number]) if number in new else line
+                for number, line in enumerate(lines, start=1)
+            )
+        return "".join(_with_labels(text, table.separator, table.label, new))
+    except (csv.Error, ValueError, IndexError) as error:
+        raise DataError(f"{table.file} changed while it was read; run the command again") from error
+
+
+def _with_json_label(line: str, key: str, label: str) -> str:
+    value = json.loads(line)
+    is_number = isinstance(value[key], int) and label.isdecimal()
+    ending = line[len(line.rstrip("\r\n")) :]
+    return json.dumps(value | {key: int(label) if is_number else label}, ensure_ascii=False) + ending
+
+
+def _with_labels(text: str, separator: str, place: int, labels: Mapping[int, str]) -> Iterator[str]:
+    """Yield the records of a table, those whose last line is in `labels` with the new label in column `place`."""
+    read: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for line in io.StringIO(text, newline=""):
+            read.append(line)
+            yield line
+
+    rows = csv.reader(lines(), delimiter=separator, strict=True)
+    for cells in rows:
+        record = "".join(read)
+        read.clear()
+        if rows.line_num in labels:
+            cells[place] = labels[rows.line_num]
+            written = io.StringIO()
+            ending = record[len(record.rstrip("\r\n")) :]
+            csv.writer(written, delimiter=separator, lineterminator=ending).writerow(cells)
+            record = written.getvalue()
+        yield record
 
 
 def _without_repetitions(rows: Sequence[LabelRow]) -> list[LabelRow]:
@@ -188,21 +259,25 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} cannot be read as {kind} in UTF-8: {shorten(reason, 200)}; save it in that format")
 
 
-def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], list[str]]:
-    """Return the rows, and notes on unused keys."""
+def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], str, list[str]]:
+    """Return the rows, the key of the labels, and notes on unused keys."""
     objects = list(_json_objects(text, file))
     keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some keys
     meanings = _meanings(keys, columns, file) if objects else {}
     rows = [
-        _row({meaning: _scalar(value.get(key), key, where) for meaning, key in meanings.items()}, where)
-        for where, value in objects
+        _row(
+            {meaning: _scalar(value.get(key), key, f"line {number} of {file}") for meaning, key in meanings.items()},
+            number,
+            file,
+        )
+        for number, value in objects
     ]
     values = {key: {str(value.get(key, "")) for _, value in objects} for key in _unused(keys, meanings)}
-    return rows, _on_unused(values, file)
+    return rows, meanings.get("label", ""), _on_unused(values, file)
 
 
-def _json_objects(text: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the object of each line."""
+def _json_objects(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -213,7 +288,7 @@ def _json_objects(text: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]
             raise DataError(f"{where} is not JSON: {_reason(error)}; correct or remove it") from error
         if not isinstance(value, dict):
             raise DataError(f'{where} is not a JSON object; write lines such as {{"file_name": …, "label": …}}')
-        yield where, value
+        yield number, value
 
 
 def _reason(error: Exception) -> str:
@@ -230,8 +305,8 @@ def _scalar(value: Any, key: str, where: str) -> str:
     raise DataError(f"{where} has {key}={shorten(repr(value))}; give a string or an integer")
 
 
-def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], str, list[str]]:
-    """Return the rows, the separator, and notes on unused columns."""
+def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], int, str, list[str]]:
+    """Return the rows, the place of the labels, the separator, and notes on unused columns."""
     told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # written by Excel
     first = next((line for line in text.splitlines()[told:] if line.strip()), "")
     separator = text[4] if told else _separator(first, columns)
@@ -257,8 +332,8 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
             meanings = _meanings(names, columns, file)
             places = {meaning: names.index(column) for meaning, column in meanings.items()}
             unused = _on_unused({name: _column(names.index(name), body) for name in _unused(names, meanings)}, file)
-        rows = [_cells(line, len(names), places, f"line {number} of {file}") for number, line in numbered]
-        return rows, separator, [] if headless else unused
+        rows = [_cells(line, len(names), places, number, file) for number, line in numbered]
+        return rows, places["label"], separator, [] if headless else unused
     except csv.Error as error:
         unclosed = "a double quote is not closed" if "end of data" in str(error) else str(error)
         raise DataError(f"line {lines.line_num} of {file} is not CSV: {unclosed}; correct it") from error
@@ -288,13 +363,14 @@ def _places_without_header(first: list[str]) -> dict[str, int]:
     return {"path": 0, "label": 1} | ({"part": 2} if len(first) > 2 and match_split_name(first[2]) else {})
 
 
-def _cells(line: list[str], width: int, places: Mapping[str, int], where: str) -> LabelRow:
-    """Return the row of a line of a table with `width` columns."""
+def _cells(line: list[str], width: int, places: Mapping[str, int], number: int, file: Path) -> LabelRow:
+    """Return the row of line `number` of a table with `width` columns."""
     if any(cell.strip() for cell in line[width:]):
         raise DataError(
-            f"{where} has {len(line)} columns, and the first line {width}; quote cells that contain the separator"
+            f"line {number} of {file} has {len(line)} columns, and the first line {width}; quote cells that contain "
+            "the separator"
         )
-    return _row({meaning: line[place] if place < len(line) else "" for meaning, place in places.items()}, where)
+    return _row({meaning: line[place] if place < len(line) else "" for meaning, place in places.items()}, number, file)
 
 
 def _unused(names: list[str], meanings: Mapping[str, str]) -> list[str]:
@@ -365,7 +441,8 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
     return f"{file} has no column {column}, but {listed}; name the columns: {quote_words('--columns', pairs)}"
 
 
-def _row(values: Mapping[str, str], where: str) -> LabelRow:
+def _row(values: Mapping[str, str], number: int, file: Path) -> LabelRow:
+    where = f"line {number} of {file}"
     path, label, part, group = (values.get(name, "").strip() for name in MEANINGS)
     for name, value in (("path", path), ("label", label)):
         if not value:
@@ -375,7 +452,7 @@ def _row(values: Mapping[str, str], where: str) -> LabelRow:
     known = match_split_name(part) if part else ""
     if known is None:
         raise DataError(f"{where} has part={shorten(part)}; use train, val, test or an empty cell")
-    return LabelRow(path, label, known, "" if group.lower() in UNKNOWN else group, where)
+    return LabelRow(path, label, known, "" if group.lower() in UNKNOWN else group, where, number)
 
 
 def _locate(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]:

@@ -1,0 +1,264 @@
+"""Corrections of labels from a CSV file, checked against a data set: what would be moved where."""
+
+import csv
+import difflib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from svertka.data.builtin import NAMES
+from svertka.data.folder_and_table_sources import FolderListing, list_folder
+from svertka.data.folder_layout import normalize_unicode_name
+from svertka.data.label_tables import parse_columns, read_text
+from svertka.errors import DataError, UsageError
+from svertka.escaping import escape_csv_cell, escape_csv_path, join_first, to_printable
+from svertka.files import parse_path
+from svertka.text_width import shorten
+
+HEADER = ("path", "label", "corrected")
+DESTINATION = "destination"  # column of files that undo moves: the path itself, not only the class
+SEPARATORS = (",", ";", "\t")  # as spreadsheets write
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A row of the file: the image at `path` is of class `corrected`.
+
+    Attributes:
+        path: Path in the source.
+        label: Its class now.
+        corrected: Its class from now on.
+        destination: Path to move it to. None: chosen by the class.
+        where: Place of the row, for messages.
+    """
+
+    path: str
+    label: str
+    corrected: str
+    destination: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """A file that is moved, both paths relative to the source."""
+
+    path: str
+    destination: str
+    label: str
+    corrected: str
+
+
+def list_source(source: str | os.PathLike[str], columns: str | None = None) -> FolderListing:
+    """List the folder or table `source`, whose labels can be corrected.
+
+    Raises:
+        UsageError: It is a built-in data set, or there is no such folder or file.
+        DataError: It has no labeled images, or cannot be read.
+    """
+    if str(source) in NAMES:
+        raise UsageError(f"{source} is a built-in data set, which is not changed; give a folder or a table")
+    listing = list_folder(parse_path(source), parse_columns(columns))
+    if not listing.entries:
+        raise DataError(listing.problems()[0])
+    return listing
+
+
+def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
+    """Read a file of corrections; every row must be right, or nothing is returned.
+
+    Args:
+        file: CSV with the columns path and corrected, and perhaps label and destination.
+        listing: The source that it corrects.
+
+    Raises:
+        UsageError: There is no such file.
+        DataError: The file cannot be read, lacks a column, or has a row that cannot be applied.
+    """
+    if not file.exists():
+        raise UsageError(f"there is no file {to_printable(str(file))}; save the corrections on the page of check first")
+    labels = {entry.path: entry.label for entry in listing.entries}
+    paths = {escape_csv_path(path): path for path in labels} | {path: path for path in labels}
+    classes = {*labels.values(), *(normalize_unicode_name(PurePosixPath(path).name) for path in listing.empty_classes)}
+    names = {escape_csv_cell(name): name for name in classes} | {name: name for name in classes}
+    found: dict[str, Correction] = {}
+    for number, row in _rows(file):
+        where = f"line {number} of {file}"
+        path = paths.get(row["path"]) or paths.get(row["path"].replace("\\", "/").removeprefix("./"))
+        if path is None:
+            raise DataError(f"{where} names {shorten(row['path'])}, which is not an image of {listing.source}")
+        if path in found:
+            raise DataError(f"{where} names {path}, as {found[path].where} does; leave one of them")
+        corrected = names.get(row["corrected"])
+        if corrected is None:
+            raise DataError(f"{where} has the class {shorten(row['corrected'])}; {_suggest(row['corrected'], classes)}")
+        label = row.get("label")
+        if label and names.get(label) != labels[path]:
+            raise DataError(
+                f"{where} says that {path} is of class {shorten(label)}, but it is of {labels[path]}; check the source "
+                "again"
+            )
+        found[path] = Correction(path, labels[path], corrected, row.get(DESTINATION) or None, where)
+    return list(found.values())
+
+
+def plan_moves(listing: FolderListing, corrections: Iterable[Correction]) -> list[Move]:
+    """Return where the images of `corrections` that change their class are moved.
+
+    An image keeps its name, or gets a free one, and its place below the folder of its class.
+
+    Raises:
+        DataError: The labels are not those of folders, a path is or passes a link, or a destination is not within the
+            folder of its class.
+    """
+    wanted = [one for one in corrections if one.corrected != one.label]
+    if not wanted:
+        return []
+    folders = _ClassFolders(listing)
+    taken: set[str] = set()
+    moves = []
+    for one in wanted:
+        _refuse_links(listing.root, one.path, one.where)
+        if to_printable(one.path) != one.path:
+            raise DataError(f"{one.where}: the name of {one.path} has invisible characters; rename the file first")
+        destination = _free_name(listing.root, folders.destination(one), taken)
+        _refuse_links(listing.root, destination, one.where)
+        taken.add(destination.casefold())
+        moves.append(Move(one.path, destination, one.label, one.corrected))
+    return moves
+
+
+def _rows(file: Path) -> Iterable[tuple[int, dict[str, str]]]:
+    """Return the number and the cells of each row by column.
+
+    Raises:
+        DataError: The file is not CSV, or lacks a column.
+    """
+    text, _ = read_text(file)
+    first = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        header = [name.strip().lower() for name in next(rows, [])]
+        repeated = [name for name, count in Counter(header).items() if count > 1]
+        if "path" not in header or "corrected" not in header or repeated:
+            raise DataError(f"{file} must begin with the line path,label,corrected")
+        found = []
+        for cells in rows:
+            if not any(map(str.strip, cells)):
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"line {rows.line_num} of {file} has {len(cells)} cells, and the first line {len(header)}; quote "
+                    "cells that contain the separator"
+                )
+            found.append((rows.line_num, dict(zip(header, map(str.strip, cells), strict=True))))
+    except csv.Error as error:
+        raise DataError(f"line {rows.line_num} of {file} is not CSV: {error}; save it again") from error
+    return found
+
+
+def _suggest(name: str, classes: Iterable[str]) -> str:
+    known = sorted(classes)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"use one of: {join_first(known, 10)}"
+
+
+class _ClassFolders:
+    """The folders of the classes of a source, by part.
+
+    Raises:
+        DataError: The labels are not the names of folders.
+    """
+
+    def __init__(self, listing: FolderListing) -> None:
+        self.listing = listing
+        self.depths: dict[str, int] = {}
+        self.names: dict[str, Counter[str]] = {}
+        for part in {entry.part for entry in listing.entries}:
+            pairs = [(PurePosixPath(one.path).parts[:-1], one.label) for one in listing.entries if one.part == part]
+            depth = _class_depth(pairs)
+            if depth is None:
+                raise DataError(
+                    f"the labels of {listing.source} are not the names of its folders; correct them where they are "
+                    "written"
+                )
+            self.depths[part] = depth
+            for folders, label in pairs:
+                self.names.setdefault(label, Counter())[folders[depth]] += 1
+        for path in listing.empty_classes:
+            name = PurePosixPath(path).name
+            self.names.setdefault(normalize_unicode_name(name), Counter())[name] += 0
+        self.parts = {entry.path: entry.part for entry in listing.entries}
+
+    def destination(self, one: Correction) -> str:
+        """Return the path of an image in the folder of its new class.
+
+        Raises:
+            DataError: The destination that the file gives is elsewhere.
+        """
+        depth = self.depths[self.parts[one.path]]
+        places = list(PurePosixPath(one.path).parts)
+        if one.destination is None:
+            places[depth] = self.names[one.corrected].most_common(1)[0][0]
+            return PurePosixPath(*places).as_posix()
+        given = PurePosixPath(one.destination.removeprefix("./"))
+        inside = len(given.parts) > depth + 1 and given.parts[:depth] == tuple(places[:depth])
+        plain = not given.is_absolute() and ".." not in given.parts and "\\" not in one.destination
+        if not (
+            plain
+            and inside
+            and "\0" not in one.destination
+            and given.parts[depth] in self.names[one.corrected]
+            and given.suffix == PurePosixPath(one.path).suffix
+        ):
+            raise DataError(
+                f"{one.where} has the destination {shorten(one.destination)}, which is not a place for {one.path} in "
+                f"the folder of {one.corrected}"
+            )
+        return given.as_posix()
+
+
+def _class_depth(pairs: Sequence[tuple[tuple[str, ...], str]]) -> int | None:
+    """Return which folder of the paths names the class, from 0; None if none does.
+
+    It is the first that equals the label, or else, for classes that are called otherwise than their folders, the first
+    that always goes with the same label.
+    """
+    shortest = min(len(folders) for folders, _ in pairs)
+    for depth in range(shortest):
+        if all(normalize_unicode_name(folders[depth]) == label for folders, label in pairs):
+            return depth
+    for depth in range(shortest):
+        labels: dict[str, str] = {}
+        if all(labels.setdefault(folders[depth], label) == label for folders, label in pairs):
+            return depth
+    return None
+
+
+def _refuse_links(root: Path, path: str, where: str) -> None:
+    """Raise DataError if `path` or a folder that it passes is a link, which may lead out of `root`."""
+    place = root
+    for name in PurePosixPath(path).parts:
+        place /= name
+        if place.is_symlink():
+            raise DataError(f"{where} needs {place}, which is a link; move what it links to, or replace it by a copy")
+
+
+def _free_name(root: Path, path: str, taken: set[str]) -> str:
+    """Return `path`, or the first of name-1.jpg, name-2.jpg, … that is not taken."""
+    place = PurePosixPath(path)
+    number = 0
+    name = place
+    while name.as_posix().casefold() in taken or os.path.lexists(root / name):
+        number += 1
+        name = place.with_name(f"{place.stem}-{number}{place.suffix}")
+    return name.as_posix()
+
+
+def labels_by_path(corrections: Iterable[Correction]) -> Mapping[str, str]:
+    """Return path -> new class of the images that change their class."""
+    return {one.path: one.corrected for one in corrections if one.corrected != one.label}
