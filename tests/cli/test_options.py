@@ -21,6 +21,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 PRINTING = {"as_json", "as_csv"}  # how the command line prints a result
 DIFFERENT = {
+    "check": {"apply", "write"},  # curation.apply_corrections, so that svertka.check changes nothing
     "compare": {"source"},  # the last of RUN RUN... [SOURCE]
     "serve": {"ready"},  # a callback; the command line prints the address
     "train": {"resume"},  # svertka.resume, so that svertka.train always needs a source

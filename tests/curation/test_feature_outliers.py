@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svertka.curation.feature_outliers import SIGNIFICANCE, count_upper_outliers, find_neighbors, find_outliers
+from svertka.curation.feature_outliers import EXPECTED, count_upper_outliers, find_neighbors, find_outliers
 
 # Rosner 1983, table 2: vitamin E of 54 people; its result is three outliers.
 VITAMIN_E = """
@@ -47,13 +47,15 @@ def test_few_images_have_few_neighbors_and_no_outlier(images: int) -> None:
 
 def test_the_example_of_rosner() -> None:
     values = np.sort(np.array(VITAMIN_E.split(), float))[::-1]
-    assert count_upper_outliers(values, 10) == 3
+    assert count_upper_outliers(values, 10, 0.05) == 3
 
 
-def test_a_set_without_outliers_has_one_with_the_stated_probability() -> None:
+@pytest.mark.parametrize("expected", [0.05, EXPECTED])
+def test_a_set_without_outliers_has_as_many_as_stated(expected: float) -> None:
     rng = np.random.default_rng(0)
-    found = [count_upper_outliers(np.sort(rng.normal(size=200))[::-1], 20) > 0 for _ in range(1000)]
-    assert abs(np.mean(found) - SIGNIFICANCE) < 3 * np.sqrt(SIGNIFICANCE * (1 - SIGNIFICANCE) / 1000)
+    found = [count_upper_outliers(np.sort(rng.normal(size=200))[::-1], 20, expected) > 0 for _ in range(1000)]
+    share = 1 - np.exp(-expected)  # of a Poisson distribution
+    assert abs(np.mean(found) - share) < 3 * np.sqrt(share * (1 - share) / 1000)
 
 
 def test_planted_outliers_are_found_furthest_first_and_others_are_not() -> None:

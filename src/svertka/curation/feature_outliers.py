@@ -11,7 +11,7 @@ from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 NEIGHBORS = 10  # whose mean distance decides: more than a handful of foreign images that resemble each other
 FEWEST = 20  # images from which a distance can be called unusual
 MAX_SHARE = 0.1  # of the images that can be outliers
-SIGNIFICANCE = 0.05  # probability that a set without outliers has one
+EXPECTED = 0.5  # outliers to be expected in a set that has none: with fewer, most foreign images are missed
 
 Doubles = npt.NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def find_outliers(distances: Floats) -> tuple[Ints, Doubles]:
     """Find images that are further from their neighbors than the distances of the set itself explain.
 
     The logarithms of the mean distances are taken as normally distributed, except for the outliers, which are found by
-    the one-sided generalized extreme Studentized deviate test at a significance of 5 % for the whole set.
+    the one-sided generalized extreme Studentized deviate test. In a set without outliers, 0.5 are to be expected.
 
     Args:
         distances: Distances of each image to its neighbors, (N, k).
@@ -81,12 +81,13 @@ def find_outliers(distances: Floats) -> tuple[Ints, Doubles]:
     return order[: count_upper_outliers(np.log(ratio[order]), int(MAX_SHARE * len(mean)))], ratio
 
 
-def count_upper_outliers(falling: Doubles, most: int) -> int:
+def count_upper_outliers(falling: Doubles, most: int, expected: float = EXPECTED) -> int:
     """Return how many of the first values are outliers by the one-sided generalized ESD test.
 
     Args:
         falling: Values in falling order, (N,).
         most: Largest number of outliers.
+        expected: Number to be expected among normally distributed values; if it is small, the significance of the test.
     """
     from scipy.special import stdtrit
 
@@ -98,7 +99,7 @@ def count_upper_outliers(falling: Doubles, most: int) -> int:
     means = np.cumsum(falling[::-1])[::-1][:most] / left
     squares = np.cumsum(np.square(falling[::-1]))[::-1][:most]
     spreads = np.sqrt(np.maximum(squares - left * np.square(means), 0) / (left - 1))
-    t = stdtrit(left - 2, 1 - SIGNIFICANCE / left)
+    t = stdtrit(left - 2, 1 - expected / left)
     critical = (left - 1) * t / np.sqrt((left - 2 + np.square(t)) * left)
     is_beyond = falling[:most] - means > critical * np.maximum(spreads, 1e-9)
     return int(np.flatnonzero(is_beyond).max(initial=-1)) + 1

@@ -52,8 +52,7 @@ class LabelError:
         path: Its path.
         label: Its class, as the source has it.
         suggested: The class that it probably has.
-        score: How doubtful the label is, 0 to 1: mean of 1 − its out-of-fold probability and of the share of the 10
-            most similar images with another label.
+        score: How doubtful the label is, 0 to 1, as `confident_learning.score_doubt` defines it.
         neighbors: The images that resemble it most, the nearest first.
         index: Index in the data set.
     """
