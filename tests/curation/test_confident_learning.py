@@ -56,13 +56,11 @@ def test_labels_that_all_agree_with_the_classifier_are_no_errors() -> None:
     assert len(find_label_issues(probabilities.argmax(1), probabilities, labels[:, None]).places) == 0
 
 
-def test_doubt_is_the_mean_of_both_doubts() -> None:
+def test_doubt_is_the_weighted_mean_of_both_doubts() -> None:
     labels = np.array([0, 1])
     probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.3, 0.1]], np.float32)
     neighbor_labels = np.array([[0, 0, 0, 1], [0, 0, 1, -1]])
-    classifier = [(1 + 0.1 - 0.9) / 2, (1 + 0.6 - 0.3) / 2]
-    neighbors = [(1 + 0.25 - 0.75) / 2, (1 + 0.5 - 0.25) / 2]
-    expected = np.add(classifier, neighbors) / 2
+    expected = [(3 * 0.1 + 0.25) / 4, (3 * 0.7 + 0.75) / 4]
     assert score_doubt(labels, probabilities, neighbor_labels) == pytest.approx(expected)
 
 
@@ -74,7 +72,7 @@ def test_the_most_doubtful_come_first_and_need_no_threshold() -> None:
     neighbors = np.array([[0], [0], [1], [1], [1], [1]])
     found = find_label_issues(labels, probabilities, neighbors)
     assert found.places.tolist() == [2]
-    assert found.doubts == pytest.approx([(0.99 + 1) / 2])
+    assert found.doubts == pytest.approx([(3 * 0.99 + 1) / 4])
     sure = np.array([[1, 0], [1, 0], [0.01, 0.99], [0, 1], [0, 1], [0, 1]], np.float32)  # the threshold of class 1 is 1
     assert find_label_issues(labels, sure, neighbors).places.tolist() == [2]
     assert find_label_issues(labels, sure, labels[:, None]).places.tolist() == []
