@@ -6,6 +6,8 @@
 
 namespace svertka::INSTRUCTIONS {
 
+constexpr Index fetched_windows = 6;  // from a window to the one whose pixels are fetched into the cache meanwhile
+
 // One row of `Factor`s for each output pixel.
 template <class Factor>
 struct Im2col {
@@ -53,6 +55,7 @@ struct Im2col {
             }
             const auto copy = [&](Index number, auto read) __attribute__((always_inline)) {
                 const auto copy_row = [&](Index row) __attribute__((always_inline)) {
+                    __builtin_prefetch(pixels[row] + number * lanes + MR * right);  // for the next register tile
                     Vector values = read(pixels[row] + number * lanes);
                     if (gate.factors) values *= read(factors[row] + number * lanes);
                     store(element_address(to + row * lanes, number), values);
@@ -77,7 +80,27 @@ struct Im2col {
         return input + (image * shape.y.size + y) * shape.x.size * shape.in_step;
     }
 
+    // Whether the window that begins at pixel (y, x) lies in the image.
+    bool contains(Index y, Index x) const {
+        return y >= 0 && y + (shape.y.taps - 1) * shape.y.dilation < shape.y.size && x >= 0 &&
+               x + (shape.x.taps - 1) * shape.x.dilation < shape.x.size;
+    }
+
+    // For whole vectors of channels in the image: each row of taps is contiguous.
+    ALWAYS_INLINE void gather_rows(const float* from, Index in_y, Index in_x, Factor* row) const {
+        const Index of_row = shape.x.taps * shape.in_channels, down = shape.y.dilation * shape.x.size * shape.in_step;
+        const Index ahead = fetched_windows * shape.x.stride * shape.in_step;
+        from += (in_y * shape.x.size + in_x) * shape.in_step;
+        Index number = 0;
+        for (Index i = 0; i < shape.y.taps; ++i, from += down)
+            for (Index k = 0; k < of_row; k += lanes) {
+                __builtin_prefetch(from + k + ahead);
+                store(element_address(row, number++), load(from + k));
+            }
+    }
+
     void gather_channels(const float* from, Index in_y, Index in_x, Factor* row) const {
+        if (dense && shape.in_channels % lanes == 0 && contains(in_y, in_x)) return gather_rows(from, in_y, in_x, row);
         const Index whole = shape.in_channels / lanes, rest = shape.in_channels % lanes;
         Index number = 0;
         for (Index i = 0; i < shape.y.taps; ++i)
