@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from svertka.compiler.attention_tiling import form_attention, iter_head_ranges
 from svertka.compiler.convolution_chain_tiling import ChainTiling, TileStep, form_convolution_chains
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.int8_requantization import make_requantization
 from svertka.compiler.ir import (
     UNBOUNDED,
+    Attention,
     BatchDependentSize,
     Concatenation,
     ConvolutionChain,
@@ -110,14 +112,21 @@ class ExecutionPlan:
         self.maps = {value: self._find_map_size(value) for value in self.layouts.of}
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
         viewed = self._find_viewed(returned)
-        steps = form_convolution_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
+        chains = form_convolution_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
+        steps = form_attention(chains, self.shapes, [*returned, *viewed])
         elsewhere = {
             0,
             self.output,
             *(step.x for one in steps if isinstance(one, ConvolutionChain) for step in one.steps[1:]),
+            *(one.softmax.result for one in steps if isinstance(one, Attention)),
         }
         roots = {value: layout.root for value, layout in self.layouts.of.items()}
         sizes = {root: self._count_floats(root) for root in set(roots.values()) - elsewhere}
+        for attention in steps:
+            if isinstance(attention, Attention):
+                scores = attention.scores.result
+                heads = next(iter_head_ranges(self.shapes[scores]), ())  # the largest tile is the first; () of no image
+                sizes[scores] = math.prod(map(len, heads)) * math.prod(self.shapes[scores][-2:])
         self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
         self.program = native_support.kernels.Program()
         self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
@@ -256,9 +265,11 @@ class ExecutionPlan:
             step.residual_last,
         )  # fmt: skip
 
-    def _add(self, step: ConvolutionChain | KernelStep) -> None:
+    def _add(self, step: ConvolutionChain | Attention | KernelStep) -> None:
         if isinstance(step, ConvolutionChain):
             self._add_chain(step)
+        elif isinstance(step, Attention):
+            self._add_attention(step)
         elif isinstance(step, FusedConvolution) and step.weight_scale is not None:
             self._add_int8_convolution(step)
         elif isinstance(step, FusedConvolution):
@@ -338,6 +349,18 @@ class ExecutionPlan:
             add_reduction(self.program, step, *operands)
         else:
             add_padding(self.program, step, *operands)
+
+    def _add_attention(self, step: Attention) -> None:
+        """Add the three steps for a few heads at a time; the softmax replaces their scores."""
+        left, right, values, result = (self._operand(one) for one in (*step.inputs, step.result))
+        shape = self.shapes[step.scores.result]
+        for heads in iter_head_ranges(shape):
+            of_heads = *map(len, heads), *shape[-2:]
+            strides = tuple(math.prod(of_heads[axis + 1 :]) for axis in range(len(of_heads)))
+            scores = StridedOperand((ARENA, self.offsets[step.scores.result]), of_heads, strides)
+            add_matrix_product(self.program, step.scores, left.of_heads(heads), right.of_heads(heads), scores)
+            add_softmax(self.program, step.softmax, scores, None, scores)
+            add_matrix_product(self.program, step.product, scores, values.of_heads(heads), result.of_heads(heads))
 
     def _add_interpolation(self, step: Interpolation) -> None:
         x, result = self._where(step.x), self._where(step.result)

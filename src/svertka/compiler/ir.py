@@ -482,6 +482,25 @@ class ConvolutionChain:
         return tuple(value for step in self.steps for value in step.inputs if value not in made)
 
 
+@dataclass(frozen=True)
+class Attention:
+    """The product of a softmax, along the last axis, of a product; only the next step reads the scores."""
+
+    scores: MatrixProduct
+    softmax: Softmax
+    product: MatrixProduct
+
+    @property
+    def result(self) -> int:
+        """The number of the second product."""
+        return self.product.result
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The numbers of the values that it reads and does not compute itself."""
+        return (*self.scores.inputs, self.product.y)
+
+
 ActivatedStep = Elementwise | Normalization | Reduction | Interpolation
 StridedStep = (
     Elementwise | Normalization | MatrixProduct | Softmax | Reduction | Interpolation | Padding | Concatenation
@@ -500,8 +519,10 @@ def clamp_to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
     return values if bounds == UNBOUNDED else values.clamp(*bounds)
 
 
-def step_output_numbers(step: Step | ConvolutionChain) -> tuple[int, ...]:
+def step_output_numbers(step: Step | ConvolutionChain | Attention) -> tuple[int, ...]:
     """Return the numbers of the values that a step computes."""
     if isinstance(step, Operation):
         return tuple(number for number in step.results if number is not None)
+    if isinstance(step, Attention):
+        return (step.scores.result, step.result)
     return (step.result,)

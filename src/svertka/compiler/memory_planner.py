@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from svertka import torch_internals
-from svertka.compiler.ir import Concatenation, ConvolutionChain, Step, step_output_numbers
+from svertka.compiler.ir import Attention, Concatenation, ConvolutionChain, Step, step_output_numbers
 from svertka.graph.operation_and_value_types import Operation, find_overload
 
 ALIGNMENT = 64  # numbers; a multiple of the sizes of vectors and cache lines
@@ -23,7 +23,7 @@ def may_alias(name: str) -> bool:
     return declared or torch_internals.is_composite(function.name())
 
 
-def find_last_uses(steps: Sequence[Step | ConvolutionChain], kept: Iterable[int]) -> dict[int, int]:
+def find_last_uses(steps: Sequence[Step | ConvolutionChain | Attention], kept: Iterable[int]) -> dict[int, int]:
     """Return, for each value, the index of the last step that may read its memory; len(steps) for `kept` values.
 
     Reading a view of a value counts as reading the value.
@@ -82,7 +82,7 @@ def find_concatenated_in_place(steps: Sequence[Step | ConvolutionChain], made: s
 
 
 def assign_offsets(
-    steps: Sequence[Step | ConvolutionChain],
+    steps: Sequence[Step | ConvolutionChain | Attention],
     sizes: Mapping[int, int],
     roots: Mapping[int, int],
     kept: Iterable[int],

@@ -42,6 +42,13 @@ class StridedOperand(NamedTuple):
         shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
         return self._replace(where=(memory, offset + start * self.strides[axis]), shape=shape)
 
+    def of_heads(self, heads: Sequence[range]) -> "StridedOperand":
+        """Return the elements at these indices of the first axes; of a location only."""
+        found = self
+        for axis, indices in enumerate(heads):
+            found = found.part(axis, indices.start, len(indices))
+        return found
+
 
 def make_epilogue(step: ActivatedStep) -> "native_support.kernels.Epilogue":
     """Return what comes after each result: activation function and clamp."""
