@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from svertka.cli.app import main
 from svertka.errors import FetchError, UsageError
 from svertka.models import timm_and_torchvision
 from svertka.models.external import open_model
@@ -101,6 +102,14 @@ def test_a_network_of_fixed_size_is_built_for_other_images(packages: Path) -> No
     assert open_model("timm:small").build(5, 1, 64)(torch.zeros(2, 1, 64, 64)).shape == (2, 5)
 
 
+def test_the_layers_of_a_network_of_a_package_are_printed(packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "timm:small"]) == 0
+    header, columns, first, *_ = capsys.readouterr().out.splitlines()
+    assert header == "timm:small on 3×32×32 pixels"
+    assert columns.split()[:3] == ["layer", "kind", "output"]
+    assert first.split()[:3] == ["0", "Conv2d", "4×8×8"]
+
+
 WRONG = {
     "timm:smalls": "model=timm:smalls is not a network of timm; it has small; see timm's list_models()",
     "timm:": "model=timm: is not a network of timm; see timm's list_models()",
@@ -130,7 +139,8 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
     for name, (file, place) in places.items():
         model = open_model(name)
         with pytest.raises(
-            FetchError, match=f"cannot fetch {file} .*get it another way, from http.*put it at"
+            FetchError,
+            match=rf"cannot fetch {file} \(network is unreachable\); get it another way, from http.*put it at",
         ) as error:
             load_pretrained(model, "pretrained")
         assert str(error.value).endswith(f"put it at {place}")

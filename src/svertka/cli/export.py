@@ -34,6 +34,7 @@ def export(
     """
     with show_import_spinner():
         from svertka.exporters.export import export as write
+        from svertka.files import format_bytes
 
     written = write(
         run, to, images=images or (), preprocessing=preprocessing, overwrite=overwrite, trust_builder=trust_builder
@@ -41,7 +42,7 @@ def export(
     if as_json:
         print_json(written.to_dict())
         return
-    print_line(f"{written.path}, {written.bytes / 1e6:.1f} MB")
+    print_line(f"{written.path}, {format_bytes(written.bytes)}")
     if written.images:
         what = "probabilities" if preprocessing else "logits"
         print_line(f"checked in ONNX Runtime on {written.images} images: {what} within {written.difference:.1g}")

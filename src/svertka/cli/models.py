@@ -46,7 +46,8 @@ def models(
         return
     model = external.open_model(name)
     trace = registry.trace_model(model)
-    print_line(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
+    source = "" if model.source == name else f": {model.source}"
+    print_line(f"{name} on {'×'.join(map(str, model.input_shape))} pixels{source}")
     if reported := registry.describe_model(model)["published"]:
         print_line()
         print_line("Reported errors, %")

@@ -15,7 +15,7 @@ from torch import nn
 
 from svertka.data.preprocessing import INTERPOLATIONS, Preprocess
 from svertka.errors import FetchError, UsageError
-from svertka.files import cache_folder
+from svertka.files import cache_folder, error_reason
 from svertka.models.checkpoint_files import read_state_dict
 from svertka.models.external_builder import Argument
 from svertka.text_width import shorten
@@ -173,7 +173,8 @@ def _reach(url: str, file: str, place: Path) -> None:
     try:
         urllib.request.urlopen(request, timeout=TIMEOUT).close()
     except (OSError, urllib.error.HTTPError) as error:
-        reason = str(getattr(error, "reason", None) or error).lower()
+        reason = getattr(error, "reason", error)
+        reason = error_reason(reason) if isinstance(reason, Exception) else str(reason).lower()
         raise FetchError(
             f"cannot fetch {file} ({shorten(reason, 100)}); get it another way, from {url}, and put it at {place}"
         ) from error
