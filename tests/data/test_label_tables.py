@@ -6,7 +6,7 @@ import pytest
 from hostile import DEVICES, PATHS, csv_documents, files
 from svertka.data.folder_and_table_sources import FolderListing, list_folder
 from svertka.data.folder_layout import LabeledImage
-from svertka.data.label_tables import parse_columns, read_table
+from svertka.data.label_tables import parse_columns, read_table, replace_labels
 from svertka.errors import DataError, SvertkaError, UsageError
 
 
@@ -349,3 +349,34 @@ def test_existing_columns_are_suggested(tmp_path: Path) -> None:
     (tmp_path / "all.csv").write_text("url,label\nhttp://x/a.jpg,cat\n")
     with pytest.raises(DataError, match=r"--columns path=url,label=label$"):
         list_folder(tmp_path / "all.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", 'path,label\r\na.png,"x, y"\r\n"b\n.png",old\r\n', 'path,label\r\na.png,"x, y"\r\n"b\n.png",new\r\n'),
+        ("a.csv", "sep=;\nlabel;path\n\nold;b.png", "sep=;\nlabel;path\n\nnew;b.png"),
+        ("a.tsv", "path\tlabel\nb\t'old'", "path\tlabel\nb\tnew"),
+        ("a.csv", "path,label\nb,old\nc,old\nb,old\n", "path,label\nb,new\nc,old\nb,new\n"),
+        (
+            "a.jsonl",
+            '{"path": "a", "label": 1}\n{"more":[2],"label": 1, "path": "b"}\n',
+            '{"path": "a", "label": 1}\n{"more": [2], "label": "new", "path": "b"}\n',
+        ),
+    ],
+)
+def test_labels_are_replaced_and_nothing_else(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    table = read_table(tmp_path / name)
+    path = next(row.path for row in table.rows if row.path.startswith("b"))
+    assert replace_labels(table, {path: "new"}) == expected
+    assert replace_labels(table, {}) == text
+
+
+def test_a_number_in_json_stays_one_and_a_changed_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"path": "a", "label": 1}')
+    table = read_table(tmp_path / "a.jsonl")
+    assert replace_labels(table, {"a": "7"}) == '{"path": "a", "label": 7}'
+    (tmp_path / "a.jsonl").write_text("{")
+    with pytest.raises(DataError, match="changed while it was read"):
+        replace_labels(table, {"a": "7"})
