@@ -132,6 +132,13 @@ def test_too_little_to_judge_is_a_sentence(checked: Checked, per_class: list[int
     assert found.errors == found.ambiguous == ()
     assert found.error is None
     assert "not checked" in found.notes[0]
+    assert (found.compared > 0) == (sum(per_class) >= 20) == (not any("are too few" in note for note in found.notes))
+
+
+def test_without_readable_images_nothing_is_checked(shared_data: Path) -> None:
+    dataset = open_in_memory([(str(shared_data / "README.md"), "cat")])
+    found = check_labels(dataset, [b""], np.empty(0, np.int64), [])
+    assert found.sentences() == ["labels are not checked: no image can be read"]
 
 
 def test_shuffled_labels_are_not_judged(checked: Checked) -> None:

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.curation.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.curation.confident_learning import find_label_issues
-from svertka.curation.feature_outliers import Neighbors, find_neighbors, find_outliers
+from svertka.curation.feature_outliers import EXPECTED, FEWEST, Neighbors, find_neighbors, find_outliers
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import number_related_images
 from svertka.escaping import join_first
@@ -171,6 +171,7 @@ class LabelFindings:
         outliers: Images that no class fits, the furthest first.
         ambiguous: Pairs of classes that are confused, the most confused first.
         notes: What was not checked and why, a sentence each.
+        compared: Number of images among which outliers were looked for; 0 if they are too few.
     """
 
     checked: int = 0
@@ -181,6 +182,7 @@ class LabelFindings:
     outliers: tuple[FeatureOutlier, ...] = ()
     ambiguous: tuple[AmbiguousPair, ...] = ()
     notes: tuple[str, ...] = ()
+    compared: int = 0
 
     def sentences(self) -> list[str]:
         """Return what was found, a sentence each, without the images."""
@@ -191,9 +193,11 @@ class LabelFindings:
                 f"labels of {self.checked:,} images checked: {len(self.errors):,} suspicious (out-of-fold error "
                 f"{self.error:.1%}, 95 % interval {low:.1%} to {high:.1%})"
             )
-        if self.backbone is not None:
-            images = "1 image" if len(self.outliers) == 1 else f"{len(self.outliers):,} images"
-            found.append(f"far from all others in feature space: {images}")
+        if self.compared:
+            found.append(
+                f"far from all others in feature space: {len(self.outliers):,} of {self.compared:,} images; in a set "
+                f"without outliers, {EXPECTED:g} are to be expected"
+            )
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,6 +206,7 @@ class LabelFindings:
             "checked": self.checked,
             "out_of_fold_error": self.error,
             "interval": self.interval and list(self.interval),
+            "compared": self.compared,
             "backbone": self.backbone,
             "notes": list(self.notes),
         }
@@ -234,8 +239,8 @@ def check_labels(
     Raises:
         UsageError: There is no such device, or there are too many threads.
     """
-    if len(np.unique(dataset.labels[indices])) < 2:
-        return LabelFindings(notes=("labels are not checked: there are no readable images of two classes",))
+    if not len(indices):
+        return LabelFindings(notes=("labels are not checked: no image can be read",))
     features = compute_backbone_features(dataset, indices, device=device, threads=threads, cache_limit=cache_limit)
     with threadpool_limits(threads):  # of scikit-learn's products, which PyTorch's number does not limit
         return _check_features(dataset, contents, features, alike)
@@ -253,10 +258,13 @@ def _check_features(
     described = _Describer(dataset, indices, neighbors)
     places, ratios = find_outliers(neighbors.distances)
     outliers = [described.outlier(place, float(ratios[place])) for place in places.tolist()]
-    found = LabelFindings(backbone=features.backbone, outliers=tuple(outliers))
     judged, notes = _find_judged(dataset, labels, groups)
+    compared = len(indices) if len(indices) >= FEWEST else 0
+    if not compared:
+        notes = (*notes, f"outliers are not looked for: {len(indices)} images are too few, {FEWEST} are needed")
+    found = LabelFindings(backbone=features.backbone, outliers=tuple(outliers), compared=compared, notes=notes)
     if not len(judged):
-        return replace(found, notes=notes)
+        return found
     all_labels = dataset.labels[indices]
     classes, labels = np.unique(all_labels[judged], return_inverse=True)
     probabilities = predict_out_of_fold(features.values[judged], labels, groups[judged], len(classes))
@@ -278,7 +286,6 @@ def _check_features(
         found,
         errors=tuple(errors),
         ambiguous=tuple(_ambiguous(dataset, indices[judged], classes, labels, probabilities, confusion)),
-        notes=notes,
     )
 
 
