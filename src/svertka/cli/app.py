@@ -77,10 +77,10 @@ SUMMARIES: dict[
     compare: "Test whether runs differ; compare their size and speed.",
     predict: "Classify images, folders of images and arrays.",
     look: "Build an atlas: what every unit of every layer responds to.",
-    locate: "Locate classes in images, with a score and a box each.",
+    locate: "Locate classes in images, with a score and a box for each.",
     export: "Write an ONNX file, or a folder for the hub.",
     serve: "Serve predictions on a web page and over HTTP.",
-    models: "List the networks, or the layers of one.",
+    models: "List the networks, or the layers of one network.",
     tune: "Time every convolution algorithm on this machine.",
 }
 for verb, summary in SUMMARIES.items():

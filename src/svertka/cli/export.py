@@ -14,11 +14,14 @@ def export(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE]...",
-            help="Images to check the file on (default: up to 32 of the images RUN was trained on).",
+            help="Images to check the file on (default: up to 32 of the images that RUN was trained on).",
         ),
     ] = None,
     to: Annotated[
-        str, typer.Option(help="Name of an .onnx file, or of a folder/ for weights, config.json and a model card.")
+        str,
+        typer.Option(
+            help="Name of an .onnx file; or of a folder, such as hub/, for weights, config.json and a model card."
+        ),
     ] = "model.onnx",
     preprocessing: Annotated[
         bool,

@@ -16,12 +16,12 @@ def models(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Network to print layer by layer, also timm:NAME or torchvision:NAME (default: list all).",
+            help="Network to print layer by layer, also timm:NAME or torchvision:NAME (default: list all networks).",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the available networks with their size and source, or the layers of one.
+    """List the available networks with their size and source, or the layers of one network.
 
     Example: svertka models vgg16
     """

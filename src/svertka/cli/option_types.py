@@ -25,7 +25,7 @@ Crops = Annotated[
 Scales = Annotated[
     str | None,
     typer.Option(
-        help="Lengths of the shorter side in pixels, such as 256,288 (default: the paper's).",
+        help="Lengths of the image's shorter side in pixels, such as 256,288 (default: the paper's).",
         rich_help_panel=EVALUATION,
     ),
 ]
@@ -43,10 +43,14 @@ IncludeTraining = Annotated[
 ]
 
 Val = Annotated[
-    float, typer.Option(help="Fraction held out for validation if SOURCE has no val part.", rich_help_panel=DATA)
+    float,
+    typer.Option(
+        help="Fraction of the training images held out for validation if SOURCE has no val part.", rich_help_panel=DATA
+    ),
 ]
 Test = Annotated[
-    float, typer.Option(help="Fraction held out for testing if SOURCE has no test part.", rich_help_panel=DATA)
+    float,
+    typer.Option(help="Fraction of the images held out for testing if SOURCE has no test part.", rich_help_panel=DATA),
 ]
 Columns = Annotated[
     str | None,

@@ -77,7 +77,8 @@ def train(
     head: Annotated[
         str | None,
         typer.Option(
-            help="Last layer: linear, cosine or adaptation; or logistic or nearest-mean, computed in closed form.",
+            help="Last layer: linear, cosine or adaptation, trained step by step; or logistic or nearest-mean, fitted "
+            "directly to the features.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -100,7 +101,7 @@ def train(
     fit: Annotated[
         str | None,
         typer.Option(
-            help="How to make images square: crop, pad or squeeze (default: as for the weights, or crop).",
+            help="How to make images square: crop, pad or squeeze (default: as the weights expect, else crop).",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -127,7 +128,8 @@ def train(
         float | None,
         typer.Option(
             metavar="ALPHA",
-            help="Mix pairs of images and their labels, with weights from Beta(ALPHA, ALPHA), such as 0.2.",
+            help="Mix pairs of images and their labels; the mixing weights are drawn from Beta(ALPHA, ALPHA). A "
+            "typical ALPHA is 0.2.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -135,8 +137,8 @@ def train(
         float | None,
         typer.Option(
             metavar="ALPHA",
-            help="Replace a rectangle of each image with that of another image; its area is drawn from Beta(ALPHA, "
-            "ALPHA), such as 1.",
+            help="Replace a rectangle of each image with that of another image; the area is drawn from Beta(ALPHA, "
+            "ALPHA). A typical ALPHA is 1.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -171,7 +173,9 @@ def train(
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=OPTIMIZATION)] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.", rich_help_panel=OPTIMIZATION)] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Optimizer: sgd or adamw.", rich_help_panel=OPTIMIZATION)
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -184,7 +188,7 @@ def train(
     momentum: Annotated[
         float | None, typer.Option(help="Momentum, at least 0 and below 1.", rich_help_panel=OPTIMIZATION)
     ] = None,
-    nesterov: Annotated[bool | None, typer.Option(help="Nesterov momentum.", rich_help_panel=OPTIMIZATION)] = None,
+    nesterov: Annotated[bool | None, typer.Option(help="Use Nesterov momentum.", rich_help_panel=OPTIMIZATION)] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=OPTIMIZATION)] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(help="Label smoothing, at least 0 and below 1.", rich_help_panel=OPTIMIZATION)
@@ -193,7 +197,7 @@ def train(
         float | None,
         typer.Option(
             metavar="DECAY",
-            help="Validate and save an exponential moving average of the weights with this decay, such as 0.999.",
+            help="Validate and save an exponential moving average of the weights with this decay; typical is 0.999.",
             rich_help_panel=OPTIMIZATION,
         ),
     ] = None,

@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     )
     head: HeadWay = Field(
         default="linear",
-        description="last layer: linear, cosine or adaptation; in closed form: logistic or nearest-mean",
+        description="last layer: linear, cosine or adaptation; or logistic or nearest-mean, fitted to the features",
     )
     batch_size: int = Field(default=128, ge=1, le=MANY, description="images per step, over all processes")
     epochs: float = Field(
@@ -110,12 +110,12 @@ class Recipe(BaseModel):
 
     @property
     def is_computed(self) -> bool:
-        """Whether the head is computed in closed form and nothing else is trained, so that there are no steps."""
+        """Whether the head is fitted directly to the features and nothing else is trained: there are no steps."""
         return self.unfreeze == HEAD and self.head in SOLVERS
 
     @property
     def mixing(self) -> MixupAndCutmix:
-        """How images are mixed in pairs; not at all if batches hold one image, or the head has a closed form."""
+        """How images are mixed in pairs; not at all if batches hold one image, or the head is fitted directly."""
         return MixupAndCutmix() if self.is_computed or self.batch_size == 1 else MixupAndCutmix(self.mixup, self.cutmix)
 
     @property

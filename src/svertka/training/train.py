@@ -103,7 +103,8 @@ def train(
         recipe: A recipe, or the name of one. None: the one that suits `source`, `model` and `weights`.
         unfreeze: Layers to train when starting from weights: "head" (the default), "last", a number of stages below the
             head, the name of a stage, or "all".
-        head: Last layer: "linear", "cosine" or "adaptation"; in closed form: "logistic" or "nearest-mean".
+        head: Last layer: "linear", "cosine" or "adaptation", trained step by step; or "logistic" or "nearest-mean",
+            fitted directly to the features.
         initial: Weight initialization: "gaussian", "glorot" or "he". None: the network's own.
         size: Height and width of the network's input, in pixels. None: that of the weights, or of the images.
         boxes: Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. The head is then trained on patches,
@@ -113,7 +114,8 @@ def train(
         auto_augment: Further random operations on each image: "rand" (RandAugment) or "trivial" (TrivialAugment);
             "none" leaves out those of the recipe.
         random_erasing: Share of the images in which a random rectangle is replaced by noise, 0 to 1.
-        mixup: Mix pairs of images and their labels, with weights from Beta(mixup, mixup), such as 0.2; 0: do not.
+        mixup: Mix pairs of images and their labels; the mixing weights are drawn from Beta(mixup, mixup). A typical
+            value is 0.2; 0: do not mix.
         cutmix: Replace a rectangle of each image by that of another one, and the label in proportion; areas are from
             Beta(cutmix, cutmix), such as 1; 0: do not. With `mixup`, one of both at random for each image. An
             image that is alone in its batch is not mixed.

@@ -1,1 +1,1 @@
-"""Transfer learning: frozen layers, stored features, and heads in closed form."""
+"""Transfer learning: frozen layers, stored features, and logistic and nearest-mean heads."""

@@ -1,4 +1,4 @@
-"""Heads that are computed from features in closed form or by convex optimization, without gradient steps."""
+"""Heads fitted to all features at once: logistic regression by convex optimization, nearest-mean from class means."""
 
 import time
 import warnings
