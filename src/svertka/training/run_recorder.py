@@ -148,7 +148,7 @@ class Recorder(Callback):
         return patience is not None and bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
     def on_head_computed(self) -> None:
-        """Evaluate a head that was fitted directly on the training set, as the end of the only epoch."""
+        """Evaluate a directly fitted head on the training set, as the end of the only epoch."""
         batches = self.inputs.batches
         judged = evaluate_network(self.inputs.network, batches, self.classifier.names, "scoring train")
         self.state.step = self.state.looked = batches.steps
