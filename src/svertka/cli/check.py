@@ -49,14 +49,14 @@ def check(
     output: Annotated[
         str | None,
         typer.Option(
-            help="HTML file that shows the images that --labels finds, to correct them.", rich_help_panel=OUTPUT
+            help="HTML file for reviewing and correcting the images that --labels finds.", rich_help_panel=OUTPUT
         ),
     ] = None,
     overwrite: Overwrite = False,
     apply: Annotated[
         str | None,
         typer.Option(
-            metavar="CSV", help="Show what the corrections that the page saved would change.", rich_help_panel=LABELS
+            metavar="CSV", help="Show what the corrections in CSV, which the page saved, would change.", rich_help_panel=LABELS
         ),
     ] = None,
     write: Annotated[
