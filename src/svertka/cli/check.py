@@ -56,7 +56,9 @@ def check(
     apply: Annotated[
         str | None,
         typer.Option(
-            metavar="CSV", help="Show what the corrections in CSV, which the page saved, would change.", rich_help_panel=LABELS
+            metavar="CSV",
+            help="Show what the corrections in CSV, which the page saved, would change.",
+            rich_help_panel=LABELS,
         ),
     ] = None,
     write: Annotated[
