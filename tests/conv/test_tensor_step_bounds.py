@@ -12,8 +12,8 @@ from fences import Fenced
 from svertka.compiler.ir import STATISTICS, MatrixProduct, Padding, Reduction, Softmax
 from svertka.compiler.tensor_kernel_arguments import (
     StridedOperand,
+    add_border_fill_and_copy,
     add_matrix_product,
-    add_padding,
     add_reduction,
     add_softmax,
     make_epilogue,
@@ -120,7 +120,7 @@ def test_padding_stays_inside(each_seed: list[tuple[random.Random, str]]) -> Non
         step, memories = Padding(0, 1, before, after, value=1.5), Memories(choose)
         exact = step.run(x)
         source, result = memories.operand(x), memories.operand(in_any_order(torch.zeros(exact.shape), choose))
-        add_padding(memories.program, step, source, result)
+        add_border_fill_and_copy(memories.program, step, source, result)
         torch.testing.assert_close(memories.run(result), exact, rtol=0, atol=0, msg=name)
 
 

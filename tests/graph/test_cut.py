@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.cut import Stage, cut_network, find_stages
+from svertka.graph.cut import SameShapeStage, cut_network, find_stages
 from svertka.models.registry import MODELS
 
 # One of each family, at the smallest size that its stages can be told apart at.
@@ -75,12 +75,12 @@ def test_stages_are_those_of_the_papers() -> None:
         found = find_stages(MODELS["resnet18"].build(), (1, 3, 224, 224))
         names = [stage.name for stage in find_stages(MODELS["efficientnet_lite0"].build(), (1, 3, 224, 224))]
     assert found == [
-        Stage("conv1", 9_536, (64, 56, 56), (3, 224, 224)),
-        Stage("layer1", 147_968, (64, 56, 56), (64, 56, 56)),
-        Stage("layer2", 525_568, (128, 28, 28), (64, 56, 56)),
-        Stage("layer3", 2_099_712, (256, 14, 14), (128, 28, 28)),
-        Stage("layer4", 8_393_728, (512,), (256, 14, 14)),  # with the pooling after it
-        Stage("fc", 513_000, (1000,), (512,)),
+        SameShapeStage("conv1", 9_536, (64, 56, 56), (3, 224, 224)),
+        SameShapeStage("layer1", 147_968, (64, 56, 56), (64, 56, 56)),
+        SameShapeStage("layer2", 525_568, (128, 28, 28), (64, 56, 56)),
+        SameShapeStage("layer3", 2_099_712, (256, 14, 14), (128, 28, 28)),
+        SameShapeStage("layer4", 8_393_728, (512,), (256, 14, 14)),  # with the pooling after it
+        SameShapeStage("fc", 513_000, (1000,), (512,)),
     ]
     # Tan & Le 2019, table 1: nine rows, of which the last is the 1×1 convolution, the pooling and the dense layer.
     assert names == ["conv_stem", *(f"blocks.{first}" for first in (0, 1, 3, 5, 8, 11, 15)), "conv_head", "fc"]

@@ -15,7 +15,7 @@ from svertka.models.resnet import (
     CIFARResNet,
     ResNet,
     ZeroPadShortcut,
-    make_identity_shortcut,
+    make_no_shortcut,
     make_projection_shortcut,
     make_zero_pad_shortcut,
 )
@@ -124,7 +124,7 @@ def test_zero_pad_shortcut_subsamples_and_pads_channels():
 def test_a_block_with_zero_residual_is_a_relu_of_its_shortcut(block, shortcut):
     width = 16 if block is BasicBlock else 4
     inputs = torch.randn(2, 16, 5, 5)
-    for made, expected in ((shortcut, inputs.clamp(min=0)), (make_identity_shortcut, torch.zeros_like(inputs))):
+    for made, expected in ((shortcut, inputs.clamp(min=0)), (make_no_shortcut, torch.zeros_like(inputs))):
         network = block(16, width, 1, made).eval()
         init_weights(network, "he")
         nn.init.zeros_((network.bn2 if block is BasicBlock else network.bn3).weight)

@@ -98,13 +98,13 @@ def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
     pytest.importorskip("uvicorn")
     from svertka.serving.access_control import LOOPBACK
     from svertka.serving.app import App
-    from svertka.serving.uvicorn_server import GracefulServer, bind_socket, build_config
+    from svertka.serving.uvicorn_server import ServerReturningOnSignal, bind_socket, build_config
 
     @contextlib.contextmanager
     def running(*runs: Any, hosts: frozenset[str] | None = LOOPBACK, **options: Any) -> Iterator[Live]:
         api = App(runs, hosts=hosts, threads=2, **({"token": None} | options))
         up = threading.Event()
-        server = GracefulServer(build_config(api), up.set)
+        server = ServerReturningOnSignal(build_config(api), up.set)
         sock = bind_socket("127.0.0.1", 0)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
         thread.start()

@@ -41,9 +41,9 @@ from svertka.compiler.step_checks import check_step_shapes
 from svertka.compiler.tensor_kernel_arguments import (
     MAX_AXES,
     StridedOperand,
+    add_border_fill_and_copy,
     add_elementwise,
     add_matrix_product,
-    add_padding,
     add_reduction,
     add_softmax,
     make_epilogue,
@@ -348,7 +348,7 @@ class ExecutionPlan:
         elif isinstance(step, Reduction):
             add_reduction(self.program, step, *operands)
         else:
-            add_padding(self.program, step, *operands)
+            add_border_fill_and_copy(self.program, step, *operands)
 
     def _add_attention(self, step: Attention) -> None:
         """Add the three steps for a few heads at a time; the softmax replaces their scores."""

@@ -12,7 +12,7 @@ ALIGNMENT = 64  # numbers; a multiple of the sizes of vectors and cache lines
 
 
 @cache
-def may_alias(name: str) -> bool:
+def may_return_view(name: str) -> bool:
     """Return whether the operator `name` may return a view of its input, or the input itself.
 
     Operators with their own kernels declare this in their schema. Composite operators do not: in inference, dropout
@@ -32,7 +32,7 @@ def find_last_uses(steps: Sequence[Step | ConvolutionChain | Attention], kept: I
     for number in reversed(range(len(steps))):
         step = steps[number]
         until = number
-        if isinstance(step, Operation) and may_alias(step.name):
+        if isinstance(step, Operation) and may_return_view(step.name):
             until = max([number, *(last.get(result, number) for result in step_output_numbers(step))])
         for value in step.inputs:
             last[value] = max(last.get(value, until), until)

@@ -170,7 +170,7 @@ def add_reduction(
         program.add_reduction(settings, statistic, x.further(x_offset), ending, result.further(offset))
 
 
-def add_padding(
+def add_border_fill_and_copy(
     program: "native_support.kernels.Program", step: Padding, x: StridedOperand, result: StridedOperand
 ) -> None:
     """Add fills of the borders, axis by axis, and a copy of `x` between them."""

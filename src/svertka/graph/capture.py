@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.layer_calls import LayerCall, LayerTracker
+from svertka.graph.layer_calls import LayerCall, LayerCallbacks
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.tensor_views import View, describe_view
 from svertka.graph.trace_errors import (
@@ -81,7 +81,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, tensor in named:
             self.numbers[id(tensor)] = Constant(name)
             self._register_memory(tensor)
-        self._tracker: LayerTracker | None = None
+        self._tracker: LayerCallbacks | None = None
 
     def run(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Any:
         """Run the network on an input of `shape` and return its output, of meta tensors.
@@ -403,7 +403,7 @@ def _reads_values(operation: Any, name: str, given: Mapping[str, Any]) -> bool:
     return name in READS_VALUES or bool(DEPENDS_ON_VALUES.intersection(operation.tags))
 
 
-class _CaptureTracker(LayerTracker):
+class _CaptureTracker(LayerCallbacks):
     """Tells the capture which layer runs, and keeps tensors made from Python numbers on the CPU, with values.
 
     All other tensors are on the meta device.

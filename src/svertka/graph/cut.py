@@ -13,7 +13,7 @@ MAX_LISTED_STAGES = 12  # stages listed in an error message
 
 
 @dataclass(frozen=True)
-class Stage:
+class SameShapeStage:
     """Consecutive layers whose outputs have the same shape, such as conv4_x of ResNet.
 
     The head, which computes the scores, is the last stage. A stage begins with dropout, if there is any before its
@@ -47,7 +47,7 @@ class PrefixAndRest:
     shape: tuple[int, ...]
 
 
-def find_stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
+def find_stages(network: nn.Module, shape: tuple[int, ...]) -> list[SameShapeStage]:
     """Return the stages of `network` from the input to the head; one stage if it cannot be cut.
 
     Args:
@@ -108,12 +108,12 @@ class CutPoints:
             needed_until = max(needed_until, last_use[node])
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[SameShapeStage]:
         """The stages of the network, as `find_stages` returns them."""
         return [stage for stage, _ in self._begun]
 
     @cached_property
-    def _begun(self) -> list[tuple[Stage, int]]:
+    def _begun(self) -> list[tuple[SameShapeStage, int]]:
         """The stages, each with the place where it begins."""
         begins = self._beginnings()
         found = []
@@ -122,7 +122,7 @@ class CutPoints:
             learning = {id(one): one for node in nodes for one in self._parameters(node)}
             found.append(
                 (
-                    Stage(
+                    SameShapeStage(
                         name=self._name(begin, end),
                         parameters=sum(one.numel() for one in learning.values()),
                         shape=nodes[-1].meta[SHAPE][1:],

@@ -1,7 +1,7 @@
 """The calls of a network's layers during a forward pass: modules without children, and functions between them.
 
 The summary, which runs a copy without values, and the inspection of activations, which runs the network itself, are
-both based on `LayerTracker`. A layer therefore has the same name and number in both.
+both based on `LayerCallbacks`. A layer therefore has the same name and number in both.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ class LayerCall:
         return None if self.number is None else (self.name, self.number)
 
 
-class LayerTracker(TorchFunctionMode):
+class LayerCallbacks(TorchFunctionMode):
     """Follows the layers of `network` while it is active.
 
     Registers hooks on `network`; `remove_hooks` removes them. Subclasses override `begin_pass`, `end_pass`,

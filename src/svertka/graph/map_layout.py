@@ -86,7 +86,7 @@ def has_positions(layout: Layout | None) -> bool:
     return any(factor.role in POSITIONS for factors in layout or () for factor in factors)
 
 
-def find_feature_maps(layout: Layout, shape: Sequence[int], is_read: bool) -> MapLayout | None:
+def map_layout_of_tensor(layout: Layout, shape: Sequence[int], is_read: bool) -> MapLayout | None:
     """Return how to read a tensor as feature maps; None if it holds none, or more than one dimension of channels."""
     places: dict[DimRole, int] = {}
     start, size = 0, (0, 0)
@@ -143,7 +143,7 @@ def propagate_layout(
     )
 
 
-def reads_token_positions(
+def reads_image_tokens(
     operation: Any, arguments: Arguments, operand: Operand, layout: Layout, output: Layout | None, is_output_read: bool
 ) -> bool:
     """Return whether the network reads the positions among the tokens of `operand`.

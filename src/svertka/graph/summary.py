@@ -16,10 +16,10 @@ from svertka.graph.layer_calls import LayerCall, first_tensor
 from svertka.graph.map_layout import (
     Layout,
     MapLayout,
-    find_feature_maps,
     input_layout,
+    map_layout_of_tensor,
     propagate_layout,
-    reads_token_positions,
+    reads_image_tokens,
 )
 from svertka.graph.network_copy import copy_with_meta_tensors, named_tensors
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
@@ -309,7 +309,7 @@ class _LayerAnalysis:
         if number is None:
             return None
         shape, layout = self._capture.shapes[number], self._layouts.get(number)
-        maps = layout and find_feature_maps(layout, shape, is_read=number in self._read_positions)
+        maps = layout and map_layout_of_tensor(layout, shape, is_read=number in self._read_positions)
         # Otherwise the first dimension counts windows of the images, too.
         return maps if maps and axes and shape[maps.dims[0]] == self._capture.shapes[0][0] else None
 
@@ -320,7 +320,7 @@ class _LayerAnalysis:
             layout = self._layout(operand)
             if layout is None or result in self._unused:
                 continue
-            if reads_token_positions(overload, arguments, operand, layout, self._layouts.get(result), result in found):
+            if reads_image_tokens(overload, arguments, operand, layout, self._layouts.get(result), result in found):
                 found.add(operand.symbol.number)
         return found
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.layer_calls import LayerCall, LayerTracker, first_tensor
+from svertka.graph.layer_calls import LayerCall, LayerCallbacks, first_tensor
 from svertka.graph.map_layout import MapLayout
 from svertka.graph.summary import Layer, trace
 from svertka.inspection.checked_forward_pass import call_network, force_eager, prepare_input, unwrap_compiled
@@ -227,7 +227,7 @@ def layer_outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> d
     return {name: found[name] for name in names}
 
 
-class _LayerHooks(LayerTracker):
+class _LayerHooks(LayerCallbacks):
     """Calls a hook with the output of each named layer call."""
 
     def __init__(self, network: nn.Module, hooks: Mapping[LayerKey, LayerHook]) -> None:

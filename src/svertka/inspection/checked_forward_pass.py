@@ -94,7 +94,9 @@ def call_network(network: nn.Module, images: Tensor) -> Any:
         ) from error
 
 
-def run_with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def run_with_gradients_enabled(
+    network: nn.Module, forward: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
     """Call `forward` and make sure that gradients flow through the network.
 
     If the network computes under `torch.no_grad()`, `forward` runs again with that disabled.

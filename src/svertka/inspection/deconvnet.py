@@ -278,7 +278,7 @@ def _project_batch(
         inputs = torch.stack([jobs.crop(images, job) for job in turns[0]]).requires_grad_()
         return run(inputs), inputs
 
-    outputs, inputs = checked_forward_pass.run_with_gradients(network, forward)
+    outputs, inputs = checked_forward_pass.run_with_gradients_enabled(network, forward)
     found = {}
     for turn, job_of_crop in enumerate(turns):
         crops = np.flatnonzero(job_of_crop >= 0)

@@ -15,7 +15,7 @@ from svertka.inspection.checked_forward_pass import (
     floating_point_dtype,
     make_differentiable,
     prepare_input,
-    run_with_gradients,
+    run_with_gradients_enabled,
     unwrap_compiled,
 )
 from svertka.inspection.class_scores import ClassIndices, compute_class_scores, parse_class_indices
@@ -59,7 +59,7 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
                 # A clone, since the first layer may modify its input in place.
                 return compute_class_scores(network, leaf.clone(), batch_targets).select(batch_targets), leaf
 
-            scores, leaf = run_with_gradients(network, forward)
+            scores, leaf = run_with_gradients_enabled(network, forward)
             found.append(backward_with_relu_rule(scores, leaf, torch.ones_like(scores), ReLURule.GUIDED))
     return torch.cat(found).to(images.device)
 
@@ -105,7 +105,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
                 scores = compute_class_scores(network, leaf.clone(), batch_targets).select(batch_targets)
                 return scores, outputs.pop()
 
-            scores, output = run_with_gradients(network, forward)
+            scores, output = run_with_gradients_enabled(network, forward)
             (gradients,) = torch.autograd.grad(scores.sum(), output)
             weights = layout.to_maps(gradients).to(dtype).mean((2, 3), keepdim=True)
             found.append((weights * layout.to_maps(output).to(dtype)).sum(1).clamp_min(0).detach())

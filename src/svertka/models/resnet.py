@@ -45,7 +45,7 @@ def make_projection_shortcut(in_channels: int, out_channels: int, stride: int) -
     return nn.Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def make_identity_shortcut(in_channels: int, out_channels: int, stride: int) -> None:
+def make_no_shortcut(in_channels: int, out_channels: int, stride: int) -> None:
     """Return None: the blocks of the plain networks of §4.1 have no shortcut."""
 
 
@@ -163,7 +163,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         small = size < SMALL
-        shortcut = make_projection_shortcut if shortcuts else make_identity_shortcut
+        shortcut = make_projection_shortcut if shortcuts else make_no_shortcut
         kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
         self.conv1 = Conv2d(channels, 64, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -201,7 +201,7 @@ class CIFARResNet(nn.Module):
         self, depth: int, classes: int = 10, channels: int = 3, size: int = 32, *, shortcuts: bool = True
     ) -> None:
         super().__init__()
-        shortcut = make_zero_pad_shortcut if shortcuts else make_identity_shortcut
+        shortcut = make_zero_pad_shortcut if shortcuts else make_no_shortcut
         self.conv1 = Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)

@@ -23,7 +23,7 @@ BACKLOG = 1024
 def run_server(app: App, sock: socket.socket, ready: Callable[[], object]) -> None:
     """Serve `app` on `sock` until SIGINT, SIGTERM or SIGHUP; call `ready` at the start, finish requests at the end."""
     _raise_file_limit(4 * MAX_CONNECTIONS)
-    server = GracefulServer(build_config(app), ready)
+    server = ServerReturningOnSignal(build_config(app), ready)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve([sock]))
 
@@ -39,7 +39,7 @@ def _raise_file_limit(count: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class GracefulServer(uvicorn.Server):
+class ServerReturningOnSignal(uvicorn.Server):
     """uvicorn's server, which returns after a signal instead of raising it again."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:

@@ -89,7 +89,7 @@ def estimate_head_seconds(
     return solving + again + (0.0 if has_features else forward * images)
 
 
-def limit_learning_rate(classifier: Classifier, recipe: Recipe, images: torch.Tensor) -> tuple[Recipe, list[str]]:
+def lower_diverging_rate(classifier: Classifier, recipe: Recipe, images: torch.Tensor) -> tuple[Recipe, list[str]]:
     """Lower the learning rate if a head on frozen features would diverge.
 
     Args:

@@ -99,7 +99,7 @@ def resume(
         return run
     place = _device_of(run, settings)
     set_threads(settings.threads)
-    with distributed.process_group(place), lock_run(run), suggest_resume_command(run):
+    with distributed.process_group(place), lock_run(run), name_resume_command_on_interrupt(run):
         moved = settings if boxes is None else settings.model_copy(update={"boxes": fspath(boxes)})
         dataset = _open(run, moved, source)
         if source is not None:
@@ -218,7 +218,7 @@ def train_from_checkpoint(
 
 
 @contextmanager
-def suggest_resume_command(run: Run) -> Iterator[None]:
+def name_resume_command_on_interrupt(run: Run) -> Iterator[None]:
     """Turn an interruption of the body into Interrupted, with the command that continues `run`."""
     try:
         yield

@@ -33,7 +33,7 @@ from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
-from svertka.training.computed_initial_head import estimate_head_seconds, limit_learning_rate
+from svertka.training.computed_initial_head import estimate_head_seconds, lower_diverging_rate
 from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, Settings, check_range
 from svertka.training.data_splits import (
     DataSplits,
@@ -52,7 +52,7 @@ from svertka.training.initial_classifier import (
 )
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
-from svertka.training.resume import resume, suggest_resume_command, train_from_checkpoint
+from svertka.training.resume import name_resume_command_on_interrupt, resume, train_from_checkpoint
 from svertka.training.run_lock import claim_run_folder
 from svertka.training.trained_part_and_batches import (
     estimate_final_evaluation_seconds,
@@ -202,7 +202,7 @@ def train_run(options: TrainingOptions) -> Run:
         notes = (*prepared.notes, *measurement.notes)
         for sentence in filter(None, (*parts.notes(), parts.describe_misnamed(), *notes, warning, parts.unstored)):
             say(sentence)
-        with suggest_resume_command(run):
+        with name_resume_command_on_interrupt(run):
             if distributed.is_first():
                 create_run(run, prepared.classifier, settings, parts.manifest, measurement.found)
             distributed.barrier()
@@ -391,7 +391,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tim
     batch = next(parts.training_batches(prepared.preprocess, timed, options.seed, place).epoch(0))
     has_rate = options.lr is not None or isinstance(options.recipe, Recipe)
     if resolved.start_from is not None and not recipe.is_computed and not has_rate:
-        recipe, notes = limit_learning_rate(classifier, recipe, batch.images)
+        recipe, notes = lower_diverging_rate(classifier, recipe, batch.images)
     accelerated = options.accelerate and place.type == "cpu"
     if accelerated:
         accelerate(classifier.network)

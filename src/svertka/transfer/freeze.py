@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.errors import UsageError
-from svertka.graph.cut import CutPoints, Stage
+from svertka.graph.cut import CutPoints, SameShapeStage
 
 HEAD, LAST, ALL = "head", "last", "all"
 
@@ -74,7 +74,7 @@ class PartiallyFrozen(nn.Module):
         return scores
 
 
-def first_trainable_stage(found: Sequence[Stage], unfreeze: str) -> str | None:
+def first_trainable_stage(found: Sequence[SameShapeStage], unfreeze: str) -> str | None:
     """Return the name of the lowest trainable stage; None if all are trainable.
 
     Args:
