@@ -55,6 +55,14 @@ def begun(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.fixture(scope="module")
+def optimized(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = copied(finished, tmp_path_factory.mktemp("runs") / "optimized")
+    with pytest.warns(UserWarning, match="calibration= has"):
+        svertka.optimize_run(run, precision="int8", threads=1)
+    return run
+
+
 Verb = Callable[[Path, Path, Path], object]
 
 
@@ -79,7 +87,7 @@ VERBS: dict[str, Verb] = {
         svertka.evaluate(run, pictures, threads=1).to_dict(), allow_nan=False
     ),
     "export": lambda run, _, place: svertka.export(run, place / "folder"),
-    "serve": lambda run, *_: ServedModel(run, torch.device("cpu")).sentence,
+    "serve": lambda run, *_: ServedModel(run, torch.device("cpu"), precision=None).sentence,
     "weights": started_from,
     "result": lambda run, *_: json.dumps(Run(run).result(), allow_nan=False),
     "resume": resumed,
@@ -187,9 +195,25 @@ def rewritten(good: Path) -> Iterator[Write]:
         yield write({other: tensor for other, tensor in tensors.items() if other != name})
         yield write(tensors | {f"{name}.more": tensors[name].clone()})
     yield from (write({name: change(tensor) for name, tensor in tensors.items()}) for change in TENSORS)
+    if "optimized" in header:  # too large for every document
+        yield from (write(tensors, mutated(header, seed)) for seed in range(100))
+        return
     for text in hostile.json_documents(header) if header else ():
         with suppress(ValueError, RecursionError):
             yield write(tensors, json.loads(text))
+
+
+def mutated(header: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A header with a hostile value in a random place."""
+    generator, changed = random.Random(seed), json.loads(json.dumps(header))
+    inside, key = changed, "optimized"
+    while isinstance(inside[key], dict | list) and inside[key] and generator.random() < 0.9:
+        inside = inside[key]
+        key = generator.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+    inside[key] = generator.choice(
+        [None, True, -1, 0, 1, 1 << 40, 1 << 62, 0.5, -1e300, "", "x", [], {}, [[]], [0] * 9]
+    )
+    return changed
 
 
 FILES: dict[str, tuple[bool, tuple[str, ...]]] = {  # whether the run is finished, and who reads it
@@ -201,6 +225,7 @@ FILES: dict[str, tuple[bool, tuple[str, ...]]] = {  # whether the run is finishe
     "begun metrics.jsonl": (False, ("resume",)),
     "begun model.safetensors": (False, ("resume",)),
     "checkpoint/state.safetensors": (False, ("resume",)),
+    "optimized.safetensors": (True, ("predict", "evaluate", "serve", "compare")),
 }
 
 
@@ -217,6 +242,7 @@ def unoptimized(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_damaged_file_is_read_or_one_sentence(
     finished: Run,
     begun: Run,
+    optimized: Run,
     pictures: Path,
     tmp_path: Path,
     file: str,
@@ -224,6 +250,7 @@ def test_a_damaged_file_is_read_or_one_sentence(
 ) -> None:
     is_finished, verbs = FILES[file]
     good, name = (finished if is_finished else begun), file.removeprefix("begun ")
+    good = optimized if name == "optimized.safetensors" else good
     content = (good.folder / name).read_bytes()
     if name.endswith(".safetensors"):
         cases = [*map(written, headers(content)), *rewritten(good.folder / name)]

@@ -17,18 +17,20 @@ import svertka
 import svertka.conv
 import svertka.inspection
 from svertka.classifier import Predictions
+from svertka.compiler.accuracy_bound import AccuracyReport
 from svertka.curation.dataset_check import Findings
 from svertka.curation.label_check import AmbiguousPair, FeatureOutlier, LabelError, LabelFindings, Neighbor
 from svertka.errors import SvertkaError
 from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.exporters.export import Export
 from svertka.inspection.atlas.build import Atlas
 from svertka.localization.locate import Located, LocatedClass, LocatedImage
 
 RESULTS = (
-    AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, FeatureOutlier, Findings, LabelError,
-    LabelFindings, Located, LocatedClass, LocatedImage, Neighbor, Predictions,
+    AccuracyReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, FeatureOutlier,
+    Findings, LabelError, LabelFindings, Located, LocatedClass, LocatedImage, Neighbor, OptimizedRun, Predictions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 

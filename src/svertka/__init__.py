@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from svertka.evaluation.algorithm_timing import tune as tune
     from svertka.evaluation.compare import compare as compare
     from svertka.evaluation.evaluate import evaluate as evaluate
+    from svertka.evaluation.optimize_run import optimize_run as optimize_run
     from svertka.exporters.export import export as export
     from svertka.inspection.atlas.build import look as look
     from svertka.localization.locate import locate as locate
@@ -51,6 +52,7 @@ _HOMES = {
     "look": "svertka.inspection.atlas.build",
     "Optimized": "svertka.compiler.optimize",
     "optimize": "svertka.compiler.optimize",
+    "optimize_run": "svertka.evaluation.optimize_run",
     "locate": "svertka.localization.locate",
     "list_models": "svertka.models.external",
     "Recipe": "svertka.training.recipe",

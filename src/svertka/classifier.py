@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from svertka.compiler.optimize import optimize_if_worthwhile
+from svertka.compiler.optimize import Optimized, optimize_if_worthwhile
 from svertka.data import imagenet
 from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
@@ -37,6 +37,7 @@ from svertka.models.graph_file import write_graph
 from svertka.models.head_kinds import NATIVE_HEADS, HeadKind, head_path, set_head_kind
 from svertka.models.timm_and_torchvision import PRETRAINED
 from svertka.models.weights import Weights
+from svertka.optimized_file import read_optimized
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say, show_spinner
 from svertka.tensor_files import describe_nonfinite, read_tensors, tensor_shapes, unreadable_file_error, write_tensors
@@ -133,6 +134,7 @@ class Classifier:
         names: The K class names, in the order of the logits.
         preprocess: Maps an image to a tensor (C, H, W) float32.
         origin: As given, or the name of the model in angle brackets. Commands find the training images by it.
+        optimized: The optimized network in the run folder, which computes predictions instead of `network`; or None.
 
     Raises:
         UsageError: An argument has another type.
@@ -146,6 +148,7 @@ class Classifier:
         self.names, self.preprocess = config.names, config.preprocess
         self._model = model
         self.origin = origin or f"<{config.model}>"
+        self.optimized: Optimized | None = None
 
     @property
     def model(self) -> registry.Model:
@@ -277,6 +280,7 @@ class Classifier:
         *,
         of_patches: bool = False,
         trust_builder: bool = False,
+        precision: str | None = "fp32",
     ) -> "Classifier":
         """Return the classifier that the argument `run` of a command means.
 
@@ -286,18 +290,32 @@ class Classifier:
             device: As for `load`.
             of_patches: As for `load`.
             trust_builder: As for `load`.
+            precision: "fp32", or None to use the optimized network of a run folder, if there is one, on the CPU.
 
         Returns:
             The classifier, in evaluation mode.
 
         Raises:
-            RunError, UsageError, FetchError: As `load` and `wrap`.
+            UsageError: `precision` is neither, or as `load` and `wrap`.
+            RunError, FetchError: As `load`; or the file of the optimized network is damaged.
         """
+        if precision not in (None, "fp32"):
+            raise UsageError(f"precision={precision} is not known; use fp32, or leave it out")
         if isinstance(run, Classifier):
             return run
         if isinstance(run, torch.nn.Module):
             return cls.wrap(run)
-        return cls.load(run, device, of_patches=of_patches, trust_builder=trust_builder)
+        classifier = cls.load(run, device, of_patches=of_patches, trust_builder=trust_builder)
+        here = get_device(classifier.network) in (None, torch.device("cpu"))
+        if precision is None and here and (folder := parse_path(run)).is_dir():
+            shape = classifier.preprocess.input_shape[1:]
+            classifier.optimized = read_optimized(folder, folder / WEIGHTS, shape, len(classifier.names))
+        return classifier
+
+    @property
+    def precision(self) -> str:
+        """The precision of predictions: "fp32", or that of the optimized network."""
+        return "fp32" if self.optimized is None else self.optimized.precision
 
     @check_types
     def save(self, path: str | PathLike[str]) -> None:
@@ -321,7 +339,7 @@ class Classifier:
     def optimized_for(self, num_images: int) -> Self:
         """Return a classifier for inference only, optimized if that pays off for the number of images.
 
-        Outputs differ by rounding only.
+        Outputs differ by rounding only, unless it computes with the optimized network of a run.
 
         Args:
             num_images: Images that will be classified.
@@ -330,9 +348,8 @@ class Classifier:
             UsageError: `num_images` is not an integer.
         """
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
-        return type(self)(
-            optimize_if_worthwhile(self.network, shape, num_images), self.config, self._model, self.origin
-        )
+        network = self.optimized or optimize_if_worthwhile(self.network, shape, num_images)
+        return type(self)(network, self.config, self._model, self.origin)
 
     @check_types
     def predict(self, image: ImageLike, top: int = 5) -> list[tuple[str, float]]:
@@ -442,6 +459,7 @@ def predict(
     threads: int | None = None,
     max_pixels: int | None = None,
     trust_builder: bool = False,
+    precision: str | None = None,
 ) -> "Predictions":
     """Classify images and return the most probable classes of each.
 
@@ -454,6 +472,8 @@ def predict(
         threads: CPU threads. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
+        precision: "fp32" to use the weights of a run even if it has an optimized network, which is used on the CPU
+            otherwise.
 
     Returns:
         A list of dicts, one per image in the order given: `path`, and `labels`, a list of dicts with `name` and
@@ -466,7 +486,7 @@ def predict(
         FetchError: The weights cannot be downloaded.
     """
     torch_device, workers = choose_device(device), set_threads(threads)
-    classifier = Classifier.open(run, torch_device, trust_builder=trust_builder)
+    classifier = Classifier.open(run, torch_device, trust_builder=trust_builder, precision=precision)
     inputs, decoding = list_inputs(images), DecodingOptions.up_to(max_pixels)
     batches = _predict_batches(classifier, inputs, decoding, workers, top)
     return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
@@ -544,13 +564,14 @@ def predict_in_batches(
     threads: int | None = None,
     max_pixels: int | None = None,
     trust_builder: bool = False,
+    precision: str | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield what `predict` returns, batch by batch as they are computed, with progress on stderr.
 
     Arguments and errors are those of `predict`; errors are raised before the first batch.
     """
     torch_device, workers = choose_device(device), set_threads(threads)
-    classifier = Classifier.open(run, torch_device, trust_builder=trust_builder)
+    classifier = Classifier.open(run, torch_device, trust_builder=trust_builder, precision=precision)
     yield from _predict_batches(classifier, list_inputs(images), DecodingOptions.up_to(max_pixels), workers, top)
 
 
@@ -558,6 +579,7 @@ def _predict_batches(
     classifier: Classifier, inputs: Sequence[tuple[str, Input]], decoding: DecodingOptions, workers: int, top: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the predictions for images with their paths, `BATCH_SIZE` at a time."""
+    precision = {} if classifier.optimized is None else {"precision": classifier.precision}
     classifier = classifier.optimized_for(len(inputs))
     with ThreadPoolExecutor(workers) as pool, progress("predicting", len(inputs), "images") as shown:
         for start in range(0, len(inputs), BATCH_SIZE):
@@ -573,7 +595,7 @@ def _predict_batches(
                     batch.append({"path": path, "labels": [], "error": tensor})
                 else:
                     labels = [{"name": name, "probability": probability} for name, probability in next(ranked)]
-                    batch.append({"path": path, "labels": labels})
+                    batch.append({"path": path, "labels": labels, **precision})
             yield batch
             shown.advance(len(batch))
     if sentence := describe_misnamed(find_wrong_suffixes(image for _, image in inputs)):

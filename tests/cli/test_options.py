@@ -16,8 +16,7 @@ from svertka.training.train import RECIPE_SETTINGS
 
 COMMANDS = {str(command.callback.__name__): command.callback for command in app.registered_commands if command.callback}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: svertka.list_models if name == "models" else getattr(svertka, name)  # svertka.models is a package
-    for name in COMMANDS
+    name: getattr(svertka, {"models": "list_models", "optimize": "optimize_run"}.get(name, name)) for name in COMMANDS
 }
 PRINTING = {"as_json", "as_csv"}  # how the command line prints a result
 DIFFERENT = {
@@ -73,6 +72,7 @@ def test_every_argument_of_a_function_has_a_type_and_is_documented(name: str) ->
 def test_every_command_is_compared() -> None:
     assert set(COMMANDS) == {
         "check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune",
+        "optimize",
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,17 @@ from torch import Tensor, nn
 
 from svertka.compiler import convolution_chain_tiling
 from svertka.compiler.accuracy_check import max_relative_channel_error
+from svertka.compiler.activation_ranges import observe_activations
+from svertka.compiler.calibration_batches import CalibrationBatches
+from svertka.compiler.capture_at_several_batch_sizes import capture_graph
+from svertka.compiler.fusion import fuse
+from svertka.compiler.ir import FusedConvolution
+from svertka.compiler.mixed_precision import mix_precisions
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.output_structure import find_tensors
+from svertka.compiler.packing import separate_shared_weights
+from svertka.compiler.quantization import unfuse_gates
+from svertka.compiler.serialize import OptimizedInfo
 from svertka.errors import UsageError
 
 # Ours may be so many times as far from float64 as PyTorch's float32 is, or so far of a channel's largest value.
@@ -96,7 +106,7 @@ def design(seed: int) -> Design:
         tuple(chance.sample(range(10), 2)),
         chance.choice(("contiguous", "contiguous", "channels-last", "strided", "expanded")),
         chance.choice((1, 1, 2, 3)),
-        chance.choice(("fp32",) * 8 + ("int8", "bf16")),
+        chance.choice(("fp32",) * 8 + ("int8", "bf16", "mixed")),
         chance.random() < 0.2,
         chance.random() < 0.3,
         (chance.randint(3, 13), chance.randint(3, 13)) if chance.random() < 0.3 else None,
@@ -593,9 +603,10 @@ def tried(design: Design) -> tuple[str, str]:
     settings: Any = {"precision": design.precision, "strict": design.strict}
     if design.precision == "int8":
         settings["calibration"] = images(design, 100)
-    others = [] if design.other_size is None else [design.other_size]
+    others = [] if design.other_size is None or design.precision == "mixed" else [design.other_size]
+    make = partial(mixed, design=design) if design.precision == "mixed" else partial(optimize, sizes=others, **settings)
     try:
-        optimized = optimize(network, images(design, design.batch), sizes=others, **settings)
+        optimized = make(network, images(design, design.batch))
     except UsageError as error:
         if "computes something else" not in str(error):
             if others and str(error).startswith("sizes= has"):  # the network takes only the size that it is made for
@@ -615,6 +626,20 @@ def tried(design: Design) -> tuple[str, str]:
     return _saved(design, optimized)
 
 
+def mixed(network: nn.Module, example: Tensor, design: Design) -> Optimized:
+    """The network with a random precision for each of its weights, fp32 or int8."""
+    fused = separate_shared_weights(fuse(capture_graph(network, tuple(example.shape))))
+    weights = {step.result: step.weight for step in fused.steps if isinstance(step, FusedConvolution)}
+    chance = random.Random(design.seed)
+    chosen = {name: chance.choice(("fp32", "int8")) for name in sorted(set(weights.values()))}
+    calibration = CalibrationBatches(images(design, 100), tuple(example.shape[1:]), fused.batch_size)
+    with torch.no_grad():
+        (observed,) = observe_activations([unfuse_gates(fused, weights)], calibration)
+        made = mix_precisions(fused, observed, {result: chosen[name] for result, name in weights.items()})
+    info = OptimizedInfo(tuple(example.shape), "auto", "auto", strict=design.strict)
+    return Optimized([(made, info, None)])
+
+
 def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Optimized, x: Tensor) -> str | None:
     """What is wrong with the results for `x`, if anything."""
     try:
@@ -629,7 +654,7 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
     if theirs is None:
         return "it gives something where PyTorch refuses" if len(x) else None
     steps = truth
-    if design.precision == "int8":  # the same steps in float64, each result rounded to the numbers that can be stored
+    if design.precision in ("int8", "mixed"):  # in float64, each result rounded to the numbers that can be stored
         compiled = next(one for one in optimized.compiled if one.fused.image_size == x.shape[2:])
         steps = list(find_tensors(compiled.run_reference(x.double())))
     for a, b, c, d in zip(ours, theirs, truth, steps, strict=True):
@@ -638,7 +663,7 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
         usual = max_relative_channel_error(b, c)
         if usual > USELESS:
             return "useless"
-        if design.precision == "int8":
+        if design.precision in ("int8", "mixed"):
             error = float((a.double() - d).square().mean().sqrt() / d.square().mean().sqrt().clamp(min=1e-30))
             if a.numel() and a.is_floating_point() and not error <= OF_TIES:
                 return f"off by {error:.1e} of the values from the same steps in float64"

@@ -154,7 +154,7 @@ def test_dense_layers_alone_are_stored_narrower() -> None:
 
 def test_precisions_that_there_are_not_are_refused() -> None:
     for precisions in ({"precision": "fp16"}, {"dense": "int4"}):
-        with pytest.raises(UsageError, match=r"^there is no precision '\w+'; use one of fp32, bf16, int8$"):
+        with pytest.raises(UsageError, match=r"^there is no precision '\w+'; use one of fp32, bf16, int8, auto$"):
             optimize(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), **precisions)
 
 

@@ -13,7 +13,7 @@ from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.compiler.packing import PackedWeights, convert_weight_precision, select_kernel_kind
+from svertka.compiler.packing import PackedWeights, choose_precisions, convert_weight_precision, select_kernel_kind
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.conv import native_support
 
@@ -50,7 +50,8 @@ def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def in_bfloat16(network: nn.Module, x: Tensor) -> Optimized:
     """As `optimize` makes it, without its check: the results of few sums can be small beside what is summed up."""
-    steps = convert_weight_precision(fuse(capture_graph(network, tuple(x.shape))), "bf16", "bf16")
+    fused = fuse(capture_graph(network, tuple(x.shape)))
+    steps = convert_weight_precision(fused, choose_precisions(fused, "bf16", "bf16"))
     return Optimized([(steps, OptimizedInfo(tuple(x.shape), "bf16", "bf16"), None)])
 
 

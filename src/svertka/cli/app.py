@@ -22,6 +22,7 @@ from svertka.cli.export import export
 from svertka.cli.locate import locate
 from svertka.cli.look import look
 from svertka.cli.models import models
+from svertka.cli.optimize import optimize
 from svertka.cli.predict import predict
 from svertka.cli.serve import serve
 from svertka.cli.time_convolutions import tune
@@ -75,6 +76,7 @@ SUMMARIES: dict[
     train: "Train a network and write a run folder.",
     evaluate: "Measure top-1 and top-5 error, with confidence intervals.",
     compare: "Test whether runs differ; compare their size and speed.",
+    optimize: "Make the network of a run faster on this CPU, in int8 or less.",
     predict: "Classify images, folders of images and arrays.",
     look: "Build an atlas: what every unit of every layer responds to.",
     locate: "Locate classes in images, with a score and a box for each.",

@@ -14,6 +14,7 @@ from svertka.cli.option_types import (
     MaxPixels,
     Overwrite,
     Part,
+    Precision,
     Scales,
     Threads,
     TrustBuilder,
@@ -44,12 +45,15 @@ def compare(
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,
+    precision: Precision = None,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs on the same images: their errors, the significance of the differences, and their speed.
+
+    With one RUN that svertka optimize was used on, its two networks are compared.
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """
@@ -72,6 +76,7 @@ def compare(
         cache_limit=cache_limit,
         max_pixels=parse_pixel_count(max_pixels),
         trust_builder=trust_builder,
+        precision=precision,
     )
     if as_json:
         print_json(result.to_dict())
@@ -80,9 +85,14 @@ def compare(
     print_line(result.joint.scope.sentence)
     errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
     rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
-    rows += [(f"{one.letter}  {one.run}", *_errors(one.evaluation), *_rest(one)) for one in result.runs]
+    rows += [(_name(one), *_errors(one.evaluation), *_rest(one)) for one in result.runs]
     rows.append(("   ensemble", *_errors(result.ensemble), *("",) * 6))
     print_table(rows, right=range(1, 10), shrink=(0,), drop=(7, 6, 8, 9, 3, 2, 5))
+
+
+def _name(one: "ComparedRun") -> str:
+    """Return the letter and name of a run, and its precision if that is not the usual one."""
+    return f"{one.letter}  {one.run}" + ("" if one.precision == "fp32" else f", {one.precision}")
 
 
 def _errors(evaluation: "Evaluation") -> tuple[str, str, str]:

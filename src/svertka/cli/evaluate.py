@@ -16,6 +16,7 @@ from svertka.cli.option_types import (
     MaxPixels,
     Overwrite,
     Part,
+    Precision,
     Scales,
     Threads,
     TrustBuilder,
@@ -42,6 +43,7 @@ def evaluate(
     max_pixels: MaxPixels = None,
     columns: Columns = None,
     trust_builder: TrustBuilder = False,
+    precision: Precision = None,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -69,6 +71,7 @@ def evaluate(
         cache_limit=cache_limit,
         max_pixels=parse_pixel_count(max_pixels),
         trust_builder=trust_builder,
+        precision=precision,
     )
     if as_json:
         print_json(result.to_dict())

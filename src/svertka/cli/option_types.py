@@ -99,6 +99,14 @@ TrustBuilder = Annotated[
     ),
 ]
 
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32: use the weights of RUN even if it has an optimized network (default: use that on the CPU).",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
 Overwrite = Annotated[
     bool,
     typer.Option(
@@ -131,3 +139,12 @@ def parse_whole_numbers(option: str, text: str | None) -> list[int] | None:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} {text} is not a list of whole numbers; give pixels, such as 256,288") from None
+
+
+def parse_share(text: str | float) -> float:
+    """Parse a share, such as "0.5%" or "0.005"."""
+    given = str(text).strip()
+    try:
+        return float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{given} is not a share; write 0.5% or 0.005") from None

@@ -16,6 +16,7 @@ from svertka.cli.option_types import (
     Device,
     ImageArguments,
     MaxPixels,
+    Precision,
     RunArgument,
     Threads,
     TrustBuilder,
@@ -34,6 +35,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Number of classes to list per image.")] = 5,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,
+    precision: Precision = None,
     device: Device = "auto",
     threads: Threads = None,
     as_csv: Annotated[
@@ -55,7 +57,14 @@ def predict(
     form = _json_form if as_json else _csv_form if as_csv else _table_form
     with form() as write:
         for batch in predict_in_batches(
-            run, *images, top=top, device=device, threads=threads, max_pixels=limit, trust_builder=trust_builder
+            run,
+            *images,
+            top=top,
+            device=device,
+            threads=threads,
+            max_pixels=limit,
+            trust_builder=trust_builder,
+            precision=precision,
         ):
             write(batch)
             sys.stdout.flush()

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.option_types import Device, Threads, TrustBuilder
+from svertka.cli.option_types import Device, Precision, Threads, TrustBuilder
 from svertka.cli.printing import print_json, print_line, show_import_spinner
 
 
@@ -16,6 +16,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind to. Remote clients need the printed token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     trust_builder: TrustBuilder = False,
+    precision: Precision = None,
     device: Device = "auto",
     threads: Threads = None,
     root_path: Annotated[str, typer.Option(help="Path prefix behind a proxy, such as /svertka.")] = "",
@@ -55,5 +56,6 @@ def serve(
         root_path=root_path,
         allow_host=names,
         trust_builder=trust_builder,
+        precision=precision,
         ready=ready,
     )

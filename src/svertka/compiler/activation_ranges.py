@@ -42,9 +42,11 @@ class ActivationHistogram:
     reach: float = 0.0
     histogram: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64, device="cpu"))
     channel_sums: Tensor | None = None
+    _quantization: Quantization | None = field(default=None, repr=False)
 
     def add(self, values: Tensor) -> None:
         """Count `values`, (N, C, …), which are finite."""
+        self._quantization = None
         low, high = (float(one) for one in values.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += values.numel()
@@ -77,8 +79,11 @@ class ActivationHistogram:
 
     def find_quantization(self) -> Quantization:
         """Return the quantization with the least mean square error among those of several ranges."""
-        if self.is_zero:
-            return Quantization(1.0, 0)
+        if self._quantization is None:
+            self._quantization = Quantization(1.0, 0) if self.is_zero else self._search_quantization()
+        return self._quantization
+
+    def _search_quantization(self) -> Quantization:
         width = 2 * self.reach / BINS
         inside = self.histogram.nonzero().flatten()
         counts = self.histogram[inside]

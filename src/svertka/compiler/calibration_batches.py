@@ -53,7 +53,9 @@ class CalibrationBatches:
         size = self._batch_size or BATCH_SIZE
         rest = self.kept
         for batch in self._batches:
-            images = self._check(batch[0] if isinstance(batch, tuple | list) and batch else batch)
+            images = check_image_batch(
+                "calibration", batch[0] if isinstance(batch, tuple | list) and batch else batch, self._shape
+            )
             if len(images):
                 low, high = (float(one) for one in images.aminmax())
                 self.low, self.high = min(self.low, low), max(self.high, high)
@@ -75,22 +77,32 @@ class CalibrationBatches:
             "are uncertain, so give more"
         )
 
-    def _check(self, batch: Any) -> Tensor:
-        if not isinstance(batch, Tensor):
-            raise UsageError(
-                f"calibration= has batches of type {type(batch).__name__}; give tensors, (N, C, H, W) float32"
-                f"{_hint(batch)}"
-            )
-        try:
-            images = to_plain_images(batch)
-        except UsageError as reason:
-            raise UsageError(f"in calibration=, {reason}") from reason
-        if images.shape[1:] != self._shape:
-            sizes = ["×".join(map(str, shape)) for shape in (images.shape[1:], self._shape)]
-            raise UsageError(f"calibration= has images of {sizes[0]} and the example's are {sizes[1]}; resize them")
-        if not bool(images.isfinite().all()):
-            raise UsageError("calibration= has images with values that are not finite; use typical images")
-        return images
+
+def check_image_batch(argument: str, batch: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return a batch of images as a plain tensor, (N, C, H, W) float32.
+
+    Args:
+        argument: The argument of `optimize` that contains it.
+        batch: What was given.
+        shape: The shape of an image, (C, H, W).
+
+    Raises:
+        UsageError: It is no tensor, or its images are of another shape or not finite.
+    """
+    if not isinstance(batch, Tensor):
+        raise UsageError(
+            f"{argument}= has batches of type {type(batch).__name__}; give tensors, (N, C, H, W) float32{_hint(batch)}"
+        )
+    try:
+        images = to_plain_images(batch)
+    except UsageError as reason:
+        raise UsageError(f"in {argument}=, {reason}") from reason
+    if images.shape[1:] != shape:
+        sizes = ["×".join(map(str, one)) for one in (images.shape[1:], shape)]
+        raise UsageError(f"{argument}= has images of {sizes[0]} and the example's are {sizes[1]}; resize them")
+    if not bool(images.isfinite().all()):
+        raise UsageError(f"{argument}= has images with values that are not finite; use typical images")
+    return images
 
 
 def _hint(given: Any) -> str:

@@ -1,6 +1,7 @@
 """The executor of an optimized network for one batch size, with a kernel and memory for each step."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -132,10 +133,13 @@ class ExecutionPlan:
         self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
         # Ranges of steps in the native program, separated by operations of PyTorch.
         self.parts: list[tuple[int, int] | PyTorchOperationStep] = []
+        self.ranges: list[tuple[ConvolutionChain | Attention | KernelStep, range]] = []  # places in the program
         last, begin = find_last_uses(steps, returned), 0
         for number, step in enumerate([*steps, None]):
             if step is not None and not isinstance(step, Operation):
+                first = len(self.program)
                 self._add(step)
+                self.ranges.append((step, range(first, len(self.program))))
                 continue
             if len(self.program) > begin:
                 self.parts.append((begin, len(self.program)))
@@ -145,10 +149,18 @@ class ExecutionPlan:
                 self.parts.append(PyTorchOperationStep(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # unused ones; each call takes one, so threads do not share any
 
-    def run(self, x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
+    def run(
+        self,
+        x: Tensor,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        seconds: list[float] | None = None,
+    ) -> Any:
         """Return the network's output for `x`, (N, C, H, W) float32, channels-last.
 
-        Feature maps in the output, (N, C, H, W), are in `memory_format`.
+        Args:
+            x: The images.
+            memory_format: That of feature maps, (N, C, H, W), in the output.
+            seconds: None, or a list to which the time of each step of the native program is appended.
 
         Raises:
             ValueError: An operation returns another shape or dtype than captured.
@@ -170,7 +182,13 @@ class ExecutionPlan:
 
         for part in self.parts:
             if isinstance(part, tuple):
-                self.program.run(memories, *part, threads)
+                if seconds is None:
+                    self.program.run(memories, *part, threads)
+                    continue
+                for place in range(*part):
+                    began = time.perf_counter()
+                    self.program.run(memories, place, place + 1, threads)
+                    seconds.append(time.perf_counter() - began)
                 continue
             operation = part.operation
             for number, result in zip(operation.results, operation.run(seen), strict=True):

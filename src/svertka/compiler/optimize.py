@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Self
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import serialize
+from svertka.compiler.accuracy_bound import AccuracyReport, ValidationImages
 from svertka.compiler.accuracy_check import check_int8_error, measure_error, suggest_after_failed_capture
 from svertka.compiler.activation_ranges import observe_activations
 from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches
@@ -20,8 +22,9 @@ from svertka.compiler.capture_at_several_batch_sizes import BatchSizeCheck, Dyna
 from svertka.compiler.compiled_network import CompiledNetwork, OptimizedLayer
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.image_sizes import make_examples, parse_sizes, resize_images
-from svertka.compiler.ir import CapturedGraph, FusedConvolution
-from svertka.compiler.packing import DTYPES, convert_weight_precision, is_linear_layer, separate_shared_weights
+from svertka.compiler.ir import CapturedGraph
+from svertka.compiler.mixed_precision import MixedNetwork, MixedPrecisionSearch
+from svertka.compiler.packing import DTYPES, choose_precisions, convert_weight_precision, separate_shared_weights
 from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.compiler.shared_weights import SharedTensors, pack_networks
@@ -35,6 +38,7 @@ from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
 from svertka.progress import show_spinner
 
+DEFAULT_MAX_LOSS = 0.005  # of the share of correct classes
 MIN_NUM_IMAGES = 64  # fewer images do not justify the second that optimizing takes
 
 
@@ -47,6 +51,8 @@ def optimize(
     strict: bool = False,
     sizes: Iterable[int | tuple[int, int]] = (),
     calibration: Tensor | Iterable[Any] | None = None,
+    validation: tuple[Tensor, Tensor] | Iterable[Any] | None = None,
+    max_loss: float = DEFAULT_MAX_LOSS,
 ) -> "Optimized":
     """Return a module that computes what `network` computes in inference, faster, on the CPU.
 
@@ -70,6 +76,12 @@ def optimize(
     these images keep their class. On `example`, unless it is a shape, the error is at most 25 % of the values, too; a
     larger one means that the calibration images are preprocessed otherwise. Evaluate the result on more images.
 
+    With "auto", each layer gets one of these precisions, so that the network is as fast as possible while the share of
+    validation images classified correctly drops by at most `max_loss`. The time of each layer in each precision is
+    measured here, for batches of the example's size, in about 10 seconds, with the current number of threads; then some
+    mixtures are run on the validation images. The result is never slower in this measurement than the network in one
+    precision that keeps the bound. `Optimized.accuracy` reports the loss with its interval, and the times.
+
     With `sizes`, one network takes images of several sizes. It is captured, checked and planned for each, so that
     position embeddings and masks are those of the size; a size that `network` does not take is refused. Weights are
     stored once. In int8, the calibration images are resized to each size (bilinear, antialiased): 8-bit weights are
@@ -85,15 +97,19 @@ def optimize(
         example: Typical images, (N, C, H, W) float32; or a shape, (C, H, W) or (N, C, H, W), for which random images
             are drawn from a normal distribution. The result takes images of this size, in batches of any size if the
             network allows it.
-        precision: "fp32", "bf16" or "int8". With "bf16", weights are stored in bfloat16, and multiplied in bfloat16
-            where the CPU supports it; sums and feature maps stay float32.
+        precision: "fp32", "bf16", "int8" or "auto". With "bf16", weights are stored in bfloat16, and multiplied in
+            bfloat16 where the CPU supports it; sums and feature maps stay float32.
         dense: The precision of dense layers. None: `precision`. For single images, reading their weights takes most of
             their time.
         strict: Whether to use only algorithms whose result at each position depends only on its receptive field.
         sizes: Sizes of images that the result takes besides that of `example`, in pixels: a number for square images,
             or (height, width). They are checked on images of `example`, resized, or drawn if it is a shape.
-        calibration: For "int8", a hundred or more typical images, (N, C, H, W) float32, or an iterable of batches such
-            as a DataLoader. They are read once, and only their statistics are kept.
+        calibration: For "int8" and "auto", a hundred or more typical images, (N, C, H, W) float32, or an iterable of
+            batches such as a DataLoader. They are read once, and only their statistics are kept.
+        validation: For "auto", labeled images that the network was not trained on: images, (N, C, H, W) float32, and
+            labels, (N) whole numbers; or an iterable of such batches. They are read once and kept in memory meanwhile.
+        max_loss: For "auto", by how much the share of correct classes may drop, 0 to 1. At least 2.77 / `max_loss`
+            validation images are needed: with fewer, the 95 % interval exceeds it even if no image changes its class.
 
     Returns:
         The optimized network.
@@ -107,19 +123,15 @@ def optimize(
         Inference", arXiv 1712.05877, sections 2.1 to 2.4.
     """
     dense = precision if dense is None else dense
-    for one in (precision, dense):
-        if not isinstance(one, str) or one not in DTYPES:
-            raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}")
-    if "int8" in (precision, dense) and calibration is None:
-        option = "precision" if precision == "int8" else "dense"
-        raise UsageError(f"{option}='int8' needs calibration=, some hundred typical images, (N, C, H, W) float32")
-    if "int8" not in (precision, dense) and calibration is not None:
-        raise UsageError("calibration= is read only with precision='int8' or dense='int8'; leave it out")
-    if not isinstance(strict, bool):
-        raise UsageError(f"strict={strict!r} must be True or False")
+    _check_settings(precision, dense, strict, calibration, validation, max_loss)
     network = unwrap_network(network)
     examples = make_examples(example, parse_sizes(sizes))
-    infos = [OptimizedInfo(tuple(one.shape), precision, dense, strict=strict) for one in examples]
+    if precision == "auto" and len(examples) > 1:
+        raise UsageError("precision='auto' measures the times for one image size; leave sizes= out")
+    instructions = "" if native_support.why_not() else native_support.selected_instruction_set()
+    infos = [
+        OptimizedInfo(tuple(one.shape), precision, dense, strict=strict, instructions=instructions) for one in examples
+    ]
     if isinstance(network, Optimized):
         return network._reuse_for(infos)
     tensors = SharedTensors()
@@ -133,14 +145,21 @@ def optimize(
         batch_size = next((one.batch_size for one in fused if one.batch_size is not None), None)
         calibration = CalibrationBatches(calibration, infos[0].example[1:], batch_size)
         with _explain_constants(network):
-            fused = _quantize(fused, infos[0], calibration)
-        _warn_about_calibration(type(network).__name__, fused, calibration)
+            if precision == "auto":
+                labeled = ValidationImages(validation, infos[0].example[1:], max_loss)
+                mixed = _mix(fused[0], infos[0], calibration, labeled, copy_for_comparison(network))
+                fused, infos = [mixed.fused], [dataclasses.replace(infos[0], accuracy=mixed.report)]
+            else:
+                fused = _quantize(fused, infos[0], calibration)
+        _warn_about_calibration(type(network).__name__, fused, calibration, precision)
         if not any(one.quantizations for one in fused):
             precision, dense = ("fp32" if one == "int8" else one for one in (precision, dense))
             infos = [dataclasses.replace(info, precision=precision, dense=dense) for info in infos]
             calibration = None
+    if precision != "auto":
+        fused = [convert_weight_precision(one, choose_precisions(one, precision, dense)) for one in fused]
     tensors = SharedTensors()
-    fused = [tensors.share(convert_weight_precision(one, precision, dense)) for one in fused]
+    fused = [tensors.share(one) for one in fused]
     optimized = Optimized(list(zip(fused, infos, checks, strict=True)))
     is_drawn = isinstance(example, tuple | list)
     for images, compiled in zip(examples, optimized.compiled, strict=True):
@@ -203,17 +222,54 @@ def _check_accuracy(
     sizes = compiled.select_check_sizes(len(checked))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         original = copy_for_comparison(network)
-        error = measure_error(compiled.run, original, checked, sizes, {info.precision, info.dense})
+        used = {info.precision, info.dense}
+        if info.precision == "auto":
+            used = _checked_precisions({layer.precision for layer in compiled.layers})
+        error = measure_error(compiled.run, original, checked, sizes, used)
         if calibration is not None and not is_drawn:
             check_int8_error(compiled.run, copy_for_comparison(network), example, (calibration.low, calibration.high))
     return error
 
 
-def _warn_about_calibration(name: str, quantized: list[FusedNetwork], calibration: CalibrationBatches) -> None:
+def _check_settings(
+    precision: Any, dense: Any, strict: Any, calibration: object, validation: object, max_loss: object
+) -> None:
+    """Raise UsageError unless these arguments of `optimize` exist and fit one another."""
+    for one in (precision, dense):
+        if not isinstance(one, str) or one not in (*DTYPES, "auto"):
+            raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}, auto")
+    option = "precision" if precision in ("int8", "auto") else "dense"
+    needed = {"int8", "auto"}.intersection((precision, dense))
+    if "auto" in (precision, dense) and precision != dense:
+        raise UsageError("precision='auto' chooses the precision of dense layers, too; give it alone, without dense=")
+    if needed and calibration is None:
+        raise UsageError(
+            f"{option}={needed.pop()!r} needs calibration=, some hundred typical images, (N, C, H, W) float32"
+        )
+    if not needed and calibration is not None:
+        raise UsageError(
+            "calibration= is read only with precision='int8', precision='auto' or dense='int8'; leave it out"
+        )
+    if precision == "auto" and validation is None:
+        raise UsageError(
+            "precision='auto' needs validation=, images and labels on which the loss of accuracy is measured; without "
+            "them use precision='int8', 'bf16' or 'fp32'"
+        )
+    if precision != "auto" and (validation is not None or max_loss != DEFAULT_MAX_LOSS):
+        raise UsageError("validation= and max_loss= are read only with precision='auto'; leave them out")
+    if precision == "auto" and (reason := native_support.why_not()):
+        raise UsageError(f"precision='auto' measures the compiled kernels, and {reason}; use precision='fp32'")
+    if not isinstance(strict, bool):
+        raise UsageError(f"strict={strict!r} must be True or False")
+
+
+def _warn_about_calibration(
+    name: str, quantized: list[FusedNetwork], calibration: CalibrationBatches, precision: str
+) -> None:
     """Warn the caller of `optimize` of few calibration images and of a network, called `name`, without int8 layers."""
     if calibration.count < MIN_IMAGES:
         warnings.warn(calibration.describe_count(), stacklevel=3)
-    if not any(one.quantizations for one in quantized):
+    if not any(one.quantizations for one in quantized) and precision != "auto":
         warnings.warn(
             f"{name} has no layer that int8 supports, so its feature maps stay float32; use precision='fp32'",
             stacklevel=3,
@@ -222,23 +278,41 @@ def _warn_about_calibration(name: str, quantized: list[FusedNetwork], calibratio
 
 def _quantize(networks: list[FusedNetwork], info: OptimizedInfo, calibration: CalibrationBatches) -> list[FusedNetwork]:
     """Return the networks of all sizes with their int8 layers, whose ranges are those on the calibration images."""
-    networks = [unfuse_gates(fused) for fused in networks]
+    precisions = [choose_precisions(fused, info.precision, info.dense) for fused in networks]
+    networks = [unfuse_gates(fused, layers) for fused, layers in zip(networks, precisions, strict=True)]
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         observed = observe_activations(networks, calibration)
         return [
-            quantize_network(fused, values, _find_int8_layers(fused, info))
-            for fused, values in zip(networks, observed, strict=True)
+            quantize_network(fused, values, {result for result, one in layers.items() if one == "int8"})
+            for fused, values, layers in zip(networks, observed, precisions, strict=True)
         ]
 
 
-def _find_int8_layers(fused: FusedNetwork, info: OptimizedInfo) -> set[int]:
-    """Return the results of the convolutions and dense layers that `info` wants in int8."""
-    return {
-        step.result
-        for step in fused.steps
-        if isinstance(step, FusedConvolution)
-        and (info.dense if is_linear_layer(fused, step) else info.precision) == "int8"
-    }
+def _checked_precisions(used: set[str]) -> set[str]:
+    """Return the precision for whose limits a mixture is checked; the bound on its loss replaces those of bfloat16."""
+    return {"int8"} if used - {"fp32"} else {"fp32"}
+
+
+def _mix(
+    steps: FusedNetwork,
+    info: OptimizedInfo,
+    calibration: CalibrationBatches,
+    validation: ValidationImages,
+    original: nn.Module,
+) -> MixedNetwork:
+    """Return the fastest mixture of precisions that keeps the bound on the validation images."""
+    layers = choose_precisions(steps, "int8", "int8")
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        right, classes = validation.find_right(original, steps.batch_size)
+        validation.require_better_than_chance(type(original).__name__, right, classes)
+        (observed,) = observe_activations([unfuse_gates(steps, layers)], calibration)
+        checked = calibration.kept[: steps.batch_size]
+        search = MixedPrecisionSearch(
+            steps, observed, checked, validation, right,
+            lambda run, used: measure_error(run, original, checked, set(), _checked_precisions(used)),
+            strict=info.strict, batch_size=info.example[0],
+        )  # fmt: skip
+        return search.find()
 
 
 def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
@@ -293,7 +367,7 @@ class Optimized(nn.Module):
 
     @property
     def info(self) -> OptimizedInfo:
-        """The example's shape, the settings, and the error on the example."""
+        """The example's shape, the settings, and the error and loss that were measured."""
         return self.compiled[0].info
 
     @property
@@ -305,6 +379,19 @@ class Optimized(nn.Module):
     def error(self) -> float:
         """The largest difference from the original on the example, relative to the largest value, of all sizes."""
         return max(one.info.error for one in self.compiled)
+
+    @property
+    def accuracy(self) -> AccuracyReport | None:
+        """The loss of accuracy and the speed, which precision="auto" and `optimize_run` measure; else None."""
+        return self.info.accuracy
+
+    @property
+    def precision(self) -> str:
+        """The precision, for "auto" with the number of layers of each: "auto (1 fp32, 20 int8)"."""
+        if self.info.precision != "auto":
+            return self.info.precision
+        counts = Counter(layer.precision for layer in self.layers)
+        return f"auto ({', '.join(f'{counts[one]} {one}' for one in DTYPES if counts[one])})"
 
     @property
     def layers(self) -> tuple[OptimizedLayer, ...]:
@@ -325,7 +412,8 @@ class Optimized(nn.Module):
         dense = "" if self.info.dense == self.info.precision else f", dense layers {self.info.dense}"
         error = f"; largest error {self.error:.1g}" if math.isfinite(self.error) else ""
         layers = format_count(len(self.layers), "layer")
-        return f"{layers} for {self._describe_sizes()} images, {self.info.precision}{dense}{error}"
+        accuracy = f"; {self.accuracy.sentence}" if self.accuracy else ""
+        return f"{layers} for {self._describe_sizes()} images, {self.precision}{dense}{error}{accuracy}"
 
     def __repr__(self) -> str:
         return f"Optimized({self.sentence})"
@@ -343,7 +431,9 @@ class Optimized(nn.Module):
             "precision": self.info.precision,
             "dense": self.info.dense,
             "strict": self.info.strict,
+            "instructions": self.info.instructions,
             "error": self.error if math.isfinite(self.error) else None,
+            "accuracy": self.accuracy and self.accuracy.to_dict(),
             "layers": [{**vars(one), "shape": list(one.shape)} for one in self.layers],
         }
 

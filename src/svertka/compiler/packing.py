@@ -1,5 +1,6 @@
 """Packed weights of an optimized network, in the memory order and precision that its kernels read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,26 +93,36 @@ class PackedWeights:
         return native_support.kernels.Precision["BFLOAT16" if native_support.multiplies_bfloat16() else "UPCAST"]
 
 
-def convert_weight_precision(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:
-    """Return the steps with the weights of their convolutions in the given precision.
-
-    Small groups of channels stay float32, and so do convolutions of few inputs on CPUs without bfloat16 multiplication,
-    because they would not be faster. With "int8", layers that are not quantized stay float32, too.
+def choose_precisions(fused: FusedNetwork, precision: str, dense: str) -> dict[int, str]:
+    """Return the precision of each convolution and dense layer, by the number of its result.
 
     Args:
         fused: The network.
         precision: Precision of convolutions, "fp32", "bf16" or "int8".
         dense: Precision of dense layers, the same.
     """
+    layers = [step for step in fused.steps if isinstance(step, FusedConvolution)]
+    return {step.result: dense if is_linear_layer(fused, step) else precision for step in layers}
+
+
+def convert_weight_precision(fused: FusedNetwork, precisions: Mapping[int, str]) -> FusedNetwork:
+    """Return the steps with the weights of their convolutions in the given precisions.
+
+    Small groups of channels stay float32, and so do convolutions of few inputs on CPUs without bfloat16 multiplication,
+    because they would not be faster. With "int8", layers that are not quantized stay float32, too.
+
+    Args:
+        fused: The network.
+        precisions: The precision of each convolution, as `choose_precisions` returns them; the same for convolutions
+            that share a weight.
+    """
     tensors = dict(fused.tensors)
     for step in fused.steps:
-        if isinstance(step, FusedConvolution) and step.weight_scale is None:
+        if isinstance(step, FusedConvolution) and step.weight_scale is None and precisions[step.result] != "int8":
             shape = tuple(tensors[step.weight].shape)
             few = shape[1] <= MAX_FLOAT32_INPUTS and not native_support.multiplies_bfloat16()
             if not few and select_kernel_kind(step, shape) not in ("depthwise", "grouped"):
-                wanted = dense if is_linear_layer(fused, step) else precision
-                if wanted != "int8":
-                    tensors[step.weight] = tensors[step.weight].to(DTYPES[wanted])
+                tensors[step.weight] = tensors[step.weight].to(DTYPES[precisions[step.result]])
     return replace(fused, tensors=tensors)
 
 

@@ -49,16 +49,24 @@ def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.to(torch.int8), scale
 
 
-def unfuse_gates(fused: FusedNetwork) -> FusedNetwork:
-    """Return the network with products instead of gates of convolutions, which 8-bit kernels do not have."""
+def unfuse_gates(fused: FusedNetwork, layers: Container[int]) -> FusedNetwork:
+    """Return the network with products instead of gates of convolutions, which 8-bit kernels do not have.
+
+    Args:
+        fused: The network.
+        layers: The convolutions, by the numbers of their results. The product of each has the same number for any
+            choice of others.
+    """
     steps: list[Step] = []
     shapes, dtypes = dict(fused.shapes), dict(fused.dtypes)
+    product = max(shapes)
     for step in fused.steps:
         if isinstance(step, FusedConvolution) and step.gate is not None:
-            product = max(shapes) + 1
-            shapes[product], dtypes[product] = shapes[step.x], dtypes[step.x]
-            steps.append(Elementwise(step.x, product, step.gate, "MULTIPLY", place=step.place))
-            step = replace(step, x=product, gate=None)
+            product += 1
+            if step.result in layers:
+                shapes[product], dtypes[product] = shapes[step.x], dtypes[step.x]
+                steps.append(Elementwise(step.x, product, step.gate, "MULTIPLY", place=step.place))
+                step = replace(step, x=product, gate=None)
         steps.append(step)
     return replace(fused, steps=tuple(steps), shapes=shapes, dtypes=dtypes)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from svertka.compiler import reference
+from svertka.compiler.accuracy_bound import AccuracyReport
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     ACTIVATIONS,
@@ -66,6 +67,7 @@ KIND_NAMES = {kind: name for name, kind in (STEP_KINDS | LEAF_KINDS).items()}
 # Fields of steps that name a tensor or a module.
 NAMES = {"weight", "place", "row_indices", "row_weights", "column_indices", "column_weights"}
 NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}  # attributes of torch
+LONGEST_TEXT = 200
 LARGEST = 1 << 40  # largest number passed to a kernel
 # Operations that create a tensor from numbers only.
 MAKERS = {"zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "empty", "range"}
@@ -91,11 +93,14 @@ class OptimizedInfo:
 
     Attributes:
         example: The shape of the example images.
-        precision: Precision of convolutions, "fp32", "bf16" or "int8".
+        precision: Precision of convolutions, "fp32", "bf16", "int8" or, if it differs from layer to layer, "auto".
         dense: Precision of dense layers, the same.
         error: The largest difference from the original on the example, relative to the largest value.
         strict: As for `optimize`.
         least: The smallest batch size that the network can run.
+        accuracy: The loss of accuracy and the speed; None if they were not measured.
+        instructions: The instruction set that was used when the network was optimized; "" without kernels.
+        weights_hash: Content hash of the file of weights that it was made from; "" if it was not made from one.
     """
 
     example: tuple[int, ...]
@@ -104,6 +109,9 @@ class OptimizedInfo:
     error: float = math.nan
     strict: bool = False
     least: int = 0
+    accuracy: AccuracyReport | None = None
+    instructions: str = ""
+    weights_hash: str = ""
 
 
 def write_networks(path: Path, networks: Sequence[tuple[FusedNetwork, OptimizedInfo]]) -> None:
@@ -171,6 +179,7 @@ def _encode_network(fused: FusedNetwork, info: OptimizedInfo, names: Mapping[str
         "quantizations": {str(value): vars(one) for value, one in fused.quantizations.items()},
         "output": _encode_output(fused.output),
         **vars(info),
+        "accuracy": info.accuracy and vars(info.accuracy),
     }
 
 
@@ -188,6 +197,9 @@ def _decode_network(content: dict[str, Any], stored: dict[str, torch.Tensor]) ->
         float(content["error"]),
         bool(content.get("strict", False)),
         int(content.get("least", 0)),
+        _decode_accuracy(content.get("accuracy")),  # from format 6 on, as what follows
+        _text(content.get("instructions", "")),
+        _text(content.get("weights_hash", "")),
     )
     steps = tuple(_decode_step(written) for written in content["steps"])
     shapes = {int(value): tuple(_decode(shape)) for value, shape in content["shapes"].items()}
@@ -199,6 +211,27 @@ def _decode_network(content: dict[str, Any], stored: dict[str, torch.Tensor]) ->
     fused = FusedNetwork(steps, shapes, dtypes, tensors, output, content.get("pictures"), quantizations)
     _check(fused, info)
     return fused, info
+
+
+def _text(written: Any) -> str:
+    if not isinstance(written, str) or len(written) > LONGEST_TEXT:
+        raise ValueError("the instruction set or the hash of the weights is no short text")
+    return written
+
+
+def _decode_accuracy(written: Any) -> AccuracyReport | None:
+    """Return a stored report, checked, so that it cannot state an impossible accuracy."""
+    if written is None:
+        return None
+    report = AccuracyReport(**written)
+    counts = report.images, report.right, report.only_float, report.only_mixed, report.threads
+    numbers = (0.0 if report.max_loss is None else report.max_loss), report.float_seconds, report.seconds
+    good = all(map(_is_size, counts)) and all(isinstance(one, float) and one >= 0 for one in numbers)
+    good = good and math.isfinite(sum(numbers)) and report.images > 0
+    good = good and report.only_float <= report.right <= report.images - report.only_mixed
+    if not good:
+        raise ValueError(f"the accuracy is {report}")
+    return report
 
 
 def _encode_output(output: OutputStructure) -> Any:
@@ -380,7 +413,8 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
         check_step_quantization(step, fused.quantizations)
     for step in fused.steps:
         if isinstance(step, FusedConvolution):
-            _check_weights(fused, step, DTYPES[info.dense if is_linear_layer(fused, step) else info.precision])
+            precision = info.dense if is_linear_layer(fused, step) else info.precision
+            _check_weights(fused, step, DTYPES["bf16" if precision == "auto" else precision])
     sides = [side.of(example[0]) if isinstance(side, BatchDependentSize) else side for side in fused.shapes[0]]
     if tuple(sides) != example or fused.dtypes[0] != torch.float32:
         raise ValueError("the example does not fit the input of the network")

@@ -59,7 +59,7 @@ def pack_networks(
                 kernel = "direct" if dense else select_kernel_kind(step, tuple(tensor.shape), strict=strict)
                 key = id(tensor), step.groups, kernel
                 if key not in packed:
-                    packed[key] = _pack(step, tensor, dense=dense, strict=strict)
+                    packed[key] = pack_layer(step, tensor, dense=dense, strict=strict)
                 of_network[step.weight] = packed[key]
         with torch.inference_mode(False), torch.no_grad():  # never inference tensors
             for name, tensor in fused.tensors.items():
@@ -70,7 +70,17 @@ def pack_networks(
     return found
 
 
-def _pack(step: FusedConvolution, weight: Tensor, *, dense: bool, strict: bool) -> PackedWeights | PackedInt8Weights:
+def pack_layer(
+    step: FusedConvolution, weight: Tensor, *, dense: bool, strict: bool
+) -> PackedWeights | PackedInt8Weights:
+    """Return the packed weights of one layer.
+
+    Args:
+        step: The layer.
+        weight: Its weights, (O, C / groups, kh, kw), in their precision.
+        dense: Whether it is a dense layer.
+        strict: Whether to exclude Winograd kernels.
+    """
     if step.weight_scale is not None:
         return PackedInt8Weights.of(step, weight)
     return PackedWeights.of(step, weight, dense=dense, strict=strict)

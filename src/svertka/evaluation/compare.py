@@ -7,6 +7,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+import torch
 from torch import nn
 
 from svertka.classifier import Classifier, is_classifier
@@ -57,11 +58,13 @@ def compare(
     cache_limit: float | None = None,
     max_pixels: int | None = None,
     trust_builder: bool = False,
+    precision: str | None = None,
 ) -> "Comparison":
     """Compare runs on the same labeled images: errors, their differences from the first run, and speed.
 
     Args:
-        runs: 2 to 26 run folders or networks with weights, as for `Classifier.load`, Classifiers or nn.Modules.
+        runs: 2 to 26 run folders or networks with weights, as for `Classifier.load`, Classifiers or nn.Modules; or one
+            run folder with an optimized network, which is compared with the weights of the run.
         source: Labeled images, as for `evaluate`. None: the source that all runs were trained on.
         crops: Crops of each image: "1", "10", "144" or "dense".
         scales: Lengths of the shorter side at which crops are taken, pixels. None: those of the protocol's paper.
@@ -74,6 +77,8 @@ def compare(
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
+        precision: "fp32" to use the weights of a run even if it has an optimized network, which is used on the CPU
+            otherwise.
 
     Returns:
         The runs in the order given, each with its evaluation, size, speed and difference from the first.
@@ -90,6 +95,8 @@ def compare(
     from svertka.evaluation.comparison_page import write_comparison  # which imports this module
 
     opened = [Classifier.wrap(one) if isinstance(one, nn.Module) else one for one in runs]
+    if len(opened) == 1 and not isinstance(opened[0], Classifier):
+        opened = _open_variants(opened[0], choose_device(device), trust_builder=trust_builder, precision=precision)
     names = [one.origin if isinstance(one, Classifier) else fspath(one) for one in opened]
     _check_runs(names, [name for name, one in zip(names, opened, strict=True) if not isinstance(one, Classifier)])
     file = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
@@ -106,6 +113,7 @@ def compare(
         parse_cache_limit_option(cache_limit),
         max_pixels,
         trust_builder=trust_builder,
+        precision=precision,
     )
     torch_device = get_device(joint.classifiers[0].network) or choose_device(device)
     speeds = measure_speeds(joint.classifiers, torch_device)
@@ -117,6 +125,7 @@ def compare(
                 letter=ascii_uppercase[number],
                 run=name,
                 network=classifier.config.model,
+                precision=classifier.precision,
                 evaluation=joint.per_run[number],
                 parameters=layers.parameters,
                 multiply_adds=layers.multiply_adds,
@@ -207,6 +216,7 @@ class ComparedRun:
         letter: "A" for the first run, "B" for the second and so on.
         run: The run as it was named.
         network: Name of its network, such as "resnet20".
+        precision: That of its predictions, "fp32" or that of its optimized network.
         evaluation: Its evaluation.
         parameters: Parameters of the network.
         multiply_adds: Multiply-adds of the network for one image.
@@ -219,6 +229,7 @@ class ComparedRun:
     letter: str
     run: str
     network: str
+    precision: str
     evaluation: Evaluation
     parameters: int
     multiply_adds: int
@@ -235,6 +246,7 @@ class ComparedRun:
         return {
             "run": self.run,
             "model": self.network,
+            "precision": self.precision,
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "seconds_per_image": self.speed.seconds,
@@ -280,6 +292,7 @@ class Comparison:
             (
                 f"{one.letter} {one.run}",
                 one.network,
+                one.precision,
                 f"{one.evaluation.top1_error:.2%}",
                 "" if one.difference is None else one.difference.sentence,
                 f"{one.parameters:,}",
@@ -287,7 +300,7 @@ class Comparison:
             )
             for one in self.runs
         ]
-        header = ("run", "network", "top-1 error", "against A", "parameters", "images/s")
+        header = ("run", "network", "precision", "top-1 error", "against A", "parameters", "images/s")
         return NotebookBlock(self.sentence, header=header, rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
@@ -312,6 +325,16 @@ def separate_runs_and_source(arguments: Sequence[str]) -> tuple[list[str], str |
     if not runs or is_classifier(last) or Run(last).training.exists():
         return [*runs, last], None
     return runs, last
+
+
+def _open_variants(
+    run: Source, device: torch.device, *, trust_builder: bool, precision: str | None
+) -> list[Source | Classifier]:
+    """Return the network of a run in float32 and its optimized network; only the run if it has none."""
+    optimized = Classifier.open(run, device, trust_builder=trust_builder, precision=precision)
+    if optimized.optimized is None:
+        return [run]
+    return [Classifier.open(run, device, trust_builder=trust_builder), optimized]
 
 
 def _check_runs(runs: Sequence[str], loaded: Sequence[str]) -> None:

@@ -57,6 +57,7 @@ def evaluate(
     cache_limit: float | None = None,
     max_pixels: int | None = None,
     trust_builder: bool = False,
+    precision: str | None = None,
 ) -> Evaluation:
     """Measure the error of a run, or of the mean of several, on labeled images.
 
@@ -82,6 +83,8 @@ def evaluate(
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
+        precision: "fp32" to use the weights of a run even if it has an optimized network, which is used on the CPU
+            otherwise.
 
     Returns:
         Errors, confusion matrix, calibration and mistakes.
@@ -109,6 +112,7 @@ def evaluate(
         max_pixels,
         columns,
         trust_builder=trust_builder,
+        precision=precision,
     )
     if file is not None:
         write_report(file, joint.report())
@@ -183,13 +187,16 @@ def evaluate_jointly(
     columns: str | None = None,
     *,
     trust_builder: bool = False,
+    precision: str | None = None,
 ) -> JointEvaluation:
     """Evaluate runs on the same images, each by itself and their mean; see `evaluate` for arguments and errors."""
     given = [run] if isinstance(run, str | PathLike | Classifier | nn.Module) else list(run)
     if not given:
         raise UsageError("there is no run to evaluate; name one")
     torch_device, num_threads = choose_device(device), set_threads(threads)
-    classifiers = [Classifier.open(one, torch_device, trust_builder=trust_builder) for one in given]
+    classifiers = [
+        Classifier.open(one, torch_device, trust_builder=trust_builder, precision=precision) for one in given
+    ]
     torch_device = get_device(classifiers[0].network) or torch_device
     runs = [one.origin for one in classifiers]
     names = classifiers[0].names
@@ -209,6 +216,7 @@ def evaluate_jointly(
     )
     indices = selection.indices
     protocols = [get_crop_protocol(crops, scales, one.preprocess) for one in classifiers]
+    scope = replace(selection.scope, optimized=_describe_optimized(classifiers, protocols))
     predictors = [
         Predictor(
             one, dataset, protocol, only=indices, device=torch_device, threads=num_threads, cache_limit=cache_limit
@@ -216,15 +224,24 @@ def evaluate_jointly(
         for one, protocol in zip(classifiers, protocols, strict=True)
     ]
     per_run, ensemble = _accumulate(predictors, orders, dataset, indices, len(names))
-    results = tuple(replace(one.result(names), scope=selection.scope) for one in per_run)
+    results = tuple(replace(one.result(names), scope=scope) for one in per_run)
     return JointEvaluation(
         runs=tuple(runs),
         dataset=dataset.with_intensity_range(classifiers[0].preprocess.intensity_range),
-        scope=selection.scope,
+        scope=scope,
         classifiers=tuple(classifiers),
         protocols=tuple(protocols),
         per_run=results,
-        ensemble=results[0] if ensemble is None else replace(ensemble.result(names), scope=selection.scope),
+        ensemble=results[0] if ensemble is None else replace(ensemble.result(names), scope=scope),
+    )
+
+
+def _describe_optimized(classifiers: Sequence[Classifier], protocols: Sequence[CropProtocol]) -> tuple[str, ...]:
+    """Return a sentence for each run that computes with its optimized network; "dense" needs the weights themselves."""
+    return tuple(
+        f"{one.origin} computes with its optimized network, {one.precision}"
+        for one, protocol in zip(classifiers, protocols, strict=True)
+        if one.optimized is not None and protocol.crops != "dense"
     )
 
 

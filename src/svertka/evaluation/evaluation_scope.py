@@ -35,6 +35,7 @@ class EvaluationScope:
         copies: Evaluated images that are copies of others.
         unread: Path and reason of each image that could not be read.
         account: The files of the source that are not used.
+        optimized: For each run that computed with its optimized network, a sentence that says so.
     """
 
     source: str
@@ -47,6 +48,7 @@ class EvaluationScope:
     copies: int = 0
     unread: tuple[tuple[str, str], ...] = ()
     account: FileAccount = field(default_factory=FileAccount)
+    optimized: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -76,7 +78,7 @@ class EvaluationScope:
             )
         if self.unreadable:
             said.append(f"{format_image_count(self.unreadable)} could not be read{self._names()}")
-        return (*said, *([self.note] if self.note else []), *self.account.sentences())
+        return (*self.optimized, *said, *([self.note] if self.note else []), *self.account.sentences())
 
     def _names(self) -> str:
         named = join_first(
@@ -95,6 +97,7 @@ class EvaluationScope:
             "near_duplicates": self.near_duplicates,
             "copies": self.copies,
             "unread": [{"path": path, "reason": reason} for path, reason in self.unread],
+            "optimized": list(self.optimized),
             **self.account.to_dict(),
         } | ({"note": self.note} if self.note else {})
 

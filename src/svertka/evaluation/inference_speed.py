@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from svertka.classifier import Classifier
-from svertka.compiler.optimize import MIN_NUM_IMAGES, optimize_if_worthwhile
+from svertka.compiler.optimize import MIN_NUM_IMAGES
 from svertka.device import autocast
 from svertka.progress import progress
 
@@ -36,10 +36,9 @@ def measure_speeds(classifiers: Sequence[Classifier], device: torch.device) -> t
     """Measure the speed of each classifier on `device`, where their networks are; they stay in evaluation mode."""
     shapes = [one.preprocess.input_shape[1:] for one in classifiers]
     with progress("timing", 2 * len(classifiers)) as shown:
-        networks = [
-            optimize_if_worthwhile(one.network.eval(), shape, MIN_NUM_IMAGES)
-            for one, shape in zip(classifiers, shapes, strict=True)
-        ]
+        for one in classifiers:
+            one.network.eval()
+        networks = [one.optimized_for(MIN_NUM_IMAGES).network for one in classifiers]
         medians = []
         for batch in (1, BATCH):
             inputs = [torch.rand(batch, *shape, device=device) for shape in shapes]

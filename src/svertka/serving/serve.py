@@ -44,6 +44,7 @@ def serve(
     root_path: str = "",
     allow_host: str | Sequence[str] = (),
     trust_builder: bool = False,
+    precision: str | None = None,
     ready: Callable[[ServerAddress], object] = lambda place: say(f"open {place.url}"),
 ) -> None:
     """Serve runs as a page and an HTTP API until SIGINT, SIGTERM or SIGHUP; requests in progress are finished.
@@ -57,6 +58,8 @@ def serve(
         root_path: Path under which a proxy publishes the server, such as "/svertka"; the proxy may strip it or not.
         allow_host: Further host names accepted in requests, such as that of the proxy, "photos.example.org".
         trust_builder: As for `Classifier.load`.
+        precision: "fp32" to use the weights of a run even if it has an optimized network, which is used on the CPU
+            otherwise.
         ready: Called with the address as soon as the server answers.
 
     Raises:
@@ -77,7 +80,8 @@ def serve(
     place, count = choose_device(device), set_threads(threads)
     served: list[ServedModel] = []
     for run in runs:
-        served.append(ServedModel(run, place, [one.key for one in served], trust_builder=trust_builder))
+        keys = [one.key for one in served]
+        served.append(ServedModel(run, place, keys, trust_builder=trust_builder, precision=precision))
     with contextlib.closing(bind_socket(host, port)) as sock:
         for one in served:
             one.warm_up()

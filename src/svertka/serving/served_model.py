@@ -46,8 +46,9 @@ class ServedModel:
         taken: Collection[str] = (),
         *,
         trust_builder: bool = False,
+        precision: str | None = None,
     ) -> None:
-        self.classifier = Classifier.open(run, device, trust_builder=trust_builder)
+        self.classifier = Classifier.open(run, device, trust_builder=trust_builder, precision=precision)
         self.device = get_device(self.classifier.network) or device
         run = self.classifier.origin
         self.folder = Run(run).folder if Path(run).is_dir() else None
@@ -143,7 +144,8 @@ class ServedModel:
             source = ""
         trained = f", trained on {source}" if source else ""
         classes = "1 class" if known == 1 else f"{known:,} classes"
-        return f"{config.model}{trained}: {classes}. It sees a picture at {size}×{size} pixels."
+        optimized = "" if self.classifier.optimized is None else f" It computes in {self.classifier.precision}."
+        return f"{config.model}{trained}: {classes}. It sees a picture at {size}×{size} pixels.{optimized}"
 
     def file(self, name: str) -> Path | None:
         """Return the path of report.html or of a file of the atlas; None for other names and for missing files."""

@@ -1,0 +1,314 @@
+"""The choice of a precision for each layer: the fastest mixture whose loss of accuracy stays within a bound.
+
+The time of each layer in each precision is measured. The search begins with the fastest precision of every layer. While
+the loss exceeds the bound, layers move to a slower, more precise one, in the order of error saved for each second lost
+(the greedy solution of a knapsack of choices). The error of a layer is that of the network's output on calibration
+images if this layer alone has the lower precision; errors of independent layers add up. The number of moves is found
+by bisection, with the accuracy on the validation images measured at each step.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svertka.compiler.accuracy_bound import AccuracyReport, Network, ValidationImages
+from svertka.compiler.activation_ranges import ActivationHistogram
+from svertka.compiler.executor import ExecutionPlan
+from svertka.compiler.fusion import FusedNetwork
+from svertka.compiler.ir import ConvolutionChain, FusedConvolution
+from svertka.compiler.packing import DTYPES, choose_precisions, convert_weight_precision, is_linear_layer
+from svertka.compiler.quantization import quantize_network, unfuse_gates
+from svertka.compiler.shared_weights import pack_layer
+from svertka.errors import UsageError
+from svertka.progress import show_spinner
+
+Precisions = Mapping[int, str]  # of each layer, by the number of its result
+TIMING_SECONDS = 2.0  # for the times of all layers in all precisions
+COMPARING_SECONDS = 2.0  # for the times of whole networks
+ERROR_SECONDS = 5.0  # for the errors of all layers
+TIMED_ROUNDS = range(5, 200)
+ERROR_IMAGES = range(4, 33)
+WORTH = 0.95  # a lower precision takes at most this share of the time of a higher one, or noise would choose it
+
+
+@dataclass(frozen=True)
+class MixedNetwork:
+    """The network of the chosen mixture, with its converted weights, and its loss and speed."""
+
+    fused: FusedNetwork
+    report: AccuracyReport
+
+
+def mix_precisions(
+    fused: FusedNetwork, observed: Mapping[int, ActivationHistogram], precisions: Precisions
+) -> FusedNetwork:
+    """Return the network with the weights of each layer in its precision.
+
+    Args:
+        fused: The network in float32.
+        observed: The numbers of its values on calibration images, with all of its gates unfused.
+        precisions: The precision of each layer; the same for layers that share a weight. Layers that "int8" or "bf16"
+            does not support stay float32.
+    """
+    layers = {result for result, precision in precisions.items() if precision == "int8"}
+    quantized = quantize_network(unfuse_gates(fused, layers), observed, layers) if layers else fused
+    return convert_weight_precision(quantized, precisions)
+
+
+class MixedPrecisionSearch:
+    """The search for the precisions of one network.
+
+    Args:
+        fused: The network in float32.
+        observed: The numbers of its values on calibration images, with all of its gates unfused.
+        images: Calibration images, (N, C, H, W), on which errors are measured.
+        validation: The images that bound the loss.
+        right: Which of them the original network classifies correctly, (N) bool.
+        require_usable: Raises UsageError if the outputs of a variant with some precisions differ too much from those of
+            the original.
+        strict: Whether to exclude Winograd kernels.
+        batch_size: The batch for which times are measured.
+    """
+
+    def __init__(
+        self,
+        fused: FusedNetwork,
+        observed: Mapping[int, ActivationHistogram],
+        images: Tensor,
+        validation: ValidationImages,
+        right: Tensor,
+        require_usable: Callable[[Network, set[str]], object],
+        *,
+        strict: bool,
+        batch_size: int,
+    ) -> None:
+        self.fused, self.observed, self.images, self.validation = fused, observed, images, validation
+        self.right, self.require_usable, self.strict, self.batch_size = right, require_usable, strict, batch_size
+        self._packed: dict[Any, Any] = {}
+        self._reports: dict[tuple[str, ...], AccuracyReport | UsageError] = {}
+        layers = [step for step in fused.steps if isinstance(step, FusedConvolution)]
+        shared: dict[str, list[int]] = {}
+        for step in layers:
+            shared.setdefault(step.weight, []).append(step.result)
+        self.groups = [tuple(results) for results in shared.values()]  # layers with one weight have one precision
+        self.uniform = {one: self._mix(choose_precisions(fused, one, one)) for one in DTYPES}
+        self.options = {
+            group: [
+                one
+                for one, network in self.uniform.items()
+                if all(_stored_precision(network, result) == one for result in group)
+            ]
+            for group in self.groups
+        }
+
+    def find(self) -> MixedNetwork:
+        """Return the fastest mixture found whose loss is within the bound.
+
+        Raises:
+            UsageError: The outputs in float32 differ too much from those of the original.
+        """
+        with show_spinner("choosing precisions"):
+            seconds = self._measure_layers()
+            self._drop_useless_options(seconds)
+            choices = [{group: max(self.options[group], key=_order) for group in self.groups}]
+            if not self._is_within_bound(choices[0]):
+                choices = self._list_choices(choices[0], seconds, self._measure_errors())
+            first, last = min(1, len(choices) - 1), len(choices) - 1  # the last one is float32
+            while first < last:
+                middle = (first + last) // 2
+                first, last = (first, middle) if self._is_within_bound(choices[middle]) else (middle + 1, last)
+            return self._choose_fastest(choices[last])
+
+    def _choose_fastest(self, found: Mapping[tuple[int, ...], str]) -> MixedNetwork:
+        """Return the mixture `found`, or a network of one precision that is faster and within the bound, too."""
+        networks = [self._mix(_spread(found)), *self.uniform.values()]
+        times = self._compare(networks)
+        float_seconds = times[1 + list(self.uniform).index("fp32")]
+        for seconds, network in sorted(zip(times, networks, strict=True), key=lambda pair: pair[0]):
+            report = self._report(network)
+            if isinstance(report, AccuracyReport) and report.is_within_bound:
+                made = replace(report, float_seconds=float_seconds, seconds=seconds, threads=torch.get_num_threads())
+                return MixedNetwork(network, made)
+        reason = self._report(self.uniform["fp32"])
+        if isinstance(reason, UsageError):
+            raise reason
+        raise UsageError(
+            f"rounding alone changes the class of more validation images than max_loss={reason.max_loss:g} allows "
+            f"({reason.sentence}); allow a larger loss, or run the network as it is"
+        )
+
+    def _mix(self, precisions: Precisions) -> FusedNetwork:
+        return mix_precisions(self.fused, self.observed, precisions)
+
+    def _plan(self, fused: FusedNetwork, batch_size: int) -> ExecutionPlan:
+        packed = {}
+        for step in fused.steps:
+            if isinstance(step, FusedConvolution):
+                weight, dense = fused.tensors[step.weight], is_linear_layer(fused, step)
+                key = step.weight, weight.dtype
+                if key not in self._packed:
+                    self._packed[key] = pack_layer(step, weight, dense=dense, strict=self.strict)
+                packed[step.weight] = self._packed[key]
+        return ExecutionPlan(fused, packed, batch_size)
+
+    def _network(self, fused: FusedNetwork) -> Network:
+        """Return a function that runs the network on batches of any size."""
+        plans: dict[int, ExecutionPlan] = {}
+
+        def run(x: Tensor) -> Any:
+            if len(x) not in plans:
+                plans[len(x)] = self._plan(fused, len(x))
+            return plans[len(x)].run(x.contiguous(memory_format=torch.channels_last))
+
+        return run
+
+    def _measure_layers(self) -> dict[str, dict[int, float]]:
+        """Return the shortest time of each layer in each network of one precision, measured in turns."""
+        x = self._batch(self.batch_size)
+        plans = {one: self._plan(network, self.batch_size) for one, network in self.uniform.items()}
+        shortest: dict[str, list[float]] = {}
+        began, rounds = time.perf_counter(), 0
+        while rounds < TIMED_ROUNDS.start or (
+            rounds < TIMED_ROUNDS.stop and time.perf_counter() - began < TIMING_SECONDS
+        ):
+            for one, plan in plans.items():
+                found: list[float] = []
+                plan.run(x, seconds=found)
+                shortest[one] = found if one not in shortest else list(map(min, found, shortest[one]))
+            rounds += 1
+        return {one: _time_layers(plan, shortest[one]) for one, plan in plans.items()}
+
+    def _compare(self, networks: Sequence[FusedNetwork]) -> list[float]:
+        """Return the median time of each network for a batch, measured in turns."""
+        x = self._batch(self.batch_size)
+        plans = [self._plan(network, self.batch_size) for network in networks]
+        times: list[list[float]] = [[] for _ in plans]
+        began, rounds = time.perf_counter(), 0
+        while rounds < TIMED_ROUNDS.start or (
+            rounds < TIMED_ROUNDS.stop and time.perf_counter() - began < COMPARING_SECONDS
+        ):
+            for plan, some in zip(plans, times, strict=True):
+                start = time.perf_counter()
+                plan.run(x)
+                some.append(time.perf_counter() - start)
+            rounds += 1
+        return [statistics.median(some) for some in times]
+
+    def _batch(self, batch_size: int) -> Tensor:
+        chosen = self.images[torch.arange(batch_size, device="cpu") % len(self.images)]
+        return chosen.contiguous(memory_format=torch.channels_last)
+
+    def _drop_useless_options(self, seconds: Mapping[str, Mapping[int, float]]) -> None:
+        """Drop the options that are less precise than another one, and hardly faster."""
+        for group, options in self.options.items():
+            kept: list[str] = []
+            for one in sorted(options, key=_order):
+                time_of = sum(seconds[one][result] for result in group)
+                if not kept or time_of < WORTH * sum(seconds[kept[-1]][result] for result in group):
+                    kept.append(one)
+            self.options[group] = kept
+
+    def _measure_errors(self) -> dict[tuple[tuple[int, ...], str], float]:
+        """Return the mean square error of the output if one group alone has one of its options."""
+        cases = [(group, one) for group, options in self.options.items() for one in options if one != "fp32"]
+        began = time.perf_counter()
+        self._network(self.uniform["fp32"])(self._batch(self.fused.batch_size or ERROR_IMAGES.start))
+        per_image = (time.perf_counter() - began) / ERROR_IMAGES.start
+        count = int(ERROR_SECONDS / (max(per_image, 1e-6) * max(len(cases), 1)))
+        count = self.fused.batch_size or min(max(count, ERROR_IMAGES.start), ERROR_IMAGES.stop - 1)
+        x, errors = self._batch(count), {}
+        expected = _center(self._network(self.uniform["fp32"])(x))
+        base = dict.fromkeys(self.groups, "fp32")
+        for group, one in cases:
+            found = _center(self._network(self._mix(_spread(base | {group: one})))(x))
+            error = float((found - expected).square().mean())
+            errors[group, one] = error if error == error else float("inf")
+        return errors
+
+    def _list_choices(
+        self,
+        fastest: Mapping[tuple[int, ...], str],
+        seconds: Mapping[str, Mapping[int, float]],
+        errors: Mapping[tuple[tuple[int, ...], str], float],
+    ) -> list[dict[tuple[int, ...], str]]:
+        """Return choices from the fastest to the most precise, each with one group more precise than the one before."""
+
+        def gain(group: tuple[int, ...], old: str, new: str) -> float:
+            """Return the error that a move saves for each second that it costs."""
+            saved = errors.get((group, old), 0.0) - errors.get((group, new), 0.0)
+            return saved / sum(seconds[new][result] - seconds[old][result] for result in group)
+
+        choices = [dict(fastest)]
+        while True:
+            now = choices[-1]
+            moves = [
+                (gain(group, now[group], one), group, one)
+                for group, options in self.options.items()
+                for one in options
+                if _order(one) < _order(now[group])
+            ]
+            if not moves:
+                return choices
+            _, group, one = max(moves)
+            choices.append(now | {group: one})
+
+    def _is_within_bound(self, choice: Mapping[tuple[int, ...], str]) -> bool:
+        report = self._report(self._mix(_spread(choice)))
+        return isinstance(report, AccuracyReport) and report.is_within_bound
+
+    def _report(self, fused: FusedNetwork) -> AccuracyReport | UsageError:
+        """Return the accuracy of a network, or why its outputs are not usable; measured once for each mixture."""
+        key = tuple(_stored_precision(fused, group[0]) for group in self.groups)
+        if key not in self._reports:
+            run = self._network(fused)
+            try:
+                self.require_usable(run, set(key))
+                right, _ = self.validation.find_right(run, self.fused.batch_size)
+                self._reports[key] = self.validation.report(self.right, right)
+            except UsageError as reason:
+                self._reports[key] = reason
+        return self._reports[key]
+
+
+def _order(precision: str) -> int:
+    """Return the place of a precision, the most precise first."""
+    return list(DTYPES).index(precision)
+
+
+def _spread(choice: Mapping[tuple[int, ...], str]) -> dict[int, str]:
+    """Return the precision of each layer, given that of each group."""
+    return {result: one for group, one in choice.items() for result in group}
+
+
+def _stored_precision(fused: FusedNetwork, result: int) -> str:
+    """Return the precision of the weights of the layer that computes the value `result`."""
+    step = next(one for one in fused.steps if isinstance(one, FusedConvolution) and one.result == result)
+    dtype = fused.tensors[step.weight].dtype
+    return next(name for name, other in DTYPES.items() if other == dtype)
+
+
+def _time_layers(plan: ExecutionPlan, seconds: Sequence[float]) -> dict[int, float]:
+    """Return the time of each convolution, given that of each step; chains share theirs in the ratio of products."""
+    found: dict[int, float] = {}
+    for step, places in plan.ranges:
+        total = sum(seconds[place] for place in places)
+        layers = [
+            one
+            for one in (step.steps if isinstance(step, ConvolutionChain) else (step,))
+            if isinstance(one, FusedConvolution)
+        ]
+        products = [plan.weights[one.weight].numbers.numel() * plan.maps[one.result].pixels for one in layers]
+        for one, count in zip(layers, products, strict=True):
+            found[one.result] = total * count / sum(products)
+    return found
+
+
+def _center(scores: Tensor) -> Tensor:
+    """Return scores, (N, K), minus their mean for each image, which changes no class, in float64."""
+    wide = scores.double()
+    return wide - wide.mean(1, keepdim=True)

@@ -1,0 +1,205 @@
+"""optimize_run(): the network of a run optimized for the CPU, with its loss of accuracy measured, in the run folder."""
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svertka.classifier import WEIGHTS, Classifier
+from svertka.compiler.accuracy_bound import AccuracyReport, count_needed_images, find_least_bound
+from svertka.compiler.optimize import DEFAULT_MAX_LOSS, Optimized, optimize
+from svertka.data.dataset import Dataset
+from svertka.data.image_io import DecodingOptions
+from svertka.data.source_opener import open_source
+from svertka.device import set_threads, with_preserved_settings
+from svertka.errors import RunError, UsageError
+from svertka.evaluation.evaluate import match_class_names
+from svertka.evaluation.held_out import select_held_out_images
+from svertka.files import parse_cache_limit_option, parse_path
+from svertka.optimized_file import OPTIMIZED, hash_weights
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import format_count
+from svertka.progress import progress
+from svertka.run import Run, columns_of_training, read_training_boxes
+from svertka.type_checking import check_types
+
+CALIBRATION_IMAGES = 256  # at most, evenly spread over the training images
+VALIDATION_IMAGES = 10_000  # at most, which are kept in memory
+BATCH_SIZE = 32
+TIMED_SECONDS = 1.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OptimizedRun:
+    """The optimized network of a run.
+
+    Attributes:
+        run: The run folder.
+        path: The file of the optimized network.
+        network: The optimized network.
+        calibration_images: Training images on which the ranges of int8 were measured; 0 if none was needed.
+        accuracy: Its top-1 and speed on validation images, beside those of the float network.
+    """
+
+    run: Path
+    path: Path
+    network: Optimized
+    calibration_images: int
+    accuracy: AccuracyReport
+
+    @property
+    def sentence(self) -> str:
+        """The precisions, the loss and the speed in words."""
+        return f"{self.network.precision}: {self.accuracy.sentence}"
+
+    def __repr__(self) -> str:
+        return f"OptimizedRun({str(self.run)!r}, {self.sentence})"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, one.kernel, one.precision) for one in self.network.layers]
+        return NotebookBlock(
+            str(self.path), (self.sentence,), header=("layer", "kernel", "precision"), rows=rows
+        ).render()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `svertka optimize --json` prints them."""
+        return {
+            "run": str(self.run),
+            "path": str(self.path),
+            "calibration_images": self.calibration_images,
+            **self.network.to_dict(),
+        }
+
+
+@check_types
+@with_preserved_settings
+def optimize_run(
+    run: str | PathLike[str],
+    source: str | PathLike[str] | None = None,
+    *,
+    precision: str = "auto",
+    max_loss: float = DEFAULT_MAX_LOSS,
+    threads: int | None = None,
+    cache_limit: float | None = None,
+    max_pixels: int | None = None,
+    trust_builder: bool = False,
+) -> OptimizedRun:
+    """Optimize the network of a run for the CPU and write it into the run, where other commands use it.
+
+    The ranges of int8 are measured on training images of the run, and the loss of accuracy on its own validation
+    images, which are recognized by content. `predict`, `evaluate`, `compare` and `serve` use the file on the CPU until
+    the weights of the run change.
+
+    Args:
+        run: The run folder.
+        source: The images of the training, if they have moved. None: where they were.
+        precision: "auto", the fastest mixture of precisions that loses at most `max_loss`; "int8", "bf16" or "fp32",
+            whose loss is measured, too.
+        max_loss: For "auto", by how much top-1 may drop on the validation images, 0 to 1.
+        threads: CPU threads, for which speed is measured. None: all cores.
+        cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
+        max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+        trust_builder: As for `Classifier.load`.
+
+    Returns:
+        The optimized network, its loss and its speed.
+
+    Raises:
+        UsageError: There are too few validation images for the bound, the network cannot be optimized, or an option is
+            invalid.
+        RunError: The run is missing or damaged, or its training images are no longer known.
+        DataError: The images cannot be read.
+        StorageError: The run cannot be written.
+    """
+    if precision != "auto" and max_loss != DEFAULT_MAX_LOSS:
+        raise UsageError(f"max_loss={max_loss:g} is a bound for precision=auto; leave it out with {precision}")
+    folder, workers = parse_path(run), set_threads(threads)
+    classifier = Classifier.load(folder, trust_builder=trust_builder)
+    dataset = _open_images(folder, source, max_pixels)
+    images = _RunImages(classifier, dataset, workers, parse_cache_limit_option(cache_limit))
+    held_out, labels = images.load("val", VALIDATION_IMAGES)
+    if precision == "auto" and 0 < max_loss < 1 and len(labels) < (needed := count_needed_images(max_loss)):
+        raise UsageError(
+            f"{folder} has {format_count(len(labels), 'validation image')}, and a loss of {max_loss:.2%} can be "
+            f"bounded with {needed:,} or more; allow a loss of {find_least_bound(len(labels)):.1%}, or use precision "
+            "int8, bf16 or fp32"
+        )
+    calibration = None
+    if precision in ("auto", "int8"):
+        calibration, _ = images.load("train", CALIBRATION_IMAGES)
+    bound: dict[str, Any] = {"validation": (held_out, labels), "max_loss": max_loss} if precision == "auto" else {}
+    optimized = optimize(classifier.network, held_out[:1], precision=precision, calibration=calibration, **bound)
+    report = optimized.accuracy or _measure(classifier.network, optimized, held_out, labels)
+    optimized.compiled[0].info = replace(optimized.info, accuracy=report, weights_hash=hash_weights(folder / WEIGHTS))
+    path = folder / OPTIMIZED
+    optimized.save(path)
+    return OptimizedRun(folder, path, optimized, 0 if calibration is None else len(calibration), report)
+
+
+def _open_images(folder: Path, source: str | PathLike[str] | None, max_pixels: int | None) -> Dataset:
+    """Return the data set that a run was trained on.
+
+    Raises:
+        RunError: `folder` is no run that svertka trained.
+    """
+    if not Run(folder).training.exists():
+        raise RunError(
+            f"{folder} has no training.json, so its training and validation images are unknown; use svertka.optimize "
+            "with images of your own"
+        )
+    given = fspath(source) if source is not None else str(Run(folder).settings()["source"])
+    how = {"columns": columns_of_training(folder, given), "boxes": read_training_boxes(folder, given)}
+    return open_source(given, to_train=False, **how).with_decoding(DecodingOptions.up_to(max_pixels))
+
+
+class _RunImages:
+    """The images of a run by the part that they had in its training."""
+
+    def __init__(self, classifier: Classifier, dataset: Dataset, threads: int, cache_limit: int | None) -> None:
+        self._classifier, self._threads, self._cache_limit = classifier, threads, cache_limit
+        self._dataset = match_class_names(classifier.names, dataset)
+
+    def load(self, part: str, most: int) -> tuple[Tensor, Tensor]:
+        """Return up to `most` preprocessed images, (N, C, H, W) float32, of a part, evenly spread, and their labels."""
+        preprocess = self._classifier.preprocess
+        selection = select_held_out_images(
+            [self._classifier.origin], self._dataset, preprocess, part, include_training=part == "train",
+            threads=self._threads, cache_limit=self._cache_limit,
+        )  # fmt: skip
+        found = selection.indices
+        chosen = found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(np.int64)]
+        batches = []
+        with progress("reading images", len(chosen), "images") as shown:
+            for start in range(0, len(chosen), BATCH_SIZE):
+                squares = torch.from_numpy(selection.rows[chosen[start : start + BATCH_SIZE]])
+                batches.append(preprocess.normalize(squares.permute(0, 3, 1, 2)))
+                shown.advance(len(squares))
+        return torch.cat(batches).contiguous(), torch.from_numpy(self._dataset.labels[chosen])
+
+
+@torch.inference_mode()
+def _measure(network: nn.Module, optimized: Optimized, images: Tensor, labels: Tensor) -> AccuracyReport:
+    """Return the accuracy of a network and of its optimized form on labeled images, and their times for one image."""
+    floats = optimize(network, images[:1])
+    before, after = (
+        torch.cat([made(some).argmax(1) for some in torch.split(images, BATCH_SIZE)]) == labels
+        for made in (network, optimized)
+    )
+    times: list[list[float]] = [[], []]
+    began = time.perf_counter()
+    while time.perf_counter() - began < TIMED_SECONDS or len(times[0]) < 3:
+        for made, some in zip((floats, optimized), times, strict=True):
+            start = time.perf_counter()
+            made(images[:1])
+            some.append(time.perf_counter() - start)
+    float_seconds, seconds = map(statistics.median, times)
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    return AccuracyReport(
+        len(labels), int(before.sum()), lost, won, None, float_seconds, seconds, torch.get_num_threads()
+    )
