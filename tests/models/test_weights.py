@@ -324,6 +324,13 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence(
     assert all(tensor.equal(before[name]) for name, tensor in network.state_dict().items())
 
 
+def test_a_head_without_classes_is_refused_in_one_sentence() -> None:
+    old = weights_of(("a", "b", "c"))
+    empty = {name: tensor[:0] for name, tensor in old.tensors.items() if name.startswith("linear.")}
+    with pytest.raises(UsageError, match="does not fit resnet20"):
+        dataclasses.replace(old, tensors=old.tensors | empty).check(RESNET20.build(3))
+
+
 def test_a_file_of_another_network_is_refused_in_one_sentence(cifar_file: Path) -> None:
     with pytest.raises(UsageError, match=r"does not fit resnet18, whose head is fc.bias, fc.weight, which are missing"):
         load_pretrained(MODELS["resnet18"], str(cifar_file))

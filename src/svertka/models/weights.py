@@ -138,7 +138,7 @@ class Weights:
 
 def _reshaped(head: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return `head`, for any number of classes, in the shape of `like`, if both have as many elements per class."""
-    fits = head.dim() > 0 and head[0].numel() == like[0].numel()
+    fits = head.dim() > 0 and len(head) > 0 and head[0].numel() == like[0].numel()
     return head.reshape(len(head), *like.shape[1:]) if fits else head
 
 
