@@ -26,13 +26,13 @@ from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.prediction_inputs import Input, find_wrong_suffixes, list_inputs, sample_intensity_range
 from svertka.data.preprocessing import ImageLike, Preprocess, load_image
-from svertka.device import choose_device, get_device, has_values, set_threads, with_preserved_settings
+from svertka.device import choose_device, has_values, network_device, set_threads, with_preserved_settings
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path, read_json, storage_errors, write_json
 from svertka.graph.network_copy import copy_for_comparison
 from svertka.models import external, published_weights, registry, weights
-from svertka.models.external_builder import GRAPH, PACKAGES, Builder
+from svertka.models.external_builder import GRAPH, PACKAGES, BuilderRecord
 from svertka.models.graph_file import write_graph
 from svertka.models.head_kinds import NATIVE_HEADS, HeadKind, head_path, set_head_kind
 from svertka.models.timm_and_torchvision import PRETRAINED
@@ -62,7 +62,7 @@ class Config(BaseModel):
         min_length=1, max_length=1_000_000, validation_alias=AliasChoices("names", "label_names")
     )
     preprocess: Preprocess
-    builder: Builder | None = Field(
+    builder: BuilderRecord | None = Field(
         default=None, description="what builds the network, if svertka has no network called `model`"
     )
     head: HeadKind = "linear"
@@ -306,7 +306,7 @@ class Classifier:
         if isinstance(run, torch.nn.Module):
             return cls.wrap(run)
         classifier = cls.load(run, device, of_patches=of_patches, trust_builder=trust_builder)
-        here = get_device(classifier.network) in (None, torch.device("cpu"))
+        here = network_device(classifier.network) in (None, torch.device("cpu"))
         if precision is None and here and (folder := parse_path(run)).is_dir():
             shape = classifier.preprocess.input_shape[1:]
             classifier.optimized = read_optimized(folder, folder / WEIGHTS, shape, len(classifier.names))
@@ -422,7 +422,7 @@ class Classifier:
                     f"a tensor of images is {kind}; probabilities() needs dense ones of {shape} {torch.float32}, which "
                     "preprocess gives"
                 )
-        batch = torch.stack(list(images)).to(get_device(self.network) or "cpu")
+        batch = torch.stack(list(images)).to(network_device(self.network) or "cpu")
         logits: torch.Tensor = self.network(batch)
         return self.require_finite(logits.float().softmax(1).cpu())
 
@@ -680,7 +680,7 @@ def find_model_of_run(text: str, *, trust_builder: bool = False) -> registry.Mod
     )
 
 
-def is_classifier(text: str) -> bool:
+def names_classifier(text: str) -> bool:
     """Return whether `text` is meant for `Classifier.load`: a run folder or "model:weights"."""
     name, colon, _ = text.partition(":")
     if parse_path(text).is_dir():

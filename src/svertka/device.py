@@ -40,7 +40,7 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def get_device(network: nn.Module) -> torch.device | None:
+def network_device(network: nn.Module) -> torch.device | None:
     """Return the device of the parameters of `network`; None without parameters."""
     return next((parameter.device for parameter in network.parameters()), None)
 

@@ -14,7 +14,7 @@ from svertka.data.source_opener import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import error_reason, open_regular, parse_path, read_json
-from svertka.models.external_builder import Builder
+from svertka.models.external_builder import BuilderRecord
 from svertka.pages.notebook_block import Curve, NotebookBlock
 from svertka.tensor_files import unreadable_file_error
 
@@ -214,7 +214,7 @@ class Run:
         builder = self._builder()
         return ["--trust-builder"] if builder is not None and builder.needs_consent else []
 
-    def _builder(self) -> Builder | None:
+    def _builder(self) -> BuilderRecord | None:
         """Return what config.json says of the builder; None for a network of the registry or a damaged file."""
         try:
             return read_config(self.folder).builder

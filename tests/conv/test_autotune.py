@@ -274,7 +274,7 @@ def reads(case, one_pass, places):
 
 
 def test_local_algorithms_spread_nan_only_to_results_that_read_it(each_case, spoil):
-    assert all(any(autotune.is_local(name, dtype) for name in autotune.ALGORITHMS) for dtype in autotune.DTYPES)
+    assert all(any(autotune.is_window_local(name, dtype) for name in autotune.ALGORITHMS) for dtype in autotune.DTYPES)
 
     def check(case):
         if not case.shape.batch:
@@ -283,7 +283,7 @@ def test_local_algorithms_spread_nan_only_to_results_that_read_it(each_case, spo
         huge.x[-1, -1, -1, -1] = huge.gradient[0, 0, 0, 0] = 1e12
         for dtype in autotune.DTYPES:
             for way, algorithm in autotune.ALGORITHMS.items():
-                if not autotune.is_local(way, dtype) or algorithm.why_not(case.shape, dtype):
+                if not autotune.is_window_local(way, dtype) or algorithm.why_not(case.shape, dtype):
                     continue
                 clean, off, far = (each.to(dtype).passes(algorithm) for each in (case, spoiled, huge))
                 for number, one_pass in enumerate(autotune.PASSES):

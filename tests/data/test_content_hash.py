@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svertka.data import content_hash as module
-from svertka.data.content_hash import hash_images, resolve_subset
+from svertka.data.content_hash import hash_images, unwrap_subset
 from svertka.data.dataset import ArrayImages, FileImages, Subset
 
 
@@ -120,7 +120,7 @@ def test_arrays_are_hashed_where_they_are(memories):
     found, bad = hash_images(subset, 2)
     assert found == [hashlib.blake2b(array[index].tobytes(), digest_size=16).digest() for index in (5, 1)]
     assert bad == {}
-    base, where = resolve_subset(subset)
+    base, where = unwrap_subset(subset)
     assert base is images
     assert where.tolist() == [5, 1]
     assert not memories.exists()

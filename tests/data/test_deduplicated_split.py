@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.data.dataset import PARTS, ArrayImages, Dataset
-from svertka.data.deduplicated_split import DatasetSplit, split_by_content, split_dataset
+from svertka.data.deduplicated_split import DatasetSplit, split_by_content_as_before, split_dataset
 from svertka.errors import DataError
 
 few = settings(max_examples=40, deadline=None)
@@ -128,7 +128,7 @@ def test_without_copies_groups_and_look_alikes_it_is_the_split_of_before() -> No
     dataset, digests = dataset_of(some, named=False, grouped=False), [content(number) for number in range(300)]
     for turn in (0, 3):
         now = split_dataset(dataset, digests, np.arange(300), 0.1, 0.2, alike=[], turn=turn).indices
-        before = split_by_content(dataset, digests, np.arange(300), 0.1, 0.2, turn=turn).indices
+        before = split_by_content_as_before(dataset, digests, np.arange(300), 0.1, 0.2, turn=turn).indices
         assert all(np.array_equal(now[part], before[part]) for part in PARTS)
 
 

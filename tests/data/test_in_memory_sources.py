@@ -19,7 +19,7 @@ from svertka.curation.dataset_check import check
 from svertka.data import in_memory_sources
 from svertka.data.dataset import ArrayImages
 from svertka.data.folder_and_table_sources import open_folder
-from svertka.data.in_memory_sources import ItemImages, open_in_memory
+from svertka.data.in_memory_sources import TorchDatasetImages, open_in_memory
 from svertka.data.source_opener import open_source
 from svertka.errors import ImageError, SvertkaError, UsageError
 
@@ -84,7 +84,7 @@ def test_items_of_several_sizes_are_read_again_when_needed() -> None:
     photograph = Image.fromarray(PHOTOGRAPHS[0])
     items = [photograph, photograph.crop((0, 0, 20, 30)), np.asarray(photograph.convert("L"))]
     dataset = open_in_memory(Items([(image, name) for image, name in zip(items, ("b", "a", "b"), strict=True)]))
-    assert isinstance(dataset.images, ItemImages)
+    assert isinstance(dataset.images, TorchDatasetImages)
     assert (dataset.names, dataset.labels.tolist()) == (("a", "b"), [1, 0, 1])
     assert (dataset.images.read(1) == PHOTOGRAPHS[0][:30, :20]).all()
     assert (dataset.images.read(2) == np.asarray(photograph.convert("L"))[..., None]).all()
@@ -94,7 +94,7 @@ def test_items_of_several_sizes_are_read_again_when_needed() -> None:
 def test_items_beyond_the_memory_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_memory_sources, "MAX_KEPT_BYTES", PHOTOGRAPHS[0].nbytes)
     pairs = Items(list(zip(PHOTOGRAPHS, "ab", strict=True)))
-    assert isinstance(open_in_memory(pairs).images, ItemImages)
+    assert isinstance(open_in_memory(pairs).images, TorchDatasetImages)
     monkeypatch.undo()
     assert isinstance(open_in_memory(pairs).images, ArrayImages)
 

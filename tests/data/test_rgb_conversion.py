@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from svertka.data.image_io import DecodingOptions, decode_to_pixels, measure_intensity_range, to_rgb
-from svertka.data.rgb_conversion import FULL, make_shade_table, to_16_bit
+from svertka.data.rgb_conversion import FULL, make_shade_table, shades_to_16_bit
 from svertka.errors import ImageError
 
 RANGES = [None, (0, 255), (0, 1023), (0, 4095), (0, 65535), (30_000, 31_000), (100, 140)]
@@ -154,5 +154,5 @@ def test_bands_that_are_no_image_are_named(values, kind, told):
 @pytest.mark.parametrize("used", RANGES[1:], ids=str)
 def test_values_that_have_given_shades(used):
     shown = make_shade_table(used)[used[0] : used[1] + 1]
-    np.testing.assert_array_equal(make_shade_table(used)[to_16_bit(shown, used)], shown)
+    np.testing.assert_array_equal(make_shade_table(used)[shades_to_16_bit(shown, used)], shown)
     assert (shown[0], shown[-1]) == (0, 255)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
 from svertka.data.preprocessing import FITS, INTERPOLATIONS, Fit, Interpolation, Preprocess
-from svertka.data.rgb_conversion import Range, make_shade_table, to_16_bit
+from svertka.data.rgb_conversion import Range, make_shade_table, shades_to_16_bit
 
 pytest.importorskip("onnx")
 import onnxruntime
@@ -32,7 +32,7 @@ def session(preprocess: Preprocess) -> Any:
 
 def levels(preprocess: Preprocess, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """By how many of 255 levels the graph's values differ, (N, C, size, size)."""
-    (found,) = session(preprocess).run(None, {"in": to_16_bit(pictures, preprocess.intensity_range)})
+    (found,) = session(preprocess).run(None, {"in": shades_to_16_bit(pictures, preprocess.intensity_range)})
     wanted = np.stack([preprocess(picture).numpy() for picture in pictures])
     scale = np.array(preprocess.std).reshape(-1, 1, 1) * 255
     difference: npt.NDArray[np.float64] = np.abs(found - wanted) * scale

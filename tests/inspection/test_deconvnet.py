@@ -14,7 +14,7 @@ from svertka.errors import UsageError
 from svertka.inspection import deconvnet
 from svertka.inspection.activations import find_layer, follow_to_activation, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
-from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers, project, to_images
+from svertka.inspection.deconvnet import Deconvnet, describe_missing_relu_pooling, project, to_images
 
 Make = Callable[[str, int], nn.Module]
 Unchanged = Callable[[nn.Module], AbstractContextManager[None]]
@@ -274,18 +274,18 @@ def test_outlier_does_not_reduce_the_contrast_of_other_values():
 def test_missing_layers_are_described(exact_network: Make):
     shape = (1, 3, 64, 64)
     for name in ("squeezenet1_1", "googlenet", "resnet18"):
-        assert describe_missing_layers(exact_network(name, 224), (1, 3, 224, 224)) is None
-    residual = describe_missing_layers(exact_network("resnet20", 32), (1, 3, 32, 32))
+        assert describe_missing_relu_pooling(exact_network(name, 224), (1, 3, 224, 224)) is None
+    residual = describe_missing_relu_pooling(exact_network("resnet20", 32), (1, 3, 32, 32))
     assert residual
     assert residual.startswith("CIFARResNet has no max-pooling")
     pooled = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1922, 2))
-    assert "has no ReLU, so nothing is rectified" in (describe_missing_layers(pooled, shape) or "")
+    assert "has no ReLU, so nothing is rectified" in (describe_missing_relu_pooling(pooled, shape) or "")
     neither = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.AvgPool2d(2))
-    assert "has neither ReLU nor max-pooling" in (describe_missing_layers(neither, shape) or "")
+    assert "has neither ReLU nor max-pooling" in (describe_missing_relu_pooling(neither, shape) or "")
     functions = Written("function in place")
-    assert describe_missing_layers(functions, shape) is None
+    assert describe_missing_relu_pooling(functions, shape) is None
     in_place = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))
-    assert describe_missing_layers(in_place, shape) is None
+    assert describe_missing_relu_pooling(in_place, shape) is None
 
 
 def test_projections_of_pretrained_weights(shared_data: Path, captum: Any):

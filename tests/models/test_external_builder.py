@@ -11,7 +11,7 @@ from torch import nn
 from svertka.errors import UsageError
 from svertka.models.external_builder import (
     GRAPH,
-    Builder,
+    BuilderRecord,
     absolute_target,
     describe_function,
     fingerprint_source_code,
@@ -135,16 +135,16 @@ def test_what_an_import_changes_in_the_process_is_restored(tmp_path: Path, capsy
 def test_consent_is_asked_for_all_that_runs_code_of_unknown_origin() -> None:
     for target, what in (("evil:build", "with evil:build, whose code is run"), (GRAPH, "from its exported graph")):
         with pytest.raises(UsageError, match=f"runs/x builds its network {what}.*give --trust-builder"):
-            require_consent(Builder(target=target), "runs/x", trust_builder=False)
-        require_consent(Builder(target=target), "runs/x", trust_builder=True)
+            require_consent(BuilderRecord(target=target), "runs/x", trust_builder=False)
+        require_consent(BuilderRecord(target=target), "runs/x", trust_builder=True)
     for target in ("timm:resnet18", "torchvision:resnet18"):
-        require_consent(Builder(target=target), "runs/x", trust_builder=False)
+        require_consent(BuilderRecord(target=target), "runs/x", trust_builder=False)
 
 
 @pytest.mark.parametrize("target", ["timm.evil:build", "./timm:x.py:build", "timmy:build", "torchvision_:x", " timm:x"])
 def test_only_the_packages_themselves_need_no_consent(target: str) -> None:
     with pytest.raises(UsageError, match="--trust-builder"):
-        require_consent(Builder(target=target), "runs/x", trust_builder=False)
+        require_consent(BuilderRecord(target=target), "runs/x", trust_builder=False)
 
 
 def test_a_function_is_described_by_its_importable_name() -> None:

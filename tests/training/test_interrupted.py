@@ -38,7 +38,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "scoring val": (run_recorder, "evaluate_network", 2),
     "last checkpoint": (checkpoint, "save", 2),
     "loading what was kept": (Classifier, "load", 1),
-    "scoring": (resume, "prepare_network_and_batches", 1),
+    "scoring": (resume, "prepare_evaluation_network_and_batches", 1),
     "the result": (metrics_log.MetricsLog, "close", 1),
     "the report": (resume.training_report, "write_training_report", 1),
 }

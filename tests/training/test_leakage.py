@@ -103,7 +103,7 @@ def recorded() -> Iterator[Reads]:
     before(parts_module, "measure_statistics", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
     before(run_recorder, "evaluate_network", lambda network, batches, *_: reads.note("choice", batches.indices))
-    before(resume, "prepare_network_and_batches", lambda *_: setattr(reads, "at_the_end", True))
+    before(resume, "prepare_evaluation_network_and_batches", lambda *_: setattr(reads, "at_the_end", True))
     before(resume, "evaluate_network", judged)
     try:
         yield reads

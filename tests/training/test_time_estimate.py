@@ -12,7 +12,7 @@ from svertka.training.time_estimate import (
     count_epochs_within_time,
     estimate_epoch_seconds,
     parse_time,
-    repeat_batch,
+    tile_batch,
     time_training_steps,
 )
 
@@ -86,6 +86,6 @@ def test_under_a_time_the_plan_names_no_number_of_passes() -> None:
 
 def test_a_batch_is_repeated_as_one() -> None:
     batch = Batch(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 2]), np.array([5, 7, 9]), 3)
-    twice = repeat_batch(batch, 2)
+    twice = tile_batch(batch, 2)
     assert twice.images.tolist() == 2 * batch.images.tolist()
     assert (twice.labels.tolist(), twice.indices.tolist(), twice.count) == ([0, 1, 2] * 2, [5, 7, 9] * 2, 6)

@@ -13,7 +13,7 @@ from svertka.graph.cut import find_stages
 from svertka.models.registry import MODELS
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
-from svertka.transfer.freeze import first_trainable_stage, freeze, parameter_stage_depths, split_at_frozen
+from svertka.transfer.freeze import first_trainable_stage, freeze_and_split, parameter_stage_depths, split_at_frozen
 
 SHAPE = (1, 1, 8, 8)
 
@@ -44,7 +44,7 @@ def test_training_leaves_the_frozen_part_unchanged(
     digit_batches: Callable[..., BatchLoader], unfreeze: str, learns: tuple[str, ...]
 ) -> None:
     network = resnet20()
-    made = freeze(network, unfreeze, SHAPE)
+    made = freeze_and_split(network, unfreeze, SHAPE)
     assert made is not None
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     recipe = Recipe(epochs=1, lr=0.05, weight_decay=0.01)
@@ -61,7 +61,7 @@ def test_training_leaves_the_frozen_part_unchanged(
 
 
 def test_backward_pass_stops_at_the_cut() -> None:
-    made = freeze(resnet20(), "last", SHAPE)
+    made = freeze_and_split(resnet20(), "last", SHAPE)
     assert made is not None
     features = made.train().frozen(torch.rand(2, 1, 8, 8))
     assert features.shape == (2, *made.shape)
@@ -85,7 +85,7 @@ def test_both_parts_together_match_the_network(name: str) -> None:
 
 def test_auxiliary_classifiers_of_a_frozen_network_are_frozen() -> None:
     network = MODELS["googlenet_bn"].build(classes=5, channels=3, size=64)
-    freeze(network, "head", (1, 3, 64, 64))
+    freeze_and_split(network, "head", (1, 3, 64, 64))
     assert {name for name, one in network.named_parameters() if one.requires_grad} == {"fc.weight", "fc.bias"}
 
 
@@ -165,7 +165,7 @@ def test_any_module_can_be_the_lowest_trainable_one() -> None:
 
     network = Transformer().eval()
     images = torch.rand(2, 3, 32, 32)
-    made = freeze(network, "blocks.2", (1, 3, 32, 32))
+    made = freeze_and_split(network, "blocks.2", (1, 3, 32, 32))
     assert made is not None
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in network.named_parameters() if name.startswith(("blocks.2", "head"))}

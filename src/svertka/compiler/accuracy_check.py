@@ -51,7 +51,7 @@ def measure_error(
     name, worst = type(original).__name__, 0.0
     for batch_size in (len(example), *sorted(sizes - {len(example)})):
         spread = 0.0 if "int8" in precisions else 0.5  # 8 bits cover what calibration images contain
-        x = example.clone() if batch_size == len(example) else make_noisy_batch(example, batch_size, spread)
+        x = example.clone() if batch_size == len(example) else make_noisy_copies(example, batch_size, spread)
         try:
             expected = list(find_tensors(original(x.clone())))
         except Exception as reason:
@@ -122,7 +122,7 @@ def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, thei
     return max_relative_channel_error(ours, exact) <= TIMES * max_relative_channel_error(theirs, exact) < torch.inf
 
 
-def make_noisy_batch(example: Tensor, batch_size: int, noise_level: float = 0.5) -> Tensor:
+def make_noisy_copies(example: Tensor, batch_size: int, noise_level: float = 0.5) -> Tensor:
     """Return `batch_size` images of `example` with noise, `noise_level` times as large as its numbers vary."""
     chosen = example[torch.arange(batch_size, device="cpu") % len(example)].clone()
     generator = torch.Generator().manual_seed(batch_size)

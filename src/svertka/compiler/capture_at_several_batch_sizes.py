@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.compiler.output_structure import OutputStructure
-from svertka.compiler.repeatable_capture import RepeatableCapture
+from svertka.compiler.repeatable_capture import StaticGraphCapture
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_with_meta_tensors, named_tensors
 from svertka.graph.operation_and_value_types import Operation, map_leaves
@@ -28,7 +28,7 @@ def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
     `DynamicBatchCapturer.make_batch_size_check` tells whether another batch size leads to the same ones.
 
     Raises:
-        UsageError: As for `RepeatableCapture`.
+        UsageError: As for `StaticGraphCapture`.
     """
     return DynamicBatchCapturer(network, shape[1:]).capture(shape[0])
 
@@ -56,13 +56,13 @@ class DynamicBatchCapturer:
         alone.constants |= {name: self.constants[name].detach().clone() for name in read}
         return BatchSizeCheck(alone, replace(recording, constants=own))
 
-    def _capture_runs(self, batch_size: int, runs: int = 1) -> RepeatableCapture:
+    def _capture_runs(self, batch_size: int, runs: int = 1) -> StaticGraphCapture:
         """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
         twin, named = copy_with_meta_tensors(self.network, hooks=self.hooks)
         constants, shape = self.constants, (batch_size, *self.shape)
-        captures = [first := RepeatableCapture(self.network, twin, named, shape, constants)]
+        captures = [first := StaticGraphCapture(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):
-            captures.append(RepeatableCapture(self.network, twin, named, shape, constants, captures[-1]))
+            captures.append(StaticGraphCapture(self.network, twin, named, shape, constants, captures[-1]))
             if _are_equal(
                 captures[-1].operations, captures[-2].operations
             ):  # caches filled in the first run make it different
@@ -102,7 +102,7 @@ class BatchSizeCheck:
         return self._known[batch_size]
 
 
-def _merge(one: RepeatableCapture, other: RepeatableCapture) -> CapturedGraph | None:
+def _merge(one: StaticGraphCapture, other: StaticGraphCapture) -> CapturedGraph | None:
     """Return the graph of both, with a BatchDependentSize for integers that differ; None if they differ otherwise."""
     step = other.batch - one.batch
 
@@ -139,7 +139,7 @@ class _DifferentError(Exception):
     """Two captures are not of the same graph."""
 
 
-def _matches(recording: CapturedGraph, capture: RepeatableCapture) -> bool:
+def _matches(recording: CapturedGraph, capture: StaticGraphCapture) -> bool:
     """Return whether `capture` has captured what `recording` describes for its batch size."""
 
     def sized(leaf: Any) -> Any:

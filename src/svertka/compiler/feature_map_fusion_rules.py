@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.compiler.fusion_state import FusionState, OperationArguments, Rule
+from svertka.compiler.fusion_state import FusionState, Rule, UnaryOperationArguments
 from svertka.compiler.ir import (
     UNBOUNDED,
     Elementwise,
@@ -26,7 +26,7 @@ FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
 NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]  # axes of the permutations to these orders
 
 
-def _convolution(state: FusionState, given: OperationArguments) -> bool:
+def _convolution(state: FusionState, given: UnaryOperationArguments) -> bool:
     weight, bias = given.named("weight"), given.named("bias")
     if weight is None or (given.get("bias") is not None and bias is None) or not state.is_map(given.x):
         return False
@@ -99,7 +99,7 @@ def _fold_gate(state: FusionState, step: FusedConvolution) -> FusedConvolution:
     return step
 
 
-def _linear(state: FusionState, given: OperationArguments) -> bool:
+def _linear(state: FusionState, given: UnaryOperationArguments) -> bool:
     weight, bias = given.named("weight"), given.named("bias")
     if weight is None or (given.get("bias") is not None and bias is None):
         return False
@@ -122,7 +122,7 @@ def _linear(state: FusionState, given: OperationArguments) -> bool:
     return state.append(step, given.result)
 
 
-def _linear_of_rows(state: FusionState, given: OperationArguments, matrix: Tensor, bias: str | None) -> bool:
+def _linear_of_rows(state: FusionState, given: UnaryOperationArguments, matrix: Tensor, bias: str | None) -> bool:
     """Turn a dense layer of (N, …, C) into a convolution of the map with the same numbers in memory."""
     x = state.as_map(given.x, given.place)
     if x is None:
@@ -138,7 +138,7 @@ def _linear_of_rows(state: FusionState, given: OperationArguments, matrix: Tenso
     return True
 
 
-def _permute(state: FusionState, given: OperationArguments) -> bool:
+def _permute(state: FusionState, given: UnaryOperationArguments) -> bool:
     """Record which map has the same numbers in memory as (N, H, W, C), and remove a permutation that undoes another."""
     axes = [axis % 4 for axis in given.get("dims")]
     if axes == NHWC and state.is_map(given.x):
@@ -152,7 +152,7 @@ def _permute(state: FusionState, given: OperationArguments) -> bool:
     return True
 
 
-def _batch_norm(state: FusionState, given: OperationArguments) -> bool:
+def _batch_norm(state: FusionState, given: UnaryOperationArguments) -> bool:
     if given.get("training") or not (state.is_map(given.x) or state.is_rows(given.x)):
         return False
     mean, variance = given.named("running_mean"), given.named("running_var")
@@ -178,7 +178,7 @@ def _batch_norm(state: FusionState, given: OperationArguments) -> bool:
     return state.append(step, given.result)
 
 
-def _scale_rows(state: FusionState, given: OperationArguments, scale: Tensor, shift: Tensor) -> bool:
+def _scale_rows(state: FusionState, given: UnaryOperationArguments, scale: Tensor, shift: Tensor) -> bool:
     """Append a product and a sum of (N, C) with factors and summands of each channel."""
     names = [f"{given.place}.{kind}.{given.result}" for kind in ("scale", "shift")]
     for name, tensor in zip(names, (scale, shift), strict=True):
@@ -215,8 +215,8 @@ def _channel_axis(state: FusionState, step: FusedConvolution, views: Sequence[Op
     return axis
 
 
-def _activation(name: str, slope: Callable[[OperationArguments], Any] = lambda _: 0.0) -> Any:
-    def rule(state: FusionState, given: OperationArguments) -> bool:
+def _activation(name: str, slope: Callable[[UnaryOperationArguments], Any] = lambda _: 0.0) -> Any:
+    def rule(state: FusionState, given: UnaryOperationArguments) -> bool:
         factor = slope(given)
         if not state.is_nonempty(given.x) or not isinstance(factor, int | float) or not math.isfinite(factor):
             return False
@@ -229,19 +229,19 @@ def _activation(name: str, slope: Callable[[OperationArguments], Any] = lambda _
     return rule
 
 
-def _gelu(state: FusionState, given: OperationArguments) -> bool:
+def _gelu(state: FusionState, given: UnaryOperationArguments) -> bool:
     name = "GELU" if given.get("approximate", "none") == "none" else "GELU_TANH"
     return bool(_activation(name)(state, given))
 
 
-def _elu(state: FusionState, given: OperationArguments) -> bool:
+def _elu(state: FusionState, given: UnaryOperationArguments) -> bool:
     if given.get("scale", 1) != 1 or given.get("input_scale", 1) != 1:
         return False
     return bool(_activation("ELU", lambda _: given.get("alpha", 1.0))(state, given))
 
 
-def _bounds(lower: Callable[[OperationArguments], Any], upper: Callable[[OperationArguments], Any]) -> Any:
-    def rule(state: FusionState, given: OperationArguments) -> bool:
+def _bounds(lower: Callable[[UnaryOperationArguments], Any], upper: Callable[[UnaryOperationArguments], Any]) -> Any:
+    def rule(state: FusionState, given: UnaryOperationArguments) -> bool:
         low, high = lower(given), upper(given)
         low, high = -math.inf if low is None else low, math.inf if high is None else high
         numbers = all(isinstance(bound, int | float) and not math.isnan(bound) for bound in (low, high))
@@ -260,7 +260,7 @@ def _bounds(lower: Callable[[OperationArguments], Any], upper: Callable[[Operati
 def _combination(name: str) -> Any:
     """Return the rule for an operation on two values, or on a value and a constant or number."""
 
-    def rule(state: FusionState, given: OperationArguments) -> bool:
+    def rule(state: FusionState, given: UnaryOperationArguments) -> bool:
         one, other = state.resolve(given.get("self")), state.resolve(given.get("other"))
         if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
             return False
@@ -291,7 +291,7 @@ def _combination(name: str) -> Any:
     return rule
 
 
-def _to_constant(state: FusionState, given: OperationArguments, operand: Any) -> Any:
+def _to_constant(state: FusionState, given: UnaryOperationArguments, operand: Any) -> Any:
     """Return a number as a constant of the network; anything else unchanged."""
     if not isinstance(operand, int | float) or isinstance(operand, bool):
         return operand
@@ -299,7 +299,7 @@ def _to_constant(state: FusionState, given: OperationArguments, operand: Any) ->
     return Constant(state.add_tensor(f"{given.place}.number.{given.result}", tensor))
 
 
-def _combine_with_first(state: FusionState, given: OperationArguments, name: str, one: Any, other: Any) -> bool:
+def _combine_with_first(state: FusionState, given: UnaryOperationArguments, name: str, one: Any, other: Any) -> bool:
     """Append the combination of a constant with a value, in this order, if they are that."""
     one = _to_constant(state, given, one)
     if not isinstance(one, Constant) or not state.are_float(one.name):
@@ -310,7 +310,9 @@ def _combine_with_first(state: FusionState, given: OperationArguments, name: str
     return state.append(Elementwise(x, given.result, other.number, name, place=given.place), given.result)
 
 
-def _combine(state: FusionState, given: OperationArguments, name: str, one: Value, other: Value | Constant) -> bool:
+def _combine(
+    state: FusionState, given: UnaryOperationArguments, name: str, one: Value, other: Value | Constant
+) -> bool:
     y: int | Constant
     if isinstance(other, Value):
         y = other.number
@@ -319,7 +321,7 @@ def _combine(state: FusionState, given: OperationArguments, name: str, one: Valu
     return state.append(Elementwise(one.number, given.result, y, name, place=given.place), given.result)
 
 
-def _fold_constant(state: FusionState, given: OperationArguments, name: str, one: Value, other: Constant) -> bool:
+def _fold_constant(state: FusionState, given: UnaryOperationArguments, name: str, one: Value, other: Constant) -> bool:
     """Fold a channel-wise factor or summand into the convolution that computes `one`; return whether it worked."""
     before, views = state.find_epilogue(one)
     tensor = state.tensors[other.name].double()
@@ -355,7 +357,9 @@ def _fold_constant(state: FusionState, given: OperationArguments, name: str, one
     return state.extend(step, given)
 
 
-def _merge_convolutions(state: FusionState, given: OperationArguments, name: str, one: Value, other: Value) -> bool:
+def _merge_convolutions(
+    state: FusionState, given: UnaryOperationArguments, name: str, one: Value, other: Value
+) -> bool:
     """Return whether two convolutions of the same input became one, with the sum of their weights.
 
     Blocks of RepVGG and MobileOne consist of such branches (Ding et al. 2021, section 3.3).
@@ -410,7 +414,7 @@ def _add_weights(weight: Tensor, wide: FusedConvolution, inner: Tensor, narrow: 
     return True
 
 
-def _add_residual(state: FusionState, given: OperationArguments, name: str, one: Value, other: Value) -> bool:
+def _add_residual(state: FusionState, given: UnaryOperationArguments, name: str, one: Value, other: Value) -> bool:
     """Make one operand the residual of the convolution that computes the other; return whether it worked."""
     same = state.shapes[one.number] == state.shapes[other.number]
     if name not in ("ADD", "MULTIPLY") or one == other or not same:
@@ -441,15 +445,15 @@ def _add_residual(state: FusionState, given: OperationArguments, name: str, one:
     return False
 
 
-def _layer_norm(state: FusionState, given: OperationArguments) -> bool:
+def _layer_norm(state: FusionState, given: UnaryOperationArguments) -> bool:
     return len(given.get("normalized_shape")) == 1 and _normalize(state, given, None)
 
 
-def _group_norm(state: FusionState, given: OperationArguments) -> bool:
+def _group_norm(state: FusionState, given: UnaryOperationArguments) -> bool:
     return state.is_map(given.x) and _normalize(state, given, given.get("num_groups"))
 
 
-def _normalize(state: FusionState, given: OperationArguments, groups: int | None) -> bool:
+def _normalize(state: FusionState, given: UnaryOperationArguments, groups: int | None) -> bool:
     if not state.is_nonempty(given.x) or not isinstance(state.shapes[given.x.number][-1], int):
         return False
     names: list[str | None] = []
@@ -465,7 +469,7 @@ def _normalize(state: FusionState, given: OperationArguments, groups: int | None
 
 
 def _pool(kind: str) -> Any:
-    def rule(state: FusionState, given: OperationArguments) -> bool:
+    def rule(state: FusionState, given: UnaryOperationArguments) -> bool:
         if not state.is_map(given.x) or given.get("divisor_override") is not None:
             return False
         kernel = given.pair("kernel_size")
@@ -478,7 +482,7 @@ def _pool(kind: str) -> Any:
     return rule
 
 
-def _adaptive(state: FusionState, given: OperationArguments) -> bool:
+def _adaptive(state: FusionState, given: UnaryOperationArguments) -> bool:
     shape, result = state.shapes[given.x.number], state.shapes[given.result]
     if not state.is_map(given.x) or 0 in result or any(a % b for a, b in zip(shape[2:], result[2:], strict=True)):
         return False
@@ -492,7 +496,7 @@ def _adaptive(state: FusionState, given: OperationArguments) -> bool:
     return state.append(step, given.result)
 
 
-def _mean(state: FusionState, given: OperationArguments) -> bool:
+def _mean(state: FusionState, given: UnaryOperationArguments) -> bool:
     if not state.is_map(given.x) or sorted(one % 4 for one in given.get("dim") or ()) != [2, 3] or given.get("dtype"):
         return False
     kernel: Any = tuple(state.shapes[given.x.number][2:])
@@ -500,7 +504,7 @@ def _mean(state: FusionState, given: OperationArguments) -> bool:
     return state.append(step, given.result)
 
 
-def _flat(state: FusionState, given: OperationArguments) -> bool:
+def _flat(state: FusionState, given: UnaryOperationArguments) -> bool:
     before, shape = state.find_producer(given.x), state.shapes[given.result]
     if not state.is_map(given.x) or state.shapes[given.x.number] != (*shape, 1, 1):
         return False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svertka.compiler.decompositions import decompose
 from svertka.compiler.feature_map_fusion_rules import FLATTENS, MAP_RULES
-from svertka.compiler.fusion_state import FusionState, OperationArguments
+from svertka.compiler.fusion_state import FusionState, UnaryOperationArguments
 from svertka.compiler.ir import (
     BatchDependentSize,
     CapturedGraph,
@@ -142,7 +142,7 @@ class GraphFuser(FusionState):
         result, *others = operation.results
         if result is None or any(self.uses[number] for number in others if number is not None):
             return False
-        arguments = OperationArguments(operation, self)
+        arguments = UnaryOperationArguments(operation, self)
         if operation.name == "expand.default":
             return lower_expanded_constant(self, arguments)
         if operation.name not in FLATTENS and any(
@@ -168,12 +168,12 @@ def select_read_tensors(
     tensors: Mapping[str, Tensor], steps: Sequence[Step], output: OutputStructure
 ) -> dict[str, Tensor]:
     """Return those of `tensors` that steps read or that are part of the output."""
-    leaves = iter_leaves([output.leaves, *map(list_step_constants, steps)])
+    leaves = iter_leaves([output.leaves, *map(list_step_operands, steps)])
     names = {leaf.name for leaf in leaves if isinstance(leaf, Constant)}
     return {name: tensors[name] for name in sorted(names)}
 
 
-def list_step_constants(step: Step, *, packed: bool = True) -> Any:
+def list_step_operands(step: Step, *, packed: bool = True) -> Any:
     """Return what a step reads, including constants, but not weights that kernels pack unless `packed`."""
     if isinstance(step, Operation):
         return step.arguments

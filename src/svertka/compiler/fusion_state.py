@@ -96,12 +96,12 @@ class FusionState:
             step = self.find_producer(self.resolve(next(iter(step.arguments.values()))))
         return (step, views) if isinstance(step, EPILOGUES) else (None, [])
 
-    def extend(self, step: Any, given: "OperationArguments") -> bool:
+    def extend(self, step: Any, given: "UnaryOperationArguments") -> bool:
         """Replace the step that computes `step.result` and remove the current operation. Return True."""
         self.steps[step.result] = step
         return self.drop(given)
 
-    def drop(self, given: "OperationArguments") -> bool:
+    def drop(self, given: "UnaryOperationArguments") -> bool:
         """Remove the current operation, whose result equals its input `given.x`. Return True."""
         self.same[given.result] = given.x
         self.uses[given.x.number] += self.uses[given.result] - 1
@@ -209,7 +209,7 @@ class FusionState:
         )
 
 
-class OperationArguments:
+class UnaryOperationArguments:
     """The arguments of an operation with one input tensor and one result."""
 
     def __init__(self, operation: Operation, state: FusionState) -> None:
@@ -234,4 +234,4 @@ class OperationArguments:
         return value.name if isinstance(value, Constant) else None
 
 
-Rule = Callable[[FusionState, OperationArguments], bool]
+Rule = Callable[[FusionState, UnaryOperationArguments], bool]

@@ -6,7 +6,7 @@ from functools import cache
 
 from svertka import torch_internals
 from svertka.compiler.ir import Attention, Concatenation, ConvolutionChain, Step, step_output_numbers
-from svertka.graph.operation_and_value_types import Operation, find_overload
+from svertka.graph.operation_and_value_types import Operation, find_operator_by_name
 
 ALIGNMENT = 64  # numbers; a multiple of the sizes of vectors and cache lines
 
@@ -18,7 +18,7 @@ def may_return_view(name: str) -> bool:
     Operators with their own kernels declare this in their schema. Composite operators do not: in inference, dropout
     returns its input, and einsum of one operand returns a transposed view.
     """
-    function = find_overload(name)
+    function = find_operator_by_name(name)
     declared = any(returned.alias_info is not None for returned in function._schema.returns)
     return declared or torch_internals.is_composite(function.name())
 

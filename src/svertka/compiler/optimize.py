@@ -28,7 +28,7 @@ from svertka.compiler.packing import DTYPES, choose_precisions, convert_weight_p
 from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.compiler.shared_weights import SharedTensors, pack_networks
-from svertka.compiler.validation import is_traced, to_plain_images, unwrap_network
+from svertka.compiler.validation import is_traced_tensor, to_plain_images, unwrap_network
 from svertka.conv import native_support
 from svertka.errors import UsageError
 from svertka.files import parse_path
@@ -472,7 +472,7 @@ class Optimized(nn.Module):
         return self._run(x)
 
     def _run(self, x: Tensor) -> Any:
-        if is_traced(x):
+        if is_traced_tensor(x):
             return self._run_traced(x)
         x = to_plain_images(x)
         compiled = self._find_compiled(x)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.compiler.fusion import FusedNetwork, list_step_constants
+from svertka.compiler.fusion import FusedNetwork, list_step_operands
 from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant, iter_leaves
@@ -137,7 +137,7 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
     Convolutions that share a weight share its packed form only if the same kernel reads it with the same groups.
     PyTorch's operations read it unpacked.
     """
-    read = [*fused.output.leaves, *iter_leaves([list_step_constants(step, packed=False) for step in fused.steps])]
+    read = [*fused.output.leaves, *iter_leaves([list_step_operands(step, packed=False) for step in fused.steps])]
     names = {leaf.name for leaf in read if isinstance(leaf, Constant)}
     tensors, steps = dict(fused.tensors), []
     ways: dict[str, Any] = dict.fromkeys(names, "as it is")

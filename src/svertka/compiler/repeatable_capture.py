@@ -18,7 +18,7 @@ READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_pt
 KEEPS_NOTHING = "an optimized network must not keep state between runs"
 
 
-class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]
+class StaticGraphCapture(GraphCapture):  # type: ignore[no-untyped-call]
     """A capture of a run whose operations every later run repeats, for any images.
 
     Args:
@@ -42,7 +42,7 @@ class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]
         named: Sequence[tuple[str, Tensor]],
         shape: tuple[int, ...],
         constants: Mapping[str, Tensor],
-        earlier: "RepeatableCapture | None" = None,
+        earlier: "StaticGraphCapture | None" = None,
     ) -> None:
         super().__init__(network, twin, named, constants)
         self.batch = shape[0]

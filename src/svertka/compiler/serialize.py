@@ -44,7 +44,7 @@ from svertka.compiler.repeatable_capture import READS_MEMORY
 from svertka.compiler.step_checks import check_step_quantization
 from svertka.errors import RunError, UsageError
 from svertka.graph.capture import READS_VALUES
-from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload
+from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_operator_by_name
 from svertka.tensor_files import read_tensors, write_tensors
 
 FORMAT = 6
@@ -325,7 +325,7 @@ def _decode(written: Any) -> Any:
 def _check_operation(name: str) -> None:
     """Raise UsageError unless the operation only computes; it must not read files or write memory."""
     try:
-        schema = find_overload(name)._schema
+        schema = find_operator_by_name(name)._schema
     except (AttributeError, ValueError) as error:
         raise UsageError(f"there is no operation {name} here") from error
     packet = name.split(".")[0]

@@ -20,15 +20,15 @@ from svertka.compiler.ir import (
     Reduction,
     Softmax,
 )
-from svertka.graph.operation_and_value_types import Constant, Value, find_overload
+from svertka.graph.operation_and_value_types import Constant, Value, find_operator_by_name
 
 if TYPE_CHECKING:
-    from svertka.compiler.fusion_state import FusionState, OperationArguments
+    from svertka.compiler.fusion_state import FusionState, UnaryOperationArguments
 
-Rule = Callable[["FusionState", "OperationArguments"], bool]
+Rule = Callable[["FusionState", "UnaryOperationArguments"], bool]
 
 
-def lower_matrix_product(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_matrix_product(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make a product of two values a step, with the scalar factors of its operands."""
     operands = [state.resolve(given.get(name)) for name in ("self", "other")]
     if not all(state.is_nonempty(one) and len(state.shapes[one.number]) >= 2 for one in operands):
@@ -64,7 +64,7 @@ def _factor(name: str, tensor: Tensor) -> float | None:
 
 
 def fold_scale_into_product(
-    state: "FusionState", given: "OperationArguments", name: str, one: Value, other: Constant
+    state: "FusionState", given: "UnaryOperationArguments", name: str, one: Value, other: Constant
 ) -> bool:
     """Fold a scalar factor into the matrix product that computes `one`; return whether it was."""
     step, tensor = state.find_producer(one), state.tensors[other.name]
@@ -76,7 +76,7 @@ def fold_scale_into_product(
     return state.extend(replace(step, scale=step.scale * factor), given)
 
 
-def lower_softmax(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_softmax(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make a softmax a step, together with the constant added before it."""
     shape = state.shapes[given.x.number]
     if not state.is_nonempty(given.x) or given.get("dtype") not in (None, torch.float32) or not shape:
@@ -95,7 +95,7 @@ def lower_softmax(state: "FusionState", given: "OperationArguments") -> bool:
 def make_reduction_rule(statistic: str) -> Rule:
     """Return the rule of an operation that computes a statistic over axes."""
 
-    def rule(state: "FusionState", given: "OperationArguments") -> bool:
+    def rule(state: "FusionState", given: "UnaryOperationArguments") -> bool:
         shape = state.shapes[given.x.number]
         if not state.is_nonempty(given.x) or not shape or given.get("dtype") not in (None, torch.float32):
             return False
@@ -116,7 +116,7 @@ def make_reduction_rule(statistic: str) -> Rule:
     return rule
 
 
-def lower_standard_deviation(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_standard_deviation(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make a standard deviation a variance and a square root."""
     result, variance = given.result, state.add_value(given.result)
     given.result = variance
@@ -130,21 +130,21 @@ def lower_standard_deviation(state: "FusionState", given: "OperationArguments") 
 def make_function_rule(name: str) -> Rule:
     """Return the rule of a function of one value."""
 
-    def rule(state: "FusionState", given: "OperationArguments") -> bool:
+    def rule(state: "FusionState", given: "UnaryOperationArguments") -> bool:
         step = Elementwise(given.x.number, given.result, combination=name, place=given.place)
         return state.is_nonempty(given.x) and state.append(step, given.result)
 
     return rule
 
 
-def lower_reciprocal(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_reciprocal(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make a reciprocal a division of one."""
     one = Constant(state.add_tensor(f"{given.place}.one.{given.result}", torch.ones((), device="cpu")))
     step = Elementwise(one, given.result, given.x.number, "DIVIDE", place=given.place)
     return state.is_nonempty(given.x) and state.append(step, given.result)
 
 
-def lower_prelu(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_prelu(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make a ReLU with a learned slope for each channel a combination with these slopes."""
     name = given.named("weight")
     if name is None or not state.are_float(name) or not state.is_nonempty(given.x):
@@ -155,7 +155,7 @@ def lower_prelu(state: "FusionState", given: "OperationArguments") -> bool:
     return state.append(Elementwise(given.x.number, given.result, y, "PRELU", place=given.place), given.result)
 
 
-def lower_expanded_constant(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_expanded_constant(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make a tensor of the network, repeated for each image, a copy of it."""
     name = given.named("self")
     if name is None or not state.are_float(name) or 0 in state.shapes[given.result]:
@@ -164,7 +164,7 @@ def lower_expanded_constant(state: "FusionState", given: "OperationArguments") -
     return state.append(Elementwise(y, given.result, place=given.place), given.result)
 
 
-def lower_concatenation(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_concatenation(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make a concatenation along any axis a step."""
     parts = [state.resolve(part) for part in given.get("tensors")]
     if not parts or not all(isinstance(part, Value) and state.is_nonempty(part) for part in parts):
@@ -177,7 +177,7 @@ def lower_concatenation(state: "FusionState", given: "OperationArguments") -> bo
     return state.append(Concatenation(numbers, given.result, given.place, axis), given.result)
 
 
-def lower_padding(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_padding(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make constant padding a step, and other padding an interpolation."""
     width, mode, rank = list(given.get("pad")), given.get("mode", "constant"), len(state.shapes[given.x.number])
     if not state.is_nonempty(given.x) or len(width) > 2 * rank or not all(isinstance(one, int) for one in width):
@@ -195,14 +195,14 @@ def lower_padding(state: "FusionState", given: "OperationArguments") -> bool:
     return state.append(step, given.result)
 
 
-def lower_adaptive_mean(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_adaptive_mean(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make means over windows of different sizes an interpolation."""
     sides = state.shapes[given.result][-2:]
     along = [lambda rows, side=side: F.adaptive_avg_pool2d(rows, (side, 2)) for side in sides]
     return _interpolate(state, given, *along)
 
 
-def lower_adaptive_maximum(state: "FusionState", given: "OperationArguments") -> bool:
+def lower_adaptive_maximum(state: "FusionState", given: "UnaryOperationArguments") -> bool:
     """Make maxima over windows of one size pooling."""
     if not state.is_map(given.x):
         return False
@@ -217,20 +217,20 @@ def lower_adaptive_maximum(state: "FusionState", given: "OperationArguments") ->
 def make_upsampling_rule(name: str) -> Rule:
     """Return the rule of the interpolation that the operator `name` computes."""
 
-    def rule(state: "FusionState", given: "OperationArguments") -> bool:
+    def rule(state: "FusionState", given: "UnaryOperationArguments") -> bool:
         scales = given.get("scale_factors") or [given.get("scales_h"), given.get("scales_w")]
         aligned = [bool(given.get("align_corners"))] if "nearest" not in name else []
 
         def along(axis: int) -> Callable[[Tensor], Tensor]:
             size = [state.shapes[given.result][2 + axis], 2]
-            return lambda rows: find_overload(f"{name}.default")(rows, size, *aligned, scales[axis], None)
+            return lambda rows: find_operator_by_name(f"{name}.default")(rows, size, *aligned, scales[axis], None)
 
         return _interpolate(state, given, along(0), along(1))
 
     return rule
 
 
-def _interpolate(state: "FusionState", given: "OperationArguments", *along: Callable[[Tensor], Tensor]) -> bool:
+def _interpolate(state: "FusionState", given: "UnaryOperationArguments", *along: Callable[[Tensor], Tensor]) -> bool:
     """Append the interpolation that a linear function computes; `along` applies it to the rows of a map."""
     if not state.is_map(given.x) or 0 in state.shapes[given.result]:
         return False

@@ -84,7 +84,7 @@ def _conversion_hint(x: Tensor) -> str:
     return "; use x.float()" if x.is_floating_point() and x.dtype != torch.float32 else ""
 
 
-def is_traced(x: Any) -> bool:
+def is_traced_tensor(x: Any) -> bool:
     """Return whether `x` is being traced or transformed, so that it has no memory to read."""
     if not isinstance(x, Tensor):
         return False

@@ -73,8 +73,8 @@ class Algorithm(Protocol):
 
     `IS_LOCAL`: whether each value of a result or an input gradient depends only on the values inside its window, as in
     PyTorch's convolution. Algorithms that transform whole tiles or images are not local: a NaN or an infinite value
-    spreads to neighboring results, and a single huge value costs its neighbors precision. `is_local` also considers
-    the dtype.
+    spreads to neighboring results, and a single huge value costs its neighbors precision.
+    `is_window_local` also considers the dtype.
     """
 
     IS_LOCAL: bool
@@ -138,7 +138,7 @@ def weight_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
-def is_local(name: str, dtype: torch.dtype) -> bool:
+def is_window_local(name: str, dtype: torch.dtype) -> bool:
     """Return whether the algorithm called `name` is local in `dtype`; see `Algorithm`."""
     # PyTorch multiplies bfloat16 values in pairs, so it also reads the value beside a window, with a weight of 0.
     return ALGORITHMS[name].IS_LOCAL and not (name == "aten" and dtype == torch.bfloat16)
@@ -153,8 +153,8 @@ def check_algorithm(name: str, shape: ConvShape, dtype: torch.dtype, *, strict: 
     reason = ALGORITHMS[name].why_not(shape, dtype)
     if reason:
         raise UsageError(f"algorithm={name} does not support this convolution: {reason}; use auto")
-    if strict and not is_local(name, dtype):
-        local = ", ".join(each for each in ALGORITHMS if is_local(each, dtype))
+    if strict and not is_window_local(name, dtype):
+        local = ", ".join(each for each in ALGORITHMS if is_window_local(each, dtype))
         raise UsageError(
             f"algorithm={name} spreads NaN to results that do not read it; with strict=True use auto or one of: {local}"
         )
@@ -333,7 +333,7 @@ def _reason_to_skip(
     name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *, thorough: bool = False, strict: bool = False
 ) -> str | None:
     """Return why an algorithm is not timed, or None."""
-    if strict and not is_local(name, dtype):
+    if strict and not is_window_local(name, dtype):
         return "it spreads NaN to results that do not read it"
     reason = ALGORITHMS[name].why_not(shape, dtype) or _too_large(name, shape)
     return reason or (None if thorough else _too_slow(name, one_pass, shape, dtype))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from svertka.curation.label_check import LabelFindings, Neighbor, to_text
-from svertka.data.content_hash import resolve_subset
+from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import Dataset, FileImages, Pixels
 from svertka.data.parallel_map import map_chunks
 from svertka.errors import ImageError
@@ -191,5 +191,5 @@ class _Images:
 
 def name_in_source(dataset: Dataset, index: int) -> str:
     """Return how the source itself names an image: the path relative to its folder, or else its name."""
-    source, where = resolve_subset(dataset.images)
+    source, where = unwrap_subset(dataset.images)
     return source.paths[where[index]] if isinstance(source, FileImages) else source.name(int(where[index]))

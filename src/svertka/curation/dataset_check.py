@@ -14,7 +14,7 @@ from svertka.curation.check_page import write_check_page
 from svertka.curation.label_check import LabelFindings, check_labels, to_text
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
-from svertka.data.content_hash import resolve_subset
+from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, FileImages, Images, Ints, Pixels
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.file_accounting import FileAccount
@@ -29,7 +29,7 @@ from svertka.data.image_io import (
     measure_intensity_range,
     read_header,
 )
-from svertka.data.in_memory_sources import IN_MEMORY, ItemImages
+from svertka.data.in_memory_sources import IN_MEMORY, TorchDatasetImages
 from svertka.data.label_tables import parse_columns
 from svertka.data.perceptual_hash import SIDE, group_look_alikes, make_thumbnail
 from svertka.data.pixel_statistics import choose_intensity_range
@@ -376,7 +376,7 @@ def _look_at_all(dataset: Dataset, threads: int) -> tuple[dict[int, _Seen], dict
     """Examine all images; return the facts of readable ones and the reasons of the others, by index."""
     seen: dict[int, _Seen] = {}
     bad: dict[int, str] = {}
-    images, where = resolve_subset(dataset.images)
+    images, where = unwrap_subset(dataset.images)
 
     def look(indices: range) -> None:
         for index in indices:
@@ -394,7 +394,7 @@ def _look_at_all(dataset: Dataset, threads: int) -> tuple[dict[int, _Seen], dict
 
 def _look(images: Images, index: int) -> _Seen:
     digest = images.digest(index)
-    if isinstance(images, ArrayImages | ItemImages):
+    if isinstance(images, ArrayImages | TorchDatasetImages):
         pixels = images.array[index] if isinstance(images, ArrayImages) else images.pixels(index)
         height, width, channels = pixels.shape
         return _Seen(digest, ARRAY_MODES[channels], (width, height), False, make_thumbnail(pixels))

@@ -25,7 +25,7 @@ from svertka.data.rand_augment_operations import (
     OPERATIONS,
     RAND_AUGMENT,
     TRIVIAL_AUGMENT,
-    MagnitudeRange,
+    MaxMagnitudes,
     apply_operation,
 )
 from svertka.errors import UsageError
@@ -371,7 +371,7 @@ def augment(
 
 
 def _apply_random_operation(
-    images: torch.Tensor, draws: PerImageRandom, stream: int, levels: Ints, magnitudes: MagnitudeRange
+    images: torch.Tensor, draws: PerImageRandom, stream: int, levels: Ints, magnitudes: MaxMagnitudes
 ) -> torch.Tensor:
     """Return the images after one random operation each.
 

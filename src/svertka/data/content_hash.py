@@ -33,7 +33,7 @@ def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, st
         The digest of each image, 16 bytes, b"" for an unreadable one; and for each unreadable image its index and the
         reason.
     """
-    files, where = resolve_subset(images)
+    files, where = unwrap_subset(images)
     if not isinstance(files, FileImages):
         return [images.digest(index) for index in range(len(images))], {}
     memory = _Memory(files)
@@ -55,7 +55,7 @@ def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, st
     return found, bad
 
 
-def resolve_subset(images: Images) -> tuple[Images, Ints]:
+def unwrap_subset(images: Images) -> tuple[Images, Ints]:
     """Return the images that a subset was taken from, and the index of each of its images there, (N,) int64.
 
     A subset of a subset is followed to its end.

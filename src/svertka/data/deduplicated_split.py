@@ -69,7 +69,7 @@ class DatasetSplit:
         return replace(account, notes=(*account.notes, *self.notes, *small), warnings=(*account.warnings, *large))
 
 
-def split_by_content(
+def split_by_content_as_before(
     dataset: Dataset, digests: Sequence[bytes], good: Ints, val: float, test: float, *, turn: int = 0
 ) -> DatasetSplit:
     """Split by content only, as runs did before they recorded their images."""

@@ -14,7 +14,7 @@ import PIL
 import simplejpeg
 
 from svertka import distributed
-from svertka.data.content_hash import hash_images, resolve_subset
+from svertka.data.content_hash import hash_images, unwrap_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, get_decoding
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.image_io import SUFFIXES, DecodingOptions, measure_intensity_range, read_header
@@ -93,7 +93,7 @@ def prepare_images(
     layout = SquareSettings(resize, channels, max(resize, pad_to), fit, interpolation)
     squares = _Squares(images, layout, threads, survey=survey)
     contents, unreadable = hash_images(images, threads)
-    source, where = resolve_subset(images)
+    source, where = unwrap_subset(images)
     if isinstance(source, ArrayImages):
         rows: SquareImages = squares
         everything = np.arange(len(where), dtype=np.int64)
@@ -163,7 +163,7 @@ class _Squares:
 
     def __init__(self, images: Images, layout: SquareSettings, threads: int, *, survey: bool = False) -> None:
         self.images, self.layout, self.threads, self.survey = images, layout, threads, survey
-        self.source, self.where = resolve_subset(images)
+        self.source, self.where = unwrap_subset(images)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -113,10 +113,10 @@ def _from_items(source: Indexable) -> Dataset:
             shown.advance()
     if kept is not None:
         return _dataset(ITEMS, ArrayImages(np.stack(kept), "item"), labels)
-    return _dataset(ITEMS, ItemImages(source, hashes, sizes), labels)
+    return _dataset(ITEMS, TorchDatasetImages(source, hashes, sizes), labels)
 
 
-class ItemImages:
+class TorchDatasetImages:
     """Images of a Dataset of (image, label), read whenever they are needed.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka import distributed
-from svertka.data.content_hash import resolve_subset
+from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import ArrayImages, Images, Ints, Pixels
 from svertka.data.disk_cache import ArrayStore
 from svertka.data.parallel_map import map_chunks
@@ -63,7 +63,7 @@ def find_resembling_known_images(
     Returns:
         Indices of the images that resemble a known one; None if nothing could be compared.
     """
-    source, _ = resolve_subset(images)
+    source, _ = unwrap_subset(images)
     if isinstance(source, ArrayImages) or not 0 < len(known) + len(indices) <= MOST or not len(indices):
         return None
     found = _resembling(images, digests, indices.tolist(), known, threads) if distributed.is_first() else None
@@ -98,7 +98,7 @@ def _open_store() -> ArrayStore | None:
 
 
 def _compare(images: Images, digests: list[bytes], indices: list[int], threads: int) -> list[list[int]]:
-    source, where = resolve_subset(images)
+    source, where = unwrap_subset(images)
     if isinstance(source, ArrayImages):
         rows = _thumbnails_of_array(source.array[where[indices]], threads)
     else:

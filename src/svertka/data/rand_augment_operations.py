@@ -10,7 +10,7 @@ LEVELS = 31  # of each magnitude, from 0
 
 
 @dataclass(frozen=True)
-class MagnitudeRange:
+class MaxMagnitudes:
     """The magnitudes of the operations at the highest level; at level 0 they are 0, or leave the image as it is.
 
     Attributes:
@@ -31,12 +31,12 @@ class MagnitudeRange:
 
 
 # Cubuk et al. 2020, "RandAugment", §3.1, with the ranges of AutoAugment.
-RAND_AUGMENT = MagnitudeRange(shear=0.3, translate=0, translate_share=150 / 331, rotate=30, enhance=0.9, posterize=4)
+RAND_AUGMENT = MaxMagnitudes(shear=0.3, translate=0, translate_share=150 / 331, rotate=30, enhance=0.9, posterize=4)
 # Müller & Hutter 2021, "TrivialAugment", table 1, the wide space.
-TRIVIAL_AUGMENT = MagnitudeRange(shear=0.99, translate=32, translate_share=None, rotate=135, enhance=0.99, posterize=6)
+TRIVIAL_AUGMENT = MaxMagnitudes(shear=0.99, translate=32, translate_share=None, rotate=135, enhance=0.99, posterize=6)
 
 # (image, share of the range: −1 to 1 for operations with a sign, else 0 to 1; the range) → the image
-Apply = Callable[[Image.Image, float, MagnitudeRange], Image.Image]
+Apply = Callable[[Image.Image, float, MaxMagnitudes], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Operation:
 
 
 def apply_operation(
-    image: Image.Image, operation: Operation, level: int, sign: int, magnitudes: MagnitudeRange
+    image: Image.Image, operation: Operation, level: int, sign: int, magnitudes: MaxMagnitudes
 ) -> Image.Image:
     """Return `image` (mode RGB or L) after an operation.
 
@@ -75,7 +75,7 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def _shift(share: float, side: int, magnitudes: MagnitudeRange) -> int:
+def _shift(share: float, side: int, magnitudes: MaxMagnitudes) -> int:
     """Return a number of whole pixels."""
     relative = magnitudes.translate_share
     return int(share * (magnitudes.translate if relative is None else relative * side))

@@ -49,7 +49,7 @@ def make_shade_table(intensity_range: Range | None) -> Pixels:
     return ((values * factor + offset) // divisor).astype(np.uint8)
 
 
-def to_16_bit(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
+def shades_to_16_bit(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
     """Return the lowest 16-bit values with the shades `pixels`, uint16 of the same shape.
 
     Without a range, return `pixels` themselves.

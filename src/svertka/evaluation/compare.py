@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svertka.classifier import Classifier, is_classifier
+from svertka.classifier import Classifier, names_classifier
 from svertka.confidence_intervals import (
     Interval,
     format_p_value,
@@ -20,7 +20,7 @@ from svertka.confidence_intervals import (
 )
 from svertka.data.builtin import NAMES
 from svertka.data.source_opener import is_same_source
-from svertka.device import choose_device, describe_device, get_device, with_preserved_settings
+from svertka.device import choose_device, describe_device, network_device, with_preserved_settings
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
@@ -115,7 +115,7 @@ def compare(
         trust_builder=trust_builder,
         precision=precision,
     )
-    torch_device = get_device(joint.classifiers[0].network) or choose_device(device)
+    torch_device = network_device(joint.classifiers[0].network) or choose_device(device)
     speeds = measure_speeds(joint.classifiers, torch_device)
     compared = []
     for number, (name, classifier) in enumerate(zip(names, joint.classifiers, strict=True)):
@@ -322,7 +322,7 @@ def _metrics_dict(evaluation: Evaluation) -> dict[str, Any]:
 def separate_runs_and_source(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """Split the arguments `RUN RUN... [SOURCE]`: the last one is a source unless it is a run."""
     *runs, last = arguments
-    if not runs or is_classifier(last) or Run(last).training.exists():
+    if not runs or names_classifier(last) or Run(last).training.exists():
         return [*runs, last], None
     return runs, last
 

@@ -17,7 +17,7 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.source_opener import Source, open_source
-from svertka.device import autocast, choose_device, get_device, set_threads, with_preserved_settings
+from svertka.device import autocast, choose_device, network_device, set_threads, with_preserved_settings
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.crop_protocols import CropProtocol, get_crop_protocol
@@ -25,7 +25,7 @@ from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_held_out_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
-from svertka.evaluation.predictor import Predictor, average_log_probabilities
+from svertka.evaluation.predictor import Predictor, log_mean_probability
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, check_output_file
@@ -197,7 +197,7 @@ def evaluate_jointly(
     classifiers = [
         Classifier.open(one, torch_device, trust_builder=trust_builder, precision=precision) for one in given
     ]
-    torch_device = get_device(classifiers[0].network) or torch_device
+    torch_device = network_device(classifiers[0].network) or torch_device
     runs = [one.origin for one in classifiers]
     names = classifiers[0].names
     orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
@@ -274,7 +274,7 @@ def _accumulate(
             for accumulator, one in zip(per_run, ordered, strict=True):
                 accumulator.update(one, labels, where)
             if ensemble is not None:
-                ensemble.update(average_log_probabilities(torch.stack(ordered), 0), labels, where)
+                ensemble.update(log_mean_probability(torch.stack(ordered), 0), labels, where)
             shown.advance(len(batch) * distributed.world_size())
     return [one.all_reduce() for one in per_run], None if ensemble is None else ensemble.all_reduce()
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.classifier import Classifier
-from svertka.data.content_hash import hash_images, resolve_subset
+from svertka.data.content_hash import hash_images, unwrap_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints
-from svertka.data.deduplicated_split import split_by_content
+from svertka.data.deduplicated_split import split_by_content_as_before
 from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import SquareImages, find_misnamed_images, prepare_images
 from svertka.data.image_io import describe_misnamed, measure_intensity_range
@@ -173,7 +173,7 @@ def _near_duplicates(
 
 def _other_intensities(pictures: Images, deep: list[int], preprocess: Preprocess) -> str | None:
     """Return a sentence if the 16-bit images at `deep` have another intensity range than `preprocess`."""
-    files, where = resolve_subset(pictures)
+    files, where = unwrap_subset(pictures)
     if not deep or not isinstance(files, FileImages):
         return None
     some = deep[:: -(-len(deep) // MEASURED)]
@@ -333,7 +333,7 @@ def _reconstruct_manifest(
     names = [PurePath(dataset.images.name(i)).name if bad else "" for i in range(len(dataset))]
     good = np.array([i for i, name in enumerate(names) if contents[i] and name not in bad], dtype=np.int64)
     shares = float(settings["val"]), float(settings["test"])
-    indices = split_by_content(dataset, contents, good, *shares, turn=int(settings.get("turn", 0))).indices
+    indices = split_by_content_as_before(dataset, contents, good, *shares, turn=int(settings.get("turn", 0))).indices
     if compute_dataset_fingerprint(dataset, contents, good, indices) == settings["fingerprint"]:
         return Manifest.of(contents, indices), None
     if is_same_source(str(settings["source"]), dataset.source):

@@ -82,7 +82,7 @@ class Predictor:
             squares = [torch.from_numpy(one.rows[indices]).permute(0, 3, 1, 2) for one in self._squares]
             shown = make_crops(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
             outputs = self._log_probabilities(shown.flatten(0, 1))
-            yield average_log_probabilities(outputs.view(*shown.shape[:2], -1), 1)
+            yield log_mean_probability(outputs.view(*shown.shape[:2], -1), 1)
 
     def _over_whole(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
         everything = [int(index) for indices in batches for index in indices]
@@ -94,14 +94,14 @@ class Predictor:
         """Return log probabilities (K,) of one whole image, given at every scale."""
         if self._sliding is None:
             shown = make_144_crops(self.preprocess, scales).to(self.device)
-            return average_log_probabilities(self._log_probabilities(shown), 0)
+            return log_mean_probability(self._log_probabilities(shown), 0)
         scores = []
         for pixels in scales:
             picture = to_normalized_batch(self.preprocess, pixels).to(self.device)
             with autocast(self.device):
                 maps = self._sliding(torch.cat([picture, picture.flip(-1)]))
             scores.append(maps.float().mean((2, 3)))
-        return average_log_probabilities(self.classifier.require_finite(torch.cat(scores).log_softmax(1).cpu()), 0)
+        return log_mean_probability(self.classifier.require_finite(torch.cat(scores).log_softmax(1).cpu()), 0)
 
     def _prepared(self, scale: int) -> PreparedImages:
         size, channels = self.preprocess.size, self.preprocess.channels
@@ -135,7 +135,7 @@ class Predictor:
         return self.classifier.require_finite(torch.cat(logits).log_softmax(1).cpu())
 
 
-def average_log_probabilities(log_probabilities: Tensor, dim: int) -> Tensor:
+def log_mean_probability(log_probabilities: Tensor, dim: int) -> Tensor:
     """Return the logarithm of the mean probability along `dim`, without underflow.
 
     Args:

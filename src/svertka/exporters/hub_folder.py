@@ -8,7 +8,7 @@ from svertka.errors import RunError
 from svertka.escaping import format_command, to_printable
 from svertka.files import storage_errors, write_atomic, write_json
 from svertka.graph.summary import measure_network_size
-from svertka.models.external_builder import GRAPH, Builder
+from svertka.models.external_builder import GRAPH, BuilderRecord
 from svertka.models.graph_file import write_graph
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
@@ -54,7 +54,7 @@ def _shareable(classifier: Classifier, folder: Path) -> Config:
     if builder is None or builder.package is not None:
         return classifier.config
     write_graph(folder / GRAPH, classifier.network, classifier.preprocess.input_shape)
-    shared = Builder(target=GRAPH, head_layer=builder.head_layer)
+    shared = BuilderRecord(target=GRAPH, head_layer=builder.head_layer)
     # The path of a builder on the trainer's disk is private.
     return classifier.config.model_copy(update={"builder": shared, "model": classifier.config.model.rpartition(":")[2]})
 

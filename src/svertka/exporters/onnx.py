@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
-from svertka.data.rgb_conversion import to_16_bit
+from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ExportError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 from svertka.graph.network_copy import copy_network
@@ -94,7 +94,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
             logits = network(images)
         if inside:
             wanted = logits.softmax(1).numpy()
-            values = [to_16_bit(picture, classifier.preprocess.intensity_range) for picture in some]
+            values = [shades_to_16_bit(picture, classifier.preprocess.intensity_range) for picture in some]
             twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # alone and in a batch
             found = np.concatenate([session.run(None, {PICTURES: pair})[0][-1:] for pair in twice])
             unit = np.ones(len(some))

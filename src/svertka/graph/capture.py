@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.layer_calls import LayerCall, LayerCallbacks
-from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
+from svertka.graph.layer_calls import LayerCallbacks, LayerCallKey
+from svertka.graph.operation_and_value_types import (
+    Constant,
+    Operation,
+    Value,
+    find_operator_by_name,
+    iter_leaves,
+    map_leaves,
+)
 from svertka.graph.tensor_views import View, describe_view
 from svertka.graph.trace_errors import (
     THE_NETWORK,
@@ -62,7 +69,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.network, self.twin = network, twin
         self.operations: list[Operation] = []
-        self.layers: list[LayerCall] = []
+        self.layers: list[LayerCallKey] = []
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.dtypes: dict[int, torch.dtype] = {}
         self.constants = dict(constants)
@@ -120,7 +127,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def check_write(self, constant: str, name: str) -> None:
         """Raise UsageError if the operation `name` must not write into the network's tensor `constant`."""
 
-    def leave_layer(self, call: LayerCall, output: Any) -> Any:
+    def leave_layer(self, call: LayerCallKey, output: Any) -> Any:
         """Handle the output of a layer. Return it, or, for modules, its replacement."""
         return output
 
@@ -289,7 +296,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if all(other == target.dtype for other in others) and name.split(".")[0] not in COMPARE:
             return
         number = self.numbers[id(target)]
-        made = self._run_on_meta(find_overload(name), given)
+        made = self._run_on_meta(find_operator_by_name(name), given)
         if isinstance(number, Value) and made.dtype != target.dtype:
             self.dtypes[number.number] = made.dtype
             self._record_new_value(target, "to.dtype", {"self": number, "dtype": target.dtype})
@@ -323,13 +330,13 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Record that `tensor` now holds the result of this operation."""
         self._append(Operation(name, arguments, (self._add_value(tensor),), self.place))
 
-    def _find_layer(self, operation: str) -> LayerCall:
+    def _find_layer(self, operation: str) -> LayerCallKey:
         """Return the layer of the running `operation`; a new one if no function called it."""
         assert self._tracker is not None
         if self._tracker.layer:
             return self._tracker.layer
         path, kind = self._tracker.module, operation.strip("_")
-        self.layers.append(LayerCall(f"{path}.{kind}" if path else kind, kind, None, is_module=False))
+        self.layers.append(LayerCallKey(f"{path}.{kind}" if path else kind, kind, None, is_module=False))
         return self.layers[-1]
 
     def _append(self, operation: Operation) -> None:
@@ -413,10 +420,10 @@ class _CaptureTracker(LayerCallbacks):
         super().__init__(twin)
         self._capture = capture
 
-    def enter_layer(self, call: LayerCall) -> None:
+    def enter_layer(self, call: LayerCallKey) -> None:
         self._capture.layers.append(call)
 
-    def leave_layer(self, call: LayerCall, output: Any) -> Any:
+    def leave_layer(self, call: LayerCallKey, output: Any) -> Any:
         return self._capture.leave_layer(call, output)
 
     def call_function(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from svertka.graph.trace_errors import THE_NETWORK
 
 
 @dataclass(eq=False)
-class LayerCall:
+class LayerCallKey:
     """One call of a layer.
 
     Attributes:
@@ -52,7 +52,7 @@ class LayerCallbacks(TorchFunctionMode):
         super().__init__()
         self.network = network
         self._paths: list[str] = []  # of the running modules, outermost first
-        self._running: list[str | LayerCall] = []  # the same, with a LayerCall for each layer
+        self._running: list[str | LayerCallKey] = []  # the same, with a LayerCallKey for each layer
         self._counts: Counter[str] = Counter()
         self._failed = ""  # name of the function that raised the latest exception
         self._handles: list[RemovableHandle] = []
@@ -68,10 +68,10 @@ class LayerCallbacks(TorchFunctionMode):
     def end_pass(self) -> None:
         """Called after each forward pass of the network."""
 
-    def enter_layer(self, call: LayerCall) -> None:
+    def enter_layer(self, call: LayerCallKey) -> None:
         """Called before a layer runs."""
 
-    def leave_layer(self, call: LayerCall, output: Any) -> Any:
+    def leave_layer(self, call: LayerCallKey, output: Any) -> Any:
         """Called with the output of a layer. Return it, or, for modules, its replacement."""
         return output
 
@@ -90,10 +90,10 @@ class LayerCallbacks(TorchFunctionMode):
         return self._paths[-1] if self._paths else ""
 
     @property
-    def layer(self) -> LayerCall | None:
+    def layer(self) -> LayerCallKey | None:
         """The running layer; None between layers."""
         around = self._running[-1] if self._running else None
-        return around if isinstance(around, LayerCall) else None
+        return around if isinstance(around, LayerCallKey) else None
 
     @property
     def where(self) -> str:
@@ -145,9 +145,9 @@ class LayerCallbacks(TorchFunctionMode):
             self.end_pass()
         return output
 
-    def _count(self, name: str, kind: str, *, is_module: bool) -> LayerCall:
+    def _count(self, name: str, kind: str, *, is_module: bool) -> LayerCallKey:
         self._counts[name] += 1
-        call = LayerCall(name, kind, self._counts[name], is_module)
+        call = LayerCallKey(name, kind, self._counts[name], is_module)
         self.enter_layer(call)
         return call
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from svertka.graph.layer_calls import LayerCall
+from svertka.graph.layer_calls import LayerCallKey
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Operation:
     arguments: Mapping[str, Any]
     results: tuple[int | None, ...]
     place: str
-    layer: LayerCall | None = field(default=None, compare=False, repr=False)
+    layer: LayerCallKey | None = field(default=None, compare=False, repr=False)
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -50,13 +50,13 @@ class Operation:
     def run(self, value: Callable[[Any], Any]) -> tuple[Any, ...]:
         """Return the results of the operator, with each leaf of its arguments replaced by `value(leaf)`."""
         positional, named = self.bind(value)
-        result = find_overload(self.name)(*positional, **named)
+        result = find_operator_by_name(self.name)(*positional, **named)
         return tuple(result) if isinstance(result, tuple | list) else (result,)
 
     def bind(self, value: Callable[[Any], Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return the positional and keyword arguments, with each leaf replaced by `value(leaf)`."""
         positional, named = [], {}
-        for argument in find_overload(self.name)._schema.arguments:
+        for argument in find_operator_by_name(self.name)._schema.arguments:
             if argument.name in self.arguments:
                 given = map_leaves(self.arguments[argument.name], value)
                 if argument.kwarg_only:
@@ -66,7 +66,7 @@ class Operation:
         return positional, named
 
 
-def find_overload(name: str) -> Any:
+def find_operator_by_name(name: str) -> Any:
     """Return the operator called `name`, as in `Operation.name`."""
     library, _, called = name.rpartition("::")
     packet, overload = called.split(".")

@@ -103,13 +103,13 @@ def find_output_layer(network: nn.Module, shape: tuple[int, ...]) -> str | None:
         )
     while layer is not None:
         path = layer.call[0] if layer.call else layer.name
-        if is_output_layer(modules.get(path)):
+        if is_linear_or_pointwise(modules.get(path)):
             return path
         layer = layers.get(layer.inputs[0]) if len(layer.inputs) == 1 and not layer.parameters else None
     return None
 
 
-def is_output_layer(module: nn.Module | None) -> bool:
+def is_linear_or_pointwise(module: nn.Module | None) -> bool:
     """Return whether `module` is a linear layer, or a 1×1 convolution with stride 1 and one group."""
     if isinstance(module, nn.Conv2d):
         settings = module.kernel_size, module.stride, module.padding, module.groups
@@ -118,7 +118,7 @@ def is_output_layer(module: nn.Module | None) -> bool:
 
 
 def count_outputs(layer: nn.Module) -> int:
-    """Return the number of outputs of a layer for which `is_output_layer` is true."""
+    """Return the number of outputs of a layer for which `is_linear_or_pointwise` is true."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
 

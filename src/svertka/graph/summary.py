@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from svertka.conv_shape import ConvShape
 from svertka.graph.capture import GraphCapture
-from svertka.graph.layer_calls import LayerCall, first_tensor
+from svertka.graph.layer_calls import LayerCallKey, first_tensor
 from svertka.graph.map_layout import (
     Layout,
     MapLayout,
@@ -22,7 +22,14 @@ from svertka.graph.map_layout import (
     reads_image_tokens,
 )
 from svertka.graph.network_copy import copy_with_meta_tensors, named_tensors
-from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
+from svertka.graph.operation_and_value_types import (
+    Constant,
+    Operation,
+    Value,
+    find_operator_by_name,
+    iter_leaves,
+    map_leaves,
+)
 from svertka.graph.receptive_field import ReceptiveField
 from svertka.graph.receptive_field_rules import (
     Operand,
@@ -155,13 +162,13 @@ class _LayerCapture(GraphCapture):  # type: ignore[no-untyped-call]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.outputs: dict[LayerCall, tuple[tuple[int, ...], int | None]] = {}  # shape and number
+        self.outputs: dict[LayerCallKey, tuple[tuple[int, ...], int | None]] = {}  # shape and number
 
     def splits(self, operation: Any) -> bool:
         """Return whether the operation has no rule."""
         return not has_field_rule(operation)
 
-    def leave_layer(self, call: LayerCall, output: Any) -> Any:
+    def leave_layer(self, call: LayerCallKey, output: Any) -> Any:
         """Record the layer's first output tensor. A module that returns its input returns a view of it instead."""
         if call.is_module and isinstance(output, Tensor) and output.is_meta:
             value = self.to_symbol(output)
@@ -185,7 +192,7 @@ class _Origin:
         parameters: Ids of the parameters that it was computed from and that no layer has counted yet.
     """
 
-    makers: tuple[LayerCall, ...] = ()
+    makers: tuple[LayerCallKey, ...] = ()
     axes: tuple[ReceptiveFieldAxis, ...] = ()
     parameters: frozenset[int] = frozenset()
 
@@ -205,7 +212,7 @@ class _Draft:
     parameters: int = 0
     multiply_adds: int = 0
     convolution: tuple[Any, ...] | None = None
-    inputs: dict[LayerCall, None] = field(default_factory=dict)
+    inputs: dict[LayerCallKey, None] = field(default_factory=dict)
 
 
 class _LayerAnalysis:
@@ -213,7 +220,7 @@ class _LayerAnalysis:
 
     def __init__(self, capture: _LayerCapture, shape: tuple[int, ...]) -> None:
         self._capture = capture
-        self._image = LayerCall(INPUT, INPUT, None, is_module=False)
+        self._image = LayerCallKey(INPUT, INPUT, None, is_module=False)
         self._drafts = {call: _Draft() for call in capture.layers if call.is_module}
         parameters = list(capture.network.parameters())
         self._unread = {id(tensor): tensor.numel() for tensor in parameters}
@@ -256,7 +263,7 @@ class _LayerAnalysis:
 
     def _read(self, operation: Operation) -> None:
         """Add an operation to its layer and derive the origins of its results."""
-        call, overload = operation.layer, find_overload(operation.name)
+        call, overload = operation.layer, find_operator_by_name(operation.name)
         defaults = {argument.name: argument.default_value for argument in overload._schema.arguments}
         arguments = defaults | map_leaves(dict(operation.arguments), self._operand)
         operands = [leaf for leaf in iter_leaves(arguments) if isinstance(leaf, Operand)]

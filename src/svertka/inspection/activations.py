@@ -13,14 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.layer_calls import LayerCall, LayerCallbacks, first_tensor
+from svertka.graph.layer_calls import LayerCallbacks, LayerCallKey, first_tensor
 from svertka.graph.map_layout import MapLayout
 from svertka.graph.summary import Layer, trace
 from svertka.inspection.checked_forward_pass import call_network, force_eager, prepare_input, unwrap_compiled
 from svertka.type_checking import check_types
 
 LayerHook = Callable[[Tensor], None]
-LayerKey = tuple[str, int]  # as `LayerCall.key`
+LayerKey = tuple[str, int]  # as `LayerCallKey.key`
 
 # Kinds of layers, as in `Layer.kind`; of activation functions, in lower case without underscores.
 ACTIVATION_FUNCTIONS = {
@@ -238,7 +238,7 @@ class _LayerHooks(LayerCallbacks):
     def begin_pass(self) -> None:
         self._missing = set(self._hooks)
 
-    def leave_layer(self, call: LayerCall, output: Any) -> Any:
+    def leave_layer(self, call: LayerCallKey, output: Any) -> Any:
         key, tensor = call.key, first_tensor(output)
         if key and key in self._hooks:
             self._missing.discard(key)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svertka import torch_internals
-from svertka.device import get_device, has_values
+from svertka.device import has_values, network_device
 from svertka.errors import SvertkaError, UsageError
 
 
@@ -48,7 +48,7 @@ def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
         raise UsageError(f"images of {images.dtype} are not supported; give floating-point numbers or uint8")
     images = images[None] if images.ndim == 3 else images
     dtype = floating_point_dtype(network) if images.is_floating_point() else images.dtype
-    return images.to(get_device(network) or images.device, dtype or images.dtype)
+    return images.to(network_device(network) or images.device, dtype or images.dtype)
 
 
 def floating_point_dtype(network: nn.Module) -> torch.dtype | None:
@@ -56,7 +56,7 @@ def floating_point_dtype(network: nn.Module) -> torch.dtype | None:
     return next((one.dtype for one in network.parameters() if one.is_floating_point()), None)
 
 
-def make_differentiable(network: nn.Module, images: Tensor) -> Tensor:
+def to_floating_point_images(network: nn.Module, images: Tensor) -> Tensor:
     """Convert prepared `images` to floating point, so that gradients with respect to them exist.
 
     Raises:

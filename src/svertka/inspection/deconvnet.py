@@ -41,7 +41,12 @@ from svertka.inspection.activations import (
     unit_count,
 )
 from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
-from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
+from svertka.inspection.checked_forward_pass import (
+    StopForward,
+    prepare_input,
+    to_floating_point_images,
+    unwrap_compiled,
+)
 from svertka.inspection.stride_aligned_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.text_width import shorten
 from svertka.type_checking import check_types
@@ -100,7 +105,7 @@ class Deconvnet:
             raise UsageError(f"images of {given} do not fit this Deconvnet; give images of {expected}")
         # Tensors made in inference mode do not support gradients.
         with torch.inference_mode(False), hook_layers(self._network, [], {}):
-            images = make_differentiable(self._network, prepare_input(self._network, images).detach())
+            images = to_floating_point_images(self._network, prepare_input(self._network, images).detach())
         with torch.inference_mode(False), torch.enable_grad(), self._forward_to(observed) as run:
             if positions is None:
                 chosen = _strongest_positions(run, images, which, channels)
@@ -162,7 +167,8 @@ def project(
 
     An activation of 1 is projected, after the activation function of `layer` where one follows
     (`activations.follow_to_activation`); the paper's projection is this one times the activation. The network runs in
-    evaluation mode and is left unchanged. For networks without ReLU or max-pooling, see `describe_missing_layers`.
+    evaluation mode and is left unchanged. For networks without ReLU or max-pooling, see
+    `describe_missing_relu_pooling`.
 
     Args:
         network: Any nn.Module.
@@ -231,7 +237,7 @@ def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
     return bytes_.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def describe_missing_layers(network: nn.Module, shape: tuple[int, ...]) -> str | None:
+def describe_missing_relu_pooling(network: nn.Module, shape: tuple[int, ...]) -> str | None:
     """Return a sentence on what projections show in a network without ReLU or max-pooling; None if it has both.
 
     Args:

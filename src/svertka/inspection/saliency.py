@@ -13,9 +13,9 @@ from svertka.inspection.activations import hook_layers, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
 from svertka.inspection.checked_forward_pass import (
     floating_point_dtype,
-    make_differentiable,
     prepare_input,
     run_with_gradients_enabled,
+    to_floating_point_images,
     unwrap_compiled,
 )
 from svertka.inspection.class_scores import ClassIndices, compute_class_scores, parse_class_indices
@@ -51,7 +51,7 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
     targets = parse_class_indices(classes, len(inputs))
     found = [torch.zeros_like(inputs[:0], dtype=floating_point_dtype(network))]
     with hook_layers(network, [], {}), torch.inference_mode(False), torch.enable_grad():
-        inputs = make_differentiable(network, inputs)
+        inputs = to_floating_point_images(network, inputs)
         for batch, batch_targets in _batches(inputs, targets):
 
             def forward(batch: Tensor = batch, batch_targets: Tensor = batch_targets) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
     found = [torch.zeros(0, *layout.size, dtype=dtype, device=inputs.device)]
     hooks = {last.name: outputs.append}
     with hook_layers(network, known, hooks), torch.inference_mode(False), torch.enable_grad():
-        inputs = make_differentiable(network, inputs)
+        inputs = to_floating_point_images(network, inputs)
         for batch, batch_targets in _batches(inputs, targets):
 
             def forward(batch: Tensor = batch, batch_targets: Tensor = batch_targets) -> tuple[Tensor, Tensor]:

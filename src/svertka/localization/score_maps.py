@@ -13,7 +13,7 @@ from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data.box_annotations import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resize_image
-from svertka.device import get_device
+from svertka.device import network_device
 from svertka.graph.shared_crops import share_crops
 from svertka.localization.patch_pyramid import PyramidLevel, pyramid_levels
 
@@ -77,7 +77,7 @@ class PatchScorer:
         maps = []
         for level in self.levels(image):
             resized = resize_to_level(self.preprocess, image, level)
-            resized = resized.to(get_device(self.network), memory_format=torch.channels_last)
+            resized = resized.to(network_device(self.network), memory_format=torch.channels_last)
             scores = self._require_finite(self.network(resized, level.places).float().softmax(1).cpu()).numpy()
             maps.append(ScoreMap(level, scores.T.reshape(-1, len(level.rows), len(level.columns))))
         return maps

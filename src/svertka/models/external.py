@@ -19,14 +19,14 @@ from svertka.graph.output_layer import (
     count_classes,
     count_outputs,
     find_output_layer,
-    is_output_layer,
+    is_linear_or_pointwise,
     resize_output_layer,
 )
 from svertka.graph.trace_errors import describe_error, describe_error_and_type
 from svertka.models import timm_and_torchvision
 from svertka.models.external_builder import (
     GRAPH,
-    Builder,
+    BuilderRecord,
     absolute_target,
     describe_function,
     fingerprint_source_code,
@@ -68,12 +68,12 @@ def open_model(model: str | nn.Module | Function, *, head_layer: str | None = No
             )
         return find_model(model)
     if isinstance(model, str):
-        return _of_builder(Builder(target=absolute_target(model), head_layer=head_layer), sizes)
+        return _of_builder(BuilderRecord(target=absolute_target(model), head_layer=head_layer), sizes)
     if isinstance(model, nn.Module):
         return _of_module(unwrap_network(model), head_layer, sizes)
     described = describe_function(model)
     target, arguments = described or (GRAPH, {})
-    builder = Builder(target=target, arguments=arguments, head_layer=head_layer)
+    builder = BuilderRecord(target=target, arguments=arguments, head_layer=head_layer)
     name = getattr(model, "__name__", type(model).__name__) if described is None else _short_name(target)
     return _of_function(model, builder, name, sizes)
 
@@ -100,7 +100,7 @@ def list_models(name: str | nn.Module | None = None) -> list[dict[str, Any]]:
 
 
 def open_model_of_run(
-    builder: Builder, folder: Path, *, trust_builder: bool, size: int, channels: int, classes: int
+    builder: BuilderRecord, folder: Path, *, trust_builder: bool, size: int, channels: int, classes: int
 ) -> Model:
     """Return the model of a run in `folder`, if its builder needs no consent or is trusted.
 
@@ -190,10 +190,10 @@ class _Build:
     def _ignores_classes(self, network: nn.Module) -> bool:
         """Return whether the head has as many outputs as were probed, whatever number of classes was asked for."""
         head = None if self.head_layer is None else dict(network.named_modules()).get(self.head_layer)
-        return head is not None and is_output_layer(head) and count_outputs(head) == PROBED_CLASSES
+        return head is not None and is_linear_or_pointwise(head) and count_outputs(head) == PROBED_CLASSES
 
 
-def _model(facts: _Facts, builder: Builder, build: _Build, *, has_own_weights: bool) -> Model:
+def _model(facts: _Facts, builder: BuilderRecord, build: _Build, *, has_own_weights: bool) -> Model:
     return Model(
         name=facts.name,
         builder=build,
@@ -209,7 +209,7 @@ def _model(facts: _Facts, builder: Builder, build: _Build, *, has_own_weights: b
     )
 
 
-def _of_builder(builder: Builder, sizes: Sequence[int]) -> Model:
+def _of_builder(builder: BuilderRecord, sizes: Sequence[int]) -> Model:
     """Import the builder and return its model."""
     package = builder.package
     if package is None:
@@ -232,7 +232,7 @@ def _of_builder(builder: Builder, sizes: Sequence[int]) -> Model:
     return _model(facts, builder, replace(build, head_layer=facts.head_layer), has_own_weights=False)
 
 
-def _of_function(function: Function, builder: Builder, name: str, sizes: Sequence[int]) -> Model:
+def _of_function(function: Function, builder: BuilderRecord, name: str, sizes: Sequence[int]) -> Model:
     arguments = {} if builder.is_graph else builder.arguments
     with torch.random.fork_rng(devices=[]):
         network = _call(function, PROBED_CLASSES, name, arguments)
@@ -280,7 +280,9 @@ def _of_module(network: nn.Module, head_layer: str | None, sizes: Sequence[int])
                 f"{facts.name} cannot be copied ({describe_error(error)}); remove the attributes that cannot be copied"
             ) from error
 
-    return _model(facts, Builder(target=GRAPH), _Build(copied, facts.head_layer, facts.classes), has_own_weights=True)
+    return _model(
+        facts, BuilderRecord(target=GRAPH), _Build(copied, facts.head_layer, facts.classes), has_own_weights=True
+    )
 
 
 def _call(function: Function, classes: int, name: str, arguments: Mapping[str, object]) -> nn.Module:
@@ -346,8 +348,8 @@ def _probe(
         found = find_output_layer(network, shape)
         if head_layer is None:
             head_layer = found
-        elif not is_output_layer(dict(network.named_modules()).get(head_layer)):
-            linear = [path for path, module in network.named_modules() if is_output_layer(module)]
+        elif not is_linear_or_pointwise(dict(network.named_modules()).get(head_layer)):
+            linear = [path for path, module in network.named_modules() if is_linear_or_pointwise(module)]
             raise UsageError(
                 f"head_layer={shorten(head_layer)} is not a linear layer or 1×1 convolution of {name}; it has "
                 f"{', '.join(linear[-5:]) or 'none'}"

@@ -31,7 +31,7 @@ FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\
 Argument = bool | int | float | str | None
 
 
-class Builder(BaseModel):
+class BuilderRecord(BaseModel):
     """The field `builder` of config.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +68,7 @@ class Builder(BaseModel):
         return package if package in PACKAGES else None
 
 
-def require_consent(builder: Builder, origin: str, *, trust_builder: bool) -> None:
+def require_consent(builder: BuilderRecord, origin: str, *, trust_builder: bool) -> None:
     """Raise UsageError if reading the network would run code of unknown origin without `trust_builder`.
 
     Args:

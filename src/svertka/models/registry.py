@@ -16,7 +16,7 @@ from svertka.graph.summary import Trace, trace
 from svertka.models.airbench import AirBench
 from svertka.models.alexnet import AlexNet, AlexNetOWT
 from svertka.models.efficientnet_lite import EfficientNetLite0
-from svertka.models.external_builder import Builder
+from svertka.models.external_builder import BuilderRecord
 from svertka.models.googlenet import GoogLeNet, GoogLeNetBN
 from svertka.models.inception_v3 import InceptionV3
 from svertka.models.inception_v4_and_resnet import InceptionResNetV2, InceptionV4
@@ -62,7 +62,7 @@ class Model:
     std: float | None = None
     warm_start: Callable[[Any, Any], dict[str, torch.Tensor]] | None = None
     init_from_data: Callable[[Any, torch.Tensor], None] | None = None
-    reference: Builder | None = None
+    reference: BuilderRecord | None = None
     preprocess: Preprocess | None = None
     has_own_weights: bool = False
     is_exported: bool = False

@@ -36,7 +36,7 @@ from svertka.serving.schemas import (
     Health,
     ImageLabels,
     PredictOptions,
-    add_run_keys,
+    add_run_enum,
     describe_image_body,
     error_responses,
 )
@@ -201,7 +201,7 @@ class App:
             self._network.shutdown(cancel_futures=True)
 
     def _document(self) -> dict[str, Any]:
-        return add_run_keys(self.asgi.openapi(), list(self.runs))
+        return add_run_enum(self.asgi.openapi(), list(self.runs))
 
     def _url(self, request: Request) -> str:
         return f"http://{request.headers['host']}{self._root}"

@@ -121,7 +121,7 @@ def describe_image_body(*, several: bool) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def add_run_keys(document: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def add_run_enum(document: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Return `document` with the keys of the served runs as the values of each parameter `run`."""
     for operations in document["paths"].values():
         for operation in operations.values():

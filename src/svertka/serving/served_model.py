@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from svertka.classifier import Classifier
 from svertka.compiler.optimize import MIN_NUM_IMAGES
 from svertka.data.dataset import Pixels
-from svertka.device import get_device
+from svertka.device import network_device
 from svertka.errors import RunError, UsageError
 from svertka.inspection.atlas.image_data import encode_heatmap_overlay
 from svertka.inspection.atlas.top_units import find_top_units, read_largest_activations
@@ -49,7 +49,7 @@ class ServedModel:
         precision: str | None = None,
     ) -> None:
         self.classifier = Classifier.open(run, device, trust_builder=trust_builder, precision=precision)
-        self.device = get_device(self.classifier.network) or device
+        self.device = network_device(self.classifier.network) or device
         run = self.classifier.origin
         self.folder = Run(run).folder if Path(run).is_dir() else None
         self.name = display_name(run)
@@ -110,7 +110,7 @@ class ServedModel:
         offset = (preprocess.side - preprocess.size) // 2
         seen = square[offset : offset + preprocess.size, offset : offset + preprocess.size]
         image = preprocess.normalize(torch.from_numpy(square).permute(2, 0, 1)[None])
-        image = image.to(get_device(self.classifier.network) or self.device)
+        image = image.to(network_device(self.classifier.network) or self.device)
         probabilities = self.classifier.require_finite(self.classifier.probabilities([image[0]])[0])
         if label is None:
             label = int(probabilities.argmax())

@@ -14,7 +14,7 @@ from svertka.classifier import Classifier, Config, read_config
 from svertka.conv import autotune
 from svertka.conv.accelerate import accelerate
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.deduplicated_split import DatasetSplit, split_by_content
+from svertka.data.deduplicated_split import DatasetSplit, split_by_content_as_before
 from svertka.data.image_io import DecodingOptions
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path, open_source
@@ -41,7 +41,7 @@ from svertka.training.trained_part_and_batches import (
     build_training_inputs,
     freeze_classifier,
     measure_val_error,
-    prepare_network_and_batches,
+    prepare_evaluation_network_and_batches,
 )
 from svertka.training.training_loop import TrainingState, count_steps, fit
 from svertka.training.weight_average import WeightAverage
@@ -191,7 +191,7 @@ def train_from_checkpoint(
         part = parts.final_part
         kept, images = Classifier.load(run.folder, place, model=classifier.model), parts.whole_images()
         judged = evaluate_network(
-            *prepare_network_and_batches(kept, settings, images, part, place), kept.names, f"scoring {part}"
+            *prepare_evaluation_network_and_batches(kept, settings, images, part, place), kept.names, f"scoring {part}"
         )
         last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
         val_error = last
@@ -302,7 +302,7 @@ def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> DataSpli
 
     def resplit(digests: list[bytes], good: Ints) -> DatasetSplit:
         if manifest is None:  # it was begun before runs recorded their images
-            return split_by_content(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
+            return split_by_content_as_before(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
         return DatasetSplit(manifest.indices(digests, dataset.parts, good))
 
     parts = decode_and_split(

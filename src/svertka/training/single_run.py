@@ -157,7 +157,7 @@ class PreparedTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedTraining:
+class TrainingPlan:
     """How the training will run, decided by timing it.
 
     Attributes:
@@ -375,7 +375,7 @@ def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tu
         )
 
 
-def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> TimedTraining:
+def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> TrainingPlan:
     """Time the training on the real network, and decide what depends on it.
 
     The network is accelerated, and its frozen part optimized, as the training will use them; its weights stay as they
@@ -405,7 +405,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tim
             optimize_frozen(frozen, classifier, parts)
             optimizing = time.monotonic() - optimized_from
         a_picture, batch = time_estimate.time_frozen_layers(frozen, batch, torch.channels_last)
-        batch = time_estimate.repeat_batch(batch, max(1, round(recipe.batch_size / timed.batch_size)))
+        batch = time_estimate.tile_batch(batch, max(1, round(recipe.batch_size / timed.batch_size)))
     timing = time_estimate.time_training_steps(
         classifier.network if frozen is None else frozen.trainable, batch, recipe, label
     )
@@ -436,7 +436,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tim
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch)
         recipe = recipe.with_changes(epochs=distributed.broadcast(epochs))
-    return TimedTraining(
+    return TrainingPlan(
         recipe=recipe,
         memory_format=timing.memory_format,
         accelerate=accelerated,
@@ -447,7 +447,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tim
     )
 
 
-def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement: TimedTraining) -> Settings:
+def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement: TrainingPlan) -> Settings:
     """Collect the content of training.json."""
     options, parts, place = resolved.options, prepared.parts, resolved.device
     return Settings(

@@ -146,7 +146,7 @@ def time_frozen_layers(partial: PartiallyFrozen, batch: Batch, layout: torch.mem
     return seconds, Batch(features, batch.labels, batch.indices, batch.count)
 
 
-def repeat_batch(batch: Batch, times: int) -> Batch:
+def tile_batch(batch: Batch, times: int) -> Batch:
     """Return `batch` repeated `times` times as one batch, which takes as long as one of as many different images."""
     images = batch.images.repeat(times, *[1] * (batch.images.dim() - 1))
     return Batch(images, batch.labels.repeat(times), np.tile(batch.indices, times), times * batch.count)

@@ -47,7 +47,7 @@ def freeze_classifier(classifier: Classifier, recipe: Recipe) -> PartiallyFrozen
     Raises:
         UsageError: The network has no such part as `recipe.unfreeze` names.
     """
-    return freeze.freeze(classifier.network, recipe.unfreeze, classifier.preprocess.input_shape)
+    return freeze.freeze_and_split(classifier.network, recipe.unfreeze, classifier.preprocess.input_shape)
 
 
 def optimize_frozen(partial: PartiallyFrozen, classifier: Classifier, parts: DataSplits) -> None:
@@ -127,7 +127,7 @@ def store_features(
     )
 
 
-def prepare_network_and_batches(
+def prepare_evaluation_network_and_batches(
     classifier: Classifier, settings: Settings, parts: DataSplits, part: str, device: torch.device
 ) -> tuple[nn.Module, BatchLoader]:
     """Return the network of `classifier`, compiled if that pays off, and the images of `part`."""
@@ -140,7 +140,7 @@ def prepare_network_and_batches(
 
 def measure_val_error(classifier: Classifier, settings: Settings, parts: DataSplits, device: torch.device) -> float:
     """Return the top-1 error of `classifier` on the validation set, 0 to 1."""
-    network, batches = prepare_network_and_batches(classifier, settings, parts, "val", device)
+    network, batches = prepare_evaluation_network_and_batches(classifier, settings, parts, "val", device)
     return evaluate_network(network, batches, classifier.names, "scoring val").top1_error
 
 

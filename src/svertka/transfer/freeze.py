@@ -147,7 +147,7 @@ def split_before_head(network: nn.Module, head: str, shape: tuple[int, ...]) -> 
     return PartiallyFrozen(FrozenPrefix(halves.prefix), halves.rest, halves.shape, head)
 
 
-def freeze(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> PartiallyFrozen | None:
+def freeze_and_split(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> PartiallyFrozen | None:
     """Split a network as `split_at_frozen`, and turn off the gradients of everything that is not trainable.
 
     Auxiliary classifiers are frozen, too.

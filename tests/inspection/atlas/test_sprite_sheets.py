@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_image
 from svertka.inspection.atlas.sprite_sheets import (
     MAX_CRISP_IMAGE,
     UNITS_PER_SHEET,
-    Tile,
+    TileFormat,
     align_patch_in_tile,
     assemble_sheet,
     choose_tile,
@@ -25,13 +25,13 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def test_small_patches_keep_every_pixel_and_large_ones_are_reduced() -> None:
-    assert choose_tile(3, 224) == Tile(window=3, kept=3, shown=48, crisp=True)
+    assert choose_tile(3, 224) == TileFormat(window=3, kept=3, shown=48, crisp=True)
     assert choose_tile(7, 224).shown == 49
     assert choose_tile(15, 224).shown == 45
-    assert choose_tile(31, 224) == Tile(window=31, kept=31, shown=48, crisp=False)
-    assert choose_tile(300, 224) == Tile(window=224, kept=48, shown=48, crisp=False)
+    assert choose_tile(31, 224) == TileFormat(window=31, kept=31, shown=48, crisp=False)
+    assert choose_tile(300, 224) == TileFormat(window=224, kept=48, shown=48, crisp=False)
     assert choose_tile(300, 224, side=96).kept == 96
-    assert choose_tile(40, 32) == Tile(window=32, kept=32, shown=64, crisp=True)
+    assert choose_tile(40, 32) == TileFormat(window=32, kept=32, shown=64, crisp=True)
 
 
 @given(st.data())

@@ -31,7 +31,7 @@ from svertka.inspection.atlas.layer_data import AtlasLayer, take_first_units, wr
 from svertka.inspection.atlas.network_diagram import build_diagram
 from svertka.inspection.atlas.remaining_time import RemainingTime
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
-from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers
+from svertka.inspection.deconvnet import Deconvnet, describe_missing_relu_pooling
 from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
@@ -189,7 +189,7 @@ def _build(
         layers=layers,
         total_units=[len(dataset_pass.patches[name].values) for name in names],
         images=images,
-        note=describe_missing_layers(inputs.classifier.network, inputs.input_shape) or "",
+        note=describe_missing_relu_pooling(inputs.classifier.network, inputs.input_shape) or "",
     )
     remaining = RemainingTime(traced, layers, images, dataset_pass.seconds_per_image, inputs.image_size)
     say(f"{page.headline} The rest takes about {format_duration(remaining.estimate(folder))}.")

@@ -46,7 +46,7 @@ class IndexPage:
         layers: Layers of the atlas.
         total_units: Units of each layer, shown or not.
         images: Images of the atlas.
-        note: A sentence about projections in this network, from `describe_missing_layers`, or "".
+        note: A sentence about projections in this network, from `describe_missing_relu_pooling`, or "".
     """
 
     inputs: AtlasInputs

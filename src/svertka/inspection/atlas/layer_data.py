@@ -13,7 +13,7 @@ from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.atlas.sprite_sheets import (
     UNITS_PER_SHEET,
-    Tile,
+    TileFormat,
     align_patch_in_tile,
     choose_tile,
     encode_sheet,
@@ -83,12 +83,12 @@ class AtlasLayer:
         return rows, columns
 
     @cached_property
-    def tile(self) -> Tile:
+    def tile(self) -> TileFormat:
         """Tile of the layer's patches."""
         return choose_tile(max(self.extent), self.image_size)
 
     @cached_property
-    def projection_tile(self) -> Tile:
+    def projection_tile(self) -> TileFormat:
         """Tile of the layer's projections."""
         return choose_tile(max(self.extent), self.image_size, side=PROJECTION_SIDE)
 
@@ -174,7 +174,7 @@ def _crop(image: Pixels, box: Ints) -> Pixels:
     return image[top:bottom, left:right]
 
 
-def _draw_projection(projection: Projection, box: Ints, tile: Tile) -> Pixels:
+def _draw_projection(projection: Projection, box: Ints, tile: TileFormat) -> Pixels:
     """Return the part of `projection` inside `box` as an image at the scale of `tile`; outside its pixels it is 0."""
     top, left, bottom, right = (int(edge) for edge in box)
     pixels, first_row, first_column = projection

@@ -17,7 +17,7 @@ IMAGE_SHEET_SIDE = 640  # pixels, approximately
 
 
 @dataclass(frozen=True)
-class Tile:
+class TileFormat:
     """How the patches of a layer are stored and shown.
 
     Attributes:
@@ -33,7 +33,7 @@ class Tile:
     crisp: bool
 
     @property
-    def reduced(self) -> "Tile":
+    def reduced(self) -> "TileFormat":
         """The same tile, for patches that already have the scale of the file."""
         return replace(self, window=self.kept)
 
@@ -42,18 +42,18 @@ class Tile:
         return asdict(self)
 
 
-def choose_tile(extent: int, image_size: int, *, side: int = TILE_SIDE) -> Tile:
+def choose_tile(extent: int, image_size: int, *, side: int = TILE_SIDE) -> TileFormat:
     """Return the tile for a receptive field of `extent` pixels in images of side `image_size`.
 
     Patches too large to be crisp are stored with at most `side` pixels.
     """
     window = min(extent, image_size)
     if image_size > MAX_CRISP_IMAGE and window > MAX_CRISP_PATCH:
-        return Tile(window, min(window, side), TILE_SIDE, crisp=False)
-    return Tile(window, window, window * max(1, round(TILE_SIDE / window)), crisp=True)
+        return TileFormat(window, min(window, side), TILE_SIDE, crisp=False)
+    return TileFormat(window, window, window * max(1, round(TILE_SIDE / window)), crisp=True)
 
 
-def align_patch_in_tile(patch: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
+def align_patch_in_tile(patch: Pixels, box: Sequence[int], tile: TileFormat) -> Pixels:
     """Draw a patch into a tile, transparent where the receptive field exceeds the image.
 
     Args:
