@@ -57,7 +57,7 @@ def check(
         str | None,
         typer.Option(
             metavar="CSV",
-            help="Show what the corrections in CSV, which the page saved, would change.",
+            help="Show the changes that a CSV file of corrections would make, saved from the page of --output.",
             rich_help_panel=LABELS,
         ),
     ] = None,

@@ -33,8 +33,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN RUN... [SOURCE]",
-            help="Run folders, or networks with weights, such as resnet50:imagenet; then labeled images, as for "
-            "svertka train (default: the SOURCE that all the runs were trained on).",
+            help="Run folders, or networks with weights, such as resnet50:imagenet. The last argument may be "
+            "labeled images, as for svertka train (default: the SOURCE that all the runs were trained on).",
         ),
     ],
     crops: Crops = "1",
