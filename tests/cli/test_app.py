@@ -11,7 +11,20 @@ import pytest
 import svertka
 from svertka.cli.app import app, main
 
-VERBS = ("check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune")
+VERBS = (
+    "check",
+    "train",
+    "evaluate",
+    "compare",
+    "predict",
+    "look",
+    "locate",
+    "export",
+    "serve",
+    "optimize",
+    "models",
+    "tune",
+)
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,14 +74,14 @@ def test_the_verbs_tested_are_all_there_are() -> None:
         (["train", "digits", "--epochs", "0"], 2, "svertka: epochs=0 must be above 0"),
         (["train", "digits", "--wings", "2"], 2, "svertka: No such option: --wings"),
         (["train", "digits", "--model", "vgg"], 2, "svertka: model=vgg is not known"),
-        (["train", "--resume", "x", "--lr", "1"], 2, "svertka: --lr cannot be given with --resume: the run goes on"),
+        (["train", "--resume", "x", "--lr", "1"], 2, "svertka: --lr cannot be given with --resume: the run continues"),
         (["train", "--resume", "x", "--no-augment"], 2, "svertka: --augment cannot be given with --resume"),
         (["train", "--resume", "/nowhere"], 1, "svertka: /nowhere holds no training.json"),
         (["train", "--resume", __file__], 1, f"svertka: {__file__} holds no training.json"),
         (["evaluate", "/nowhere", "digits"], 1, "svertka: /nowhere is not a run folder"),
         (["evaluate", "/nowhere", "digits", "--scales", "many"], 2, "svertka: --scales many is not a list of whole"),
-        (["compare", "runs/x"], 2, "svertka: runs/x has nothing to be compared with; name two runs or more"),
-        (["compare", "runs/x", "digits"], 2, "svertka: runs/x has nothing to be compared with"),
+        (["compare", "runs/x"], 1, "svertka: runs/x is not a run folder; name one that `svertka train` made"),
+        (["compare", "runs/x", "digits"], 1, "svertka: runs/x is not a run folder"),
         (["compare", "/nowhere", "lenet5:x", "digits"], 1, "svertka: /nowhere is not a run folder"),
         (
             ["compare", "/nowhere", "lenet5:x"],
@@ -137,6 +150,7 @@ def test_the_whole_way_in_json(
         "near_duplicates",
         "unread",
         "copies",
+        "optimized",
     }
     scope |= not_used - {"bad"}
     assert set(judged) == figures | scope | chance | {"calibration_error", "temperature"}
@@ -180,7 +194,7 @@ def test_tables_and_csv(digit_folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert out.splitlines()[0] == "path,rank,name,probability,error"
     assert len(out.splitlines()) == 4
     assert out.splitlines()[3] == f"{bad},,,,empty file"
-    assert err == f"svertka: {bad}: empty file\n"
+    assert err.splitlines() == [f"svertka: {bad}: empty file", "svertka: 1 of 2 images could not be read"]
     assert main(["predict", run, picture]) == 0
     assert capsys.readouterr().out.startswith(picture)
     assert main(["models"]) == 0
