@@ -52,7 +52,7 @@ $(PEERS)/installed: bench/requirements.txt pyproject.toml constraints.txt $(NATI
 NETWORKS := 300
 sanitize: $(INSTALLED)
 	cmake -S native -B build/sanitize -DSVERTKA_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
-	cmake --build build/sanitize --parallel
+	cmake --build build/sanitize --parallel $(shell nproc)
 	LD_PRELOAD="$(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(name)))" \
 		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python native/sanitized.py build/sanitize --networks $(NETWORKS)
 
