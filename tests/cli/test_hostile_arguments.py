@@ -23,6 +23,7 @@ NEEDED = {
     "look": ["RUN", "PICTURES", "--units", "1", "--images", "2", "--output", "NEW", "--threads", "1"],
     "locate": ["RUN", "PICTURE", "--threads", "1"],
     "export": ["RUN", "--to", "NEW/"],
+    "optimize": ["RUN", "--threads", "1"],
     "models": [],
     "tune": [],
 }
@@ -35,6 +36,7 @@ PATHS = {
     "look": [0, 1, "--output"],
     "locate": [0, 1, "--boxes", "--output"],
     "export": [0, "--to"],
+    "optimize": [0, 1],
     "models": ["NAME"],
     "tune": ["NAME"],
 }

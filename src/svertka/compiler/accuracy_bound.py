@@ -102,6 +102,12 @@ def find_least_bound(count: int) -> float:
     return math.ceil(1000 * Z * math.sqrt(2) / (count + 2)) / 1000
 
 
+def check_max_loss(max_loss: object) -> None:
+    """Raise UsageError unless `max_loss` is a share between 0 and 1."""
+    if not isinstance(max_loss, int | float) or not 0 < max_loss < 1:
+        raise UsageError(f"max_loss={max_loss!r} must be a share between 0 and 1, such as 0.005 for 0.5 points")
+
+
 class ValidationImages:
     """The labeled images of the argument `validation`, which are kept in memory.
 
@@ -118,8 +124,7 @@ class ValidationImages:
     """
 
     def __init__(self, validation: Any, shape: tuple[int, ...], max_loss: float) -> None:
-        if type(max_loss) not in (int, float) or not 0 < max_loss < 1:
-            raise UsageError(f"max_loss={max_loss!r} must be a share between 0 and 1, such as 0.005 for 0.5 points")
+        check_max_loss(max_loss)
         is_pair = isinstance(validation, tuple | list) and len(validation) == 2 and isinstance(validation[0], Tensor)
         if not is_pair and (
             not isinstance(validation, Iterable) or isinstance(validation, Tensor | str | bytes | dict)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import serialize
-from svertka.compiler.accuracy_bound import AccuracyReport, ValidationImages
+from svertka.compiler.accuracy_bound import AccuracyReport, ValidationImages, check_max_loss
 from svertka.compiler.accuracy_check import check_int8_error, measure_error, suggest_after_failed_capture
 from svertka.compiler.activation_ranges import observe_activations
 from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches
@@ -255,6 +255,7 @@ def _check_settings(
             "precision='auto' needs validation=, images and labels on which the loss of accuracy is measured; without "
             "them use precision='int8', 'bf16' or 'fp32'"
         )
+    check_max_loss(max_loss)
     if precision != "auto" and (validation is not None or max_loss != DEFAULT_MAX_LOSS):
         raise UsageError("validation= and max_loss= are read only with precision='auto'; leave them out")
     if precision == "auto" and (reason := native_support.why_not()):

@@ -1,5 +1,6 @@
 """optimize_run(): the network of a run optimized for the CPU, with its loss of accuracy measured, in the run folder."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ from svertka.run import Run, columns_of_training, read_training_boxes
 from svertka.type_checking import check_types
 
 CALIBRATION_IMAGES = 256  # at most, evenly spread over the training images
-VALIDATION_IMAGES = 10_000  # at most, which are kept in memory
+VALIDATION_IMAGES = 10_000  # at most
+IMAGE_BYTES = 2**30  # at most, of preprocessed images in memory
 BATCH_SIZE = 32
 TIMED_SECONDS = 1.0
 
@@ -166,8 +168,12 @@ class _RunImages:
         self._dataset = match_class_names(classifier.names, dataset)
 
     def load(self, part: str, most: int) -> tuple[Tensor, Tensor]:
-        """Return up to `most` preprocessed images, (N, C, H, W) float32, of a part, evenly spread, and their labels."""
+        """Return up to `most` preprocessed images, (N, C, H, W) float32, of a part, evenly spread, and their labels.
+
+        No more images than `IMAGE_BYTES` holds are returned.
+        """
         preprocess = self._classifier.preprocess
+        most = min(most, IMAGE_BYTES // (4 * math.prod(preprocess.input_shape)))
         selection = select_held_out_images(
             [self._classifier.origin], self._dataset, preprocess, part, include_training=part == "train",
             threads=self._threads, cache_limit=self._cache_limit,
