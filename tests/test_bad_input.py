@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def _network() -> nn.Module:
     ).eval()
 
 
+def _stop_serving(_address: str) -> None:
+    """Stop a server: other calls save runs under the names that `serve` is given."""
+    signal.raise_signal(signal.SIGINT)
+
+
 def public_calls(root: Path) -> dict[str, Call]:
     """Every public function and method with arguments that are right, by name."""
     run, photos, image = str(root / "run"), str(root / "photos"), str(root / "image.png")
@@ -83,7 +89,7 @@ def public_calls(root: Path) -> dict[str, Call]:
         "optimize": (svertka.optimize, (network, x), {}),
         "predict": (svertka.predict, (run, image), one),
         "resume": (svertka.resume, (run,), {}),
-        "serve": (svertka.serve, (str(root / "no-run-is-here"),), {"port": 0} | one),
+        "serve": (svertka.serve, (str(root / "no-run-is-here"),), {"port": 0, "ready": _stop_serving} | one),
         "train": (svertka.train, (photos,), training),
         "Run": (svertka.Run, (run,), {}),
         "Run.classifier": (whole.classifier, (), {}),

@@ -100,8 +100,10 @@ def _parse_root_path(path: str) -> str:
     return root
 
 
-def _parse_host_name(name: str) -> str:
+def _parse_host_name(name: object) -> str:
     """Return the host name in lowercase, without a port."""
+    if not isinstance(name, str):  # the type check of `serve` looks at one item of a list
+        raise UsageError(f"allow_host= has {name!r}, which is not a host name; use one such as photos.example.org")
     found = re.fullmatch(r"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]+\])(:[0-9]+)?", name.lower())
     if found is None:
         raise UsageError(f"allow_host={name} is not a host name; use one such as photos.example.org")
