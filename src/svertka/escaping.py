@@ -26,6 +26,11 @@ def to_printable(text: str) -> str:
     return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in text)
 
 
+def escape_undecodable(text: str) -> str:
+    """Return `text` with bytes that are not UTF-8, as names of files may have, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def join_first(names: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
     """Return the first `shown` of `names`, and how many more there are.
 

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 from unicodedata import bidirectional
 
-from svertka.escaping import to_printable
+from svertka.escaping import escape_undecodable, to_printable
 from svertka.standard_streams import to_encodable
 from svertka.text_width import ELLIPSIS, pad, shorten, text_width
 
@@ -144,7 +144,7 @@ def _readable(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
+        return escape_undecodable(value)
     if isinstance(value, dict):
         return {_readable(key): _readable(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from svertka.curation.label_check import LabelFindings, Neighbor, to_text
+from svertka.curation.label_check import LabelFindings, Neighbor
 from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import Dataset, FileImages, Pixels
 from svertka.data.parallel_map import map_chunks
 from svertka.errors import ImageError
-from svertka.escaping import escape_csv_cell, escape_csv_path, format_command, to_printable
+from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodable, format_command, to_printable
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import PIXEL_DENSITY, crop_central_square, render_image, render_strip, shrink
@@ -116,7 +116,7 @@ def _conflicts(dataset: Dataset, findings: "Findings") -> list[list[_Card]]:
     groups = [one for one in (*findings.duplicates, *findings.near_duplicates) if one.across_classes][:MAX_CONFLICTS]
     if not groups:
         return []
-    index_of = {to_text(dataset.images.name(index)): index for index in range(len(dataset))}
+    index_of = {escape_undecodable(dataset.images.name(index)): index for index in range(len(dataset))}
     return [[_Card(index_of[path], path, label) for path, label in _some(group)] for group in groups]
 
 
@@ -132,7 +132,8 @@ def _some(group: "DuplicateGroup") -> list[tuple[str, str]]:
 
 def _pair_cards(dataset: Dataset, indices: Sequence[int]) -> list[_Card]:
     return [
-        _Card(index, to_text(dataset.images.name(index)), dataset.names[dataset.labels[index]]) for index in indices
+        _Card(index, escape_undecodable(dataset.images.name(index)), dataset.names[dataset.labels[index]])
+        for index in indices
     ]
 
 

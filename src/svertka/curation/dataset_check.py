@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from svertka.curation.check_page import write_check_page
-from svertka.curation.label_check import LabelFindings, check_labels, to_text
+from svertka.curation.label_check import LabelFindings, check_labels
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import unwrap_subset
@@ -38,7 +38,7 @@ from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.escaping import to_printable
+from svertka.escaping import escape_undecodable, to_printable
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, check_output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -281,9 +281,9 @@ def check(
     account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
     findings = Findings(
-        source=to_text(dataset.source),
+        source=escape_undecodable(dataset.source),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
-        bad=tuple((to_text(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
+        bad=tuple((escape_undecodable(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
         duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
         near_duplicates=_copies(dataset, parts, alike),
         split=per_class,
@@ -291,15 +291,19 @@ def check(
         sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
         turned=sum(one.turned for one in seen.values()),
         misnamed=tuple(
-            (to_text(dataset.images.name(i)), name) for i, one in sorted(seen.items()) if (name := one.misnamed)
+            (escape_undecodable(dataset.images.name(i)), name)
+            for i, one in sorted(seen.items())
+            if (name := one.misnamed)
         ),
-        outliers=tuple((to_text(dataset.images.name(index)), why) for index, why in sorted(_outliers(seen).items())),
+        outliers=tuple(
+            (escape_undecodable(dataset.images.name(index)), why) for index, why in sorted(_outliers(seen).items())
+        ),
         discarded=_discarded(dataset, seen),
         intensities=_intensities([one.intensities for one in seen.values() if one.intensities is not None]),
-        ignored=tuple(map(to_text, listing.empty_classes + listing.ignored)),
-        hidden=tuple(map(to_text, listing.hidden)),
-        others=tuple(map(to_text, listing.others)),
-        problems=tuple(map(to_text, problems)),
+        ignored=tuple(map(escape_undecodable, listing.empty_classes + listing.ignored)),
+        hidden=tuple(map(escape_undecodable, listing.hidden)),
+        others=tuple(map(escape_undecodable, listing.others)),
+        problems=tuple(map(escape_undecodable, problems)),
         account=replace(account, warnings=(*account.warnings, *_shortcuts(dataset, seen))),
     )
     if not labels:
@@ -446,7 +450,7 @@ def _discarded(dataset: Dataset, seen: dict[int, _Seen]) -> tuple[float, float, 
         return None
     shares = {index: discarded_share(height, width) for index, one in seen.items() for width, height in [one.size]}
     worst = max(shares, key=shares.__getitem__)
-    return float(np.median(list(shares.values()))), shares[worst], to_text(dataset.images.name(worst))
+    return float(np.median(list(shares.values()))), shares[worst], escape_undecodable(dataset.images.name(worst))
 
 
 def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:
@@ -477,7 +481,7 @@ def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]
     part_of = {index: part for part, indices in parts.items() for index in indices.tolist()}
     return tuple(
         DuplicateGroup(
-            paths=tuple(to_text(dataset.images.name(index)) for index in group),
+            paths=tuple(escape_undecodable(dataset.images.name(index)) for index in group),
             classes=tuple(dataset.names[dataset.labels[index]] for index in group),
             parts=tuple(part_of.get(index, str(dataset.parts[index])) for index in group),
         )

@@ -13,7 +13,7 @@ from svertka.curation.confident_learning import find_label_issues
 from svertka.curation.feature_outliers import EXPECTED, FEWEST, Neighbors, find_neighbors, find_outliers
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import number_related_images
-from svertka.escaping import join_first
+from svertka.escaping import escape_undecodable, join_first
 from svertka.evaluation.chance_level import chance_accuracy
 from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
 
@@ -318,15 +318,10 @@ class _Describer:
         )
 
     def _path(self, index: int) -> str:
-        return to_text(self.dataset.images.name(index))
+        return escape_undecodable(self.dataset.images.name(index))
 
     def _label(self, index: int) -> str:
         return self.dataset.names[int(self.dataset.labels[index])]
-
-
-def to_text(path: str) -> str:
-    """Return `path` as printable text; bytes that are not UTF-8 become escapes."""
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _find_judged(dataset: Dataset, labels: Ints, groups: Ints) -> tuple[Ints, tuple[str, ...]]:
@@ -392,6 +387,6 @@ def _ambiguous(
         margins = np.abs(probabilities[places, one] - probabilities[places, other])
         shown = indices[places[np.argsort(margins, kind="stable")[:EXAMPLES]]].tolist()
         names = dataset.names[classes[one]], dataset.names[classes[other]]
-        paths = tuple(to_text(dataset.images.name(index)) for index in shown)
+        paths = tuple(escape_undecodable(dataset.images.name(index)) for index in shown)
         pairs.append(AmbiguousPair(names, confused, images, interval, paths, tuple(shown)))
     return sorted(pairs, key=lambda pair: -pair.interval[0])

@@ -21,7 +21,7 @@ from svertka.data.file_tree import FileTree, Folder
 from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import match_split_name, match_split_names
 from svertka.errors import DataError, UsageError
-from svertka.escaping import join_first
+from svertka.escaping import escape_undecodable, join_first
 
 # Folders that accompany images without being classes; ignored if they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
@@ -95,7 +95,7 @@ def detect_layout(tree: FileTree, columns: Mapping[str, str] | None = None) -> F
 def normalize_unicode_name(name: str) -> str:
     """Return `name` as NFC text, with bytes that are not UTF-8 as escapes."""
     # macOS decomposes é in file names, and a class from two machines must be one class.
-    return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
+    return escape_undecodable(unicodedata.normalize("NFC", name))
 
 
 def normalize_class_name(name: str) -> str:
