@@ -124,7 +124,10 @@ def _print_tables(found: "LabelFindings") -> None:
     """Print the first label errors, outliers and ambiguous pairs."""
     _print_rows(
         ("label error", "label", "suggested", "doubt", "similar"),
-        [(one.path, one.label, one.suggested, f"{one.score:.2f}", one.agreeing) for one in found.errors],
+        [
+            (one.path, one.label, one.suggested, f"{one.score:.2f}", f"{one.agreeing} of {len(one.neighbors)}")
+            for one in found.errors
+        ],
         shrink=(0, 1, 2),
     )
     _print_rows(

@@ -15,6 +15,7 @@ from svertka.curation.corrections import (
     Move,
     labels_by_path,
     list_source,
+    number_until_free,
     plan_moves,
     read_corrections,
 )
@@ -101,7 +102,7 @@ def apply_corrections(
     if write and relabeled:
         tables = _write_tables(listing, fixes, relabeled)
     if write and moves:
-        undo = _free_path(fixes.with_name(f"{fixes.stem}.undo.csv"))
+        undo = number_until_free(fixes.with_name(f"{fixes.stem}.undo.csv"), os.path.lexists)
         _move_all(listing.root, moves, undo)
     changes = len(moves) or len(relabeled)
     command = format_command("check", parse_path(source), "--apply", fixes, "--write")
@@ -120,7 +121,7 @@ def _write_tables(listing: FolderListing, fixes: Path, labels: dict[str, str]) -
             continue
         # A second table in a folder would make its labels ambiguous; the copy of one that is the source replaces it.
         beside = table.file.parent if table.file == listing.source else fixes.parent
-        copy = _free_path(beside / f"{table.file.stem}.corrected{table.file.suffix}")
+        copy = number_until_free(beside / f"{table.file.stem}.corrected{table.file.suffix}", os.path.lexists)
         write_atomic(copy, replace_labels(table, own).encode())
         written.append(copy)
     return written
@@ -168,12 +169,3 @@ def _undo_rows(moves: Sequence[Move]) -> str:
         labels = escape_csv_cell(one.corrected), escape_csv_cell(one.label)
         rows.writerow([escape_csv_path(one.destination), *labels, escape_csv_path(one.path)])
     return text.getvalue()
-
-
-def _free_path(path: Path) -> Path:
-    """Return `path`, or the first of name-1, name-2, … that does not exist."""
-    number, free = 0, path
-    while os.path.lexists(free):
-        number += 1
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return free

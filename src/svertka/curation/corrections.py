@@ -5,9 +5,10 @@ import difflib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TypeVar
 
 from svertka.data.builtin import NAMES
 from svertka.data.folder_and_table_sources import FolderListing, list_folder
@@ -17,6 +18,8 @@ from svertka.errors import DataError, UsageError
 from svertka.escaping import escape_csv_cell, escape_csv_path, join_first, to_printable
 from svertka.files import parse_path
 from svertka.text_width import shorten
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 HEADER = ("path", "label", "corrected")
 DESTINATION = "destination"  # column of files that undo moves: the path itself, not only the class
@@ -119,12 +122,16 @@ def plan_moves(listing: FolderListing, corrections: Iterable[Correction]) -> lis
         return []
     folders = _ClassFolders(listing)
     taken: set[str] = set()
+
+    def is_taken(path: PurePosixPath) -> bool:
+        return path.as_posix().casefold() in taken or os.path.lexists(listing.root / path)
+
     moves = []
     for one in wanted:
         _refuse_links(listing.root, one.path, one.where)
         if to_printable(one.path) != one.path:
             raise DataError(f"{one.where}: the name of {one.path} has invisible characters; rename the file first")
-        destination = _free_name(listing.root, folders.destination(one), taken)
+        destination = number_until_free(PurePosixPath(folders.destination(one)), is_taken).as_posix()
         _refuse_links(listing.root, destination, one.where)
         taken.add(destination.casefold())
         moves.append(Move(one.path, destination, one.label, one.corrected))
@@ -248,15 +255,13 @@ def _refuse_links(root: Path, path: str, where: str) -> None:
             raise DataError(f"{where} needs {place}, which is a link; move what it links to, or replace it by a copy")
 
 
-def _free_name(root: Path, path: str, taken: set[str]) -> str:
+def number_until_free(path: AnyPath, is_taken: Callable[[AnyPath], bool]) -> AnyPath:
     """Return `path`, or the first of name-1.jpg, name-2.jpg, … that is not taken."""
-    place = PurePosixPath(path)
-    number = 0
-    name = place
-    while name.as_posix().casefold() in taken or os.path.lexists(root / name):
+    number, free = 0, path
+    while is_taken(free):
         number += 1
-        name = place.with_name(f"{place.stem}-{number}{place.suffix}")
-    return name.as_posix()
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
 
 
 def labels_by_path(corrections: Iterable[Correction]) -> Mapping[str, str]:

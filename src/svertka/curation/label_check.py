@@ -65,15 +65,15 @@ class LabelError:
     index: int
 
     @property
-    def agreeing(self) -> str:
-        """How many of `neighbors` have the suggested class, such as "4 of 5"."""
-        return f"{sum(one.label == self.suggested for one in self.neighbors)} of {len(self.neighbors)}"
+    def agreeing(self) -> int:
+        """How many of `neighbors` have the suggested class."""
+        return sum(one.label == self.suggested for one in self.neighbors)
 
     @property
     def reason(self) -> str:
         """Why the label is suspicious, such as "4 of the 5 most similar images are labeled dog"."""
-        are = "is" if self.agreeing.startswith("1 ") else "are"
-        return f"{self.agreeing.replace(' of ', ' of the ')} most similar images {are} labeled {self.suggested}"
+        are = "is" if self.agreeing == 1 else "are"
+        return f"{self.agreeing} of the {len(self.neighbors)} most similar images {are} labeled {self.suggested}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

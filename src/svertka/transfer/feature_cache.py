@@ -192,8 +192,7 @@ def _compute_missing(
 def _no_room_error(store: ArrayStore) -> StorageError:
     return StorageError(
         f"{store.folder} has no room for more features, within {format_bytes(store.limit)}; raise --cache-limit, or "
-        "leave "
-        "the features unstored with --no-cache"
+        "leave the features unstored with --no-cache"
     )
 
 
