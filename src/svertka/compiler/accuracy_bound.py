@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,12 @@ class AccuracyReport:
     float_seconds: float = math.nan
     seconds: float = math.nan
     threads: int = 1
+
+    @classmethod
+    def count(cls, before: Tensor, after: Tensor, max_loss: float | None = None) -> Self:
+        """Return the report on images that were classified correctly `before` and `after`, both (N) bool."""
+        only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
+        return cls(len(before), int(before.sum()), only_before, only_after, max_loss)
 
     @property
     def top1_before(self) -> float:
@@ -169,8 +175,7 @@ class ValidationImages:
 
     def report(self, before: Tensor, after: Tensor) -> AccuracyReport:
         """Return the loss from `before` to `after`, which are the images classified correctly, (N) bool."""
-        lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-        return AccuracyReport(len(self), int(before.sum()), lost, won, self.max_loss)
+        return AccuracyReport.count(before, after, self.max_loss)
 
     def require_better_than_chance(self, name: str, right: Tensor, classes: int) -> None:
         """Raise UsageError if the float network, called `name`, is not better than chance, so has nothing to lose."""

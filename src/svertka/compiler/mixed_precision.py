@@ -9,7 +9,7 @@ by bisection, with the accuracy on the validation images measured at each step.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,32 +172,18 @@ class MixedPrecisionSearch:
         x = self._batch(self.batch_size)
         plans = {one: self._plan(network, self.batch_size) for one, network in self.uniform.items()}
         shortest: dict[str, list[float]] = {}
-        began, rounds = time.perf_counter(), 0
-        while rounds < TIMED_ROUNDS.start or (
-            rounds < TIMED_ROUNDS.stop and time.perf_counter() - began < TIMING_SECONDS
-        ):
+        for _ in rounds_within(TIMING_SECONDS):
             for one, plan in plans.items():
                 found: list[float] = []
                 plan.run(x, seconds=found)
                 shortest[one] = found if one not in shortest else list(map(min, found, shortest[one]))
-            rounds += 1
         return {one: _time_layers(plan, shortest[one]) for one, plan in plans.items()}
 
     def _compare(self, networks: Sequence[FusedNetwork]) -> list[float]:
         """Return the median time of each network for a batch, measured in turns."""
         x = self._batch(self.batch_size)
         plans = [self._plan(network, self.batch_size) for network in networks]
-        times: list[list[float]] = [[] for _ in plans]
-        began, rounds = time.perf_counter(), 0
-        while rounds < TIMED_ROUNDS.start or (
-            rounds < TIMED_ROUNDS.stop and time.perf_counter() - began < COMPARING_SECONDS
-        ):
-            for plan, some in zip(plans, times, strict=True):
-                start = time.perf_counter()
-                plan.run(x)
-                some.append(time.perf_counter() - start)
-            rounds += 1
-        return [statistics.median(some) for some in times]
+        return median_seconds([plan.run for plan in plans], x, COMPARING_SECONDS)
 
     def _batch(self, batch_size: int) -> Tensor:
         chosen = self.images[torch.arange(batch_size, device="cpu") % len(self.images)]
@@ -273,6 +259,26 @@ class MixedPrecisionSearch:
             except UsageError as reason:
                 self._reports[key] = reason
         return self._reports[key]
+
+
+def rounds_within(seconds: float) -> Iterator[int]:
+    """Yield the numbers of rounds until `seconds` have passed, between the ends of `TIMED_ROUNDS`."""
+    began = time.perf_counter()
+    for number in range(TIMED_ROUNDS.stop):
+        if number >= TIMED_ROUNDS.start and time.perf_counter() - began >= seconds:
+            return
+        yield number
+
+
+def median_seconds(networks: Sequence[Network], x: Tensor, seconds: float) -> list[float]:
+    """Return the median time of each network for the batch `x`, measured in turns for `seconds`."""
+    times: list[list[float]] = [[] for _ in networks]
+    for _ in rounds_within(seconds):
+        for network, some in zip(networks, times, strict=True):
+            began = time.perf_counter()
+            network(x)
+            some.append(time.perf_counter() - began)
+    return [statistics.median(some) for some in times]
 
 
 def _order(precision: str) -> int:

@@ -1,8 +1,6 @@
 """optimize_run(): the network of a run optimized for the CPU, with its loss of accuracy measured, in the run folder."""
 
 import math
-import statistics
-import time
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from svertka.classifier import WEIGHTS, Classifier
 from svertka.compiler.accuracy_bound import AccuracyReport, count_needed_images, find_least_bound
+from svertka.compiler.mixed_precision import median_seconds
 from svertka.compiler.optimize import DEFAULT_MAX_LOSS, Optimized, optimize
 from svertka.data.dataset import Dataset
 from svertka.data.image_io import DecodingOptions
@@ -197,15 +196,6 @@ def _measure(network: nn.Module, optimized: Optimized, images: Tensor, labels: T
         torch.cat([made(some).argmax(1) for some in torch.split(images, BATCH_SIZE)]) == labels
         for made in (network, optimized)
     )
-    times: list[list[float]] = [[], []]
-    began = time.perf_counter()
-    while time.perf_counter() - began < TIMED_SECONDS or len(times[0]) < 3:
-        for made, some in zip((floats, optimized), times, strict=True):
-            start = time.perf_counter()
-            made(images[:1])
-            some.append(time.perf_counter() - start)
-    float_seconds, seconds = map(statistics.median, times)
-    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-    return AccuracyReport(
-        len(labels), int(before.sum()), lost, won, None, float_seconds, seconds, torch.get_num_threads()
-    )
+    float_seconds, seconds = median_seconds([floats, optimized], images[:1], TIMED_SECONDS)
+    report = AccuracyReport.count(before, after)
+    return replace(report, float_seconds=float_seconds, seconds=seconds, threads=torch.get_num_threads())
