@@ -50,7 +50,13 @@ class AccuracyReport:
 
     @classmethod
     def count(cls, before: Tensor, after: Tensor, max_loss: float | None = None) -> Self:
-        """Return the report on images that were classified correctly `before` and `after`, both (N) bool."""
+        """Return the report on images of which each network classified some correctly; times are left unknown.
+
+        Args:
+            before: (N,) bool; whether the float network classified each image correctly.
+            after: (N,) bool; whether the mixture did.
+            max_loss: The bound, a share of the images; None if there was none.
+        """
         only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
         return cls(len(before), int(before.sum()), only_before, only_after, max_loss)
 
