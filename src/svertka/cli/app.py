@@ -75,15 +75,15 @@ SUMMARIES: dict[
     check: "Report what a dataset contains and what is wrong with it.",
     train: "Train a network and write a run folder.",
     evaluate: "Measure top-1 and top-5 error, with confidence intervals.",
-    compare: "Test whether runs differ; compare their size and speed.",
-    optimize: "Make the network of a run faster on this CPU, in int8 or less.",
+    compare: "Compare the errors, sizes and speeds of runs.",
+    optimize: "Make the network of a run faster on this CPU.",
     predict: "Classify images, folders of images and arrays.",
-    look: "Build an atlas: what every unit of every layer responds to.",
+    look: "Build an atlas: pages that show what each unit responds to.",
     locate: "Locate classes in images, with a score and a box for each.",
-    export: "Write an ONNX file, or a folder for the hub.",
+    export: "Export a network as an ONNX file, or as a folder to publish.",
     serve: "Serve predictions on a web page and over HTTP.",
     models: "List the networks, or the layers of one network.",
-    tune: "Time every convolution algorithm on this machine.",
+    tune: "Time the convolution algorithms on this machine.",
 }
 for verb, summary in SUMMARIES.items():
     app.command(cls=GroupedCommand, short_help=summary)(verb)

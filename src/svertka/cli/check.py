@@ -29,12 +29,14 @@ LABELS = "Labels"  # heading of options in --help
 
 
 def check(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Labeled images, as for svertka train.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Labeled images, in any form that svertka train accepts.")
+    ],
     labels: Annotated[
         bool,
         typer.Option(
             "--labels",
-            help="Look for label errors, images that no class fits, and classes that are confused.",
+            help="Also look for label errors, images that fit no class, and classes that are easily confused.",
             rich_help_panel=LABELS,
         ),
     ] = False,
@@ -49,7 +51,8 @@ def check(
     output: Annotated[
         str | None,
         typer.Option(
-            help="HTML file for reviewing and correcting the images that --labels finds.", rich_help_panel=OUTPUT
+            help="HTML file for reviewing and correcting the labels of the images that --labels finds.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -57,17 +60,18 @@ def check(
         str | None,
         typer.Option(
             metavar="CSV",
-            help="Show the changes that a CSV file of corrections would make, saved from the page of --output.",
+            help="File of corrections, saved from the page of --output. Without --write, its changes are shown but "
+            "not made.",
             rich_help_panel=LABELS,
         ),
     ] = None,
     write: Annotated[
         bool,
-        typer.Option("--write", help="Make the changes of --apply, which can be undone.", rich_help_panel=LABELS),
+        typer.Option("--write", help="Make the changes of --apply. They can be undone.", rich_help_panel=LABELS),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Report what a dataset contains and what is wrong with it. Only --apply with --write changes it.
+    """Report what a dataset contains and what is wrong with it. Only --apply with --write changes the dataset.
 
     Example: svertka check photos/ --labels --output check.html
     """

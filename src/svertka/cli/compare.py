@@ -34,7 +34,7 @@ def compare(
         typer.Argument(
             metavar="RUN RUN... [SOURCE]",
             help="Run folders, or networks with weights, such as resnet50:imagenet. The last argument may be "
-            "labeled images, as for svertka train (default: the SOURCE that all the runs were trained on).",
+            "a SOURCE of labeled images (default: the SOURCE that all the runs were trained on).",
         ),
     ],
     crops: Crops = "1",
@@ -51,9 +51,9 @@ def compare(
     cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs on the same images: their errors, the significance of the differences, and their speed.
+    """Compare the errors of runs on the same images, with the significance of the differences, and their speed.
 
-    With one RUN that svertka optimize was used on, its two networks are compared.
+    With a single RUN, its original network is compared with the network that svertka optimize made.
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """

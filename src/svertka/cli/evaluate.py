@@ -30,10 +30,13 @@ def evaluate(
     run: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...", help=f"{RUN_HELP} Several runs are evaluated as an ensemble, by their mean probability."
+            metavar="RUN...",
+            help=f"{RUN_HELP} Several runs are evaluated as an ensemble, which averages their probabilities.",
         ),
     ],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Labeled images, as for svertka train.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Labeled images, in any form that svertka train accepts.")
+    ],
     crops: Crops = "1",
     scales: Scales = None,
     part: Part = None,

@@ -14,24 +14,29 @@ def export(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE]...",
-            help="Images to check the file on (default: up to 32 of the images that RUN was trained on).",
+            help="Images on which the outputs are compared (default: up to 32 of the images that RUN was trained on).",
         ),
     ] = None,
     to: Annotated[
         str,
         typer.Option(
-            help="Name of an .onnx file; or of a folder, such as hub/, for weights, config.json and a model card."
+            help="An .onnx file to write; or a folder, such as hub/, for the weights, config.json and a model card."
         ),
     ] = "model.onnx",
     preprocessing: Annotated[
         bool,
-        typer.Option("--preprocessing", help="Include the preprocessing in the file: uint8 RGB in, probabilities out."),
+        typer.Option(
+            "--preprocessing",
+            help="Include the preprocessing: the ONNX file takes uint8 RGB images and returns probabilities.",
+        ),
     ] = False,
     trust_builder: TrustBuilder = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a network as an ONNX file, checked against the original, or as a folder to publish.
+    """Export a network as an ONNX file, or as a folder to publish.
+
+    The outputs of the ONNX file are compared with those of the network.
 
     Example: svertka export runs/photos-resnet18 --to model.onnx
     """

@@ -29,14 +29,17 @@ def locate(
     boxes: Annotated[
         str | None,
         typer.Option(
-            help="Bounding boxes to evaluate with: a folder of VOC .xml files, a COCO .json or a .csv.",
+            help="True bounding boxes, to measure the accuracy: a folder of VOC .xml files, a COCO .json or a .csv.",
             rich_help_panel=EVALUATION,
         ),
     ] = None,
     include_training: IncludeTraining = False,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to list per image.")] = 1,
     output: Annotated[
-        str | None, typer.Option(help="Folder for overlays and a page that shows them.", rich_help_panel=OUTPUT)
+        str | None,
+        typer.Option(
+            help="Folder for images with heat maps and boxes, and a page that shows them.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
@@ -45,7 +48,7 @@ def locate(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Locate classes in images. Any classifier works; one trained with --boxes works best.
+    """Locate classes in images. Any classifier works; a run trained with --boxes works best.
 
     Example: svertka locate runs/photos-efficientnet_lite0 album/ --output found
     """

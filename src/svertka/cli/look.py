@@ -23,7 +23,9 @@ def look(
     run: RunArgument,
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="Images, as for svertka train (default: the test set of RUN)."),
+        typer.Argument(
+            metavar="[SOURCE]", help="Images, in any form that svertka train accepts (default: the test set of RUN)."
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Names of layers, separated by commas (default: every convolution).")
@@ -33,7 +35,9 @@ def look(
     include_training: IncludeTraining = False,
     output: Annotated[
         str | None,
-        typer.Option(help="Folder for the atlas (default: RUN/atlas, or atlas-NAME).", rich_help_panel=OUTPUT),
+        typer.Option(
+            help="Folder for the atlas (default: RUN/atlas; without a run folder: atlas-NAME).", rich_help_panel=OUTPUT
+        ),
     ] = None,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,

@@ -16,7 +16,7 @@ def models(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Network to print layer by layer, also timm:NAME or torchvision:NAME (default: list all networks).",
+            help="Network whose layers are listed, also timm:NAME or torchvision:NAME (default: list all networks).",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -20,17 +20,18 @@ def optimize(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="The images that RUN was trained on (default: where they were)."),
+        typer.Argument(metavar="[SOURCE]", help="Images that RUN was trained on; needed only if they have moved."),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="auto (the fastest mixture within --max-loss), int8, bf16 or fp32.")
+        str, typer.Option(help="auto (the fastest mixture of precisions within --max-loss), int8, bf16 or fp32.")
     ] = "auto",
     max_loss: Annotated[
         float,
         typer.Option(
             metavar="SHARE",
             parser=parse_share,
-            help="For auto: how much top-1 may drop on the validation images, such as 0.5% or 0.005.",
+            help="With --precision auto: how much the top-1 accuracy on the validation images may drop, such as 0.5% "
+            "or 0.005.",
         ),
     ] = 0.005,
     max_pixels: MaxPixels = None,
@@ -39,7 +40,9 @@ def optimize(
     cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Optimize the network of a run for this CPU; predict, evaluate, compare and serve then use it.
+    """Optimize the network of a run for this CPU.
+
+    Afterwards, predict, evaluate, compare and serve use the optimized network.
 
     Example: svertka optimize runs/photos-resnet18 --max-loss 1%
     """

@@ -18,21 +18,22 @@ ImageArguments = Annotated[list[str], typer.Argument(metavar="IMAGE...", help=IM
 Crops = Annotated[
     str,
     typer.Option(
-        help="Crops per image: 1 (center), 10 (as AlexNet), 144 (as GoogLeNet), or dense (as VGG and ResNet).",
+        help="Crops per image, as in the papers: 1 (center), 10 (AlexNet), 144 (GoogLeNet) or dense (VGG, ResNet).",
         rich_help_panel=EVALUATION,
     ),
 ]
 Scales = Annotated[
     str | None,
     typer.Option(
-        help="Lengths of the image's shorter side in pixels, such as 256,288 (default: the paper's).",
+        help="Image sizes to crop from: lengths of the shorter side in pixels, such as 256,288 (default: the sizes "
+        "in the paper).",
         rich_help_panel=EVALUATION,
     ),
 ]
 Part = Annotated[
     str | None,
     typer.Option(
-        help="Part of SOURCE to evaluate on: train, val, test, or all (default: test, else val, else all). Images "
+        help="Which images of SOURCE to use: train, val, test, or all (default: test, else val, else all). Images "
         "that the run was trained on are left out.",
         rich_help_panel=EVALUATION,
     ),
@@ -45,17 +46,20 @@ IncludeTraining = Annotated[
 Val = Annotated[
     float,
     typer.Option(
-        help="Fraction of the training images held out for validation if SOURCE has no val part.", rich_help_panel=DATA
+        help="Fraction of the training images to hold out for validation, if SOURCE has no validation set.",
+        rich_help_panel=DATA,
     ),
 ]
 Test = Annotated[
     float,
-    typer.Option(help="Fraction of the images held out for testing if SOURCE has no test part.", rich_help_panel=DATA),
+    typer.Option(
+        help="Fraction of the images to hold out for testing, if SOURCE has no test set.", rich_help_panel=DATA
+    ),
 ]
 Columns = Annotated[
     str | None,
     typer.Option(
-        help="Columns of a table that contain paths and labels, such as path=file,label=class.",
+        help="If SOURCE is a table: names of the columns with paths and labels, such as path=file,label=class.",
         rich_help_panel=DATA,
     ),
 ]
@@ -63,8 +67,8 @@ Group = Annotated[
     str | None,
     typer.Option(
         metavar="REGEX",
-        help="Keep images in the same part (train, val or test) if REGEX, such as '(patient[0-9]+)', finds the same "
-        "text in their file names.",
+        help="Images stay in the same set (train, val or test) if REGEX finds the same text in their file names. "
+        "Example: '(patient[0-9]+)'.",
         rich_help_panel=DATA,
     ),
 ]
@@ -72,7 +76,8 @@ MaxPixels = Annotated[
     str | None,
     typer.Option(
         metavar="PIXELS",
-        help="Largest image to read, such as 200M (default: 100M). Larger JPEGs are decoded at reduced size.",
+        help="Largest number of pixels of an image, such as 200M (default: 100M). Larger JPEGs are decoded at "
+        "reduced size; other larger images are refused.",
         rich_help_panel=DATA,
     ),
 ]
@@ -84,8 +89,8 @@ CacheLimit = Annotated[
     float | None,
     typer.Option(
         metavar="GB",
-        help="Size limit in GB; applies to the image cache and to stored features separately (default: a share of the "
-        "free disk).",
+        help="Size limit of the image cache, and of the stored features, in GB each (default: 20, or a quarter of "
+        "the free disk space if that is less).",
         rich_help_panel=COMPUTE,
     ),
 ]
@@ -94,7 +99,8 @@ TrustBuilder = Annotated[
     bool,
     typer.Option(
         "--trust-builder",
-        help="Import the code that builds the network of RUN. Needed if it is not from svertka, timm or torchvision.",
+        help="Import the code that builds the network of RUN. Needed if the network is not from svertka, timm or "
+        "torchvision.",
         rich_help_panel=COMPUTE,
     ),
 ]
@@ -102,7 +108,8 @@ TrustBuilder = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="fp32: use the weights of RUN even if it has an optimized network (default: use that on the CPU).",
+        help="With fp32, use the original network of RUN (default: on the CPU, use the optimized network if there is "
+        "one).",
         rich_help_panel=COMPUTE,
     ),
 ]
@@ -110,7 +117,7 @@ Precision = Annotated[
 Overwrite = Annotated[
     bool,
     typer.Option(
-        "--overwrite", help="Overwrite existing files, even if svertka did not write them.", rich_help_panel=OUTPUT
+        "--overwrite", help="Replace existing files even if svertka did not write them.", rich_help_panel=OUTPUT
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]

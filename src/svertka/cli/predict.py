@@ -46,7 +46,7 @@ def predict(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images. Each row is printed as soon as it is computed.
+    """Classify images. Predictions are printed as soon as they are computed.
 
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """

@@ -14,16 +14,19 @@ def serve(
         typer.Argument(metavar="RUN...", help="Run folders, or networks with weights, such as resnet50:imagenet."),
     ],
     host: Annotated[str, typer.Option(help="Address to bind to. Remote clients need the printed token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free port.")] = 8000,
     trust_builder: TrustBuilder = False,
     precision: Precision = None,
     device: Device = "auto",
     threads: Threads = None,
-    root_path: Annotated[str, typer.Option(help="Path prefix behind a proxy, such as /svertka.")] = "",
+    root_path: Annotated[str, typer.Option(help="URL path under which a proxy serves svertka, such as /svertka.")] = "",
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Additional host name to accept, such as a proxy's; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Additional host name to accept, such as the name of a proxy. May be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON once the server answers.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the address as JSON as soon as the server is ready.")
+    ] = False,
 ) -> None:
     """Serve predictions on a web page and over HTTP until Ctrl-C.
 

@@ -11,25 +11,26 @@ from svertka.errors import UsageError
 
 def tune(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Name of a network; svertka models lists them.")
+        str | None,
+        typer.Argument(metavar="NAME", help="Network whose convolutions are timed; svertka models lists the names."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 16,
     size: Annotated[
-        int | None, typer.Option(help="Height and width of the input, in pixels (default: the paper's).")
+        int | None, typer.Option(help="Height and width of the input, in pixels (default: as in the paper).")
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="Input shape of a single convolution, instead of NAME, such as 16,64,56,56.")
+        str | None, typer.Option(help="Instead of NAME: input shape of a single convolution, such as 16,64,56,56.")
     ] = None,
-    weight: Annotated[str | None, typer.Option(help="Weight shape of that convolution, such as 64,64,3,3.")] = None,
-    stride: Annotated[int, typer.Option(help="Stride of that convolution.")] = 1,
-    padding: Annotated[int, typer.Option(help="Zero padding of that convolution, in pixels per side.")] = 0,
-    dilation: Annotated[int, typer.Option(help="Dilation of that convolution.")] = 1,
-    groups: Annotated[int, typer.Option(help="Groups of that convolution.")] = 1,
+    weight: Annotated[str | None, typer.Option(help="With --shape: weight shape, such as 64,64,3,3.")] = None,
+    stride: Annotated[int, typer.Option(help="With --shape: stride.")] = 1,
+    padding: Annotated[int, typer.Option(help="With --shape: zero padding, in pixels per side.")] = 0,
+    dilation: Annotated[int, typer.Option(help="With --shape: dilation.")] = 1,
+    groups: Annotated[int, typer.Option(help="With --shape: groups.")] = 1,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Time bfloat16 tensors instead of float32.")] = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the convolution algorithms on this machine and show which one is chosen. Nothing is trained.
+    """Time the convolution algorithms on this machine and show which of them svertka chooses.
 
     Example: svertka tune resnet18
     """

@@ -37,48 +37,55 @@ def train(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of images, or a table that labels images.",
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of images, or a table of image paths and "
+            "labels.",
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Network to train; svertka models lists them. Also timm:NAME, torchvision:NAME, or a function that "
-            "takes the number of classes: package.module:function or file.py:function.",
+            help="Network to train; svertka models lists the names. Also possible: timm:NAME, torchvision:NAME, "
+            "package.module:function or file.py:function. The function takes the number of classes and returns a "
+            "network.",
             rich_help_panel=MODEL,
         ),
     ] = None,
     head_layer: Annotated[
         str | None,
         typer.Option(
-            help="Layer that computes the class scores, if the network is not svertka's (default: detected).",
+            help="Name of the layer that computes the class scores; only for networks that svertka does not list "
+            "(default: detected).",
             rich_help_panel=MODEL,
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Weights to start from: imagenet, bundled, pretrained (of timm and torchvision), a run folder, or a "
+            help="Weights to start from: imagenet, bundled, pretrained (for timm and torchvision), a run folder, or a "
             ".safetensors or .pth file.",
             rich_help_panel=MODEL,
         ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Name of a recipe (default: the one for SOURCE).", rich_help_panel=MODEL)
+        str | None,
+        typer.Option(
+            help="Name of a recipe, a set of training settings (default: the recipe for SOURCE).",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     unfreeze: Annotated[
         str | None,
         typer.Option(
-            help="Layers to train when starting from weights: head, last, a number of stages below the head, a stage's "
-            "name, or all.",
+            help="Layers to train when starting from weights: head, last (the head and the last stage), a number of "
+            "stages below the head, the name of the lowest stage to train, or all.",
             rich_help_panel=MODEL,
         ),
     ] = None,
     head: Annotated[
         str | None,
         typer.Option(
-            help="Last layer: linear, cosine or adaptation, trained step by step; or logistic or nearest-mean, fitted "
-            "directly to the features.",
+            help="Type of the last layer: linear, cosine or adaptation (trained step by step), or logistic or "
+            "nearest-mean (fitted directly to the features).",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -94,7 +101,8 @@ def train(
     boxes: Annotated[
         str | None,
         typer.Option(
-            help="Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. Trains on patches.",
+            help="Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. The network is then trained on "
+            "patches of the images.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -120,7 +128,7 @@ def train(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Replace a random rectangle with noise in this fraction of images.",
+            help="Fraction of the images in which a random rectangle is replaced with noise.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -137,8 +145,8 @@ def train(
         float | None,
         typer.Option(
             metavar="ALPHA",
-            help="Replace a rectangle of each image with that of another image; the area is drawn from Beta(ALPHA, "
-            "ALPHA). A typical ALPHA is 1.",
+            help="Replace a rectangle of each image with the same rectangle of another image; the area is drawn from "
+            "Beta(ALPHA, ALPHA). A typical ALPHA is 1.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -157,7 +165,7 @@ def train(
     columns: Columns = None,
     max_pixels: MaxPixels = None,
     epochs: Annotated[
-        float | None, typer.Option(help="Passes over the training set.", rich_help_panel=OPTIMIZATION)
+        float | None, typer.Option(help="Number of passes over the training set.", rich_help_panel=OPTIMIZATION)
     ] = None,
     time: Annotated[
         str | None,
@@ -169,7 +177,7 @@ def train(
     lr: Annotated[
         str | None,
         typer.Option(
-            help="Highest learning rate; 'find' determines it with a range test.", rich_help_panel=OPTIMIZATION
+            help="Highest learning rate, or 'find' to determine it with a range test.", rich_help_panel=OPTIMIZATION
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=OPTIMIZATION)] = None,
@@ -197,16 +205,19 @@ def train(
         float | None,
         typer.Option(
             metavar="DECAY",
-            help="Validate and save an exponential moving average of the weights with this decay; typical is 0.999.",
+            help="Decay of an exponential moving average of the weights, which is validated and saved instead of the "
+            "weights. A typical value is 0.999.",
             rich_help_panel=OPTIMIZATION,
         ),
     ] = None,
     clip: Annotated[
-        float | None, typer.Option(help="Clip gradients to this norm.", rich_help_panel=OPTIMIZATION)
+        float | None, typer.Option(help="Norm to which gradients are clipped.", rich_help_panel=OPTIMIZATION)
     ] = None,
     accumulate: Annotated[
         int | None,
-        typer.Option(help="Compute each batch in this many parts, to save memory.", rich_help_panel=OPTIMIZATION),
+        typer.Option(
+            help="Number of parts in which each batch is computed, to save memory.", rich_help_panel=OPTIMIZATION
+        ),
     ] = None,
     class_weights: Annotated[
         bool | None, typer.Option(help="Weight classes by inverse frequency.", rich_help_panel=OPTIMIZATION)
@@ -220,7 +231,7 @@ def train(
     stage_rate: Annotated[
         float | None,
         typer.Option(
-            help="Multiply the learning rate by this factor once per stage below the head.",
+            help="Learning rate of a stage relative to that of the next stage toward the head, above 0 and at most 1.",
             rich_help_panel=OPTIMIZATION,
         ),
     ] = None,
@@ -240,12 +251,15 @@ def train(
     bfloat16: Annotated[
         bool | None,
         typer.Option(
-            help="Multiply in bfloat16 on CPUs with AVX512-BF16: faster, less precise.", rich_help_panel=COMPUTE
+            help="Multiply in bfloat16 on CPUs with AVX512-BF16, which is faster but less precise.",
+            rich_help_panel=COMPUTE,
         ),
     ] = None,
     prefetch: Annotated[
         bool | None,
-        typer.Option(help="Prepare batches in a background thread (default: if faster).", rich_help_panel=COMPUTE),
+        typer.Option(
+            help="Prepare batches in a background thread (default: if that is faster).", rich_help_panel=COMPUTE
+        ),
     ] = None,
     cache: Annotated[
         bool, typer.Option(help="Compute the features of frozen layers once and store them.", rich_help_panel=COMPUTE)
@@ -253,7 +267,7 @@ def train(
     variants: Annotated[
         int | None,
         typer.Option(
-            help="Number of augmented variants to store per image (default: chosen to save time).",
+            help="Number of augmented variants of each image whose features are stored (default: chosen to save time).",
             rich_help_panel=COMPUTE,
         ),
     ] = None,
@@ -262,11 +276,14 @@ def train(
     ] = False,
     cache_limit: CacheLimit = None,
     output: Annotated[
-        str | None, typer.Option(help="Run folder (default: a free name under runs/).", rich_help_panel=OUTPUT)
+        str | None,
+        typer.Option(help="Run folder to create (default: a new folder under runs/).", rich_help_panel=OUTPUT),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Run folder to continue. Give SOURCE only if its images have moved.", rich_help_panel=OUTPUT),
+        typer.Option(
+            help="Run folder to continue. SOURCE is then needed only if the images have moved.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     trust_builder: TrustBuilder = False,
     tensorboard: Annotated[
