@@ -26,6 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.timeout = 3600  # seconds a test, in place of what is enough for a slice
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--large"):
+        for item in items:
+            if item.get_closest_marker("large"):
+                item.add_marker(pytest.mark.skip(reason="takes long: make test-full"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Not monkeypatch, which lasts one test: what is timed and remembered must serve the whole session.

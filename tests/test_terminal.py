@@ -16,7 +16,7 @@ import pyte
 from svertka.text_width import text_width
 
 ROWS = 24
-EPOCHS = 300
+EPOCHS = 120
 
 
 class Screen(pyte.HistoryScreen):  # type: ignore[misc]

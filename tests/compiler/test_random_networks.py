@@ -80,7 +80,6 @@ def minimized(worker: Worker, design: Any) -> Any:
     return design
 
 
-@pytest.mark.large
 @pytest.mark.timeout(0)
 def test_random_networks_give_what_they_give_in_float64(
     worker: Worker, large_count: Callable[[int, int], int], tmp_path: Path

@@ -116,7 +116,6 @@ def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
     assert judged.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
-@pytest.mark.large
 def test_resnet20_matches_its_published_error(shared_data: Path, large_count: Callable[[int, int], int]) -> None:
     file = shared_data / "weights" / "resnet20-cifar10.safetensors"
     count = large_count(1000, 10_000)

@@ -74,7 +74,7 @@ print("begun", begun, "finished", finished)
 def test_a_killed_training_can_always_be_continued(
     digit_folder: Path, tmp_path: Path, large_count: Callable[[int, int], int]
 ) -> None:
-    attempts = large_count(12, 100)
+    attempts = large_count(8, 100)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(digit_folder), str(tmp_path), str(attempts)],
         capture_output=True,

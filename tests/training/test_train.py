@@ -91,7 +91,8 @@ def test_a_resume_is_bit_for_bit(
     options |= AUGMENTED if augment else {}
     uninterrupted = svertka.train(digit_folder, output=tmp_path / "whole", **options)
     whole = digest(uninterrupted)
-    for step in (3, STEPS, STEPS + 2):  # in the middle of an epoch, at its end, in the middle of the last
+    steps = (3, STEPS, STEPS + 2)  # in the middle of an epoch, at its end, in the middle of the last
+    for step in steps if large_count(0, 1) else [steps[RESUMED.index((optimizer, prefetch, augment)) % 3]]:
         with monkeypatch.context() as patch:
             stop_at(patch, step)
             with pytest.raises(Interrupted, match=rf"step {step} .*svertka train --resume {tmp_path}/{step}"):
