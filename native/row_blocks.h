@@ -19,7 +19,8 @@ struct RowBlocks {
     RowBlocks(const Pass& pass, Index room, bool may_share, int threads) {
         const Index wanted = max(min(room / pass.steps, 16 * MR), MR);
         shared = may_share && pass.panels >= 2 * threads && pass.pixels < 4 * threads * wanted;
-        const Index limit = shared ? max(8 * wanted, 4 * MR) : min(wanted, ceil_div(pass.pixels, 4 * threads));
+        const Index share = threads == 1 ? pass.pixels : ceil_div(pass.pixels, 4 * threads);
+        const Index limit = shared ? max(8 * wanted, 4 * MR) : min(wanted, share);
         block = ceil_div(ceil_div(pass.pixels, ceil_div(pass.pixels, limit)), MR) * MR;
     }
 };

@@ -77,6 +77,7 @@ struct Pass {
     [[gnu::noinline]] void compute(const Tile& tile) const {
         const Index channel = tile.number * NR;
         std::int32_t* const kept = tile.sums;
+        fetch<count>(tile.pixel, channel);
         Ints sums[count][vectors];
 #pragma GCC unroll 16
         for (int row = 0; row < count; ++row)
@@ -125,6 +126,15 @@ struct Pass {
                     to[half].template store<decltype(with_residual)::value>(sums[row][half], row);
         };
         after.residual ? store(std::true_type{}) : store(std::false_type{});
+    }
+
+    // Fetches what the epilogue of `count` pixels reads and writes into the cache.
+    template <int count>
+    ALWAYS_INLINE void fetch(Index pixel, Index channel) const {
+        const Byte* residual = after.residual + pixel * after.residual_step + channel;
+        if (after.residual)
+#pragma GCC unroll 16
+            for (int row = 0; row < count; ++row) __builtin_prefetch(residual + row * after.residual_step);
     }
 
     ALWAYS_INLINE VectorRequantization results(const Tile& tile, int half) const {
