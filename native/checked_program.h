@@ -129,7 +129,7 @@ class CheckedProgram {
         const Size channels = rounded_up(shape.out_channels, depthwise ? int8_.channel_width : int8_.panel_width);
         const Size per = int8_.numbers_per_factor;
         const Size depth = depthwise ? product({shape.y.taps, rounded_up(shape.x.taps, per)})
-                                     : rounded_up(product({shape.y.taps, shape.x.taps, shape.in_channels}), per);
+                                     : product({shape.y.taps, rounded_up(product({shape.x.taps, shape.in_channels}), per)});
         const Size count = product({channels, depth});
         const void* numbers = nullptr;
         if (per == 4)

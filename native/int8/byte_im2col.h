@@ -13,7 +13,9 @@ struct ByteIm2col {
     const Byte* padding;  // at least a pixel and a vector of the number in the padding
     const Byte* end =
         input + (shape.batch * shape.y.size * shape.x.size - 1) * shape.in_step + shape.in_channels;  // of the input
-    Index channels = shape.in_channels, taps = shape.y.taps * shape.x.taps, depth = taps * channels;
+    Index channels = shape.in_channels, taps = shape.y.taps * shape.x.taps;
+    Index of_row = ceil_div(shape.x.taps * channels, per_factor) * per_factor;  // numbers of a row of taps, in whole factors
+    Index depth = shape.y.taps * of_row;
     Index steps = ceil_div(depth, per_factor), chunks = ceil_div(steps, lanes);
     // Whether the pixels of one row of taps are contiguous.
     bool dense = shape.in_step == channels && shape.x.dilation == 1;
@@ -84,26 +86,26 @@ struct ByteIm2col {
 
     // For whole chunks of channels in the image: each row of taps is contiguous.
     ALWAYS_INLINE void gather_rows(const Byte* from, Index in_y, Index in_x, Factor* row) const {
-        const Index of_row = shape.x.taps * channels, down = shape.y.dilation * shape.x.size * shape.in_step;
+        const Index width = shape.x.taps * channels, down = shape.y.dilation * shape.x.size * shape.in_step;
         from += (in_y * shape.x.size + in_x) * shape.in_step;
         for (Index i = 0; i < shape.y.taps; ++i, from += down)
-            for (Index k = 0; k < of_row; k += numbers_in_chunk, row += MR * lanes) store_factors(row, from + k);
+            for (Index k = 0; k < width; k += numbers_in_chunk, row += MR * lanes) store_factors(row, from + k);
     }
 
-    // Copies a window to `line` contiguously.
+    // Copies a window to `line`, one row of taps after another.
     void gather_line(const Byte* from, Index in_y, Index in_x, Byte* line) const {
         const Index width = shape.x.taps * channels, down = shape.y.dilation * shape.x.size * shape.in_step;
         const Byte* const corner = from + (in_y * shape.x.size + in_x) * shape.in_step;
         if (dense && contains(in_y, in_x) && corner + (shape.y.taps - 1) * down + ceil_div(width, slack) * slack <= end)
             for (Index i = 0; i < shape.y.taps; ++i)
                 for (Index k = 0; k < width; k += slack)
-                    store_as(line + i * width + k, load_as<Wide>(corner + i * down + k));
+                    store_as(line + i * of_row + k, load_as<Wide>(corner + i * down + k));
         else
             gather_padded_line(from, in_y, in_x, line);
     }
 
     void gather_padded_line(const Byte* from, Index in_y, Index in_x, Byte* to) const {
-        for (Index i = 0; i < shape.y.taps; ++i, to += shape.x.taps * channels) {
+        for (Index i = 0; i < shape.y.taps; ++i, to += of_row) {
             const Index y = in_y + i * shape.y.dilation;
             if (y < 0 || y >= shape.y.size)
                 fill(to, shape.x.taps * channels);

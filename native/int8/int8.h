@@ -68,7 +68,7 @@ struct Int8 {
     std::ptrdiff_t channel_width;      // channels that the depthwise kernel computes together
     std::ptrdiff_t numbers_per_factor;  // consecutive weights side by side: four of 8 bits, or two of 16 bits
 
-    // `zero`: the number in the padding. Weights: (panel, factor of consecutive (tap in y, tap in x, input), output in panel,
+    // `zero`: the number in the padding. Weights: (panel, tap in y, factor of consecutive (tap in x, input), output in panel,
     // element of the factor), padded with zeros.
     void (*convolve)(const Window&, const std::uint8_t* input, std::uint8_t zero, const void* weights, const Requantization&,
                      void* output, int threads);

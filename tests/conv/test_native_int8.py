@@ -57,7 +57,8 @@ def drawn_convolution(choose: random.Random) -> tuple[FusedConvolution, list[int
     stride, dilation = (choose.choice((1, 1, 1, 2, 3)),) * 2, (choose.choice((1, 1, 1, 2)),) * 2
     padding = choose.randint(0, taps[0]), choose.randint(0, taps[1])
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, taps, strict=True)]
-    sides = [max(1, r - 2 * p) + choose.randint(0, 14) for r, p in zip(reach, padding, strict=True)]
+    more = choose.choice((0, 14, 14, 33))  # 0: the kernel covers the image
+    sides = [max(1, r - 2 * p) + choose.randint(0, more) for r, p in zip(reach, padding, strict=True)]
     size = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sides, padding, reach, stride, strict=True)]
     residual = choose.choice((None, None, 2))
     step = FusedConvolution(

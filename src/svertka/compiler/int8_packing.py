@@ -18,9 +18,9 @@ class PackedInt8Weights:
         kernel: The kind of kernel.
         shape: The shape of the weights before packing, (O, C / groups, kh, kw).
         groups: The groups of the convolution.
-        numbers: The packed weights, int8 or int16 as the kernels multiply. "int8": (group, output panel, factor of
-            consecutive summands, output in panel, summand in factor). "int8-depthwise": (block of channels, tap y,
-            factor of taps in x, channel in block, tap in factor).
+        numbers: The packed weights, int8 or int16 as the kernels multiply. "int8": (group, output panel, tap y and
+            factor of consecutive (tap x, input), output in panel, summand in factor). "int8-depthwise": (block of
+            channels, tap y, factor of taps in x, channel in block, tap in factor).
         sums: The sum of the weights of each output channel, (O) int32.
     """
 
@@ -44,8 +44,8 @@ class PackedInt8Weights:
             return cls("int8-depthwise", shape, groups, blocks.contiguous(), sums)
         panel, parts = native_support.kernels.int8_panel_width(), []
         for part in weight.chunk(groups):
-            matrix = part.permute(0, 2, 3, 1).flatten(1)  # (output, summand)
-            matrix = F.pad(matrix, (0, -matrix.shape[1] % per, 0, -len(part) % panel)).to(dtype)
+            matrix = part.permute(0, 2, 3, 1).flatten(2)  # (output, tap y, tap x and input)
+            matrix = F.pad(matrix, (0, -matrix.shape[2] % per, 0, 0, 0, -len(part) % panel)).to(dtype)
             parts.append(matrix.reshape(len(matrix) // panel, panel, -1, per).permute(0, 2, 1, 3))
         return cls("int8", shape, groups, torch.stack(parts).contiguous(), sums)
 
@@ -56,7 +56,8 @@ class PackedInt8Weights:
             weight = self.numbers.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
             return weight[:out_channels, None, :, :width].to(torch.int8)
         matrix = self.numbers.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)  # (group, output, summand)
-        matrix = matrix[:, : out_channels // self.groups, : height * width * in_channels].flatten(0, 1)
+        matrix = matrix.reshape(*matrix.shape[:2], height, -1)
+        matrix = matrix[:, : out_channels // self.groups, :, : width * in_channels].flatten(0, 1)
         return matrix.reshape(out_channels, height, width, in_channels).permute(0, 3, 1, 2).to(torch.int8)
 
     @property
