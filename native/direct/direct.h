@@ -21,6 +21,12 @@ struct Window {
     std::ptrdiff_t in_step, out_step;
 };
 
+// Whether bfloat16 weights have an even number of channels, the last ones zero, because lines of the image are copied with
+// whole pairs for each pixel. Few channels are faster so than gathered.
+inline bool has_paired_channels(const Window& shape) {
+    return shape.in_channels <= 4 && shape.y.taps * shape.x.taps > 1 && shape.x.dilation == 1;
+}
+
 // Factors of the channels of each image, `step` values from one image to the next. Null: none.
 struct Gate {
     const float* factors = nullptr;
@@ -38,7 +44,8 @@ struct Direct {
     std::ptrdiff_t panel_width;  // output channels whose weights are interleaved: NR
 
     // Weights are packed in panels: (panel, tap in y, tap in x, input, output in panel), zero-padded. bfloat16 weights
-    // are stored in pairs of consecutive (tap in y, tap in x, input): (panel, pair, output in panel, element of pair).
+    // are stored in pairs of consecutive (tap in y, tap in x, input): (panel, pair, output in panel, element of pair). See
+    // `has_paired_channels`.
     // The gate multiplies the input, for 1×1 kernels without padding.
     void (*forward)(const Window&, const float* input, Gate, const void* weights, Precision, const Epilogue&,
                     float* output, int threads);

@@ -117,6 +117,13 @@ struct Pass {
         const auto load_vector = [=](const float* from, int half) __attribute__((always_inline)) {
             return whole || half < vectors - 1 ? load(from + half * lanes) : load_partial(from + half * lanes, left);
         };
+        if (block.last && epilogue.residual) {
+            const float* const residual = epilogue.residual + pixel * epilogue.residual_step + channel;
+            const Index step = epilogue.residual_step;
+            each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
+                __builtin_prefetch(residual + row * step + half * lanes);
+            });
+        }
         Vector sums[count][vectors] = {};
         add_products<row_stride, 1>(sums, a, block.chunk, block.b, NR, lanes, block.depth, block.pieces, block.piece,
                                     block.ahead);
@@ -173,59 +180,95 @@ struct Pass {
         });
     }
 
+    // Values of a pixel in a copied line: whole factors.
+    static constexpr Index per = values_per<Factor>;
+    Index line_channels = ceil_div(shape.in_channels, per) * per;
+
     // Whether im2col can be skipped: with few channels, consecutive rows of one line are a fixed distance apart.
     bool in_strips() const {
+        if constexpr (per > 1) return has_paired_channels(shape);
         const Index stride = shape.x.stride * shape.in_channels;
         const bool known = stride == 1 || stride == 2 || stride == 3 || stride == 6 || stride == 12;
         return !narrow && !gate.factors && windows.dense && shape.in_channels <= 4 && known;
     }
 
-    // Number of values of one image line with its padding.
-    Index strip() const {
-        return ((shape.x.out_size - 1) * shape.x.stride + shape.x.taps) * shape.in_channels;
-    }
+    // Pixels of one image line with its padding, and its number of factors.
+    Index strip_pixels() const { return (shape.x.out_size - 1) * shape.x.stride + shape.x.taps; }
+    Index strip() const { return strip_pixels() * line_channels / per; }
 
     // Computes one line of outputs. The lines that it reads are copied with padding to `strips`.
-    void line_of_strips(Index number, float* strips, float* products) const {
-        const Index y = number % shape.y.out_size, image = number / shape.y.out_size;
-        const Index channels = shape.in_channels, width = strip();
-        const Index before = shape.x.pad * channels, line = shape.x.size * channels;
-        const Index there = max(min(line, width - before), 0);
-        for (Index i = 0; i < shape.y.taps; ++i) {
-            const Index in_y = y * shape.y.stride - shape.y.pad + i * shape.y.dilation;
-            float* to = strips + i * width;
-            if (in_y < 0 || in_y >= shape.y.size || before > width) {
-                std::memset(to, 0, width * sizeof(float));
-                continue;
-            }
-            std::memset(to, 0, before * sizeof(float));
-            std::memcpy(to + before, input + (image * shape.y.size + in_y) * line, there * sizeof(float));
-            std::memset(to + before + there, 0, (width - before - there) * sizeof(float));
-        }
+    void line_of_strips(Index number, Factor* strips, float* products) const {
+        const Index y = number % shape.y.out_size, image = number / shape.y.out_size, width = strip();
+        for (Index i = 0; i < shape.y.taps; ++i)
+            copy_line(image, y * shape.y.stride - shape.y.pad + i * shape.y.dilation, strips + i * width);
+        const Index apart = shape.x.stride * line_channels / per, of_line = shape.x.taps * line_channels / per;
         for (Index panel_number = 0; panel_number < panels; ++panel_number) {
             const Index out = shape.out_channels - panel_number * NR;
             const Block block{.chunk = lanes,
-                              .b = weights + panel_number * depth * NR,
-                              .depth = shape.x.taps * channels,
+                              .b = weights + panel_number * shape.y.taps * of_line * NR,
+                              .depth = of_line,
                               .number = panel_number,
                               .pieces = shape.y.taps,
                               .piece = width};
             for (Index x = 0; x < shape.x.out_size; x += MR) {
-                const Factor* const a = strips + x * shape.x.stride * channels;
+                const Factor* const a = strips + x * apart;
                 const Index count = min(MR, shape.x.out_size - x), pixel = number * shape.x.out_size + x;
-                switch (shape.x.stride * channels) {
+                switch (apart) {
                     case 1: strips_by<1>(out, count, pixel, a, block, products); break;
                     case 2: strips_by<2>(out, count, pixel, a, block, products); break;
-                    case 3: strips_by<3>(out, count, pixel, a, block, products); break;
-                    case 6: strips_by<6>(out, count, pixel, a, block, products); break;
-                    default: strips_by<12>(out, count, pixel, a, block, products);
+                    case per == 1 ? 3 : 4: strips_by<per == 1 ? 3 : 4>(out, count, pixel, a, block, products); break;
+                    case per == 1 ? 6 : 8: strips_by<per == 1 ? 6 : 8>(out, count, pixel, a, block, products); break;
+                    default:
+                        if (per == 1 && apart == 12)
+                            strips_by<12>(out, count, pixel, a, block, products);
+                        else  // one by one
+                            for (Index row = 0; row < count; ++row)
+                                strips_by<1>(out, 1, pixel + row, a + row * apart, block, products);
                 }
             }
         }
     }
 
+    // Copies line `y` of an image with its padding.
+    void copy_line(Index image, Index y, Factor* strip) const {
+        using Value = std::conditional_t<per == 1, float, BFloat16>;
+        const Index width = strip_pixels();
+        const bool inside = y >= 0 && y < shape.y.size;
+        const Index before = inside ? min(max(shape.x.pad, 0), width) : width, first = max(-shape.x.pad, 0);
+        const Index there = inside ? max(min(shape.x.size - first, width - before), 0) : 0;
+        Value* to = reinterpret_cast<Value*>(strip);
+        std::memset(to, 0, before * line_channels * sizeof(Value));
+        to += before * line_channels;
+        copy_pixels(input + ((image * shape.y.size + y) * shape.x.size + first) * shape.in_step, there, to);
+        std::memset(to + there * line_channels, 0, (width - before - there) * line_channels * sizeof(Value));
+    }
+
+    void copy_pixels(const float* from, Index count, float* to) const {
+        std::memcpy(to, from, count * shape.in_channels * sizeof(float));
+    }
+
+    // Rounds them; an odd number of channels is filled up with a zero.
+    void copy_pixels(const float* from, Index count, BFloat16* to) const {
+        const Index channels = shape.in_channels, together = lanes / line_channels;
+        Bits places{}, kept{};
+        for (Index i = 0; i < together * line_channels; ++i)
+            if (i % line_channels < channels) {
+                places[i] = static_cast<std::uint32_t>(i / line_channels * channels + i % line_channels);
+                kept[i] = ~std::uint32_t{0};
+            }
+        for (; count > 0; count -= together, from += together * shape.in_step, to += together * line_channels) {
+            const Index here = min(count, together);
+            float numbers[lanes];
+            if (shape.in_step != channels)
+                for (Index i = 0; i < here * channels; ++i) numbers[i] = from[i / channels * shape.in_step + i % channels];
+            const Vector values = load_up_to(shape.in_step == channels ? from : numbers, here * channels);
+            store_up_to(to, (Vector)((Bits)permute(values, places) & kept), here * line_channels);
+        }
+    }
+
     template <Index row_stride>
-    void strips_by(Index channels, Index count, Index pixel, const Factor* a, const Block& block, float* products) const {
+    ALWAYS_INLINE void strips_by(Index channels, Index count, Index pixel, const Factor* a, const Block& block,
+                                 float* products) const {
         if (channels >= NR)
             block_of<2, true, row_stride, MR>(count, pixel, a, block, products);
         else if (channels > lanes)
@@ -235,13 +278,14 @@ struct Pass {
     }
 };
 
-void in_strips(const Pass<float>& pass, int threads) {
+template <class Factor>
+void in_strips(const Pass<Factor>& pass, int threads) {
     const Window& shape = pass.shape;
     const Index of_strips = ceil_div(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + MR * NR;
     float* const memory = scratch(threads * own);
     parallel_for(shape.batch * shape.y.out_size, threads, [&](Index number, int thread) {
         float* const strips = memory + thread * own;
-        pass.line_of_strips(number, strips, strips + of_strips);
+        pass.line_of_strips(number, reinterpret_cast<Factor*>(strips), strips + of_strips);
     });
 }
 
@@ -259,15 +303,16 @@ std::ptrdiff_t direct_panel_width() { return NR; }
 void direct_forward(const Window& shape, const float* input, Gate gate, const void* weights, Precision precision,
                     const Epilogue& epilogue, float* output, int threads) {
     if (shape.batch == 0) return;
-    if (precision == Precision::bfloat16)
-        return in_blocks(Pass<Pair>{.shape = shape,
-                                    .epilogue = epilogue,
-                                    .input = input,
-                                    .weights = static_cast<const Pair*>(weights),
-                                    .narrow = nullptr,
-                                    .output = output,
-                                    .gate = gate},
-                         threads);
+    if (precision == Precision::bfloat16) {
+        const Pass<Pair> pass{.shape = shape,
+                              .epilogue = epilogue,
+                              .input = input,
+                              .weights = static_cast<const Pair*>(weights),
+                              .narrow = nullptr,
+                              .output = output,
+                              .gate = gate};
+        return pass.in_strips() ? in_strips(pass, threads) : in_blocks(pass, threads);
+    }
     const bool upcast = precision == Precision::upcast;
     const Pass<float> pass{.shape = shape,
                            .epilogue = epilogue,

@@ -136,8 +136,22 @@ struct Pass {
     }
 
     void store_block(Range here, const float* products, Index number) const {
-        for (Index index = here.first; index < here.last; ++index)
-            store_tile(tiles[index], products + (index - here.first) * NR, number);
+        Tile tile = tiles[here.first];
+        for (Index index = here.first; index < here.last; ++index) {
+            const Tile next = index + 1 < here.last ? tiles[index + 1] : tile;
+            if (epilogue.residual) fetch_residual(next, number);
+            store_tile(tile, products + (index - here.first) * NR, number);
+            tile = next;
+        }
+    }
+
+    // Fetches what the epilogue of a tile adds into the cache.
+    void fetch_residual(const Tile& tile, Index number) const {
+        const Index pixel = (tile.image * shape.out_height + tile.y) * shape.out_width + tile.x;
+        const float* from = epilogue.residual + pixel * epilogue.residual_step + number * NR;
+        for (Index i = 0; i < tile.height; ++i, from += shape.out_width * epilogue.residual_step)
+            for (Index j = 0; j < tile.width; ++j)
+                for (Index half = 0; half < NR; half += lanes) __builtin_prefetch(from + j * epilogue.residual_step + half);
     }
 };
 

@@ -34,7 +34,8 @@ class PackedWeights:
         groups: Groups of the convolution.
         numbers: The packed weights. "winograd" and "direct": (group or 3×3 kernel, output panel, …, output in panel),
             the middle being (input, tap) for "winograd" and (tap, input) for "direct"; float32 or bfloat16. Two
-            consecutive bfloat16 numbers of a direct kernel are adjacent. "grouped" and "depthwise": (tap y, tap x,
+            consecutive bfloat16 numbers of a direct kernel are adjacent, and an odd number of few inputs is followed by
+            zeros. "grouped" and "depthwise": (tap y, tap x,
             input in group, output), always float32.
     """
 
@@ -56,6 +57,11 @@ class PackedWeights:
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else select_kernel_kind(step, shape, strict=strict)
+        if narrow and kernel == "direct" and _has_paired_channels(step, shape):
+            if native_support.multiplies_bfloat16():
+                weight = F.pad(weight, (0, 0, 0, 0, 0, shape[1] % 2))
+            else:  # a file from another CPU
+                weight, narrow = weight.float(), False
         if kernel in ("depthwise", "grouped"):
             # A file from another CPU may contain bfloat16 weights. A copy, because the network may be trained further.
             numbers = weight.float().permute(2, 3, 1, 0).clone(memory_format=torch.contiguous_format)
@@ -82,7 +88,11 @@ class PackedWeights:
                 return matrix.reshape(self.shape)
             parts = matrix.reshape(2, 2, out_channels, in_channels, 3, 3).permute(2, 3, 0, 4, 1, 5)
             return parts.reshape(out_channels, in_channels, 6, 6)[:, :, :height, :width]
-        matrix = matrix.flatten(0, 1)[:, : in_channels * height * width]
+        matrix = matrix.flatten(0, 1)
+        paired = in_channels + in_channels % 2
+        if height * width > 1 and matrix.shape[1] == paired * height * width:
+            matrix = matrix.reshape(-1, paired)[:, :in_channels].reshape(out_channels, -1)
+        matrix = matrix[:, : in_channels * height * width]
         return matrix.reshape(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
 
     @property
@@ -176,6 +186,11 @@ def select_kernel_kind(step: FusedConvolution, shape: tuple[int, ...], *, strict
     if not strict and sides and step.stride == step.dilation == (1, 1) and min(channels) >= fewest:
         return "winograd"
     return "grouped" if step.groups > 1 and max(channels) <= MAX_GROUPED_CHANNELS else "direct"
+
+
+def _has_paired_channels(step: FusedConvolution, shape: tuple[int, ...]) -> bool:
+    """Return whether kernels read images line by line, in pairs of the few channels of each pixel."""
+    return shape[1] <= MAX_FLOAT32_INPUTS and shape[2] * shape[3] > 1 and step.dilation[1] == 1
 
 
 def _split_into_3x3(weight: Tensor) -> list[Tensor]:
