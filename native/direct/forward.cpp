@@ -121,7 +121,7 @@ struct Pass {
             const float* const residual = epilogue.residual + pixel * epilogue.residual_step + channel;
             const Index step = epilogue.residual_step;
             each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
-                __builtin_prefetch(residual + row * step + half * lanes);
+                __builtin_prefetch(residual + row * step + half * lanes, 0, 2);
             });
         }
         Vector sums[count][vectors] = {};

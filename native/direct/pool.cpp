@@ -14,35 +14,65 @@ struct Pass {
     const float* input;
     float* output;
 
-    // One output pixel, channels `channel` to `last`.
-    void pixel(Index number, Index channel, Index last) const {
-        const Index x = number % shape.x.out_size, above = number / shape.x.out_size;
-        const Index y = above % shape.y.out_size, image = above / shape.y.out_size;
-        const TapsInside rows(shape.y, y), columns(shape.x, x);
-        const Index count = pooling == Pooling::padded_mean ? rows.count_padded(shape.y) * columns.count_padded(shape.x)
-                                                            : rows.count() * columns.count();
-        const float* corner = input + ((image * shape.y.size + rows.start) * shape.x.size + columns.start) * shape.in_step;
-        const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
-        for (; channel < last; channel += lanes) {
-            const Index here = shape.in_channels - channel;
-            const auto reduce = [&](auto begin, auto step) __attribute__((always_inline)) {
-                Vector result = begin - Vector{};
-                for (Index i = rows.first; i < rows.last; ++i)
-                    for (Index j = columns.first; j < columns.last; ++j) {
-                        const float* from = corner + i * down + j * right + channel;
-                        result = step(result, load_up_to(from, here));
-                    }
-                return result;
-            };
-            Vector result;
-            if (pooling == Pooling::maximum)
-                result = reduce(-std::numeric_limits<float>::infinity(), [](Vector best, Vector one) {
-                    return one <= best || best != best ? best : one;  // NaN stays NaN
-                });
-            else
-                result = reduce(0.0f, [](Vector sum, Vector one) { return sum + one; }) / static_cast<float>(count);
-            store_up_to(output + number * shape.out_step + channel, result, here);
+    // One line of outputs, channels `first` to `last`.
+    void line(Index number, Index first, Index last) const {
+        const Index y = number % shape.y.out_size, image = number / shape.y.out_size;
+        const TapsInside rows(shape.y, y);
+        for (Index x = 0; x < shape.x.out_size; ++x) {
+            const TapsInside columns(shape.x, x);
+            const float* const corner =
+                input + ((image * shape.y.size + rows.start) * shape.x.size + columns.start) * shape.in_step;
+            float* const to = output + (number * shape.x.out_size + x) * shape.out_step;
+            Index channel = first;
+            for (; channel + together * lanes <= last; channel += together * lanes)
+                reduce<together>(rows, columns, corner + channel, lanes, to + channel);
+            for (; channel < last; channel += lanes)
+                reduce<1>(rows, columns, corner + channel, last - channel, to + channel);
         }
+    }
+
+  private:
+    static constexpr int together = 4;  // vectors that share the loop over the taps
+
+    // `vectors` vectors of channels of one output pixel, the last with `count` numbers.
+    template <int vectors>
+    ALWAYS_INLINE void reduce(const TapsInside& rows, const TapsInside& columns, const float* corner, Index count,
+                              float* to) const {
+        const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
+        const auto each_tap = [&](auto function) __attribute__((always_inline)) {
+            for (Index i = rows.first; i < rows.last; ++i)
+                for (Index j = columns.first; j < columns.last; ++j)
+#pragma GCC unroll 4
+                    for (int k = 0; k < vectors; ++k)
+                        function(k, load_up_to(corner + i * down + j * right + k * lanes, count));
+        };
+        Vector result[vectors]{};
+        if (pooling == Pooling::maximum) {
+            Vector invalid[vectors]{};  // a NaN that was seen
+            for (Vector& one : result) one = -std::numeric_limits<float>::infinity() - Vector{};
+            each_tap([&](int k, Vector one) __attribute__((always_inline)) {
+                result[k] = larger(one, result[k]);
+                invalid[k] = one == one ? invalid[k] : one;
+            });
+            for (int k = 0; k < vectors; ++k) result[k] = invalid[k] == invalid[k] ? result[k] : invalid[k];
+        } else {
+            each_tap([&](int k, Vector one) __attribute__((always_inline)) { result[k] += one; });
+            const Index taps = pooling == Pooling::padded_mean ? rows.count_padded(shape.y) * columns.count_padded(shape.x)
+                                                               : rows.count() * columns.count();
+            for (Vector& one : result) one /= static_cast<float>(taps);
+        }
+        for (int k = 0; k < vectors; ++k) store_up_to(to + k * lanes, result[k], count);
+    }
+
+    // The larger of two numbers; `b` if one is NaN.
+    ALWAYS_INLINE static Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+        return (Vector)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+        return (Vector)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+        return a > b ? a : b;
+#endif
     }
 };
 
@@ -50,13 +80,13 @@ struct Pass {
 
 void pool(const Window& shape, Pooling pooling, const float* input, float* output, int threads) {
     const Pass pass{shape, pooling, input, output};
-    const Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
-    // If there are few pixels, as for the mean over whole maps, threads divide the channels.
-    const Index pieces = pixels >= 4 * threads ? 1 : threads;
+    const Index lines = shape.batch * shape.y.out_size;
+    // If there are few lines, as for the mean over whole maps, threads divide the channels.
+    const Index pieces = lines >= 4 * threads ? 1 : threads;
     const Index piece = ceil_div(ceil_div(shape.in_channels, lanes), pieces) * lanes;
-    parallel_for(pixels * pieces, threads, [&](Index number, int) {
+    parallel_for(lines * pieces, threads, [&](Index number, int) {
         const Index channel = number % pieces * piece;
-        pass.pixel(number / pieces, channel, min(channel + piece, shape.in_channels));
+        pass.line(number / pieces, channel, min(channel + piece, shape.in_channels));
     });
 }
 

@@ -12,11 +12,16 @@ struct Pass {
     const Byte* input;
     Byte* output;
 
-    // One output pixel, channels `channel` to `last`.
-    void pixel(Index number, Index channel, Index last) const {
-        const Index x = number % shape.x.out_size, above = number / shape.x.out_size;
-        const Index y = above % shape.y.out_size, image = above / shape.y.out_size;
-        const TapsInside rows(shape.y, y), columns(shape.x, x);
+    // One line of outputs, channels `first` to `last`.
+    void line(Index number, Index first, Index last) const {
+        const Index y = number % shape.y.out_size, image = number / shape.y.out_size;
+        const TapsInside rows(shape.y, y);
+        for (Index x = 0; x < shape.x.out_size; ++x) pixel(image, number * shape.x.out_size + x, rows, {shape.x, x}, first, last);
+    }
+
+  private:
+    // Output pixel `number`, channels `channel` to `last`.
+    void pixel(Index image, Index number, const TapsInside& rows, const TapsInside& columns, Index channel, Index last) const {
         const Byte* corner = input + ((image * shape.y.size + rows.start) * shape.x.size + columns.start) * shape.in_step;
         const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
         Byte* const to = output + number * shape.out_step;
@@ -62,13 +67,13 @@ struct Pass {
 
 void int8_pool(const Window& shape, const BytePooling& pooling, const Byte* input, Byte* output, int threads) {
     const Pass pass{shape, pooling, input, output};
-    const Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
-    // Where pixels are few, as in the mean over whole maps, threads share the channels.
-    const Index pieces = pixels >= 4 * threads ? 1 : threads;
+    const Index lines = shape.batch * shape.y.out_size;
+    // Where lines are few, as in the mean over whole maps, threads share the channels.
+    const Index pieces = lines >= 4 * threads ? 1 : threads;
     const Index piece = ceil_div(ceil_div(shape.in_channels, lanes), pieces) * lanes;
-    parallel_for(pixels * pieces, threads, [&](Index number, int) {
+    parallel_for(lines * pieces, threads, [&](Index number, int) {
         const Index channel = number % pieces * piece;
-        pass.pixel(number / pieces, channel, min(channel + piece, shape.in_channels));
+        pass.line(number / pieces, channel, min(channel + piece, shape.in_channels));
     });
 }
 
