@@ -46,7 +46,7 @@ def test_a_folder_in_order(photos: Path) -> None:
 def test_the_split_is_that_of_training(photos: Path) -> None:
     dataset = open_folder(photos)
     digests = [dataset.images.digest(index) for index in range(len(dataset))]
-    wanted = split_by_hash(digests, dataset.labels, dataset.parts, 0.2, 0.1)
+    wanted = split_by_hash(digests, dataset.labels, dataset.parts, 0.2, 0.1, stratified=True)
     found = check(photos, val=0.2, test=0.1)
     assert found.to_dict()["split"] == {part: len(indices) for part, indices in wanted.items()}
     assert sum(found.split["val"].values()) > 0

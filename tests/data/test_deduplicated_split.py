@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from svertka.data.dataset import PARTS, ArrayImages, Dataset
 from svertka.data.deduplicated_split import DatasetSplit, split_by_content_as_before, split_dataset
+from svertka.data.hash_split import STRATIFIED_BELOW
 from svertka.errors import DataError
 
 few = settings(max_examples=40, deadline=None)
@@ -123,13 +124,27 @@ def test_inherited_images_are_never_val_or_test(
         assert not {some[i][0] for i in division.indices[part]} & known
 
 
-def test_without_copies_groups_and_look_alikes_it_is_the_split_of_before() -> None:
-    some: list[Image] = [(number, number % 3, "", "", 0) for number in range(300)]
-    dataset, digests = dataset_of(some, named=False, grouped=False), [content(number) for number in range(300)]
+def test_large_classes_without_copies_groups_and_look_alikes_are_split_as_before() -> None:
+    count = 3 * STRATIFIED_BELOW
+    some: list[Image] = [(number, number % 3, "", "", 0) for number in range(count)]
+    dataset, digests = dataset_of(some, named=False, grouped=False), [content(number) for number in range(count)]
     for turn in (0, 3):
-        now = split_dataset(dataset, digests, np.arange(300), 0.1, 0.2, alike=[], turn=turn).indices
-        before = split_by_content_as_before(dataset, digests, np.arange(300), 0.1, 0.2, turn=turn).indices
+        now = split_dataset(dataset, digests, np.arange(count), 0.1, 0.2, alike=[], turn=turn).indices
+        before = split_by_content_as_before(dataset, digests, np.arange(count), 0.1, 0.2, turn=turn).indices
         assert all(np.array_equal(now[part], before[part]) for part in PARTS)
+
+
+def test_small_classes_are_in_each_part_in_their_shares() -> None:
+    classes = np.repeat([0, 1, 2], [155, 40, 15])
+    some: list[Image] = [(number, int(label), "", "", 0) for number, label in enumerate(classes)]
+    dataset, digests = dataset_of(some, named=False, grouped=False), [content(number) for number in range(210)]
+    for turn in range(5):
+        parts = split_dataset(dataset, digests, np.arange(210), 0.1, 0.2, alike=[], turn=turn).indices
+        assert {part: np.bincount(classes[parts[part]]).tolist() for part in parts} == {
+            "train": [108, 28, 10],
+            "val": [16, 4, 2],
+            "test": [31, 8, 3],
+        }
 
 
 def test_overlaps_between_parts_are_counted_and_named() -> None:

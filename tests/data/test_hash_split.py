@@ -21,12 +21,14 @@ def content(number: int) -> bytes:
     return hashlib.md5(str(number).encode()).digest()
 
 
-def divide(some: Images, val: float = 0.1, test: float = 0.0, parts: list[str] | None = None) -> list[str]:
+def divide(
+    some: Images, val: float = 0.1, test: float = 0.0, parts: list[str] | None = None, *, stratified: bool = False
+) -> list[str]:
     """The part of each image."""
     digests = [content(number) for number, _ in some]
     labels = np.array([label for _, label in some], dtype=np.int64)
     given_parts = np.array([""] * len(some) if parts is None else parts, dtype="<U5")
-    chosen = split_by_hash(digests, labels, given_parts, val, test)
+    chosen = split_by_hash(digests, labels, given_parts, val, test, stratified=stratified)
     assert list(chosen) == list(PARTS)
     assert sorted(np.concatenate(list(chosen.values())).tolist()) == list(range(len(some)))
     assert all((np.diff(indices) > 0).all() and indices.dtype == np.int64 for indices in chosen.values())
@@ -39,19 +41,19 @@ def one_label_each(some: Images) -> Images:
 
 
 @few
-@given(images, shares, st.sampled_from([0.0, 0.1, 0.3]))
-def test_copies_are_never_on_both_sides(some: Images, val: float, test: float) -> None:
+@given(images, shares, st.sampled_from([0.0, 0.1, 0.3]), st.booleans())
+def test_copies_are_never_on_both_sides(some: Images, val: float, test: float, stratified: bool) -> None:
     parts: dict[int, set[str]] = {}
-    for (number, _), part in zip(some, divide(some, val, test), strict=True):
+    for (number, _), part in zip(some, divide(some, val, test, stratified=stratified), strict=True):
         parts.setdefault(number, set()).add(part)
     assert all(len(these) == 1 for these in parts.values())
 
 
 @few
-@given(images, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.0, 0.1, 0.6]))
-def test_every_class_can_be_learned_and_chosen_by(some: Images, val: float, test: float) -> None:
+@given(images, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.0, 0.1, 0.6]), st.booleans())
+def test_every_class_can_be_learned_and_chosen_by(some: Images, val: float, test: float, stratified: bool) -> None:
     some = one_label_each(some)
-    chosen = divide(some, val, test)
+    chosen = divide(some, val, test, stratified=stratified)
     for label in range(4):
         contents = {number for number, its in some if its == label}
         parts = {part for (_, its), part in zip(some, chosen, strict=True) if its == label}
@@ -74,12 +76,24 @@ def test_files_that_come_later_move_none_of_a_class_that_was_well(some: Images, 
 
 
 @few
-@given(images, shares, st.sampled_from([0.0, 0.1, 0.3]), st.randoms())
-def test_the_order_of_the_files_does_not_matter(some: Images, val: float, test: float, random) -> None:
+@given(images, shares, st.sampled_from([0.0, 0.1, 0.3]), st.booleans())
+def test_stratified_every_small_class_has_its_share(some: Images, val: float, test: float, as_copies: bool) -> None:
+    some = one_label_each(some * 2 if as_copies else some)
+    chosen = divide(some, val, test, stratified=True)
+    for label in range(4):
+        parts = {number: part for (number, its), part in zip(some, chosen, strict=True) if its == label}
+        taken = list(parts.values())
+        assert abs(taken.count("val") - val * len(parts)) <= 1
+        assert abs(taken.count("test") - test * len(parts)) <= 1
+
+
+@few
+@given(images, shares, st.sampled_from([0.0, 0.1, 0.3]), st.booleans(), st.randoms())
+def test_the_order_of_the_files_does_not_matter(some: Images, val: float, test: float, stratified, random) -> None:
     shuffled = list(some)
     random.shuffle(shuffled)
-    assert dict(zip(some, divide(some, val, test), strict=True)) == dict(
-        zip(shuffled, divide(shuffled, val, test), strict=True)
+    assert dict(zip(some, divide(some, val, test, stratified=stratified), strict=True)) == dict(
+        zip(shuffled, divide(shuffled, val, test, stratified=stratified), strict=True)
     )
 
 

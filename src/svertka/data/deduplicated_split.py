@@ -133,7 +133,13 @@ def split_dataset(
         notes.append(f"{learned:,} {are} the weights that it starts from, and cannot be taken for val or test")
     if groups is None:
         chosen = split_by_hash(
-            reseed_digests(keys, turn), labels, named, val, test, pinned=set(reseed_digests(sorted(pinned), turn))
+            reseed_digests(keys, turn),
+            labels,
+            named,
+            val,
+            test,
+            pinned=set(reseed_digests(sorted(pinned), turn)),
+            stratified=True,
         )
     else:
         notes.append(f"images of one group are kept in one part; there are {len(set(groups.tolist()) - {''}):,} groups")

@@ -1,6 +1,7 @@
 """Random split of images into training, validation and test parts by the hash of their content."""
 
 import hashlib
+import math
 from collections.abc import Sequence, Set
 
 import numpy as np
@@ -10,6 +11,7 @@ from svertka.data.dataset import PARTS, Dataset, Ints
 from svertka.errors import UsageError
 
 VAL_SHARE = 0.1  # of the training images, if a source has no val part
+STRATIFIED_BELOW = 1000  # contents of a class; in larger classes, drawn shares differ by little from those asked for
 
 
 def split_by_hash(
@@ -20,13 +22,15 @@ def split_by_hash(
     test: float = 0.0,
     *,
     pinned: Set[bytes] = frozenset(),
+    stratified: bool = False,
 ) -> dict[str, Ints]:
     """Split images into "train", "val" and "test".
 
     A content hashes to a number u in [0, 1): val is u < val, test is u ≥ 1 − test, the rest is train. So copies of an
     image stay together, the part of an image does not depend on the others, and changing one share moves nothing
-    between the other two parts. The only exceptions are small classes: a class without training images keeps its middle
-    content in train, and one without validation images gives its lowest to val, if it has two contents.
+    between the other two parts. A class without training images keeps its middle content in train, and one without
+    validation images gives its lowest to val, if it has two contents. Stratified, a class of fewer than 1,000 contents
+    gives its lowest to val and its highest to test, as many as its shares, rounded.
 
     Args:
         digests: Content digest of each image.
@@ -35,6 +39,7 @@ def split_by_hash(
             its share is ignored.
         val, test: Shares of the images that the source calls "train" or nothing, 0 to 1.
         pinned: Digests that must be in train.
+        stratified: Whether small classes are divided in the shares, instead of at random.
 
     Returns:
         Indices of the images in each part, (n,) int64, ascending.
@@ -61,6 +66,9 @@ def split_by_hash(
         for label in holders[digest]:
             members[label].append(digest)
 
+    for label, mine in members.items() if stratified else ():
+        if len(mine) < STRATIFIED_BELOW:
+            place |= _stratified([digest for digest in mine if min(holders[digest]) == label], pinned, val, test)
     for mine in members.values():
         if "train" not in (place[digest] for digest in mine):
             place[mine[len(mine) // 2]] = "train"
@@ -114,6 +122,14 @@ def hash_to_unit_interval(digest: bytes) -> float:
 
 def _place(u: float, val: float, test: float) -> str:
     return "val" if u < val else "test" if u >= 1 - test else "train"
+
+
+def _stratified(ordered: list[bytes], pinned: Set[bytes], val: float, test: float) -> dict[bytes, str]:
+    """Return the parts of the contents of a class, given in rising order of u."""
+    free = [digest for digest in ordered if digest not in pinned]
+    num_val, num_test = (math.floor(share * len(ordered) + 0.5) for share in (val, test))
+    parts = dict.fromkeys(ordered, "train") | dict.fromkeys(free[len(free) - min(num_test, len(free)) :], "test")
+    return parts | dict.fromkeys(free[:num_val], "val")
 
 
 def _other_train(digest: bytes, members: list[bytes], place: dict[bytes, str]) -> bool:
