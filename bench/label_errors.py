@@ -38,13 +38,13 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from svertka.curation.backbone_features import compute_backbone_features
 from svertka.curation.confident_learning import find_label_issues, score_doubt
 from svertka.curation.feature_outliers import find_neighbors
 from svertka.data.dataset import Dataset
 from svertka.data.in_memory_sources import open_in_memory
 from svertka.data.source_opener import open_source
 from svertka.device import cpu_name
+from svertka.transfer.backbone_features import compute_backbone_features
 from svertka.transfer.logistic_and_nearest_mean_heads import predict_out_of_fold
 
 SHARES = (0.05, 0.2)

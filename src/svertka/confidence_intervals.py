@@ -7,12 +7,12 @@ Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 Interval = tuple[float, float]
 
 
-def wilson_interval(count: int, images: int) -> Interval:
+def wilson_interval(count: float, images: float) -> Interval:
     """Return the Wilson score interval of a share.
 
     Args:
-        count: Successes.
-        images: Trials.
+        count: Successes; not a whole number where trials are not independent.
+        images: Independent trials.
 
     Returns:
         Lower and upper end, 0 to 1; NaN without trials.

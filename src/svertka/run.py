@@ -70,10 +70,13 @@ class Run:
     def _numbers(self) -> dict[str, str]:
         """Return the errors and epochs of a finished training; nothing of any other."""
         try:
-            result = self.result()
+            result, validated = self.result(), self.cross_validation()
         except SvertkaError:
             return {}
         numbers = {name: f"{result[name]:.4f}" for name in ("val_error", "test_error") if result[name] is not None}
+        if validated is not None:
+            low, high = validated["interval"]
+            numbers = {"cross_validated_error": f"{validated['error']:.4f} ({low:.4f} to {high:.4f})"} | numbers
         return numbers | {"epochs": f"{result['epochs']:g}"}
 
     def _repr_html_(self) -> str:
@@ -101,7 +104,8 @@ class Run:
         """
         settings = self.settings()
         account = settings.get("account")
-        result: dict[str, Any] = self.result() | {"findings": self.findings(), "bad": settings.get("bad", [])}
+        leading = {"run": str(self.folder), "cross_validation": self.cross_validation()}
+        result: dict[str, Any] = leading | self.result() | {"findings": self.findings(), "bad": settings.get("bad", [])}
         return result | (account if isinstance(account, dict) else {})
 
     @property
@@ -137,6 +141,24 @@ class Run:
         if not isinstance(content, dict) or not isinstance(content.get("source"), str):
             raise RunError(f"{self.training} is damaged (it names no source); copy it back or train again")
         return content
+
+    def cross_validation(self) -> dict[str, Any] | None:
+        """Return the cross-validated error of a head on few images; None if there is none.
+
+        Returns:
+            `error` (0 to 1), `interval` (95 %, its two ends), `images`, `parts`, `folds` and `repeats`.
+
+        Raises:
+            RunError: training.json is missing or damaged.
+        """
+        found = self.settings().get("cross_validation")
+        if found is None:
+            return None
+        limits = found.get("interval") if isinstance(found, dict) else None
+        numbers = [found.get("error"), *limits] if isinstance(limits, list) and len(limits) == 2 else []
+        if not numbers or not all(isinstance(number, int | float) for number in numbers):
+            raise RunError(f"{self.training} is damaged (its cross_validation lacks numbers); copy it back")
+        return dict(found)
 
     def history(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, oldest first.
@@ -177,7 +199,8 @@ class Run:
         """Return the result of the training.
 
         Returns:
-            `run`, `val_error`, `test_error`, `epochs`, `seconds` and `images_per_second`.
+            `run`, `val_error`, `test_error`, `part` and `images` (on which the finished network was evaluated),
+            `epochs`, `seconds` and `images_per_second`.
 
         Raises:
             RunError: Training has not finished, or metrics.jsonl is damaged.

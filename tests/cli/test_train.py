@@ -36,7 +36,7 @@ def test_a_network_of_a_file_is_trained_and_used_from_the_command_line(
     printed = capsys.readouterr().out
     run = "runs/photos-own.py-build"
     assert f"next: svertka predict {run} --trust-builder IMAGE..." in printed
-    assert "after 1 epoch at " in printed
+    assert "trained for 1 epoch at " in printed
     assert f"next: svertka look {run} --trust-builder\n" in printed
     monkeypatch.setattr(sys.modules["svertka.cli.train"], "LARGE", 0)
     sys.modules["svertka.cli.train"]._print_run(Run(Path(run)))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from svertka.curation import label_check
-from svertka.curation.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.curation.label_check import LabelFindings, check_labels
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.in_memory_sources import open_in_memory
+from svertka.transfer.backbone_features import BackboneFeatures, compute_backbone_features
 
 Checked = Callable[..., LabelFindings]
 

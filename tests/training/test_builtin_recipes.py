@@ -2,8 +2,9 @@ import pytest
 
 from svertka.data.builtin import NAMES
 from svertka.errors import UsageError
+from svertka.models.published_weights import BACKBONE
 from svertka.models.registry import MODELS
-from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, RECIPES, default_recipe, find_recipe
+from svertka.training.builtin_recipes import DEFAULTS, RECIPES, default_recipe, find_recipe
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.training_loop import count_steps
 

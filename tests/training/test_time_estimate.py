@@ -10,7 +10,7 @@ from svertka.training.recipe import Recipe
 from svertka.training.time_estimate import (
     FrozenLayersCost,
     count_epochs_within_time,
-    estimate_epoch_seconds,
+    estimate_validation_seconds,
     parse_time,
     tile_batch,
     time_training_steps,
@@ -50,8 +50,8 @@ def test_a_budget_becomes_epochs() -> None:
         Recipe(),
         "mlp of this test",
     )
-    one = estimate_epoch_seconds(timing, steps=100, batch_size=8, val_images=80)
-    assert one > 100 * timing.step
+    assert estimate_validation_seconds(timing, batch_size=8, val_images=80) == 4 * timing.step
+    one = 104 * timing.step
     assert count_epochs_within_time(10 * one, 0, 0, one) == 9
     assert count_epochs_within_time(10 * one + 70, 50, 20, one) == 9
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import svertka
 from svertka.errors import Interrupted, UsageError
+from svertka.models.published_weights import BACKBONE
 from svertka.models.registry import MODELS
 from svertka.run import Run
-from svertka.training.builtin_recipes import BACKBONE, find_recipe
+from svertka.training.builtin_recipes import find_recipe
 from svertka.training.computed_initial_head import estimate_head_seconds
 from svertka.training.recipe import Recipe
 from svertka.transfer import logistic_and_nearest_mean_heads
@@ -153,6 +154,13 @@ def test_pictures_of_one_s_own_start_from_the_bundled_backbone(
     assert (run.settings()["model"], run.settings()["weights"]) == BACKBONE
     assert run.result()["val_error"] == 0
     assert re.search(r"(cat|dog) has \d training images: the result depends", capsys.readouterr().err)
+    validated = run.cross_validation()
+    assert validated is not None
+    assert (validated["images"], validated["parts"], validated["folds"]) == (12, "train and val", 6)
+    assert validated["interval"][0] <= validated["error"] <= validated["interval"][1]
+    assert list(run.to_dict())[:2] == ["run", "cross_validation"]
+    assert repr(run).split(", ")[1].startswith(f"cross_validated_error={validated['error']:.4f} (")
+    assert "of 12 pictures wrong in cross-validation" in run.report.read_text().replace("\xa0", " ")
 
 
 @pytest.mark.usefixtures("quiet")

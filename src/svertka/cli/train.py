@@ -23,6 +23,7 @@ from svertka.cli.option_types import (
     parse_pixel_count,
 )
 from svertka.cli.printing import print_json, print_line, show_import_spinner
+from svertka.confidence_intervals import wilson_interval
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 
@@ -332,20 +333,43 @@ def train(
 
 
 def _print_run(run: "Run") -> None:
-    """Print the errors of a finished run, warnings, and what to do next."""
-    result = run.result()
-    errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
-    settings = run.settings()
+    """Print warnings about a finished run, what to do next, and its errors, the one to rely on last."""
+    result, settings = run.result(), run.settings()
     unit = "features" if settings["cache"] else "images"  # stored features of frozen layers
     speed = f"{result['images_per_second']:,.0f} {unit}/s"
     epochs = f"{result['epochs']:g} epoch{'' if result['epochs'] == 1 else 's'}"
-    print_line(f"{', '.join(errors) or 'trained'} after {epochs} at {speed}")
+    print_line(f"trained for {epochs} at {speed}")
     for warning in settings["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
     limits = ATLAS_LIMITS if run.weights.stat().st_size > LARGE else ()
     for verb, *arguments in (("predict", "IMAGE..."), ("look", *limits), ("serve",)):
         print_line(f"next: {format_command(verb, run.folder, *run.consent)} {' '.join(arguments)}".rstrip())
+    for sentence in _describe_errors(run):
+        print_line(sentence)
+
+
+def _describe_errors(run: "Run") -> list[str]:
+    """Return the errors of a finished run with their intervals and numbers of images, the one to rely on last."""
+    from svertka.evaluation.cross_validation import CrossValidation
+
+    result, settings = run.result(), run.settings()
+    # Counts in training.json are of patches, if the network was trained on these.
+    counts = {} if settings.get("boxes") else dict(settings.get("parts", {}))
+    counts |= {result.get("part"): result.get("images")}
+    errors = {part: result[key] for part, key in PARTS.items() if result[key] is not None}
+    sentences = [_describe_error(part, error, counts.get(part)) for part, error in errors.items()]
+    if (validated := run.cross_validation()) is not None:
+        sentences.append(CrossValidation.model_validate(validated).sentence)
+    return sentences or ["the error on new images is not known: no image was held out; see --val and --test"]
+
+
+def _describe_error(part: str, error: float, images: int | None) -> str:
+    """Return the error on a part of the images in words."""
+    if not images:
+        return f"{part} error {error:.2%}"
+    low, high = wilson_interval(round(error * images), images)
+    return f"{part} error {error:.2%}, 95 % interval {low:.2%} to {high:.2%}, on {images:,} images of {part}"
 
 
 PARTS = {"val": "val_error", "test": "test_error"}

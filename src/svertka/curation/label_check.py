@@ -8,13 +8,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from svertka.confidence_intervals import Interval, wilson_interval
-from svertka.curation.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.curation.confident_learning import find_label_issues
 from svertka.curation.feature_outliers import EXPECTED, FEWEST, Neighbors, find_neighbors, find_outliers
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import number_related_images
 from svertka.escaping import escape_undecodable, join_first
 from svertka.evaluation.chance_level import chance_accuracy
+from svertka.transfer.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
 
 SHOWN_NEIGHBORS = 5  # of an image in a list

@@ -9,6 +9,7 @@ from torch import Tensor
 from svertka import distributed
 
 BINS = 15  # of equal width
+MIN_IMAGES = 100  # on fewer, the expected calibration error of exact probabilities is several percent
 FOLDS = 2  # for cross-fitting of the temperature
 # 0.25 to 8 in steps of 6 %; a finer grid changes the loss by less than 0.001.
 TEMPERATURES = tuple(2 ** (k / 12) for k in range(-24, 37))
@@ -41,6 +42,8 @@ class Calibration:
             temperature that is best for the other half.
         scaled_error: Expected calibration error after that.
 
+    On fewer than `MIN_IMAGES`, error and temperature say more about the few images than about the network.
+
     Source:
         Guo et al. 2017, On calibration of modern neural networks, eq. 3 and §4.2.
     """
@@ -50,6 +53,16 @@ class Calibration:
     temperature: float
     scaled_bins: tuple[ConfidenceBin, ...]
     scaled_error: float
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(one.images for one in self.bins)
+
+    @property
+    def is_meaningful(self) -> bool:
+        """Whether there are enough images."""
+        return self.images >= MIN_IMAGES
 
 
 class CalibrationAccumulator:

@@ -123,8 +123,10 @@ class Evaluation:
         said = [f"top-1 error {_with_interval(self.top1_error, self.top1_interval)}"]
         if self.top5_error is not None and self.top5_interval is not None:
             said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
-        calibration = f"calibration error {self.calibration.error:.2%}"
-        return f"{format_image_count(self.images)}: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
+        said.append(f"loss {self.loss:.4f}")
+        if self.calibration.is_meaningful:
+            said.append(f"calibration error {self.calibration.error:.2%}")
+        return f"{format_image_count(self.images)}: {', '.join(said)}"
 
     def __repr__(self) -> str:
         return f"Evaluation({self.sentence})"
@@ -180,7 +182,7 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON values that `svertka evaluate --json` prints; null where a number is not finite."""
+        """Return the JSON values that `svertka evaluate --json` prints; null for what is not known."""
         return {
             **(self.scope.to_dict() if self.scope else {}),
             "images": self.images,
@@ -189,8 +191,8 @@ class Evaluation:
             "top5_error": _finite(self.top5_error),
             "top5_interval": _finite_pair(self.top5_interval),
             "loss": _finite(self.loss),
-            "calibration_error": _finite(self.calibration.error),
-            "temperature": _finite(self.calibration.temperature),
+            "calibration_error": _finite(self.calibration.error) if self.calibration.is_meaningful else None,
+            "temperature": _finite(self.calibration.temperature) if self.calibration.is_meaningful else None,
             "at_chance": self.at_chance,
             "never_predicted": list(self.never_predicted),
             "per_class": [

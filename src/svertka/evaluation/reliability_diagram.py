@@ -1,8 +1,11 @@
 """The reliability diagram: accuracy against confidence."""
 
+import math
+
 from markupsafe import Markup
 
-from svertka.evaluation.calibration import BINS, Calibration, ConfidenceBin
+from svertka.confidence_intervals import Z
+from svertka.evaluation.calibration import BINS, MIN_IMAGES, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import MISSING, NBSP, format_count, format_percent
 from svertka.pages.svg_curves import CursorReadout, Line, LineStyle, Panel, XAxis, render_curves
@@ -13,10 +16,14 @@ MIN_DIFFERENCE = 0.01  # of mean confidence and accuracy below which neither is 
 
 
 def reliability_html(calibration: Calibration) -> Markup:
-    """Return the section as HTML; empty if no image was evaluated."""
-    if not calibration.bins:
+    """Return the section as HTML; empty if no image was evaluated, and a sentence if they are too few."""
+    images = calibration.images
+    if not images:
         return Markup()
-    images = sum(one.images for one in calibration.bins)
+    if not calibration.is_meaningful:
+        return Markup("<p>{} are too few to compare confidence with accuracy; {} are needed.</p>").format(
+            format_count(images, "picture"), MIN_IMAGES
+        )
     confidence = sum(one.images * one.confidence for one in calibration.bins) / images
     accuracy = sum(one.images * one.accuracy for one in calibration.bins) / images
     verdict = "overconfident" if confidence > accuracy else "underconfident"
@@ -25,9 +32,15 @@ def reliability_html(calibration: Calibration) -> Markup:
         calibration=calibration,
         confidence=confidence,
         accuracy=accuracy,
-        verdict=verdict if abs(confidence - accuracy) >= MIN_DIFFERENCE else "",
+        verdict=verdict if abs(confidence - accuracy) >= max(MIN_DIFFERENCE, _chance_difference(calibration)) else "",
         curves=_curves(calibration),
     )
+
+
+def _chance_difference(calibration: Calibration) -> float:
+    """Return the difference of confidence and accuracy that exact probabilities exceed in 5 % of all cases."""
+    variance = sum(one.images * one.confidence * (1 - one.confidence) for one in calibration.bins)
+    return Z * math.sqrt(variance) / calibration.images
 
 
 def _curves(calibration: Calibration) -> Markup:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from svertka.errors import ImageError
 from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, confusion_html
+from svertka.evaluation.cross_validation import CrossValidation
 from svertka.evaluation.error_by_image_property import ErrorByProperty, errors_by_property_html
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
@@ -47,6 +48,7 @@ class Report:
         read_image: Returns the image at an index, (H, W, 1 | 3) uint8; may raise ImageError.
         image_name: Returns its path, or the source and a number.
         slices: Error by image properties.
+        cross_validation: The cross-validated error, which leads the report. None: there is none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Report:
     read_image: Callable[[int], Pixels]
     image_name: Callable[[int], str]
     slices: Sequence[ErrorByProperty] = ()
+    cross_validation: CrossValidation | None = None
 
     @cached_property
     def curves(self) -> TrainingCurves:
@@ -77,6 +80,10 @@ class Report:
             training = ""
         if self.curves.seconds:
             training += f", {format_duration(self.curves.seconds)}"
+        if self.cross_validation is not None:
+            pictures = format_count(self.cross_validation.images, "picture")
+            error = format_percent(self.cross_validation.error)
+            return f"{what}: {error} of {pictures} wrong in cross-validation{training}."
         if evaluation is None or not evaluation.images:
             return f"{what}: not evaluated yet{training}."
         pictures = format_count(evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
@@ -114,11 +121,21 @@ def _body(report: Report) -> Markup:
 
 def _summary(report: Report, evaluation: Evaluation) -> str:
     """Return the metrics that the first sentence leaves out."""
-    low, high = evaluation.top1_interval
-    sentences = [
-        f"95{NBSP}% confidence interval of the error: {format_percent(low)} to {format_percent(high)}. "
-        f"Mean loss {format_three_digits(evaluation.loss)} nats."
-    ]
+    low, high = map(format_percent, evaluation.top1_interval)
+    interval, sentences = f"95{NBSP}% confidence interval", []
+    if (validated := report.cross_validation) is not None:
+        lowest, highest = map(format_percent, validated.interval)
+        sentences.append(
+            f"{interval} of the error: {lowest} to {highest}. The pictures of {validated.parts} were divided into "
+            f"{validated.folds} folds, {validated.repeats} times; each is judged by networks that were trained on the "
+            "other folds."
+        )
+        pictures = format_count(evaluation.images, f"{PART_ADJECTIVES[report.part]}picture")
+        error = format_percent(evaluation.top1_error)
+        sentences.append(f"Of the {pictures}, the network of this run gets {error} wrong ({interval} {low} to {high}).")
+    else:
+        sentences.append(f"{interval} of the error: {low} to {high}.")
+    sentences.append(f"Mean loss {format_three_digits(evaluation.loss)} nats.")
     if evaluation.top5_error is not None:
         sentences.append(f"Top-5 error {format_percent(evaluation.top5_error)}.")
     if report.curves.best_epoch is not None:

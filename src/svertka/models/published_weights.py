@@ -55,6 +55,11 @@ class PretrainedWeights:
         assert digits, f"there is no checksum in the name {self.file}"
         return f"sha256:{digits[1]}"
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether the file is on this machine, so that it needs no download."""
+        return not self.urls or (cache_folder("weights") / self.file).is_file()
+
     def path(self) -> Path:
         """Return the path of the file, and download it into the cache if it is not there.
 
@@ -150,6 +155,8 @@ PRETRAINED: dict[str, dict[str, PretrainedWeights]] = {
         )
     },
 }
+# Model and weights for images of one's own: all layers frozen but the head.
+BACKBONE = ("efficientnet_lite0", "bundled")
 # Names of weights; a text that equals one never means a folder or a file.
 WEIGHT_NAMES = tuple(dict.fromkeys(name for published in PRETRAINED.values() for name in published))
 

@@ -225,9 +225,6 @@ DEFAULTS = {
     "cifar100": ("resnet20", "resnet-cifar"),
 }
 
-# (model, weights) for images of one's own: all layers frozen but the head.
-BACKBONE = ("efficientnet_lite0", "bundled")
-
 # Networks for 32×32 images with a recipe of their own on CIFAR.
 SMALL_NETWORK_RECIPES = {"airbench": "cifar10-fast", "resnet110": "resnet-cifar-110", "plain110": "resnet-cifar-110"}
 

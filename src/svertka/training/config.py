@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from svertka.errors import RunError, UsageError
+from svertka.evaluation.cross_validation import CrossValidation
 from svertka.run import FORMAT, Run
 from svertka.text_width import shorten
 from svertka.training.recipe import MANY, Recipe, first_validation_error
@@ -78,6 +79,9 @@ class Settings(BaseModel):
     )
     cache_limit: int | None = Field(ge=0, description="bytes; None: a share of the free disk")
     max_pixels: int | None = Field(default=None, ge=1, description="the option max_pixels")
+    cross_validation: CrossValidation | None = Field(
+        default=None, description="of the head, on few images; added after the first checkpoint. None: there is none"
+    )
     versions: dict[str, str] = Field(default_factory=get_versions)
 
     @classmethod

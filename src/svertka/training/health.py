@@ -17,6 +17,7 @@ from svertka.training.recipe import Recipe
 
 STALE_EPOCHS = 6  # without a lower validation error: a plateau, if they are also a fifth of all epochs
 NAMED = 5  # classes named in a sentence
+PROBED = 256  # images on which units and scores are checked
 CONSTANT = 1e-6  # largest range of a score that counts as constant
 DEAD_SHARE = 0.25  # share of a layer's units that is reported
 DEAD_IMAGES = 32  # on fewer images, a unit that one in ten activates looks dead with a probability over 0.9³² = 3 %

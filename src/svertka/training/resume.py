@@ -33,6 +33,7 @@ from svertka.training import checkpoint, health, training_report
 from svertka.training.computed_initial_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits, decode_and_split, replace_images_by_patches
+from svertka.training.head_cross_validation import cross_validate_head, why_not_cross_validated
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
 from svertka.training.run_recorder import Recorder
@@ -137,6 +138,7 @@ def train_from_checkpoint(
     frozen: PartiallyFrozen | None = None,
     model: Model | None = None,
     trust_builder: bool = False,
+    is_repeated: bool = False,
 ) -> Run:
     """Train from the checkpoint in `run` to the last epoch, score the kept weights and write the report.
 
@@ -150,6 +152,7 @@ def train_from_checkpoint(
         frozen: Its frozen part, from `freeze_classifier`, if it has any. Only with `classifier`.
         model: Without `classifier`, what builds the network. None: what config.json says.
         trust_builder: Without `classifier`, whether config.json may name code that is not svertka's.
+        is_repeated: Whether this is one of several splits, which need no cross-validation.
 
     Returns:
         The finished run.
@@ -173,6 +176,8 @@ def train_from_checkpoint(
                 average.restart()
         inputs = build_training_inputs(classifier, frozen, settings, parts, place)
         batches = inputs.batches
+        if state.step == 0 and frozen is not None and not is_repeated:
+            settings = _add_cross_validation(run, settings, parts, classifier, frozen, place)
         log = MetricsLog(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
         total = count_steps(recipe, batches.steps)[0]
         with progress("training", total, "steps", done=state.step) as shown:
@@ -203,6 +208,8 @@ def train_from_checkpoint(
                 val_error=val_error,
                 **({} if parts.patches is None else {"patch_val_error": last}),
                 test_error=judged.top1_error if part == "test" else None,
+                part=part,
+                images=judged.images,
                 epochs=state.step / batches.steps,
                 seconds=state.seconds,
                 images_per_second=state.pictures / max(state.learning_seconds, 1e-9),
@@ -215,6 +222,26 @@ def train_from_checkpoint(
             training_report.write_training_report(run, classifier.model, settings, images, judged, part)
         distributed.barrier()
         return run
+
+
+def _add_cross_validation(
+    run: Run,
+    settings: Settings,
+    parts: DataSplits,
+    classifier: Classifier,
+    frozen: PartiallyFrozen,
+    place: torch.device,
+) -> Settings:
+    """Cross-validate the head before its first step, if there are few images, and add the result to training.json."""
+    why_not = why_not_cross_validated(settings.recipe, parts, stored=settings.cache is not None)
+    if why_not is not None:
+        if why_not:
+            say(f"not cross-validated: {why_not}")
+        return settings
+    found = cross_validate_head(frozen, settings, parts, classifier.preprocess, place)
+    settings = settings.model_copy(update={"cross_validation": found})
+    write_json(run.training, settings.model_dump())
+    return settings
 
 
 @contextmanager

@@ -31,7 +31,6 @@ CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
 CHECKPOINT_COST = 20.0  # times the duration of the last one, whichever is longer
 RISEN = 1.05  # validation loss, relative to the lowest, that counts as overfitting
 HUGE = 1e300  # nats; replaces an infinite loss, which JSON cannot hold
-PROBED = 256  # images on which units and scores are checked
 
 
 class Recorder(Callback):
@@ -263,7 +262,7 @@ class Recorder(Callback):
         """Return the network, or its trainable part, and a sample of its inputs on which it is checked."""
         network, batches = self.inputs.network, self.inputs.val or self.inputs.batches
         # Images in order may all be of one class.
-        places = np.linspace(0, len(batches.indices) - 1, min(len(batches.indices), batches.batch_size, PROBED))
+        places = np.linspace(0, len(batches.indices) - 1, min(len(batches.indices), batches.batch_size, health.PROBED))
         images = batches.images(batches.indices[places.astype(np.int64)], 0)
         if isinstance(network, PartiallyFrozen):
             return network.trainable, network.frozen(images)

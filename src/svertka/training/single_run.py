@@ -26,13 +26,16 @@ from svertka.device import choose_device, describe_device, set_memory_format, se
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
 from svertka.graph.output_layer import count_classes
+from svertka.models import registry
 from svertka.models.external import open_model
+from svertka.models.published_weights import BACKBONE
 from svertka.models.registry import Model
 from svertka.pages.number_format import format_count
 from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
-from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
+from svertka.training.automatic_backbone import AUTO, choose_backbone
+from svertka.training.builtin_recipes import DEFAULTS, default_recipe, find_recipe
 from svertka.training.computed_initial_head import estimate_head_seconds, lower_diverging_rate
 from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, Settings, check_range
 from svertka.training.data_splits import (
@@ -43,6 +46,7 @@ from svertka.training.data_splits import (
     replace_images_by_patches,
     stored_side_for_crops,
 )
+from svertka.training.head_cross_validation import estimate_epoch_seconds, why_not_cross_validated
 from svertka.training.initial_classifier import (
     build_initial_classifier,
     check_frozen_layers,
@@ -193,7 +197,7 @@ def train_run(options: TrainingOptions) -> Run:
         with show_spinner("preparing the data and the network"):
             prepared = prepare_images_and_network(resolved)
         with show_spinner("timing the training"):
-            measurement = plan_by_timing(resolved, prepared)
+            measurement = plan_by_timing(resolved, prepared, folder.parent)
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
         lines = training_report.describe_training(prepared.classifier, settings, measurement.seconds)
@@ -214,6 +218,7 @@ def train_run(options: TrainingOptions) -> Run:
                 tensorboard=options.tensorboard,
                 classifier=prepared.classifier,
                 frozen=prepared.frozen,
+                is_repeated=options.is_repeated,
             )
 
 
@@ -232,6 +237,9 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     if options.group is not None:
         dataset = assign_groups(dataset, options.group)
     model, start_from = options.model, options.weights
+    budget = None if options.time is None else time_estimate.parse_time(options.time)
+    if model == AUTO:
+        model, start_from = _choose_backbone(options, dataset, threads, budget)
     if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
         model, start_from = BACKBONE
     known = None if start_from is None else find_model_of_run(start_from, trust_builder=options.trust_builder)
@@ -247,7 +255,6 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     if options.variants is not None and options.variants < 1:
         raise UsageError(f"variants={options.variants} must be at least 1; leave it out to store as many as save time")
     check_range("split_seed", options.split_seed, 0, 2**32 - 1)
-    budget = None if options.time is None else time_estimate.parse_time(options.time)
     if budget is not None and options.changes.get("epochs") is not None:
         raise UsageError(
             f"time={options.time} and epochs={options.changes['epochs']} each say how long to train; leave one of them "
@@ -265,6 +272,36 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
         recipe=recipe,
         fit=fit,
         budget=budget,
+    )
+
+
+def _choose_backbone(options: TrainingOptions, dataset: Dataset, threads: int, budget: float | None) -> tuple[str, str]:
+    """Return network and weights for the model "auto".
+
+    Raises:
+        UsageError: Another option contradicts it.
+        DataError: There are too few usable images.
+    """
+    given = {"weights": options.weights, "size": options.size, "boxes": options.boxes, "head_layer": options.head_layer}
+    contradicted = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if contradicted:
+        raise UsageError(
+            f"model=auto compares pretrained networks as they are, and {contradicted[0]} asks for another; leave "
+            "out one of the two"
+        )
+    weights = load_initial_weights(registry.find_model(BACKBONE[0]), BACKBONE[1])
+    parts = decode_and_split(
+        dataset,
+        weights.preprocess,
+        weights.preprocess.side,
+        options.val,
+        options.test,
+        threads=threads,
+        limit=options.cache_limit,
+        turn=options.split_seed or 0,
+    )
+    return choose_backbone(
+        dataset, parts, budget, device=options.device, threads=threads, cache_limit=options.cache_limit
     )
 
 
@@ -375,8 +412,10 @@ def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tu
         )
 
 
-def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> TrainingPlan:
+def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder: Path) -> TrainingPlan:
     """Time the training on the real network, and decide what depends on it.
+
+    `folder` is on the disk of the run.
 
     The network is accelerated, and its frozen part optimized, as the training will use them; its weights stay as they
     are.
@@ -406,11 +445,16 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tra
             optimizing = time.monotonic() - optimized_from
         a_picture, batch = time_estimate.time_frozen_layers(frozen, batch, torch.channels_last)
         batch = time_estimate.tile_batch(batch, max(1, round(recipe.batch_size / timed.batch_size)))
-    timing = time_estimate.time_training_steps(
-        classifier.network if frozen is None else frozen.trainable, batch, recipe, label
-    )
+    trained = classifier.network if frozen is None else frozen.trainable
+    timing = time_estimate.time_training_steps(trained, batch, recipe, label)
     sizes = len(parts.indices["train"]), len(parts.indices["val"])
-    one_epoch = time_estimate.estimate_epoch_seconds(timing, batches.steps, recipe.batch_size, sizes[1])
+    one_epoch = batches.steps * timing.step
+    if frozen is None:
+        one_epoch += time_estimate.estimate_validation_seconds(timing, recipe.batch_size, sizes[1])
+    elif sizes[1]:
+        val = parts.eval_batches("val", prepared.preprocess, place, torch.contiguous_format)
+        one_epoch += time_estimate.time_head_validation(trained, batch.images, val, classifier.names)
+    one_epoch += time_estimate.time_epoch_end(classifier.network, trained, batch, folder)
     cache, once = None, 0.0
     if frozen is not None:
         frozen_cost = time_estimate.FrozenLayersCost(
@@ -424,6 +468,9 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tra
             notes = [*notes, why]
         once, each = frozen_cost.cost(cache)
         one_epoch += each
+    validating = 0.0  # seconds of cross-validation for each epoch
+    if not options.is_repeated and why_not_cross_validated(recipe, parts, stored=cache is not None) is None:
+        validating = estimate_epoch_seconds(timing.step, sum(sizes), recipe.batch_size)
     found = find_learning_rate(frozen or classifier.network, batches, recipe) if options.lr == "find" else None
     if found is not None:
         recipe = recipe.with_changes(lr=distributed.broadcast(found.chosen))
@@ -434,14 +481,14 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining) -> Tra
     around += estimate_final_evaluation_seconds(parts.whole_images(), forward)
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
-        epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch)
+        epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch + validating)
         recipe = recipe.with_changes(epochs=distributed.broadcast(epochs))
     return TrainingPlan(
         recipe=recipe,
         memory_format=timing.memory_format,
         accelerate=accelerated,
         cache=cache,
-        seconds=around + (0 if recipe.is_computed else one_epoch * recipe.epochs),
+        seconds=around + (0 if recipe.is_computed else (one_epoch + validating) * recipe.epochs),
         found=found,
         notes=notes,
     )

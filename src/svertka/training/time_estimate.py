@@ -1,10 +1,12 @@
 """Estimates of training time from timed steps, and the choices that depend on them: memory format, cache, epochs."""
 
 import math
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -12,13 +14,17 @@ import torch
 from torch import nn
 
 from svertka import distributed
-from svertka.data.loader import Batch
+from svertka.classifier import WEIGHTS
+from svertka.data.loader import Batch, BatchLoader
 from svertka.device import cpu_name, set_memory_format
 from svertka.errors import StorageError, UsageError
+from svertka.evaluation.evaluate import evaluate_network
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.graph.network_copy import copy_network
 from svertka.progress import format_duration
+from svertka.tensor_files import write_tensors
 from svertka.training.config import FeatureCacheSettings
+from svertka.training.health import PROBED, find_constant_scores, measure_dead_units
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, take_step
 from svertka.transfer.feature_cache import feature_batch_size
@@ -27,8 +33,8 @@ from svertka.transfer.freeze import PartiallyFrozen
 REMEMBERED = "memory_formats.json"  # in the cache folder
 TIMED_FOR = 0.4  # seconds at least, and
 TIMED_STEPS = 4  # steps at least, after a warm-up step
+TIMED_ENDS = 3  # ends of an epoch, after a first one
 TIMED_IMAGES = 8  # images by which the frozen layers are timed
-EPOCH_END = 0.04  # seconds to write and sync the weights
 VAL_COST = 0.4  # time of a forward pass without gradients, relative to a training step
 
 
@@ -218,9 +224,55 @@ class FrozenLayersCost:
         return self.seconds * (self.train * cache.variants + self.val), 0.0
 
 
-def estimate_epoch_seconds(timing: StepTiming, steps: int, batch_size: int, val_images: int) -> float:
-    """Estimate the seconds of an epoch with its validation."""
-    return timing.step * (steps + VAL_COST * val_images / batch_size) + EPOCH_END
+def estimate_validation_seconds(timing: StepTiming, batch_size: int, val_images: int) -> float:
+    """Estimate the seconds that the network takes for the validation set."""
+    return timing.step * VAL_COST * val_images / batch_size
+
+
+def time_head_validation(head: nn.Module, features: torch.Tensor, val: BatchLoader, names: Sequence[str]) -> float:
+    """Return the seconds of a validation on stored features, measured with features of other images.
+
+    Args:
+        head: The trainable part of the network.
+        features: Features of some images, (B, …).
+        val: The validation set, images.
+        names: The class names.
+    """
+    head.eval()
+    stand_ins = val.with_images(lambda indices, _: features[torch.from_numpy(indices % len(features))])
+    seconds = _median_seconds(lambda: evaluate_network(head, stand_ins, names, "timing"))
+    head.train()
+    return seconds
+
+
+def time_epoch_end(network: nn.Module, trained: nn.Module, batch: Batch, folder: Path) -> float:
+    """Return the seconds that the end of an epoch takes besides the validation: saving weights and looking for faults.
+
+    Args:
+        network: The whole network.
+        trained: Its trainable part.
+        batch: A batch of images, or of features.
+        folder: An existing folder on the disk of the run.
+    """
+    some = batch.images[:PROBED]
+
+    def end_epoch() -> None:
+        with tempfile.TemporaryDirectory(prefix=".svertka.", dir=folder) as scratch:
+            write_tensors(Path(scratch) / WEIGHTS, network.state_dict())
+        measure_dead_units(trained, some)
+        find_constant_scores(trained, some)
+
+    return _median_seconds(end_epoch)
+
+
+def _median_seconds(function: Callable[[], object]) -> float:
+    """Return the median time of `TIMED_ENDS` calls after a first one, the same in all processes."""
+    times = []
+    for _ in range(1 + TIMED_ENDS):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return distributed.broadcast(median(times[1:]))
 
 
 def estimate_forward_seconds(timing: StepTiming, images: int) -> float:

@@ -46,6 +46,7 @@ def write_training_report(
         evaluation=evaluation,
         read_image=lambda index: pictures.read(index, SHOWN_SIDE),
         image_name=pictures.name,
+        cross_validation=settings.cross_validation,
         slices=() if evaluation is None else errors_by_property(evaluation, pictures.read, torch.get_num_threads()),
     )
     write_report(run.report, report)

@@ -13,6 +13,7 @@ from torch import nn
 from svertka import distributed
 from svertka.data.dataset import Ints
 from svertka.data.loader import BatchLoader
+from svertka.evaluation.cross_validation import stratified_group_folds
 from svertka.progress import Progress, progress
 
 Floats = npt.NDArray[np.float32]
@@ -55,7 +56,8 @@ def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tup
     strength = STRENGTHS[len(STRENGTHS) // 2]
     with progress("computing the head", folds * len(STRENGTHS) + 1) as shown:
         if folds >= 2:
-            strength = _cross_validate(standard, labels, _stratified_folds(labels, folds), shown)[0]
+            splits = stratified_group_folds(labels, np.arange(len(labels)), classes, folds)
+            strength = _cross_validate(standard, labels, splits, shown)[0]
         model = _fit_logistic(standard, labels, strength)
     weight, bias = model.coef_, model.intercept_
     if classes == 2:  # scikit-learn returns the log-odds of the second class only
@@ -79,11 +81,7 @@ def predict_out_of_fold(features: Floats, labels: Ints, groups: Ints, classes: i
     Returns:
         Probabilities (N, classes) float32; 0 for a class that no training image of the fold has.
     """
-    units, first = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(units), classes), np.int64)
-    np.add.at(counts, (first, labels), 1)
-    folds = [np.isin(first, outside) for _, outside in _stratified_folds(counts.argmax(1), FOLDS)]
-    splits = [(np.flatnonzero(~outside), np.flatnonzero(outside)) for outside in folds]
+    splits = stratified_group_folds(labels, groups, classes, FOLDS)
     with progress("predicting out of fold", len(splits) * len(STRENGTHS)) as shown:
         _, (present, probabilities) = _cross_validate(_standardize(features)[0], labels, splits, shown)
     found = np.zeros((len(labels), classes), np.float32)
@@ -96,13 +94,6 @@ def _standardize(features: Floats) -> tuple[Floats, Floats, Floats]:
     mean = features.mean(0)
     deviation = np.maximum(features.std(0), 1e-6)
     return (features - mean) / deviation, mean, deviation
-
-
-def _stratified_folds(labels: Ints, folds: int) -> list[tuple[Ints, Ints]]:
-    """Return the images inside and outside of each fold, by class."""
-    from sklearn.model_selection import StratifiedKFold
-
-    return list(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels))
 
 
 def _cross_validate(

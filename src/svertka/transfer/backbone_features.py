@@ -1,4 +1,4 @@
-"""Features of every image of a data set, from the frozen default backbone that the package contains."""
+"""Features of the images of a data set, from a frozen pretrained network."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from svertka.data.image_disk_cache import prepare_images
 from svertka.data.loader import BatchLoader
 from svertka.device import choose_device, set_threads
 from svertka.models.head_kinds import head_path
-from svertka.training.builtin_recipes import BACKBONE
+from svertka.models.published_weights import BACKBONE
 from svertka.transfer.feature_cache import cache_features, feature_batch_size
 from svertka.transfer.freeze import split_before_head
 from svertka.transfer.logistic_and_nearest_mean_heads import Floats, collect_feature_batches
@@ -32,23 +32,31 @@ class BackboneFeatures:
 
 
 def compute_backbone_features(
-    dataset: Dataset, indices: Ints, *, device: str = "auto", threads: int | None = None, cache_limit: int | None = None
+    dataset: Dataset,
+    indices: Ints,
+    backbone: tuple[str, str] = BACKBONE,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: int | None = None,
 ) -> BackboneFeatures:
     """Compute the features of the images at `indices`, or read them from the feature cache.
 
     Args:
         dataset: The images.
         indices: Indices of the images, (n,) int64; unreadable ones are left out.
+        backbone: Network of svertka's registry, and the name of its published weights.
         device: Device of the backbone.
         threads: CPU threads. None: all cores.
         cache_limit: Bytes of all cached features, and of all cached images. None: a share of the free disk.
 
     Raises:
         UsageError: There is no such device, or there are too many threads.
+        SvertkaError: The weights cannot be read.
     """
     place, threads = choose_device(device), set_threads(threads)
-    backbone = ":".join(BACKBONE)
-    classifier = Classifier.load(backbone, place)
+    name = ":".join(backbone)
+    classifier = Classifier.load(name, place)
     preprocess = classifier.preprocess.model_copy(update={"intensity_range": None})
     prepared = prepare_images(
         dataset,
@@ -71,9 +79,9 @@ def compute_backbone_features(
         device=place,
     )
     partial = split_before_head(classifier.network, head_path(classifier.model), preprocess.input_shape)
-    assert partial is not None  # the backbone is svertka's own
+    assert partial is not None  # the network is svertka's own
     if place.type == "cpu":
         partial.frozen.optimize(preprocess.input_shape[1:], len(readable))
     cached = cache_features(batches, partial.frozen, partial.shape, prepared.digests, limit=cache_limit)
     values, _ = collect_feature_batches(cached)
-    return BackboneFeatures(readable, values.reshape(len(readable), -1), backbone)
+    return BackboneFeatures(readable, values.reshape(len(readable), -1), name)

@@ -1,0 +1,141 @@
+"""Cross-validation on few images: folds that keep groups together, and the error with a confidence interval."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from svertka.confidence_intervals import Interval, wilson_interval
+from svertka.data.dataset import Ints
+from svertka.progress import progress
+
+FOLDS = 10  # at most: each head is trained on as many images as one whose validation set is the default tenth
+REPEATS = 3  # with other folds; more narrow the interval by less than 15 %
+
+# Places of training images and of held-out images to the predicted class of each held-out image.
+Predict = Callable[[Ints, Ints], Ints]
+
+
+class CrossValidation(BaseModel):
+    """The cross-validated error of a classifier, as training.json holds it.
+
+    Attributes:
+        error: Mean share of wrong images over all repeats, 0 to 1.
+        interval: Its 95 % confidence interval.
+        images: Number of images; each was held out once in each repeat.
+        parts: The parts that they belong to, "train" or "train and val".
+        folds: Number of folds.
+        repeats: Number of times that the images were divided into folds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    error: float = Field(ge=0, le=1)
+    interval: Interval
+    images: int = Field(ge=1)
+    parts: str = Field(max_length=20)
+    folds: int = Field(ge=2)
+    repeats: int = Field(ge=1)
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        low, high = self.interval
+        return (
+            f"cross-validated error {self.error:.1%}, 95 % interval {low:.1%} to {high:.1%}, on {self.images:,} images "
+            f"of {self.parts} ({self.folds} folds, {self.repeats} times)"
+        )
+
+
+def stratified_group_folds(
+    labels: Ints, groups: Ints, classes: int, folds: int, seed: int = 0
+) -> list[tuple[Ints, Ints]]:
+    """Divide images into folds in whole groups, so that each class is spread evenly over the folds.
+
+    Args:
+        labels: Class of each image, (N,) int64.
+        groups: Number of each image's group, (N,) int64; a group counts for the class that most of its images have.
+        classes: Number of classes.
+        folds: Number of folds; at least one class needs as many groups.
+        seed: Another number divides differently.
+
+    Returns:
+        For each fold, the places of the images outside and inside of it, int64, ascending.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    first, class_of_unit = _units(labels, groups, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class has fewer groups than there are folds
+        held_out = StratifiedKFold(folds, shuffle=True, random_state=seed).split(class_of_unit, class_of_unit)
+        inside = [np.isin(first, units_inside) for _, units_inside in held_out]
+    return [(np.flatnonzero(~some).astype(np.int64), np.flatnonzero(some).astype(np.int64)) for some in inside]
+
+
+def _units(labels: Ints, groups: Ints, classes: int) -> tuple[Ints, Ints]:
+    """Return the place of each image's group, (N,), and the class of each group, (G,)."""
+    units, first = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(units), classes), np.int64)
+    np.add.at(counts, (first, labels), 1)
+    return first.astype(np.int64), counts.argmax(1).astype(np.int64)
+
+
+def count_folds(labels: Ints, groups: Ints, classes: int) -> int:
+    """Return the number of folds: `FOLDS`, or the number of groups of the largest class if that is lower."""
+    return min(FOLDS, int(np.bincount(_units(labels, groups, classes)[1]).max()))
+
+
+def find_class_too_small(labels: Ints, groups: Ints, classes: int) -> int | None:
+    """Return the first class that cannot be cross-validated, because its images are of one group; None without one."""
+    groups_of = [len(np.unique(groups[labels == label])) for label in range(classes)]
+    return next((label for label, count in enumerate(groups_of) if count < 2), None)
+
+
+def cross_validate(predict: Predict, labels: Ints, groups: Ints, classes: int, parts: str) -> CrossValidation:
+    """Cross-validate a classifier and return its error.
+
+    Args:
+        predict: Trains a classifier and returns its predictions.
+        labels: Class of each image, (N,) int64; no class is `find_class_too_small`.
+        groups: Number of each image's group, (N,) int64; a group stays in one fold.
+        classes: Number of classes.
+        parts: The parts of the data set that the images belong to.
+    """
+    folds, wrong = count_folds(labels, groups, classes), 0
+    with progress("cross-validating", REPEATS * folds, "folds") as shown:
+        for seed in range(REPEATS):
+            for outside, inside in stratified_group_folds(labels, groups, classes, folds, seed):
+                wrong += int((predict(outside, inside) != labels[inside]).sum())
+                shown.advance()
+    return CrossValidation(
+        error=wrong / (REPEATS * len(labels)),
+        interval=corrected_interval(wrong / REPEATS, groups, folds, REPEATS),
+        images=len(labels),
+        parts=parts,
+        folds=folds,
+        repeats=REPEATS,
+    )
+
+
+def corrected_interval(wrong: float, groups: Ints, folds: int, repeats: int) -> Interval:
+    """Return the 95 % confidence interval of a cross-validated error.
+
+    It is the Wilson interval of as many independent images as give the estimate its variance. Heads of different folds
+    share training images: with a fold's error of binomial variance, the corrected variance of the mean over J splits
+    with n₂ held-out and n₁ training images is that of one split times 1/J + n₂/n₁. Images of one group are wrong or
+    right together, at worst: groups of sizes m count as (Σm)² / Σm² images.
+
+    Args:
+        wrong: Mean number of wrong images over the repeats.
+        groups: Number of each image's group, (N,) int64.
+        folds: Number of folds.
+        repeats: Number of repeats.
+
+    Source: Nadeau & Bengio 2003, "Inference for the generalization error", eq. 16; Kish 1965, "Survey sampling",
+    §5.4 (equal answers within a cluster).
+    """
+    images = len(groups)
+    independent = images**2 / float(np.square(np.bincount(groups).astype(np.float64)).sum())
+    effective = independent / (1 / repeats + folds / (folds - 1))
+    return wilson_interval(wrong / images * effective, effective)

@@ -1,0 +1,172 @@
+"""The choice of `--model auto`: the best of the pretrained networks whose weights are on this machine.
+
+They are compared by the cross-validated error of a logistic regression on their frozen features.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from svertka import distributed
+from svertka.confidence_intervals import Interval
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.deduplicated_split import number_related_images
+from svertka.data.near_duplicates import find_near_duplicates
+from svertka.errors import SvertkaError, UsageError
+from svertka.evaluation.cross_validation import corrected_interval, count_folds
+from svertka.models.published_weights import BACKBONE, PRETRAINED
+from svertka.models.registry import SIZES
+from svertka.progress import format_duration, say, say_table
+from svertka.training.data_splits import DataSplits
+from svertka.transfer.backbone_features import compute_backbone_features
+from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
+
+AUTO = "auto"
+SECONDS = 120.0  # for the comparison, or
+SHARE = 0.25  # of --time, if that is shorter
+MAX_IMAGES = 1000  # training images that networks are compared on
+TIMED_IMAGES = (8, 40)  # images by which the time for all is estimated
+
+
+@dataclass(frozen=True)
+class ComparedBackbone:
+    """A pretrained network and what its frozen features are worth.
+
+    Attributes:
+        backbone: Network and name of its weights.
+        error: Out-of-fold error, 0 to 1; None if it was not compared.
+        interval: 95 % confidence interval of the error.
+        seconds: How long its comparison took.
+        reason: Why it was not compared.
+    """
+
+    backbone: tuple[str, str]
+    error: float | None = None
+    interval: Interval | None = None
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Name and result in words."""
+        name = ":".join(self.backbone)
+        if self.error is None or self.interval is None:
+            return name, f"not compared: {self.reason}"
+        low, high = self.interval
+        took = format_duration(self.seconds)
+        return name, f"cross-validated error {self.error:.1%}, 95 % interval {low:.1%} to {high:.1%}, {took}"
+
+
+def find_offline_backbones() -> list[tuple[str, str]]:
+    """Return network and weights of all that need no download: the bundled one, then the smallest first."""
+    found = [
+        (model, name)
+        for model, some in PRETRAINED.items()
+        for name, published in some.items()
+        if (model, name) != BACKBONE and published.is_offline
+    ]
+    return [BACKBONE, *sorted(found, key=lambda backbone: SIZES[backbone[0]][2])]
+
+
+def choose_backbone(
+    dataset: Dataset,
+    parts: DataSplits,
+    budget: float | None,
+    *,
+    device: str,
+    threads: int | None,
+    cache_limit: int | None,
+) -> tuple[str, str]:
+    """Compare the pretrained networks on this machine, print the comparison and return the best network and weights.
+
+    Only training images are used, at most `MAX_IMAGES`. The first network is always compared; of the others, those
+    whose features can be computed within the time that is left.
+
+    Args:
+        dataset: The images.
+        parts: The images as the training will divide them.
+        budget: Seconds for the whole training. None: not limited.
+        device: Device of the networks.
+        threads: CPU threads. None: all cores.
+        cache_limit: Bytes of all cached features, and of all cached images. None: a share of the free disk.
+
+    Raises:
+        UsageError: Several processes train.
+    """
+    if distributed.world_size() > 1:
+        raise UsageError("model=auto compares networks in one process; name a --model, or start one process")
+    limit = SECONDS if budget is None else min(SECONDS, SHARE * budget)
+    began, backbones = time.monotonic(), find_offline_backbones()
+    images = _draw(dataset.labels, parts.indices["train"])
+    groups = _number_groups(dataset, parts.digests, images, threads or 1)
+    enough = count_folds(dataset.labels[images], groups, len(dataset.names)) >= FOLDS
+    if len(backbones) == 1 or not enough:
+        why = "there are too few images to compare others" if not enough else "no other weights are on this machine"
+        say(f"model=auto takes {':'.join(BACKBONE)}: {why}")
+        return BACKBONE
+
+    def features_of(backbone: tuple[str, str], some: Ints) -> Floats:
+        options = {"device": device, "threads": threads, "cache_limit": cache_limit}
+        return compute_backbone_features(dataset, some, backbone, **options).values
+
+    compared: list[ComparedBackbone] = []
+    for backbone in backbones:
+        try:
+            needed = _estimate_seconds(lambda some, one=backbone: features_of(one, some), images) if compared else 0.0
+            left = limit - (time.monotonic() - began)
+            if compared and needed > left:
+                why = f"it needs about {format_duration(needed)}, and {format_duration(max(left, 0.0))} are left"
+                compared.append(ComparedBackbone(backbone, reason=why))
+                continue
+            started = time.monotonic()
+            error, interval = _cross_validate(features_of(backbone, images), dataset, images, groups)
+            compared.append(ComparedBackbone(backbone, error, interval, time.monotonic() - started))
+        except SvertkaError as fault:
+            if backbone == BACKBONE:
+                raise
+            compared.append(ComparedBackbone(backbone, reason=str(fault)))
+    best = min((one for one in compared if one.error is not None), key=lambda one: one.error or 0.0)
+    say_table([one.row for one in compared])
+    say(
+        f"model=auto takes {':'.join(best.backbone)}: the lowest error on {len(images):,} training images of the "
+        f"networks whose weights are on this machine, compared for at most {format_duration(limit)}"
+    )
+    return best.backbone
+
+
+def _draw(labels: Ints, train: Ints) -> Ints:
+    """Return at most `MAX_IMAGES` of the training images, of each class its share, ascending."""
+    if len(train) <= MAX_IMAGES:
+        return train
+    shuffled = np.random.default_rng(0).permutation(train)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return np.sort(by_class[np.linspace(0, len(train) - 1, MAX_IMAGES).astype(np.int64)])
+
+
+def _number_groups(dataset: Dataset, digests: list[bytes], images: Ints, threads: int) -> Ints:
+    """Return a number for each of `images`, equal for copies, near-duplicates and images of one group."""
+    alike = find_near_duplicates(dataset.images, digests, images, threads) or []
+    named = None if dataset.groups is None else dataset.groups[images]
+    return number_related_images(images, [digests[index] for index in images.tolist()], alike, named)
+
+
+def _estimate_seconds(features_of: Callable[[Ints], Floats], images: Ints) -> float:
+    """Estimate the seconds for the features of `images`, from those of a few and of some more."""
+    times = []
+    for count in TIMED_IMAGES:
+        began = time.monotonic()
+        features_of(images[:count])  # stored, so that the second call computes the features of the others
+        times.append(time.monotonic() - began)
+    few, more = TIMED_IMAGES
+    each = max(times[1] - times[0], 0.0) / (more - 2 * few)  # both load the network
+    return each * max(len(images) - more, 0)
+
+
+def _cross_validate(features: Floats, dataset: Dataset, images: Ints, groups: Ints) -> tuple[float, Interval]:
+    """Return the out-of-fold error of a logistic regression on `features` of `images`, and its interval."""
+    labels = dataset.labels[images]
+    probabilities = predict_out_of_fold(features, labels, groups, len(dataset.names))
+    wrong = int((probabilities.argmax(1) != labels).sum())
+    return wrong / len(labels), corrected_interval(wrong, groups, FOLDS, 1)

@@ -1,0 +1,192 @@
+"""Cross-validation of a head on the stored features of few images, trained in each fold as the deployed one is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from svertka import distributed
+from svertka.data.dataset import Ints
+from svertka.data.deduplicated_split import number_related_images
+from svertka.data.loader import BatchLoader
+from svertka.data.near_duplicates import find_near_duplicates
+from svertka.data.preprocessing import Preprocess
+from svertka.errors import TrainingError
+from svertka.evaluation.cross_validation import FOLDS, REPEATS, CrossValidation, cross_validate, find_class_too_small
+from svertka.graph.network_copy import copy_network
+from svertka.progress import say
+from svertka.training.config import Settings
+from svertka.training.data_splits import DataSplits
+from svertka.training.recipe import Recipe
+from svertka.training.trained_part_and_batches import store_features
+from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
+from svertka.training.weight_average import WeightAverage
+from svertka.transfer.freeze import HEAD, PartiallyFrozen
+from svertka.transfer.logistic_and_nearest_mean_heads import SOLVERS
+
+FEW_IMAGES = 500  # labeled images below which a tenth is too few to judge by
+
+
+def why_not_cross_validated(recipe: Recipe, parts: DataSplits, *, stored: bool) -> str | None:
+    """Return why the head is not cross-validated, a phrase; "" where that is not expected; None if it is.
+
+    Args:
+        recipe: The recipe.
+        parts: The images.
+        stored: Whether the features of the frozen layers are stored.
+    """
+    if recipe.unfreeze != HEAD or parts.patches is not None or sum(parts.sizes().values()) >= FEW_IMAGES:
+        return ""
+    pooled = pool_images(parts)
+    labels, contents = parts.dataset.labels, {parts.digests[index] for index in pooled.tolist()}
+    known = len(contents & parts.manifest.inherited)
+    small = find_class_too_small(labels[pooled], np.arange(len(pooled)), len(parts.dataset.names))
+    reasons = {
+        "the features are not stored": not stored,
+        "several processes train": distributed.world_size() > 1,
+        "the recipe stops early, or lowers the learning rate, by the validation error": (
+            recipe.early_stop is not None or recipe.schedule.kind == "plateau"
+        ),
+        "the recipe computes the head first": recipe.computed_first,
+        f"the weights that it starts from were trained on {known:,} of the images": bool(known),
+        "" if small is None else f"{parts.dataset.names[small]} has one image": small is not None,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def pool_images(parts: DataSplits) -> Ints:
+    """Return the indices of the images that are cross-validated: those of train and val, (N,) int64, ascending."""
+    return np.union1d(parts.indices["train"], parts.indices["val"]).astype(np.int64)
+
+
+def estimate_epoch_seconds(step: float, images: int, batch_size: int) -> float:
+    """Estimate the seconds of one epoch of all folds.
+
+    Args:
+        step: Seconds per step.
+        images: Number of images.
+        batch_size: Images per step.
+    """
+    return REPEATS * (FOLDS - 1) * images / batch_size * step
+
+
+def cross_validate_head(
+    partial: PartiallyFrozen, settings: Settings, parts: DataSplits, preprocess: Preprocess, device: torch.device
+) -> CrossValidation | None:
+    """Cross-validate the head of a network on the images of train and val.
+
+    In each fold a copy of the head is trained like the deployed one, to the last epoch. Copies, near-duplicates and
+    images of one group are in one fold. The network and the random state stay as they are.
+
+    Args:
+        partial: The network in two parts, before its first step.
+        settings: The settings of the training; its `cache` is not None.
+        parts: The images.
+        preprocess: The preprocessing.
+        device: The device.
+
+    Returns:
+        The result; None, with a message, if the images of a class are all related, or if the loss diverges in a fold.
+    """
+    dataset, pooled = parts.dataset, pool_images(parts)
+    labels, classes = dataset.labels[pooled], len(dataset.names)
+    alike = find_near_duplicates(dataset.images, parts.digests, pooled, settings.threads) or []
+    own_groups = None if dataset.groups is None else dataset.groups[pooled]
+    groups = number_related_images(pooled, [parts.digests[index] for index in pooled.tolist()], alike, own_groups)
+    small = find_class_too_small(labels, groups, classes)
+    if small is not None:
+        say(f"not cross-validated: all images of {dataset.names[small]} are copies of one another, or of one group")
+        return None
+    features = _FoldFeatures(partial, settings, parts, pooled, preprocess, device)
+    recipe = settings.recipe
+    predict = _predict_by_solver(recipe.head, features) if recipe.is_computed else _predict_by_steps(partial, features)
+    named = "train and val" if len(parts.indices["val"]) else "train"
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return cross_validate(predict, labels, groups, classes, named)
+    except TrainingError as error:
+        say(f"not cross-validated: in one of the folds {error}")
+        return None
+
+
+class _FoldFeatures:
+    """The stored features of the pooled images, and the batches of a fold's training images.
+
+    Args:
+        partial: The network in two parts.
+        settings: The settings of the training.
+        parts: The images.
+        pooled: Indices of the pooled images.
+        preprocess: The preprocessing.
+        device: The device.
+    """
+
+    def __init__(
+        self,
+        partial: PartiallyFrozen,
+        settings: Settings,
+        parts: DataSplits,
+        pooled: Ints,
+        preprocess: Preprocess,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.parts, self.pooled = settings, parts, pooled
+        self.preprocess, self.device = preprocess, device
+        whole, title = self._at(pooled), "computing features to cross-validate"
+        self.augmented = store_features(partial, settings, whole, self._batches(whole), title)
+        evaluated = whole.eval_batches("train", preprocess, device, settings.layout)
+        plain = store_features(partial, settings, whole, evaluated, title)
+        self.values = torch.cat([batch.images for batch in plain.epoch(0)])
+        self.labels = parts.dataset.labels[pooled]
+
+    def training_batches(self, places: Ints) -> BatchLoader:
+        """Return the features of the images at `places` in shuffled batches, as the recipe trains on them."""
+        return self._batches(self._at(self.pooled[places])).with_images(self.augmented.images)
+
+    def _at(self, indices: Ints) -> DataSplits:
+        nothing = np.empty(0, np.int64)
+        return replace(self.parts, indices={"train": indices, "val": nothing, "test": nothing})
+
+    def _batches(self, parts: DataSplits) -> BatchLoader:
+        settings = self.settings
+        recipe = settings.recipe.with_changes(batch_size=min(settings.recipe.batch_size, len(parts.indices["train"])))
+        return parts.training_batches(self.preprocess, recipe, settings.seed, self.device, settings.layout)
+
+
+def _predict_by_solver(head: str, features: _FoldFeatures) -> Callable[[Ints, Ints], Ints]:
+    """Return a function that fits a head to the features at some places and predicts the classes of others."""
+    values = features.values.flatten(1).cpu().numpy()
+
+    def predict(outside: Ints, inside: Ints) -> Ints:
+        present, renumbered = np.unique(features.labels[outside], return_inverse=True)
+        weight, bias = SOLVERS[head](values[outside], renumbered.astype(np.int64), len(present))
+        predicted: Ints = present[(values[inside] @ weight.T + bias).argmax(1)]
+        return predicted
+
+    return predict
+
+
+def _predict_by_steps(partial: PartiallyFrozen, features: _FoldFeatures) -> Callable[[Ints, Ints], Ints]:
+    """Return a function that trains a copy of the head on some places and predicts the classes of others."""
+    initial: nn.Module = copy_network(partial.trainable)
+    settings = features.settings
+
+    def predict(outside: Ints, inside: Ints) -> Ints:
+        torch.manual_seed(settings.seed)
+        head, batches = copy_network(initial), features.training_batches(outside)
+        average = None if settings.recipe.ema is None else WeightAverage(head, settings.recipe.ema)
+        optimizer = make_optimizer(head, settings.recipe)
+        fit(head, optimizer, batches, settings.recipe, TrainingState(), Callback(), average)
+        head.eval()
+        with torch.no_grad():
+            if average is None:
+                scores = head(features.values[torch.from_numpy(inside)])
+            else:
+                with average.applied():
+                    scores = head(features.values[torch.from_numpy(inside)])
+        predicted: Ints = scores.argmax(1).cpu().numpy()
+        return predicted
+
+    return predict

@@ -1,0 +1,105 @@
+"""The head of a fold is trained like the deployed one; and what is not cross-validated says why."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import svertka
+from svertka.errors import RunError
+from svertka.models.registry import MODELS
+from svertka.run import Run
+from svertka.training import head_cross_validation, resume
+from svertka.training.builtin_recipes import find_recipe
+from svertka.training.data_splits import DataSplits
+from svertka.training.head_cross_validation import cross_validate_head, pool_images, why_not_cross_validated
+
+FEW: dict[str, Any] = {"model": "resnet20", "recipe": "frozen", "size": 8, "epochs": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "x.pth"
+    torch.save(MODELS["resnet20"].build().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spied(digit_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A training, its images, and what the head of a fold predicts whose training images are those of train."""
+    seen: dict[str, Any] = {}
+
+    def spy(partial: Any, settings: Any, parts: DataSplits, preprocess: Any, device: Any) -> Any:
+        pooled = pool_images(parts)
+        features = head_cross_validation._FoldFeatures(partial, settings, parts, pooled, preprocess, device)
+        outside, inside = (np.flatnonzero(np.isin(pooled, parts.indices[part])) for part in ("train", "val"))
+        seen["predicted"] = head_cross_validation._predict_by_steps(partial, features)(outside, inside)
+        seen["features"], seen["parts"] = features.values[torch.from_numpy(inside)], parts
+        seen["found"] = cross_validate_head(partial, settings, parts, preprocess, device)
+        return seen["found"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "cross_validate_head", spy)
+        output = tmp_path_factory.mktemp("runs") / "run"
+        seen["run"] = svertka.train(digit_folder, weights=weights, output=output, **FEW)
+    return seen
+
+
+def test_a_fold_trains_the_head_that_is_deployed(spied: dict[str, Any]) -> None:
+    network = spied["run"].classifier().network
+    with torch.no_grad():
+        scores = network.linear(spied["features"].flatten(1))
+    assert len(set(spied["predicted"].tolist())) > 1
+    assert scores.argmax(1).tolist() == spied["predicted"].tolist()
+
+
+def test_the_result_is_in_the_run(spied: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run, found = spied["run"], spied["found"]
+    assert run.cross_validation() == found.model_dump(mode="json")
+    assert (found.images, found.parts, found.folds, found.repeats) == (240, "train and val", 10, 3)
+    assert f"cross_validated_error={found.error:.4f} (" in repr(run)
+    from svertka.cli.train import _print_run
+
+    _print_run(run)
+    assert capsys.readouterr().out.splitlines()[-1] == found.sentence
+
+
+def test_cross_validation_changes_nothing_of_the_training(
+    spied: dict[str, Any], digit_folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "why_not_cross_validated", lambda *_, **__: "")
+    without = svertka.train(digit_folder, weights=weights, output=tmp_path / "run", **FEW)
+    assert without.cross_validation() is None
+    kept = [run.classifier().network.state_dict() for run in (spied["run"], without)]
+    assert all(kept[0][name].equal(kept[1][name]) for name in kept[0])
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({}, None),
+    ({"unfreeze": "last"}, ""),
+    ({"early_stop": 3}, "the recipe stops early, or lowers the learning rate, by the validation error"),
+    ({"schedule": "plateau"}, "the recipe stops early, or lowers the learning rate, by the validation error"),
+    ({"computed_first": True}, "the recipe computes the head first"),
+])  # fmt: skip
+def test_what_is_not_cross_validated_says_why(
+    spied: dict[str, Any], changes: dict[str, Any], reason: str | None
+) -> None:
+    assert why_not_cross_validated(find_recipe("frozen").with_changes(**changes), spied["parts"], stored=True) == reason
+
+
+def test_neither_unstored_features_nor_images_known_before_are_cross_validated(spied: dict[str, Any]) -> None:
+    parts, recipe = spied["parts"], find_recipe("frozen")
+    assert why_not_cross_validated(recipe, parts, stored=False) == "the features are not stored"
+    inherited = replace(parts.manifest, inherited=frozenset(parts.digests[:3]))
+    known = why_not_cross_validated(recipe, replace(parts, manifest=inherited), stored=True)
+    assert known == "the weights that it starts from were trained on 3 of the images"
+
+
+def test_a_damaged_result_is_one_sentence(spied: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text('{"source": "x", "format": 1, "cross_validation": {"error": 0.1}}')
+    with pytest.raises(RunError, match="its cross_validation lacks numbers"):
+        Run(tmp_path).cross_validation()
