@@ -1,13 +1,23 @@
 """Real trainings that go wrong in known ways, and what is said of them; and histories made by hand."""
 
+import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from svertka.training.health import divergence_advice, find_constant_scores, find_problems, measure_dead_units
+from svertka.training.builtin_recipes import find_recipe
+from svertka.training.health import (
+    are_all_the_same,
+    divergence_advice,
+    find_constant_scores,
+    find_problems,
+    measure_dead_units,
+)
 from svertka.training.lr_schedule import Constant, Cosine
 from svertka.training.recipe import Recipe
 
@@ -60,7 +70,9 @@ def test_overfit() -> None:
 
 
 def test_dead() -> None:
-    assert kinds(epochs([0.2], dead={"relu1": 0.1, "relu2": 0.3})) == ["dead"]
+    assert kinds(epochs([0.2], dead={"relu1": 0.1, "relu2": 0.6})) == ["dead"]
+    assert kinds(epochs([0.2], dead={"relu1": 0.1, "relu2": 0.4})) == []
+    assert kinds(epochs([0.2], dead={"relu2": 0.6}, train_error=0.01)) == []  # it learns nevertheless
 
 
 def test_exploding_and_vanishing() -> None:
@@ -113,6 +125,84 @@ def test_a_class_whose_score_never_changes_is_named() -> None:
     assert "The score of cat, dog is the same for every image" in finding.sentence
 
 
+# Real trainings with planted faults (bench/trust.py faults), and what is said in the course of each, and nothing else.
+HISTORIES = json.loads(Path(__file__).with_name("faulty_histories.json").read_text())
+DEAD, CONSTANT = r"\d+% of the units after {} are dead .*", r"The score of .* is the same for every image .*"
+FAULTS: dict[str, dict[str, str]] = {
+    "healthy": {},
+    "healthy_bn": {},
+    "dark": {},
+    "rate_x10": {
+        "dead": DEAD.format(4) + r"try a lower learning rate \(--lr 0.05\) or another initialization",
+        "constant-scores": CONSTANT + r"try a lower learning rate \(--lr 0.05\)",
+    },
+    "rate_x100": {"diverging": r"The training diverges: the loss is 1.98e\+03, .*lower learning rate \(--lr 0.5\)"},
+    "rate_x100_bn": {"diverging": r"The training diverges: .*lower learning rate \(--lr 0.5\) or --clip 1"},
+    "rate_1000th": {"slow": r"After 3 epochs the weights have changed by less than 2%, .*raise the .*\(--lr 0.0005\)"},
+    "rate_1000th_bn": {"slow": r"After 3 epochs .*the training error is 86.\d%: raise the learning rate"},
+    "shuffled": {"guessing": r"After 3 epochs the training error is at chance level .*check the labels"},
+    "shuffled_bn_long": {
+        "dead": DEAD.format(10),
+        "unrelated": r"The training error has fallen to 8.*, and the validation error is at chance.*Check the labels",
+    },
+    "dead_all": {"constant-scores": CONSTANT, "dead": DEAD.format(1) + r".*another initialization \(--initial he\)"},
+    "dead_half": {"dead": DEAD.format(1) + r".*another initialization \(--initial he\)"},
+    "relu_out": {"constant-scores": r"The score of 0, 1, 2, 4, 5 is the same", "dead": DEAD.format("relu")},
+    "overfit": {"overfit": r"The network overfits: .*more images, augmentation, more weight decay or fewer epochs"},
+    "weight_decay": dict.fromkeys(("constant-scores", "dead", "guessing"), r".*try a lower weight decay \(now 1\)"),
+    "weight_decay_bn": dict.fromkeys(("constant-scores", "dead"), r".*try a lower weight decay \(now 1\)"),
+    "clip": {"slow": r"After 3 epochs .*: raise --clip \(now 1e-05\) or the learning rate"},
+    "momentum": {"dead": DEAD.format(4) + r"try a lower learning rate"},
+    "constant_high": {
+        "overfit": "The network overfits",
+        "dead": DEAD.format(4),
+        "plateau": r"The validation error has not improved for 7 epochs .*\(--schedule plateau or cosine\)",
+    },
+    "adamw_high": {"constant-scores": CONSTANT + r"\(--lr 0.03\)", "dead": DEAD.format(4)},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_the_advice_is_right(fault: str) -> None:
+    history = HISTORIES[fault]["epochs"]
+    recipe = find_recipe("plain").with_changes(**HISTORIES[fault]["settings"])
+    said: dict[str, str] = {}
+    for count in range(1, len(history) + 1):
+        for finding in find_problems(history[:count], 10, recipe, is_normalized=fault.endswith("_bn")):
+            said.setdefault(finding.kind, finding.sentence)
+    assert set(said) == set(FAULTS[fault])
+    assert all(re.match(FAULTS[fault][kind], sentence) for kind, sentence in said.items()), said
+    assert not any("--warmup" in sentence for sentence in said.values())  # is in use
+
+
+def test_a_vanishing_gradient_needs_what_the_network_lacks() -> None:
+    gradients = {"first": 1e-7, "last": 0.1}
+    for recipe, is_normalized, advice in (
+        (Recipe(), False, "try a network with batch norm or residual connections, or another initialization"),
+        (Recipe(initial="he"), True, "try a network with residual connections."),
+    ):
+        (found,) = find_problems(epochs([0.2], gradients=gradients), 10, recipe, is_normalized=is_normalized)
+        assert advice in found.sentence
+
+
+def test_a_gradient_of_zero_has_not_grown() -> None:
+    assert kinds(epochs([0.2] * 5, gradients={"first": 0.0, "last": 0.0})) == []
+
+
+def test_a_cause_hides_its_consequences() -> None:
+    dead = {"train_error": 0.9, "dead": {"relu": 1.0}, "gradients": {"first": 0.0, "last": 0.1}}
+    assert kinds(epochs([0.9] * 9, **dead)) == ["dead"]
+    assert kinds(epochs([0.9] * 9, train_loss=50.0, **dead)) == ["diverging"]
+
+
+def test_images_that_are_all_the_same_are_seen() -> None:
+    images = torch.randn(1, 3, 4, 4).repeat(8, 1, 1, 1)
+    assert are_all_the_same(images)
+    assert not are_all_the_same(images[:1])
+    images[3, 0, 0, 0] += 0.1
+    assert not are_all_the_same(images)
+
+
 @pytest.mark.parametrize("rectified", [False, True])
 def test_scores_that_are_dead_are_found_in_any_network(rectified: bool) -> None:
     torch.manual_seed(0)
@@ -131,6 +221,8 @@ BARE = Recipe(schedule=Constant(), warmup=0, clip=None)
 SIGNS = {
     "plateau": epochs([0.3] + [0.31] * 8),
     "dead": epochs([0.2], dead={"relu": 0.9}),
+    "unrelated": epochs([0.9] * 5, train_error=0.3),
+    "diverging": epochs([0.9] * 3, train_error=0.9, train_loss=9.0),
     "exploding": epochs([0.2] * 4, gradients=[{"a": 0.1, "b": 0.1}] * 3 + [{"a": 90.0, "b": 0.1}]),
     "overfit": epochs([0.2] * 5, val_loss=[0.5, 0.4, 0.5, 0.55, 0.6], train_loss=0.01),
     "constant-scores": epochs([0.5], constant_scores=[["cat"]]),

@@ -30,6 +30,7 @@ from svertka.transfer.freeze import PartiallyFrozen
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
 CHECKPOINT_COST = 20.0  # times the duration of the last one, whichever is longer
 RISEN = 1.05  # validation loss, relative to the lowest, that counts as overfitting
+NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 HUGE = 1e300  # nats; replaces an infinite loss, which JSON cannot hold
 
 
@@ -70,6 +71,7 @@ class Recorder(Callback):
         self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.has_all_metrics(entry)]
         self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
         self._rate_was_found = any(entry["kind"] == "range_test" for entry in before)
+        self._is_normalized = any(isinstance(layer, NORMALIZATIONS) for layer in classifier.network.modules())
         self._marked = self._saved = time.monotonic()
         self._save_time = 0.0
         self._checked_early = bool(self._epochs)  # scores may die within the first steps
@@ -100,7 +102,7 @@ class Recorder(Callback):
             )
             if metrics.step < self._steps_per_epoch and not self._checked_early:
                 self._checked_early = True
-                self._tell([health.describe_constant_scores(self._constant_scores(*self._probe()), self.recipe)], None)
+                self._tell([self._check_first_scores()], None)
 
     def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights unless earlier ones are better, log the epoch, and report problems."""
@@ -224,7 +226,11 @@ class Recorder(Callback):
         self.progress.update(f"epoch {epoch} of {self._epoch_count}: {', '.join(facts)}")
         self._tell(
             health.find_problems(
-                self._epochs, len(self.classifier.names), self.recipe, rate_was_found=self._rate_was_found
+                self._epochs,
+                len(self.classifier.names),
+                self.recipe,
+                rate_was_found=self._rate_was_found,
+                is_normalized=self._is_normalized,
             ),
             epoch,
         )
@@ -251,11 +257,20 @@ class Recorder(Callback):
     def _unit_statistics(self) -> dict[str, Any]:
         """Return the share of dead units after each trained ReLU, and the classes whose scores are constant."""
         network, images = self._probe()
+        if health.are_all_the_same(images):  # which says nothing about the network
+            return {"dead": {}, "constant_scores": []}
         dead = health.measure_dead_units(network, images)
         if network is not self.network:  # the functions of a part have other names than those of the whole
             modules = dict(self.network.named_modules())
             dead = {name: share for name, share in dead.items() if name in modules}
         return {"dead": dead, "constant_scores": self._constant_scores(network, images)}
+
+    def _check_first_scores(self) -> health.Finding | None:
+        """Return the finding that images, or the scores of some classes, are the same; None if they differ."""
+        network, images = self._probe()
+        if health.are_all_the_same(images):
+            return health.describe_same_images()
+        return health.describe_constant_scores(self._constant_scores(network, images), self.recipe)
 
     @torch.no_grad()
     def _probe(self) -> tuple[nn.Module, torch.Tensor]:

@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +229,7 @@ def estimate_validation_seconds(timing: StepTiming, batch_size: int, val_images:
     return timing.step * VAL_COST * val_images / batch_size
 
 
-def time_head_validation(head: nn.Module, features: torch.Tensor, val: BatchLoader, names: Sequence[str]) -> float:
+def time_head_validation(head: nn.Module, features: torch.Tensor, val: BatchLoader, names: tuple[str, ...]) -> float:
     """Return the seconds of a validation on stored features, measured with features of other images.
 
     Args:
