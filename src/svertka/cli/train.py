@@ -45,7 +45,8 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Network to train; svertka models lists the names. Also possible: timm:NAME, torchvision:NAME, "
+            help="Network to train; svertka models lists the names. Also possible: auto (the best on your images of the "
+            "pretrained networks whose weights are on this machine), timm:NAME, torchvision:NAME, "
             "package.module:function or file.py:function. The function takes the number of classes and returns a "
             "network.",
             rich_help_panel=MODEL,

@@ -6,8 +6,10 @@ They are compared by the cross-validated error of a logistic regression on their
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from svertka import distributed
 from svertka.confidence_intervals import Interval
@@ -15,7 +17,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import number_related_images
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.errors import SvertkaError, UsageError
-from svertka.evaluation.cross_validation import corrected_interval, count_folds
+from svertka.evaluation.cross_validation import corrected_interval
 from svertka.models.published_weights import BACKBONE, PRETRAINED
 from svertka.models.registry import SIZES
 from svertka.progress import format_duration, say, say_table
@@ -101,20 +103,24 @@ def choose_backbone(
     began, backbones = time.monotonic(), find_offline_backbones()
     images = _draw(dataset.labels, parts.indices["train"])
     groups = _number_groups(dataset, parts.digests, images, threads or 1)
-    enough = count_folds(dataset.labels[images], groups, len(dataset.names)) >= FOLDS
-    if len(backbones) == 1 or not enough:
-        why = "there are too few images to compare others" if not enough else "no other weights are on this machine"
+    can_be_compared = _is_of_large_class(dataset.labels[images], groups)
+    images, groups = images[can_be_compared], groups[can_be_compared]
+    too_few = len(np.unique(dataset.labels[images])) < 2
+    if len(backbones) == 1 or too_few:
+        why = "there are too few images to compare others" if too_few else "no other weights are on this machine"
         say(f"model=auto takes {':'.join(BACKBONE)}: {why}")
         return BACKBONE
 
     def features_of(backbone: tuple[str, str], some: Ints) -> Floats:
-        options = {"device": device, "threads": threads, "cache_limit": cache_limit}
-        return compute_backbone_features(dataset, some, backbone, **options).values
+        found = compute_backbone_features(
+            dataset, some, backbone, device=device, threads=threads, cache_limit=cache_limit
+        )
+        return found.values
 
     compared: list[ComparedBackbone] = []
     for backbone in backbones:
         try:
-            needed = _estimate_seconds(lambda some, one=backbone: features_of(one, some), images) if compared else 0.0
+            needed = _estimate_seconds(partial(features_of, backbone), images) if compared else 0.0
             left = limit - (time.monotonic() - began)
             if compared and needed > left:
                 why = f"it needs about {format_duration(needed)}, and {format_duration(max(left, 0.0))} are left"
@@ -145,6 +151,12 @@ def _draw(labels: Ints, train: Ints) -> Ints:
     return np.sort(by_class[np.linspace(0, len(train) - 1, MAX_IMAGES).astype(np.int64)])
 
 
+def _is_of_large_class(labels: Ints, groups: Ints) -> npt.NDArray[np.bool_]:
+    """Return whether the class of each image has as many groups as there are folds, (N,)."""
+    large = [label for label in np.unique(labels) if len(np.unique(groups[labels == label])) >= FOLDS]
+    return np.isin(labels, large)
+
+
 def _number_groups(dataset: Dataset, digests: list[bytes], images: Ints, threads: int) -> Ints:
     """Return a number for each of `images`, equal for copies, near-duplicates and images of one group."""
     alike = find_near_duplicates(dataset.images, digests, images, threads) or []
@@ -166,7 +178,7 @@ def _estimate_seconds(features_of: Callable[[Ints], Floats], images: Ints) -> fl
 
 def _cross_validate(features: Floats, dataset: Dataset, images: Ints, groups: Ints) -> tuple[float, Interval]:
     """Return the out-of-fold error of a logistic regression on `features` of `images`, and its interval."""
-    labels = dataset.labels[images]
-    probabilities = predict_out_of_fold(features, labels, groups, len(dataset.names))
+    classes, labels = np.unique(dataset.labels[images], return_inverse=True)
+    probabilities = predict_out_of_fold(features, labels.astype(np.int64), groups, len(classes))
     wrong = int((probabilities.argmax(1) != labels).sum())
     return wrong / len(labels), corrected_interval(wrong, groups, FOLDS, 1)

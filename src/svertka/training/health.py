@@ -164,11 +164,11 @@ def _diverging(epochs: Sequence[Mapping[str, Any]], classes: int, recipe: Recipe
 
 def _too_slow(epochs: Sequence[Mapping[str, Any]], classes: int, recipe: Recipe) -> Finding | None:
     """Return the finding that the weights hardly change, by an upper bound of the sum of all steps."""
-    steps = [epoch.get("step") for epoch in epochs]
-    if len(epochs) < 3 or recipe.optimizer != "sgd" or None in steps:
+    steps = epochs[-1].get("step")
+    if len(epochs) < 3 or recipe.optimizer != "sgd" or steps is None:
         return None
     error = _lowest_error(epochs[-1], recipe)
-    per_epoch = steps[-1] / len(epochs) / (1 - recipe.momentum)
+    per_epoch = steps / len(epochs) / (1 - recipe.momentum)
     moved = sum(epoch["learning_rate"] * max(epoch.get("gradients", {}).values(), default=1.0) for epoch in epochs)
     if error < 0.5 * _chance(classes) or not 0 < moved * per_epoch < MOVED:
         return None
@@ -202,8 +202,8 @@ def _guessing(
 def _learned_by_heart(epochs: Sequence[Mapping[str, Any]], classes: int) -> Finding | None:
     """Return the finding that training images are learned, and nothing that holds for those of validation."""
     chance, last = _chance(classes), epochs[-1]
-    errors = [epoch.get("val_error") for epoch in epochs[-3:]]
-    if len(epochs) < 5 or None in errors or last["train_error"] >= LEARNED * chance:
+    errors = [epoch["val_error"] for epoch in epochs[-3:] if epoch.get("val_error") is not None]
+    if len(epochs) < 5 or len(errors) < 3 or last["train_error"] >= LEARNED * chance:
         return None
     if not min(errors) >= AT_CHANCE * chance:  # NaN is no chance level
         return None

@@ -93,7 +93,9 @@ def train(
         model: Name of a network, as `svertka models` lists them, "timm:NAME" or "torchvision:NAME"; an nn.Module, which
             is copied, and whose head is replaced if it has another number of classes; a function from the number of
             classes to an nn.Module, or its name, "package.module:function" or "file.py:function". Modules and functions
-            start from the weights that they come with. None: the one that suits `source`.
+            start from the weights that they come with. "auto": of the networks whose pretrained weights are on this
+            machine, the one whose frozen features have the lowest cross-validated error on training images; they are
+            compared for at most 2 minutes, or a quarter of `time`. None: the one that suits `source`.
         head_layer: Path of the linear layer or 1×1 convolution that computes the class scores of a network that is not
             svertka's; None: found in a trace.
         weights: Weights to start from, with the preprocessing that belongs to them: "imagenet" or "bundled" if they are
