@@ -158,6 +158,16 @@ FAULTS: dict[str, dict[str, str]] = {
         "dead": DEAD.format(4),
         "plateau": r"The validation error has not improved for 7 epochs .*\(--schedule plateau or cosine\)",
     },
+    "vanish_sigmoid": {
+        "constant-scores": CONSTANT,
+        "dead": DEAD.format(15),
+        "vanishing": r"The gradient vanishes: .*try a network with batch norm or residual connections",
+    },
+    "unnormalized": {
+        "diverging": "The training diverges: the loss is 39.1",
+        "constant-scores": CONSTANT,
+        "dead": DEAD.format("net.4"),
+    },
     "adamw_high": {"constant-scores": CONSTANT + r"\(--lr 0.03\)", "dead": DEAD.format(4)},
 }
 

@@ -45,10 +45,9 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Network to train; svertka models lists the names. Also possible: auto (the best on your images of the "
-            "pretrained networks whose weights are on this machine), timm:NAME, torchvision:NAME, "
-            "package.module:function or file.py:function. The function takes the number of classes and returns a "
-            "network.",
+            help="Network to train; svertka models lists the names. Also possible: auto (of the pretrained networks "
+            "on this machine, the best on your images), timm:NAME, torchvision:NAME, package.module:function or "
+            "file.py:function. The function takes the number of classes and returns a network.",
             rich_help_panel=MODEL,
         ),
     ] = None,

@@ -80,7 +80,7 @@ def find_problems(
         if nothing_learned or by_heart
         else [_overfit(epochs, recipe) or _plateau(epochs, classes, recipe)]
     )
-    of_gradients = [_exploding(epochs, recipe), None if of_units else _vanishing(epochs, recipe, is_normalized)]
+    of_gradients = [_exploding(epochs, recipe), _vanishing(epochs, recipe, is_normalized)]
     return [finding for finding in (*of_units, *others, *of_gradients) if finding is not None]
 
 
@@ -280,7 +280,8 @@ def _exploding(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding |
 
 def _vanishing(epochs: Sequence[Mapping[str, Any]], recipe: Recipe, is_normalized: bool) -> Finding | None:
     ratios = list(epochs[-1].get("gradients", {}).items())
-    if len(ratios) < 2 or ratios[0][1] >= VANISHING * ratios[-1][1]:
+    # A gradient of exactly 0 has not vanished on its way: units are dead.
+    if len(ratios) < 2 or not 0 < ratios[0][1] < VANISHING * ratios[-1][1]:
         return None
     (first, low), (last, high) = ratios[0], ratios[-1]
     network = (
