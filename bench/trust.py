@@ -1,6 +1,7 @@
 """Benchmark of what svertka says about its own errors.
 
     python bench/trust.py small-sets [--only NAME] [--draws 50] [--per-class 20] [--json]
+    python bench/trust.py faults [--output tests/training/faulty_histories.json]
 
 `small-sets`: of a large data set, 20 images of each class are drawn and trained on with `svertka.train`, which
 cross-validates the head. The true error is that of the network on all other images of the data set. Given are the share
@@ -11,7 +12,10 @@ validation images alone, and the mean cross-validated and true error. The defaul
 - `cifar10`: 5,000 images of 10 classes, drawn with a fixed seed.
 - `raccoons`: 196 raccoons, 200 cats and 200 dogs.
 
-Needs SVERTKA_DATA.
+`faults`: trainings of small networks on digits with planted faults (bench/planted_faults.py). Printed is what is said
+of each; the histories are those of the test of the health advice.
+
+`small-sets` needs SVERTKA_DATA.
 """
 
 import argparse
@@ -29,6 +33,7 @@ from torch import nn
 
 import svertka
 from label_errors import SETS
+from planted_faults import write_histories
 from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.data.dataset import Dataset
 from svertka.models.head_kinds import head_path
@@ -102,13 +107,17 @@ def train(source: Dataset, seed: int, threads: int) -> dict[str, Any]:
 def main() -> None:
     """Run what was asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("small-sets",))
+    parser.add_argument("what", choices=("small-sets", "faults"))
     parser.add_argument("--only", choices=tuple(SETS))
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("faulty_histories.json"))
     options = parser.parse_args()
+    if options.what == "faults":
+        write_histories(options.output)
+        return
     rows = [
         small_sets(name, options.draws, options.per_class, options.threads)
         for name in ([options.only] if options.only else SETS)
