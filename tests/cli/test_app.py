@@ -133,6 +133,7 @@ def test_the_whole_way_in_json(
     assert isinstance(trained, dict)
     not_used = {"bad", "left_out", "not_images", "notes", "warnings"}
     results = {"run", "val_error", "test_error", "epochs", "seconds", "images_per_second"}
+    results |= {"part", "images", "cross_validation"}
     chance = {"at_chance", "never_predicted"}
     assert set(trained) == results | not_used | chance | {"findings"}
     assert trained["run"] == "runs/x"
