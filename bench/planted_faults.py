@@ -44,7 +44,7 @@ def network_with_dead_units(count: int) -> nn.Sequential:
     """Return a network in which the first `count` of 8 units of the first layer are dead."""
     network = small_network()
     with torch.no_grad():
-        network[0].bias[:count] = -20.0
+        network.get_parameter("0.bias")[:count] = -20.0
     return network
 
 
@@ -55,7 +55,7 @@ class ReluOutput(nn.Module):
         super().__init__()
         self.net = small_network()
         with torch.no_grad():
-            self.net[-1].bias[:3] = -30.0
+            self.net.get_parameter("9.bias")[:3] = -30.0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return class scores (B, K) of images (B, 1, H, W)."""
