@@ -61,6 +61,28 @@ def read_optimized(folder: Path, weights: Path, shape: tuple[int, int, int], cla
     return optimized
 
 
+def list_float_layers(folder: Path, weights: Path) -> frozenset[str]:
+    """Return the layers that the optimized network of a run, chosen by `precision="auto"`, does not compute in int8.
+
+    Args:
+        folder: The run folder.
+        weights: Its file of weights.
+
+    Returns:
+        Paths of modules; none if there is no such network, or it was made from other weights.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = folder / OPTIMIZED
+    if not os.path.lexists(path):
+        return frozenset()
+    optimized = Optimized.load(path)
+    if optimized.info.precision != "auto" or optimized.info.weights_hash != hash_weights(weights):
+        return frozenset()
+    return frozenset(layer.name for layer in optimized.layers if layer.precision != "int8")
+
+
 def _gives_scores(optimized: Optimized, shape: tuple[int, int, int], classes: int) -> bool:
     """Return whether a network maps images of `shape` to as many scores as there are classes."""
     batch_size = max(1, optimized.info.least)

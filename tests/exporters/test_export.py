@@ -61,6 +61,27 @@ def test_the_file_alone_names_what_is_in_a_picture(run: Run, source: Path, tmp_p
         assert probabilities.max() == pytest.approx(probability, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:calibration= has")
+def test_int8_is_calibrated_on_the_training_images(
+    run: Run, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    assert main(["export", str(run.folder), "--to", str(path), "--precision", "int8", "--preprocessing"]) == 0
+    out, _ = capsys.readouterr()
+    assert "2 of 2\xa0layers int8; checked in ONNX Runtime on" in out
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    pictures = sorted(source.rglob("*.png"))[::5]
+    pixels = [np.asarray(Image.open(picture).convert("RGB")) for picture in pictures]
+    found = [session.run(None, {"pictures": one[None]})[0].argmax() for one in pixels]
+    names = run.classifier().names
+    wanted = [names.index(run.classifier().predict(picture, top=1)[0][0]) for picture in pictures]
+    assert np.mean(np.array(found) == wanted) >= 0.9
+    given = svertka.export(run, tmp_path / "given.onnx", precision="int8", calibration=[source], images=pictures[:9])
+    assert given.int8 is not None
+    assert (given.images, given.int8.int8_layers) == (9, 2)
+    assert given.int8.float_agreement >= 0.9
+
+
 def test_given_pictures_are_checked_instead(run: Run, kinds: dict[str, Path], tmp_path: Path) -> None:
     folder = next(iter(kinds.values())).parent
     assert svertka.export(run, tmp_path / "a.onnx", images=[folder]).images == len(kinds)
@@ -107,6 +128,13 @@ def test_a_folder_is_for_publishing(run: Run, tmp_path: Path, capsys: pytest.Cap
         ("model.pt", {}, "model.pt is neither an ONNX file nor a folder; end it in .onnx or in /"),
         ("x/", {"preprocessing": True}, "x/ is a folder, which has weights and no graph to check or to extend"),
         ("RUN", {}, "is a run itself; choose another folder"),
+        (
+            "x/",
+            {"precision": "int8"},
+            "x/ is a folder, which has float weights; for int8 name a file that ends",
+        ),
+        ("x.onnx", {"precision": "bf16"}, "precision=bf16 is none of an ONNX file; use fp32 or int8"),
+        ("x.onnx", {"calibration": ["a.png"]}, "calibration= is read only with precision int8; leave it out"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(run: Run, to: str, options: dict[str, Any], sentence: str) -> None:
@@ -118,6 +146,10 @@ def test_without_pictures_it_asks_for_some(run: Run, tmp_path: Path) -> None:
     svertka.export(run, tmp_path / "alone/")
     with pytest.raises(UsageError, match=r"name images to check the file on: svertka export .*alone IMAGE\.\.\. --to"):
         svertka.export(tmp_path / "alone", tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="^int8 is calibrated on images, and .*alone is no run whose training images"):
+        svertka.export(tmp_path / "alone", tmp_path / "model.onnx", precision="int8")
+    with pytest.raises(DataError, match="^none of the calibration images can be read .*gone.png: no such file"):
+        svertka.export(run, tmp_path / "model.onnx", precision="int8", calibration=[tmp_path / "gone.png"])
     shutil.copytree(run.folder, tmp_path / "moved")
     settings = json.loads((tmp_path / "moved" / "training.json").read_text())
     (tmp_path / "moved" / "training.json").write_text(json.dumps(settings | {"source": str(tmp_path / "gone")}))

@@ -14,7 +14,8 @@ def export(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE]...",
-            help="Images on which the outputs are compared (default: up to 32 of the images that RUN was trained on).",
+            help="Images on which the outputs are compared (default: up to 32 of the images that RUN was trained on; "
+            "in int8, those that it is calibrated on).",
         ),
     ] = None,
     to: Annotated[
@@ -30,6 +31,15 @@ def export(
             help="Include the preprocessing: the ONNX file takes uint8 RGB images and returns probabilities.",
         ),
     ] = False,
+    precision: Annotated[str, typer.Option(help="fp32, or int8 for ONNX Runtime and OpenVINO, in QDQ form.")] = "fp32",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IMAGE",
+            help="For int8: images to calibrate on, or a folder of them; repeat it for several (default: up to 256 of "
+            "the training images of RUN).",
+        ),
+    ] = None,
     trust_builder: TrustBuilder = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -45,12 +55,21 @@ def export(
         from svertka.files import format_bytes
 
     written = write(
-        run, to, images=images or (), preprocessing=preprocessing, overwrite=overwrite, trust_builder=trust_builder
+        run,
+        to,
+        images=images or (),
+        preprocessing=preprocessing,
+        precision=precision,
+        calibration=calibration or (),
+        overwrite=overwrite,
+        trust_builder=trust_builder,
     )
     if as_json:
         print_json(written.to_dict())
         return
     print_line(f"{written.path}, {format_bytes(written.bytes)}")
-    if written.images:
+    if written.int8 is not None:
+        print_line(written.sentence)
+    elif written.images:
         what = "probabilities" if preprocessing else "logits"
         print_line(f"checked in ONNX Runtime on {written.images} images: {what} within {written.difference:.1g}")

@@ -70,12 +70,13 @@ class CalibrationBatches:
         if len(rest) and self._batch_size is None:
             yield rest
 
-    def describe_count(self) -> str:
-        """Return a warning about too few images."""
-        return (
-            f"calibration= has {format_count(self.count, 'image')}; with fewer than {MIN_IMAGES} the ranges of values "
-            "are uncertain, so give more"
-        )
+
+def describe_few_images(count: int) -> str:
+    """Return a warning about fewer than `MIN_IMAGES` images."""
+    return (
+        f"calibration= has {format_count(count, 'image')}; with fewer than {MIN_IMAGES} the ranges of values are "
+        "uncertain, so give more"
+    )
 
 
 def check_image_batch(argument: str, batch: Any, shape: tuple[int, ...]) -> Tensor:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from svertka.compiler import serialize
 from svertka.compiler.accuracy_bound import AccuracyReport, ValidationImages, check_max_loss
-from svertka.compiler.accuracy_check import check_int8_error, measure_error, suggest_after_failed_capture
+from svertka.compiler.accuracy_check import check_int8_error, measure_error
 from svertka.compiler.activation_ranges import observe_activations
-from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches
-from svertka.compiler.capture_at_several_batch_sizes import BatchSizeCheck, DynamicBatchCapturer
+from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches, describe_few_images
+from svertka.compiler.capture_and_fuse import capture_and_fuse, explain_constants
+from svertka.compiler.capture_at_several_batch_sizes import BatchSizeCheck
 from svertka.compiler.compiled_network import CompiledNetwork, OptimizedLayer
-from svertka.compiler.fusion import FusedNetwork, fuse
+from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.image_sizes import make_examples, parse_sizes, resize_images
-from svertka.compiler.ir import CapturedGraph
 from svertka.compiler.mixed_precision import MixedNetwork, MixedPrecisionSearch
 from svertka.compiler.packing import DTYPES, choose_precisions, convert_weight_precision, separate_shared_weights
 from svertka.compiler.quantization import quantize_network, unfuse_gates
@@ -33,7 +33,6 @@ from svertka.conv import native_support
 from svertka.errors import UsageError
 from svertka.files import parse_path
 from svertka.graph.network_copy import copy_for_comparison
-from svertka.graph.trace_errors import TraceRunError
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
 from svertka.progress import show_spinner
@@ -137,14 +136,14 @@ def optimize(
     tensors = SharedTensors()
     fused, checks = [], []
     for images in examples:
-        with _name_size(images, examples[0]), _explain_constants(network):
-            steps, repeats = _fuse(network, images)
+        with _name_size(images, examples[0]), explain_constants(network):
+            steps, repeats = capture_and_fuse(network, images)
             fused.append(tensors.share(separate_shared_weights(steps)))
             checks.append(repeats)
     if calibration is not None:
         batch_size = next((one.batch_size for one in fused if one.batch_size is not None), None)
         calibration = CalibrationBatches(calibration, infos[0].example[1:], batch_size)
-        with _explain_constants(network):
+        with explain_constants(network):
             if precision == "auto":
                 labeled = ValidationImages(validation, infos[0].example[1:], max_loss)
                 mixed = _mix(fused[0], infos[0], calibration, labeled, copy_for_comparison(network))
@@ -179,27 +178,6 @@ def _name_size(example: Tensor, first: Tensor) -> Iterator[None]:
             raise
         size = "×".join(map(str, example.shape[2:]))
         raise UsageError(f"sizes= has {size}, for which {reason}; or leave this size out") from reason
-
-
-@contextlib.contextmanager
-def _explain_constants(network: nn.Module) -> Iterator[None]:
-    """Turn errors of operations on constants into UsageErrors."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as reason:
-        raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
-
-
-def _fuse(network: nn.Module, example: Tensor) -> tuple[FusedNetwork, BatchSizeCheck]:
-    """Return the steps of `network` for images of the shape of `example`, and a check of batch sizes."""
-    try:
-        recording, repeats = _capture(network, tuple(example.shape))
-    except TraceRunError as reason:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            raise UsageError(
-                f"{reason}{suggest_after_failed_capture(copy_for_comparison(network), example)}"
-            ) from reason
-    return fuse(recording), repeats
 
 
 def _check_accuracy(
@@ -269,7 +247,7 @@ def _warn_about_calibration(
 ) -> None:
     """Warn the caller of `optimize` of few calibration images and of a network, called `name`, without int8 layers."""
     if calibration.count < MIN_IMAGES:
-        warnings.warn(calibration.describe_count(), stacklevel=3)
+        warnings.warn(describe_few_images(calibration.count), stacklevel=3)
     if not any(one.quantizations for one in quantized) and precision != "auto":
         warnings.warn(
             f"{name} has no layer that int8 supports, so its feature maps stay float32; use precision='fp32'",
@@ -314,17 +292,6 @@ def _mix(
             strict=info.strict, batch_size=info.example[0],
         )  # fmt: skip
         return search.find()
-
-
-def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
-    """Return the captured graph and a check of batch sizes; without hooks, if only these depend on values."""
-    try:
-        recording = (followed := DynamicBatchCapturer(network, shape[1:])).capture(shape[0])
-    except UsageError:
-        if not any(module._forward_hooks for module in network.modules()):
-            raise
-        recording = (followed := DynamicBatchCapturer(network, shape[1:], hooks=False)).capture(shape[0])
-    return recording, followed.make_batch_size_check(recording)  # the accuracy check detects effects of hooks
 
 
 @show_spinner("optimizing the network")

@@ -1,12 +1,10 @@
 """optimize_run(): the network of a run optimized for the CPU, with its loss of accuracy measured, in the run folder."""
 
-import math
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,25 +12,16 @@ from svertka.classifier import WEIGHTS, Classifier
 from svertka.compiler.accuracy_bound import AccuracyReport, count_needed_images, find_least_bound
 from svertka.compiler.mixed_precision import median_seconds
 from svertka.compiler.optimize import DEFAULT_MAX_LOSS, Optimized, optimize
-from svertka.data.dataset import Dataset
-from svertka.data.image_io import DecodingOptions
-from svertka.data.source_opener import open_source
 from svertka.device import set_threads, with_preserved_settings
-from svertka.errors import RunError, UsageError
-from svertka.evaluation.evaluate import match_class_names
-from svertka.evaluation.held_out import select_held_out_images
+from svertka.errors import UsageError
+from svertka.evaluation.run_images import BATCH_SIZE, CALIBRATION_IMAGES, RunImages, open_images_of_run
 from svertka.files import parse_cache_limit_option, parse_path
 from svertka.optimized_file import OPTIMIZED, hash_weights
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
-from svertka.progress import progress
-from svertka.run import Run, columns_of_training, read_training_boxes
 from svertka.type_checking import check_types
 
-CALIBRATION_IMAGES = 256  # at most, evenly spread over the training images
 VALIDATION_IMAGES = 10_000  # at most
-IMAGE_BYTES = 2**30  # at most, of preprocessed images in memory
-BATCH_SIZE = 32
 TIMED_SECONDS = 1.0
 
 
@@ -122,8 +111,8 @@ def optimize_run(
         raise UsageError(f"max_loss={max_loss:g} is a bound for precision=auto; leave it out with {precision}")
     folder, workers = parse_path(run), set_threads(threads)
     classifier = Classifier.load(folder, trust_builder=trust_builder)
-    dataset = _open_images(folder, source, max_pixels)
-    images = _RunImages(classifier, dataset, workers, parse_cache_limit_option(cache_limit))
+    dataset = open_images_of_run(folder, source, max_pixels)
+    images = RunImages(classifier, dataset, workers, parse_cache_limit_option(cache_limit))
     held_out, labels = images.load("val", VALIDATION_IMAGES)
     if precision == "auto" and 0 < max_loss < 1 and len(labels) < (needed := count_needed_images(max_loss)):
         raise UsageError(
@@ -141,51 +130,6 @@ def optimize_run(
     path = folder / OPTIMIZED
     optimized.save(path)
     return OptimizedRun(folder, path, optimized, 0 if calibration is None else len(calibration), report)
-
-
-def _open_images(folder: Path, source: str | PathLike[str] | None, max_pixels: int | None) -> Dataset:
-    """Return the data set that a run was trained on.
-
-    Raises:
-        RunError: `folder` is no run that svertka trained.
-    """
-    if not Run(folder).training.exists():
-        raise RunError(
-            f"{folder} has no training.json, so its training and validation images are unknown; use svertka.optimize "
-            "with images of your own"
-        )
-    given = fspath(source) if source is not None else str(Run(folder).settings()["source"])
-    how = {"columns": columns_of_training(folder, given), "boxes": read_training_boxes(folder, given)}
-    return open_source(given, to_train=False, **how).with_decoding(DecodingOptions.up_to(max_pixels))
-
-
-class _RunImages:
-    """The images of a run by the part that they had in its training."""
-
-    def __init__(self, classifier: Classifier, dataset: Dataset, threads: int, cache_limit: int | None) -> None:
-        self._classifier, self._threads, self._cache_limit = classifier, threads, cache_limit
-        self._dataset = match_class_names(classifier.names, dataset)
-
-    def load(self, part: str, most: int) -> tuple[Tensor, Tensor]:
-        """Return up to `most` preprocessed images, (N, C, H, W) float32, of a part, evenly spread, and their labels.
-
-        No more images than `IMAGE_BYTES` holds are returned.
-        """
-        preprocess = self._classifier.preprocess
-        most = min(most, IMAGE_BYTES // (4 * math.prod(preprocess.input_shape)))
-        selection = select_held_out_images(
-            [self._classifier.origin], self._dataset, preprocess, part, include_training=part == "train",
-            threads=self._threads, cache_limit=self._cache_limit,
-        )  # fmt: skip
-        found = selection.indices
-        chosen = found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(np.int64)]
-        batches = []
-        with progress("reading images", len(chosen), "images") as shown:
-            for start in range(0, len(chosen), BATCH_SIZE):
-                squares = torch.from_numpy(selection.rows[chosen[start : start + BATCH_SIZE]])
-                batches.append(preprocess.normalize(squares.permute(0, 3, 1, 2)))
-                shown.advance(len(squares))
-        return torch.cat(batches).contiguous(), torch.from_numpy(self._dataset.labels[chosen])
 
 
 @torch.inference_mode()

@@ -1,18 +1,21 @@
 """export(): a network as an ONNX file, or as a folder to publish."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from svertka.classifier import Classifier
+from svertka.classifier import WEIGHTS, Classifier
+from svertka.compiler.calibration_batches import MIN_IMAGES, describe_few_images
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import DecodingOptions
 from svertka.data.prediction_inputs import expand_inputs, load_pixels
@@ -21,14 +24,21 @@ from svertka.data.rgb_conversion import Range
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
+from svertka.exporters.calibration_images import load_calibration_images
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import format_bytes, parse_path, write_atomic
+from svertka.optimized_file import list_float_layers
 from svertka.output_paths import check_output_file, check_output_folder
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
 from svertka.progress import show_spinner
 from svertka.run import Run, columns_of_training, read_training_boxes
 from svertka.type_checking import check_types
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from svertka.exporters.int8_onnx import Int8Check
 
 MAX_CHECKED_IMAGES = 32  # on which a file is compared with the original
 
@@ -42,8 +52,10 @@ class Export:
         bytes: Its size.
         images: Images on which ONNX Runtime was compared with the original; 0 for a folder.
         difference: The largest difference there: of probabilities if the file contains the preprocessing, else of
-            logits, relative to the largest logit of an image, or absolute if that is below 1. 0 for a folder.
+            logits, relative to the largest logit of an image, or absolute if that is below 1. 0 for a folder, and for
+            an int8 file.
         seconds: Duration of the export.
+        int8: For an int8 file, its layers and how many calibration images keep their class. None: float32.
     """
 
     path: Path
@@ -51,6 +63,7 @@ class Export:
     images: int
     difference: float
     seconds: float
+    int8: "Int8Check | None" = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -60,6 +73,8 @@ class Export:
     @property
     def sentence(self) -> str:
         """The check in words, such as "checked in ONNX Runtime on 32 images: largest difference 3e-06"."""
+        if self.int8 is not None:
+            return self.int8.sentence
         if not self.images:
             return "a folder with the weights themselves; nothing to check"
         return (
@@ -85,10 +100,17 @@ def export(
     *,
     images: Sequence[ImageLike] = (),
     preprocessing: bool = False,
+    precision: str = "fp32",
+    calibration: Sequence[ImageLike] = (),
     overwrite: bool = False,
     trust_builder: bool = False,
 ) -> Export:
     """Write a network to an ONNX file, or to a folder with weights, config.json and a model card.
+
+    With "int8", convolutions and dense layers have 8-bit weights and feature maps, calibrated as by `optimize`, in QDQ
+    form (QuantizeLinear and DequantizeLinear), which ONNX Runtime and OpenVINO compute in int8. Layers that
+    `svertka optimize --precision auto` keeps in float in the run stay float. At least 90 % of up to 100 calibration
+    images must keep the class of the float network in ONNX Runtime, and that of the same int8 network in svertka.
 
     Args:
         run: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
@@ -97,6 +119,9 @@ def export(
             the images that the run was trained on. A file that differs is not written.
         preprocessing: Whether the file includes the preprocessing: uint8 images of any size in, probabilities out,
             instead of prepared images in, logits out.
+        precision: "fp32" or "int8", of the ONNX file.
+        calibration: For "int8", a hundred or more typical images, as for `predict`, of which up to 256 are read. Empty:
+            training images of the run.
         overwrite: Whether `to` may replace what svertka did not write.
         trust_builder: As for `Classifier.load`.
 
@@ -104,15 +129,16 @@ def export(
         The files written and the result of the check.
 
     Raises:
-        ExportError: ONNX Runtime computes something else.
+        ExportError: ONNX Runtime computes something else, or int8 changes too many classes.
         DataError: None of the images can be read.
-        UsageError: A package is missing; `to` is neither a file nor a folder; or there are no images to check on.
+        UsageError: A package is missing; `to` is neither a file nor a folder; there are no images to check or calibrate
+            on; or int8 is not possible.
         RunError: The run is missing or damaged.
         StorageError: `to` cannot be written.
     """
     began = time.monotonic()
     path = parse_path(to)
-    images = (images,) if isinstance(images, str) else images
+    images, calibration = ((some,) if isinstance(some, str) else some for some in (images, calibration))
     is_file = path.suffix.lower() == ".onnx" and not path.is_dir()
     if not is_file and path.suffix and not path.is_dir() and not fspath(to).endswith("/"):
         raise UsageError(f"--to {fspath(to)} is neither an ONNX file nor a folder; end it in .onnx or in /")
@@ -120,6 +146,7 @@ def export(
         raise UsageError(f"--to {fspath(to)} is a folder, which has weights and no graph to check or to extend")
     if not is_file and Run(path).training.exists():
         raise UsageError(f"--to {fspath(to)} is a run itself; choose another folder")
+    _check_precision(precision, calibration, fspath(to), is_file=is_file)
     classifier = Classifier.open(run, trust_builder=trust_builder)
     origin = classifier.origin
     if is_file:
@@ -131,17 +158,73 @@ def export(
         size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
         return Export(path, size, 0, 0.0, time.monotonic() - began)
     try:
-        from svertka.exporters.onnx import check_onnx, convert_to_onnx
+        import svertka.exporters.int8_onnx
+        import svertka.exporters.onnx  # noqa: F401 - whose packages are an extra
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
-    seen_by = classifier.preprocess.intensity_range
-    shown = _read_images(images, seen_by) if images else _read_training_images(origin, seen_by)
-    with show_spinner("converting and checking the network"):
-        model = convert_to_onnx(classifier, preprocessing=preprocessing)
-        difference = check_onnx(model, classifier, shown)
+    if precision == "int8":
+        model, check = _make_int8_model(classifier, run, images, calibration, preprocessing=preprocessing)
+        count, difference = check.images, 0.0
+    else:
+        model, count, difference = _make_float_model(classifier, images, preprocessing=preprocessing)
+        check = None
     content = model.SerializeToString()
     write_atomic(path, content)
-    return Export(path, len(content), len(shown), difference, time.monotonic() - began)
+    return Export(path, len(content), count, difference, time.monotonic() - began, check)
+
+
+def _check_precision(precision: str, calibration: Sequence[ImageLike], to: str, *, is_file: bool) -> None:
+    """Raise UsageError unless the options of precision fit one another and `to`."""
+    if precision not in ("fp32", "int8"):
+        raise UsageError(f"precision={precision} is none of an ONNX file; use fp32 or int8")
+    if precision == "int8" and not is_file:
+        raise UsageError(f"--to {to} is a folder, which has float weights; for int8 name a file that ends in .onnx")
+    if precision == "fp32" and calibration:
+        raise UsageError("calibration= is read only with precision int8; leave it out")
+
+
+def _make_float_model(
+    classifier: Classifier, images: Sequence[ImageLike], *, preprocessing: bool
+) -> tuple["ModelProto", int, float]:
+    """Return the ONNX model in float32, and on how many images it was checked with which difference."""
+    from svertka.exporters.onnx import check_onnx, convert_to_onnx
+
+    seen_by = classifier.preprocess.intensity_range
+    shown = _read_images(images, seen_by) if images else _read_training_images(classifier.origin, seen_by)
+    with show_spinner("converting and checking the network"):
+        model = convert_to_onnx(classifier, preprocessing=preprocessing)
+        return model, len(shown), check_onnx(model, classifier, shown)
+
+
+def _make_int8_model(
+    classifier: Classifier,
+    run: str | PathLike[str] | Classifier | nn.Module,
+    images: Sequence[ImageLike],
+    calibration: Sequence[ImageLike],
+    *,
+    preprocessing: bool,
+) -> tuple["ModelProto", "Int8Check"]:
+    """Return the ONNX model in int8 and its check."""
+    from svertka.exporters.int8_onnx import convert_to_int8_onnx
+
+    folder = parse_path(run) if isinstance(run, str | PathLike) and parse_path(run).is_dir() else None
+    seen_by = classifier.preprocess.intensity_range
+    prepared = load_calibration_images(classifier, folder, calibration)
+    if len(prepared) < MIN_IMAGES:
+        warnings.warn(describe_few_images(len(prepared)), stacklevel=4)
+    shown: Sequence[Pixels] = ()
+    if images or preprocessing:
+        given = images or calibration
+        shown = _read_images(given, seen_by) if given else _read_training_images(classifier.origin, seen_by)
+    with show_spinner("converting and checking the network"):
+        return convert_to_int8_onnx(
+            classifier,
+            prepared,
+            checked=torch.stack([classifier.preprocess(one) for one in shown]) if images else prepared,
+            float_layers=frozenset() if folder is None else list_float_layers(folder, folder / WEIGHTS),
+            preprocessing=preprocessing,
+            pictures=shown,
+        )
 
 
 def _read_images(images: Sequence[ImageLike], intensity_range: Range | None) -> list[Pixels]:

@@ -14,6 +14,7 @@ import onnxruntime
 import onnxscript  # noqa: F401 - in which PyTorch's exporter is written
 import torch
 from onnx import ModelProto, TensorProto, helper
+from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
@@ -22,6 +23,7 @@ from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ExportError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 from svertka.graph.network_copy import copy_network
+from svertka.text_width import shorten
 
 IMAGES, LOGITS = "images", "logits"  # without preprocessing
 PICTURES, PROBABILITIES = "pictures", "probabilities"  # with preprocessing
@@ -29,6 +31,7 @@ LOGIT_TOLERANCE = 1e-4  # relative to the largest logit of an image, at least 1:
 # With preprocessing, where pixels may differ by 1 or 2 of 255 (`onnx_preprocess`).
 PROBABILITY_TOLERANCE = 0.01
 BATCH = 8  # images that are checked together
+MAX_REASON = 300  # characters of an error of PyTorch's exporter
 
 
 def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProto:
@@ -39,23 +42,43 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
     intensity range. The metadata has `names` and `preprocess` as JSON, `model`, and `input`, a sentence.
     """
     network = restore(copy_network(classifier.network)).cpu().float().eval()
+    return complete_model(trace_network(network, classifier), classifier, preprocessing=preprocessing)
+
+
+def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
+    """Return `network`, which takes the images of `classifier`, as an ONNX model without metadata.
+
+    Raises:
+        ExportError: PyTorch's exporter does not support the network.
+    """
     preprocess = classifier.preprocess
     example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size)
-    with _silence_exporter():
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=[IMAGES],
-            output_names=[LOGITS],
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
-        )
+    try:
+        with _silence_exporter():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=[IMAGES],
+                output_names=[LOGITS],
+                dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ExportError(
+            f"PyTorch cannot export {classifier.config.model} to ONNX: {shorten(reason, MAX_REASON)}"
+        ) from error
     assert program is not None  # None only if it wrote a file
     model: ModelProto = program.model_proto
     _remove_source_locations(model)
+    return model
+
+
+def complete_model(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> ModelProto:
+    """Add metadata, and the preprocessing if wanted, to a traced `model`, and return it."""
     if preprocessing:
-        _prepend_preprocessing(model, PreprocessingGraph(preprocess, PICTURES, IMAGES))
+        _prepend_preprocessing(model, PreprocessingGraph(classifier.preprocess, PICTURES, IMAGES))
     write_metadata(model, classifier, preprocessing=preprocessing)
     onnx.checker.check_model(model)
     return model

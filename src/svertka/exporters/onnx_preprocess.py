@@ -83,9 +83,14 @@ class PreprocessingGraph:
         is_cubic = interpolation == "bicubic"
         settings: dict[str, Any] = {"mode": "cubic", "cubic_coeff_a": -0.5} if is_cubic else {"mode": "linear"}
         for axis, side in ((3, width), (2, height)):
-            resized = self._node(
-                "Resize", [planes, "", "", side], antialias=1, exclude_outside=1, axes=[axis], **settings
+            before, after = (
+                self._node("Shape", [planes], start=0, end=axis),
+                self._node("Shape", [planes], start=axis + 1),
             )
+            sizes = self._node(
+                "Concat", [before, side, after], axis=0
+            )  # ONNX Runtime may move a Resize with axes wrongly
+            resized = self._node("Resize", [planes, "", "", sizes], antialias=1, exclude_outside=1, **settings)
             if is_cubic:  # it overshoots at edges
                 resized = self._node("Clip", [resized, self._real(np.array(0.0)), self._real(np.array(255.0))])
             planes = self._node("Round", [resized])

@@ -1,0 +1,75 @@
+"""The images that a run was trained and validated on, preprocessed, in memory."""
+
+import math
+from os import PathLike, fspath
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svertka.classifier import Classifier
+from svertka.data.dataset import Dataset
+from svertka.data.image_io import DecodingOptions
+from svertka.data.source_opener import open_source
+from svertka.errors import RunError
+from svertka.evaluation.evaluate import match_class_names
+from svertka.evaluation.held_out import select_held_out_images
+from svertka.progress import progress
+from svertka.run import Run, columns_of_training, read_training_boxes
+
+CALIBRATION_IMAGES = 256  # at most, evenly spread over the training images
+IMAGE_BYTES = 2**30  # at most, of preprocessed images in memory
+BATCH_SIZE = 32
+
+
+def open_images_of_run(folder: Path, source: str | PathLike[str] | None, max_pixels: int | None) -> Dataset:
+    """Return the data set that a run was trained on.
+
+    Raises:
+        RunError: `folder` is no run that svertka trained.
+    """
+    if not Run(folder).training.exists():
+        raise RunError(
+            f"{folder} has no training.json, so its training and validation images are unknown; use svertka.optimize "
+            "with images of your own"
+        )
+    given = fspath(source) if source is not None else str(Run(folder).settings()["source"])
+    how = {"columns": columns_of_training(folder, given), "boxes": read_training_boxes(folder, given)}
+    return open_source(given, to_train=False, **how).with_decoding(DecodingOptions.up_to(max_pixels))
+
+
+class RunImages:
+    """The images of a run by the part that they had in its training.
+
+    Args:
+        classifier: The run.
+        dataset: The data set that it was trained on.
+        threads: Threads for decoding.
+        cache_limit: Size limit of the image cache, bytes.
+    """
+
+    def __init__(self, classifier: Classifier, dataset: Dataset, threads: int, cache_limit: int | None) -> None:
+        self._classifier, self._threads, self._cache_limit = classifier, threads, cache_limit
+        self._dataset = match_class_names(classifier.names, dataset)
+
+    def load(self, part: str, most: int) -> tuple[Tensor, Tensor]:
+        """Return up to `most` preprocessed images, (N, C, H, W) float32, of a part, evenly spread, and their labels.
+
+        No more images than `IMAGE_BYTES` holds are returned.
+        """
+        preprocess = self._classifier.preprocess
+        most = min(most, IMAGE_BYTES // (4 * math.prod(preprocess.input_shape)))
+        selection = select_held_out_images(
+            [self._classifier.origin], self._dataset, preprocess, part, include_training=part == "train",
+            threads=self._threads, cache_limit=self._cache_limit,
+        )  # fmt: skip
+        found = selection.indices
+        chosen = found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(np.int64)]
+        batches = []
+        with progress("reading images", len(chosen), "images") as shown:
+            for start in range(0, len(chosen), BATCH_SIZE):
+                squares = torch.from_numpy(selection.rows[chosen[start : start + BATCH_SIZE]])
+                batches.append(preprocess.normalize(squares.permute(0, 3, 1, 2)))
+                shown.advance(len(squares))
+        return torch.cat(batches).contiguous(), torch.from_numpy(self._dataset.labels[chosen])
