@@ -64,6 +64,16 @@ def test_outputs_on_other_devices_are_rejected() -> None:
         measure_error(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, {"fp32"})
 
 
+@pytest.mark.parametrize(("count", "is_refused"), [(99, True), (100, False)])
+def test_one_of_many_scores_may_hardly_vary(count: int, *, is_refused: bool) -> None:
+    scores = torch.randn(32, count, generator=torch.Generator().manual_seed(0))
+    scores[:, 3] *= 0.05
+    noise = 0.1 * torch.randn(32, count, generator=torch.Generator().manual_seed(1))
+    refused = pytest.raises(UsageError, match=r"in int8 Identity is too inaccurate in output channel 3: the error")
+    with refused if is_refused else nullcontext():
+        measure_error(lambda x: x + noise, nn.Identity(), scores, set(), {"int8"})
+
+
 def test_channels_in_int8_are_compared_with_their_own_spread() -> None:
     example = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     example *= torch.tensor([100.0, 1.0, 0.0])[:, None, None]

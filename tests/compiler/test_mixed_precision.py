@@ -105,6 +105,38 @@ def test_int8_alone_would_lose_more_than_the_bound(network: nn.Module) -> None:
         optimize(network, images[:1], precision="int8", calibration=images[:100])
 
 
+def test_a_time_limit_keeps_the_bound_and_counts_what_is_untried(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mixture(network).accuracy.untried == 0
+    monkeypatch.setattr(mixed_precision, "SEARCH_SECONDS", 0.0)
+    mixed = mixture(network)
+    assert mixed.accuracy is not None
+    assert mixed.accuracy.loss <= 0.005
+    assert mixed.accuracy.untried == len(mixed.layers) == 5
+    assert "the time limit left a lower precision of 5\xa0layers untried" in mixed.sentence
+
+
+def test_many_validation_images_are_sampled_and_the_result_is_checked_on_all(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    find = mixed_precision.ValidationImages.find_right
+
+    def counted(images: Any, run: Any, batch_size: int | None, chosen: Tensor | None = None) -> tuple[Tensor, int]:
+        counts.append(900 if chosen is None else len(chosen))
+        return find(images, run, batch_size, chosen)
+
+    monkeypatch.setattr(mixed_precision.ValidationImages, "find_right", counted)
+    monkeypatch.setattr(mixed_precision, "PASSES", 1e9)
+    mixed = mixture(network)
+    assert set(counts) == {553, 900}
+    assert mixed.accuracy is not None
+    assert mixed.accuracy.images == 900
+    assert mixed.accuracy.loss <= 0.005
+    assert mixed.accuracy.untried == 0
+
+
 def test_a_sound_network_is_int8_throughout() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10))

@@ -37,6 +37,7 @@ class AccuracyReport:
         float_seconds: Median time of the network in float32 for a batch of the example's size.
         seconds: That of the mixture.
         threads: The threads with which both were measured.
+        untried: Layers of which the time limit of the search left a lower precision untried.
     """
 
     images: int
@@ -47,6 +48,7 @@ class AccuracyReport:
     float_seconds: float = math.nan
     seconds: float = math.nan
     threads: int = 1
+    untried: int = 0
 
     @classmethod
     def count(cls, before: Tensor, after: Tensor, max_loss: float | None = None) -> Self:
@@ -95,7 +97,9 @@ class AccuracyReport:
         )
         if not math.isfinite(self.seconds):
             return accuracy
-        return f"{accuracy}; {1000 * self.seconds:.2f} ms a batch, {1000 * self.float_seconds:.2f} ms in fp32"
+        speed = f"{1000 * self.seconds:.2f} ms a batch, {1000 * self.float_seconds:.2f} ms in fp32"
+        limit = f"; the time limit left a lower precision of {format_count(self.untried, 'layer')} untried"
+        return f"{accuracy}; {speed}{limit if self.untried else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -161,18 +165,21 @@ class ValidationImages:
         """Return the number of images."""
         return len(self.labels)
 
-    def find_right(self, network: Network, batch_size: int | None) -> tuple[Tensor, int]:
+    def find_right(self, network: Network, batch_size: int | None, chosen: Tensor | None = None) -> tuple[Tensor, int]:
         """Return which images `network` classifies correctly, (N) bool, and the number of classes, K.
 
         Args:
             network: Maps images, (B, C, H, W) float32, to scores, (B, K).
             batch_size: The only batch size that it can run, or None.
+            chosen: The numbers of the images that are classified, (N); None: all.
 
         Raises:
             UsageError: It gives no scores for classes, some are NaN, or a label is none of the classes.
         """
         size, right, classes = batch_size or BATCH_SIZE, [], 0
-        for images, labels in zip(torch.split(self._images, size), torch.split(self.labels, size), strict=True):
+        numbers = torch.arange(len(self), device="cpu") if chosen is None else chosen
+        for some in torch.split(numbers, size):
+            images, labels = self._images[some], self.labels[some]
             missing = size - len(images)  # batches of one size need one plan
             scores = network(torch.cat([images, images[:1].expand(missing, -1, -1, -1)]) if missing else images)
             classes = self._check_scores(scores, size).shape[1]

@@ -4,7 +4,9 @@ The time of each layer in each precision is measured. The search begins with the
 the loss exceeds the bound, layers move to a slower, more precise one, in the order of error saved for each second lost
 (the greedy solution of a knapsack of choices). The error of a layer is that of the network's output on calibration
 images if this layer alone has the lower precision; errors of independent layers add up. The number of moves is found
-by bisection, with the accuracy on the validation images measured at each step.
+by bisection, with the accuracy on the validation images measured at each step; on a sample of them if there are many.
+
+A time limit ends the search early. What it left untried keeps a higher precision, and is counted.
 """
 
 import statistics
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.compiler.accuracy_bound import AccuracyReport, Network, ValidationImages
+from svertka.compiler.accuracy_bound import AccuracyReport, Network, ValidationImages, count_needed_images
 from svertka.compiler.activation_ranges import ActivationHistogram
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork
@@ -31,6 +33,8 @@ Precisions = Mapping[int, str]  # of each layer, by the number of its result
 TIMING_SECONDS = 2.0  # for the times of all layers in all precisions
 COMPARING_SECONDS = 2.0  # for the times of whole networks
 ERROR_SECONDS = 5.0  # for the errors of all layers
+SEARCH_SECONDS = 100.0  # for the errors of all layers and the accuracy of mixtures
+PASSES = 12  # over the sample of the validation images, which the bisection and its result may take
 TIMED_ROUNDS = range(5, 200)
 ERROR_IMAGES = range(4, 33)
 WORTH = 0.95  # a lower precision takes at most this share of the time of a higher one, or noise would choose it
@@ -89,8 +93,10 @@ class MixedPrecisionSearch:
     ) -> None:
         self.fused, self.observed, self.images, self.validation = fused, observed, images, validation
         self.right, self.require_usable, self.strict, self.batch_size = right, require_usable, strict, batch_size
+        self.unmeasured: set[tuple[int, ...]] = set()
         self._packed: dict[Any, Any] = {}
-        self._reports: dict[tuple[str, ...], AccuracyReport | UsageError] = {}
+        self._reports: dict[tuple[tuple[str, ...], bool], AccuracyReport | UsageError] = {}
+        self._sample = torch.arange(len(validation), device="cpu")  # validation images that decide the steps
         layers = [step for step in fused.steps if isinstance(step, FusedConvolution)]
         shared: dict[str, list[int]] = {}
         for step in layers:
@@ -113,18 +119,48 @@ class MixedPrecisionSearch:
             UsageError: The outputs in float32 differ too much from those of the original.
         """
         with show_spinner("choosing precisions"):
+            deadline = time.perf_counter() + SEARCH_SECONDS
             seconds = self._measure_layers()
             self._drop_useless_options(seconds)
-            choices = [{group: max(self.options[group], key=_order) for group in self.groups}]
-            if not self._is_within_bound(choices[0]):
-                choices = self._list_choices(choices[0], seconds, self._measure_errors())
-            first, last = min(1, len(choices) - 1), len(choices) - 1  # the last one is float32
-            while first < last:
-                middle = (first + last) // 2
-                first, last = (first, middle) if self._is_within_bound(choices[middle]) else (middle + 1, last)
-            return self._choose_fastest(choices[last])
+            began, fastest = time.perf_counter(), self._choose_lowest()
+            choices = [fastest]
+            if not self._is_within_bound(fastest):
+                whole = time.perf_counter() - began
+                errors = self._measure_errors(seconds, (deadline + time.perf_counter()) / 2)
+                choices = self._list_choices(self._choose_lowest(), seconds, errors)
+                self._draw_sample((deadline - time.perf_counter()) / (PASSES * whole))
+            first, last = self._bisect(choices, deadline)
+            untried = {group for group in self.groups if choices[first][group] != choices[last][group]}
+            untried |= self.unmeasured
+            return self._choose_fastest(choices[last], sum(map(len, untried)))
 
-    def _choose_fastest(self, found: Mapping[tuple[int, ...], str]) -> MixedNetwork:
+    def _bisect(self, choices: Sequence[Mapping[tuple[int, ...], str]], deadline: float) -> tuple[int, int]:
+        """Return the numbers of the first choice that is not known to exceed the bound, and of one that keeps it.
+
+        The last choice, float32, is taken to keep it. The steps are decided on the sample, the result on all images.
+        """
+        first, last = 0, len(choices) - 1
+        while first < last and time.perf_counter() < deadline:
+            middle = (first + last) // 2
+            within = self._is_within_bound(choices[middle], of_sample=True)
+            first, last = (first, middle) if within else (middle + 1, last)
+        step = 1
+        while last < len(choices) - 1 and not self._is_within_bound(choices[last]):
+            further = last + step if time.perf_counter() < deadline else len(choices) - 1
+            first, last, step = last + 1, min(further, len(choices) - 1), 2 * step
+        return first, last
+
+    def _draw_sample(self, share: float) -> None:
+        """Set the sample to this share of the validation images, evenly spread, but not too few for the bound."""
+        count = len(self.validation)
+        fewest = count_needed_images(self.validation.max_loss)
+        self._sample = torch.linspace(0, count - 1, min(max(int(share * count), fewest), count), device="cpu").long()
+
+    def _choose_lowest(self) -> dict[tuple[int, ...], str]:
+        """Return the lowest precision of each group that is still an option."""
+        return {group: max(self.options[group], key=_order) for group in self.groups}
+
+    def _choose_fastest(self, found: Mapping[tuple[int, ...], str], untried: int) -> MixedNetwork:
         """Return the mixture `found`, or a network of one precision that is faster and within the bound, too."""
         networks = [self._mix(_spread(found)), *self.uniform.values()]
         times = self._compare(networks)
@@ -133,7 +169,7 @@ class MixedPrecisionSearch:
             report = self._report(network)
             if isinstance(report, AccuracyReport) and report.is_within_bound:
                 made = replace(report, float_seconds=float_seconds, seconds=seconds, threads=torch.get_num_threads())
-                return MixedNetwork(network, made)
+                return MixedNetwork(network, replace(made, untried=untried))
         reason = self._report(self.uniform["fp32"])
         if isinstance(reason, UsageError):
             raise reason
@@ -199,18 +235,33 @@ class MixedPrecisionSearch:
                     kept.append(one)
             self.options[group] = kept
 
-    def _measure_errors(self) -> dict[tuple[tuple[int, ...], str], float]:
-        """Return the mean square error of the output if one group alone has one of its options."""
+    def _measure_errors(
+        self, seconds: Mapping[str, Mapping[int, float]], deadline: float
+    ) -> dict[tuple[tuple[int, ...], str], float]:
+        """Return the mean square error of the output if one group alone has one of its options.
+
+        The options that save most time come first. Those that are left at the `deadline` are options no longer, and
+        their groups are added to `unmeasured`.
+        """
         cases = [(group, one) for group, options in self.options.items() for one in options if one != "fp32"]
+        cases.sort(key=lambda case: sum(seconds[case[1]][result] - seconds["fp32"][result] for result in case[0]))
+        run = self._network(self.uniform["fp32"])
+        x = self._batch(self.fused.batch_size or ERROR_IMAGES.start)
+        run(x)  # so that its plan is made
         began = time.perf_counter()
-        self._network(self.uniform["fp32"])(self._batch(self.fused.batch_size or ERROR_IMAGES.start))
-        per_image = (time.perf_counter() - began) / ERROR_IMAGES.start
+        run(x)
+        per_image = (time.perf_counter() - began) / len(x)
         count = int(ERROR_SECONDS / (max(per_image, 1e-6) * max(len(cases), 1)))
         count = self.fused.batch_size or min(max(count, ERROR_IMAGES.start), ERROR_IMAGES.stop - 1)
         x, errors = self._batch(count), {}
-        expected = _center(self._network(self.uniform["fp32"])(x))
+        expected = _center(run(x))
         base = dict.fromkeys(self.groups, "fp32")
-        for group, one in cases:
+        for number, (group, one) in enumerate(cases):
+            if number and time.perf_counter() >= deadline:
+                for left, precision in cases[number:]:
+                    self.options[left].remove(precision)
+                    self.unmeasured.add(left)
+                break
             found = _center(self._network(self._mix(_spread(base | {group: one})))(x))
             error = float((found - expected).square().mean())
             errors[group, one] = error if error == error else float("inf")
@@ -243,22 +294,25 @@ class MixedPrecisionSearch:
             _, group, one = max(moves)
             choices.append(now | {group: one})
 
-    def _is_within_bound(self, choice: Mapping[tuple[int, ...], str]) -> bool:
-        report = self._report(self._mix(_spread(choice)))
+    def _is_within_bound(self, choice: Mapping[tuple[int, ...], str], *, of_sample: bool = False) -> bool:
+        report = self._report(self._mix(_spread(choice)), of_sample=of_sample)
         return isinstance(report, AccuracyReport) and report.is_within_bound
 
-    def _report(self, fused: FusedNetwork) -> AccuracyReport | UsageError:
+    def _report(self, fused: FusedNetwork, *, of_sample: bool = False) -> AccuracyReport | UsageError:
         """Return the accuracy of a network, or why its outputs are not usable; measured once for each mixture."""
+        chosen = self._sample if of_sample and len(self._sample) < len(self.validation) else None
         key = tuple(_stored_precision(fused, group[0]) for group in self.groups)
-        if key not in self._reports:
+        known = key, chosen is not None
+        if known not in self._reports:
             run = self._network(fused)
             try:
                 self.require_usable(run, set(key))
-                right, _ = self.validation.find_right(run, self.fused.batch_size)
-                self._reports[key] = self.validation.report(self.right, right)
+                right, _ = self.validation.find_right(run, self.fused.batch_size, chosen)
+                before = self.right if chosen is None else self.right[chosen]
+                self._reports[known] = self.validation.report(before, right)
             except UsageError as reason:
-                self._reports[key] = reason
-        return self._reports[key]
+                self._reports[known] = reason
+        return self._reports[known]
 
 
 def rounds_within(seconds: float) -> Iterator[int]:

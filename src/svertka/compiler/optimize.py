@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svertka.compiler import serialize
 from svertka.compiler.accuracy_bound import AccuracyReport, ValidationImages, check_max_loss
-from svertka.compiler.accuracy_check import check_int8_error, measure_error
+from svertka.compiler.accuracy_check import check_int8_error, measure_error, run_original
 from svertka.compiler.activation_ranges import observe_activations
 from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches, describe_few_images
 from svertka.compiler.capture_and_fuse import capture_and_fuse, explain_constants
@@ -71,15 +71,18 @@ def optimize(
     integers. Pools, concatenations, residual connections and activation functions between them read and write 8-bit
     maps. The range of each map is that with the least mean square error on the calibration images, and biases are
     corrected for the mean error of the weights. The root mean square error on up to 32 of the calibration images is at
-    most 25 % of the values, and in each output channel (of 16 numbers or more) 50 % of its standard deviation; 80 % of
-    these images keep their class. On `example`, unless it is a shape, the error is at most 25 % of the values, too; a
-    larger one means that the calibration images are preprocessed otherwise. Evaluate the result on more images.
+    most 25 % of the values, and in each output channel (of 16 numbers or more) 50 % of its standard deviation, or of
+    that of all channels together if the output is a vector of 100 scores or more; 80 % of these images keep their
+    class. On `example`, unless it is a shape, the error is at most 25 % of the values, too; a larger one means that the
+    calibration images are preprocessed otherwise. Evaluate the result on more images.
 
     With "auto", each layer gets one of these precisions, so that the network is as fast as possible while the share of
     validation images classified correctly drops by at most `max_loss`. The time of each layer in each precision is
     measured here, for batches of the example's size, in about 10 seconds, with the current number of threads; then some
-    mixtures are run on the validation images. The result is never slower in this measurement than the network in one
-    precision that keeps the bound. `Optimized.accuracy` reports the loss with its interval, and the times.
+    mixtures are run on the validation images. A time limit of 100 seconds ends the search, and `Optimized.accuracy`
+    tells of how many layers it left a lower precision untried. The result is never slower in this measurement than the
+    network in one precision that keeps the bound. `Optimized.accuracy` reports the loss with its interval, and the
+    times.
 
     With `sizes`, one network takes images of several sizes. It is captured, checked and planned for each, so that
     position embeddings and masks are those of the size; a size that `network` does not take is refused. Weights are
@@ -286,9 +289,10 @@ def _mix(
         validation.require_better_than_chance(type(original).__name__, right, classes)
         (observed,) = observe_activations([unfuse_gates(steps, layers)], calibration)
         checked = calibration.kept[: steps.batch_size]
+        known = run_original(original, checked)
         search = MixedPrecisionSearch(
             steps, observed, checked, validation, right,
-            lambda run, used: measure_error(run, original, checked, set(), _checked_precisions(used)),
+            lambda run, used: measure_error(run, original, checked, set(), _checked_precisions(used), known),
             strict=info.strict, batch_size=info.example[0],
         )  # fmt: skip
         return search.find()

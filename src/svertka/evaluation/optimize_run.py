@@ -84,7 +84,8 @@ def optimize_run(
 
     The ranges of int8 are measured on training images of the run, and the loss of accuracy on its own validation
     images, which are recognized by content. `predict`, `evaluate`, `compare` and `serve` use the file on the CPU until
-    the weights of the run change.
+    the weights of the run change. `locate` does not: it applies layers to images of many sizes, and the file has a
+    network for images of one size.
 
     Args:
         run: The run folder.
