@@ -2,6 +2,7 @@
 
     python bench/trust.py small-sets [--only NAME] [--draws 50] [--per-class 20] [--json]
     python bench/trust.py faults [--output tests/training/faulty_histories.json]
+    python bench/trust.py suggest [--only NAME] [--seeds 5] [--json]
 
 `small-sets`: of a large data set, 20 images of each class are drawn and trained on with `svertka.train`, which
 cross-validates the head. The true error is that of the network on all other images of the data set. Given are the share
@@ -15,7 +16,10 @@ validation images alone, and the mean cross-validated and true error. The defaul
 `faults`: trainings of small networks on digits with planted faults (bench/planted_faults.py). Printed is what is said
 of each; the histories are those of the test of the health advice.
 
-`small-sets` needs SVERTKA_DATA.
+`suggest`: the labels that `svertka suggest` needs to reach the accuracy of 200 random labels a class
+(bench/labels_needed.py), on cats-dogs and cifar10.
+
+`small-sets` and `suggest` need SVERTKA_DATA.
 """
 
 import argparse
@@ -33,6 +37,8 @@ from torch import nn
 
 import svertka
 from label_errors import SETS
+from labels_needed import SETS as POOLS
+from labels_needed import report as report_labels_needed
 from planted_faults import write_histories
 from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.data.dataset import Dataset
@@ -107,8 +113,9 @@ def train(source: Dataset, seed: int, threads: int) -> dict[str, Any]:
 def main() -> None:
     """Run what was asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("small-sets", "faults"))
+    parser.add_argument("what", choices=("small-sets", "faults", "suggest"))
     parser.add_argument("--only", choices=tuple(SETS))
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
@@ -117,6 +124,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "faults":
         write_histories(options.output)
+        return
+    if options.what == "suggest":
+        report_labels_needed([options.only] if options.only else list(POOLS), options.seeds, as_json=options.json)
         return
     rows = [
         small_sets(name, options.draws, options.per_class, options.threads)

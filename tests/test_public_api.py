@@ -20,6 +20,8 @@ from svertka.classifier import Predictions
 from svertka.compiler.accuracy_bound import AccuracyReport
 from svertka.curation.dataset_check import Findings
 from svertka.curation.label_check import AmbiguousPair, FeatureOutlier, LabelError, LabelFindings, Neighbor
+from svertka.curation.similar import SimilarImage, SimilarImages
+from svertka.curation.suggest import Suggestion, Suggestions
 from svertka.errors import SvertkaError
 from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
@@ -27,10 +29,12 @@ from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.exporters.export import Export
 from svertka.inspection.atlas.build import Atlas
 from svertka.localization.locate import Located, LocatedClass, LocatedImage
+from svertka.training.extend import Extension, HeldOutAccuracy
 
 RESULTS = (
-    AccuracyReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, FeatureOutlier,
-    Findings, LabelError, LabelFindings, Located, LocatedClass, LocatedImage, Neighbor, OptimizedRun, Predictions,
+    AccuracyReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Extension,
+    FeatureOutlier, Findings, HeldOutAccuracy, LabelError, LabelFindings, Located, LocatedClass, LocatedImage,
+    Neighbor, OptimizedRun, Predictions, SimilarImage, SimilarImages, Suggestion, Suggestions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 

@@ -41,6 +41,17 @@ def failing(data: Path, out: Path) -> None:
         svertka.train(data, output=out / "r", threads=3, batch_size=10**6)
 
 
+def saved(run: Run, out: Path) -> Path:
+    """Return a copy of the run that does not know its images."""
+    run.classifier().save(out / "saved")
+    return out / "saved"
+
+
+def refused_extension(run: Run, data: Path) -> None:
+    with pytest.raises(svertka.SvertkaError, match="trained all of its layers"):
+        svertka.extend(run, data, threads=3)
+
+
 CALLS: dict[str, Callable[[Run, Path, Path], Any]] = {
     "train": lambda run, data, out: svertka.train(
         data, output=out / "r", model="mlp", size=8, epochs=0.1, threads=3, bfloat16=True
@@ -53,6 +64,9 @@ CALLS: dict[str, Callable[[Run, Path, Path], Any]] = {
     "optimize": lambda run, data, out: svertka.optimize(run.classifier().network, torch.zeros(1, 3, 16, 16)),
     "accelerate": lambda run, data, out: svertka.accelerate(run.classifier().network)(torch.zeros(2, 3, 16, 16)),
     "check": lambda run, data, out: svertka.check(data),
+    "suggest": lambda run, data, out: svertka.suggest(saved(run, out), data, count=2, threads=3),
+    "similar": lambda run, data, out: svertka.similar(run, data / "one" / "00.png", data, threads=3),
+    "extend": lambda run, data, out: refused_extension(run, data),
     "a failure": lambda run, data, out: failing(data, out),
 }
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import accelerate as accelerate
     from svertka.conv.accelerate import restore as restore
     from svertka.curation.dataset_check import check as check
+    from svertka.curation.similar import similar as similar
+    from svertka.curation.suggest import suggest as suggest
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.algorithm_timing import tune as tune
     from svertka.evaluation.compare import compare as compare
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from svertka.models.external import list_models as list_models
     from svertka.run import Run as Run
     from svertka.serving.serve import serve as serve
+    from svertka.training.extend import extend as extend
     from svertka.training.recipe import Recipe as Recipe
     from svertka.training.repeated_splits import Repeats as Repeats
     from svertka.training.resume import resume as resume
@@ -49,6 +52,7 @@ _HOMES = {
     "compare": "svertka.evaluation.compare",
     "evaluate": "svertka.evaluation.evaluate",
     "export": "svertka.exporters.export",
+    "extend": "svertka.training.extend",
     "look": "svertka.inspection.atlas.build",
     "Optimized": "svertka.compiler.optimize",
     "optimize": "svertka.compiler.optimize",
@@ -60,6 +64,8 @@ _HOMES = {
     "Run": "svertka.run",
     "resume": "svertka.training.resume",
     "serve": "svertka.serving.serve",
+    "similar": "svertka.curation.similar",
+    "suggest": "svertka.curation.suggest",
     "train": "svertka.training.train",
     "tune": "svertka.evaluation.algorithm_timing",
 }

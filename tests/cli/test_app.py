@@ -22,6 +22,9 @@ VERBS = (
     "export",
     "serve",
     "optimize",
+    "suggest",
+    "similar",
+    "extend",
     "models",
     "tune",
 )

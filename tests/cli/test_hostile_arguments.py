@@ -24,6 +24,9 @@ NEEDED = {
     "locate": ["RUN", "PICTURE", "--threads", "1"],
     "export": ["RUN", "--to", "NEW/"],
     "optimize": ["RUN", "--threads", "1"],
+    "suggest": ["TWIN", "PICTURES", "--count", "2", "--threads", "1"],
+    "similar": ["RUN", "PICTURE", "PICTURES", "--threads", "1"],
+    "extend": ["RUN", "PICTURES", "--output", "NEW", "--threads", "1"],
     "models": [],
     "tune": [],
 }
@@ -37,6 +40,9 @@ PATHS = {
     "locate": [0, 1, "--boxes", "--output"],
     "export": [0, "--to"],
     "optimize": [0, 1],
+    "suggest": [0, 1],
+    "similar": [0, 1, 2],
+    "extend": [0, 1],
     "models": ["NAME"],
     "tune": ["NAME"],
 }
@@ -95,7 +101,10 @@ def refuse_all_but_a_sentence(
 
 
 CASES = [(verb, place) for verb, some in PATHS.items() for place in some]
-SEARCHED = {("check", 0), ("train", 0), ("evaluate", 1), ("compare", 2), ("predict", 1), ("look", 1), ("locate", 1)}
+SEARCHED = {("check", 0), ("train", 0), ("evaluate", 1), ("compare", 2), ("predict", 1), ("look", 1), ("locate", 1)} | {
+    ("suggest", 1),
+    ("similar", 2),
+}
 
 
 @pytest.mark.usefixtures("quiet")

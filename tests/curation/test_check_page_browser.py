@@ -36,6 +36,7 @@ def findings_of(folder: Path, dataset: Dataset) -> Findings:
         len(dataset), 0.125, (0.1, 0.15), "efficientnet_lite0:bundled", tuple(wrong),
         (FeatureOutlier(path(7), label(7), 3.2, near[:3], 7),),
         (AmbiguousPair((dataset.names[0], dataset.names[1]), 5, 20, (0.1, 0.4), (path(8),), (8,)),),
+        map=(np.arange(12), np.random.default_rng(0).random((12, 2)).astype(np.float32)),
     )  # fmt: skip
     copies = DuplicateGroup((path(0), path(len(dataset) - 1)), (label(0), label(len(dataset) - 1)), ("train", "train"))
     return replace(check(folder), labels=labels, near_duplicates=(copies,))
@@ -69,6 +70,43 @@ def test_it_fits_and_axe_finds_no_violation(
             assert tab.evaluate("document.documentElement.scrollWidth") == width
             assert tab.evaluate("window.broken") is None
             assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+
+
+def test_the_map_shows_the_picture_that_the_keys_or_the_pointer_reach(
+    opened: Opened, axe_violations: Callable[[Any], list[str]], pages: dict[str, Path]
+) -> None:
+    caption = "document.querySelector('#shown-point figcaption').textContent"
+    with opened(pages["two"]) as tab:
+        points = tab.locator("#points circle")
+        assert points.count() == 12
+        assert not tab.locator("#shown-point").is_visible()
+        tab.focus("#points")
+        tab.keyboard.press("ArrowRight")
+        assert tab.locator("#shown-point").is_visible()
+        seen = {tab.evaluate(caption)}
+        for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"):
+            tab.keyboard.press(key)
+            seen.add(tab.evaluate(caption))
+        assert len(seen) > 2
+        assert all(text.startswith(("cat: =a, ", "dog: =a, ")) for text in seen)
+        one = tab.locator('#points circle[data-index="3"]')
+        box = one.bounding_box()
+        tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert tab.evaluate(caption) == one.locator("title").text_content()
+        columns = int(tab.locator("#shown-point svg").get_attribute("data-columns"))
+        expected = f"{96 * (3 % columns)} {96 * (3 // columns)} 96 96"
+        assert tab.locator("#shown-point svg").get_attribute("viewBox") == expected
+        assert axe_violations(tab) == []
+        tab.locator("#to-card").click()
+        assert tab.evaluate("document.activeElement.dataset.index") == "3"
+        legend = tab.locator("#legend button").first
+        legend.click()
+        chosen = legend.get_attribute("data-label")
+        dimmed = tab.evaluate("[...document.querySelectorAll('#points .dim')].map(one => one.dataset.label)")
+        assert dimmed
+        assert chosen not in dimmed
+        legend.click()
+        assert tab.locator("#points .dim").count() == 0
 
 
 def pressed(tab: Any) -> list[str]:

@@ -19,12 +19,15 @@ from svertka.cli.check import check
 from svertka.cli.compare import compare
 from svertka.cli.evaluate import evaluate
 from svertka.cli.export import export
+from svertka.cli.extend import extend
 from svertka.cli.locate import locate
 from svertka.cli.look import look
 from svertka.cli.models import models
 from svertka.cli.optimize import optimize
 from svertka.cli.predict import predict
 from svertka.cli.serve import serve
+from svertka.cli.similar import similar
+from svertka.cli.suggest import suggest
 from svertka.cli.time_convolutions import tune
 from svertka.cli.train import train
 from svertka.errors import SvertkaError, UsageError
@@ -80,6 +83,9 @@ SUMMARIES: dict[
     predict: "Classify images, folders of images and arrays.",
     look: "Build an atlas: pages that show what each unit responds to.",
     locate: "Locate classes in images, with a score and a box for each.",
+    suggest: "Suggest which unlabeled images to label next.",
+    similar: "List the images that resemble an image most.",
+    extend: "Add classes to a run in seconds, as a new run.",
     export: "Export a network as an ONNX file, or as a folder to publish.",
     serve: "Serve predictions on a web page and over HTTP.",
     models: "List the networks, or the layers of one network.",

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from svertka.curation.confirmed_labels import add_confirmed
 from svertka.curation.corrections import (
     DESTINATION,
     HEADER,
+    Correction,
     Move,
     labels_by_path,
     list_source,
@@ -38,6 +40,7 @@ class AppliedCorrections:
         undo: File that reverts the moves; None if nothing was moved.
         tables: Corrected copies of tables.
         command: The command that makes the changes.
+        decisions: Files that keep what was decided, for the next check.
     """
 
     source: Path
@@ -48,6 +51,7 @@ class AppliedCorrections:
     undo: Path | None
     tables: tuple[Path, ...]
     command: str
+    decisions: tuple[Path, ...] = ()
 
     def sentences(self) -> list[str]:
         """Return what was changed, or would be."""
@@ -56,11 +60,12 @@ class AppliedCorrections:
         images = "1 image" if changes == 1 else f"{changes:,} images"
         done = "" if self.written or not changes else " would be"
         found = [f"{images}{done} {kind}, {self.confirmed:,} confirmed"]
-        if changes and not self.written:
+        if (changes or self.confirmed) and not self.written:
             found.append(f"nothing is changed yet: {self.command}")
         if self.undo is not None:
             found.append(f"to undo: {format_command('check', self.source, '--apply', self.undo, '--write')}")
-        return found + [f"corrected copy: {path}" for path in self.tables]
+        found += [f"corrected copy: {path}" for path in self.tables]
+        return found + [f"what was decided is not doubted again: {path}" for path in self.decisions]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -72,6 +77,7 @@ class AppliedCorrections:
             "written": self.written,
             "undo": None if self.undo is None else str(self.undo),
             "tables": [str(path) for path in self.tables],
+            "decisions": [str(path) for path in self.decisions],
         }
 
 
@@ -81,7 +87,8 @@ def apply_corrections(
     """Apply a file of corrections, as the page of check saves it, to a folder or a table.
 
     In a folder, images are moved to the folders of their classes, all or none; a table is not changed, but a corrected
-    copy is written.
+    copy is written. What was decided, confirmed labels included, is kept beside the source, so that the next check does
+    not doubt it again.
 
     Args:
         source: The folder or the table.
@@ -99,16 +106,45 @@ def apply_corrections(
     relabeled = dict(labels_by_path(corrections)) if listing.tables else {}
     moves = [] if listing.tables else plan_moves(listing, corrections)
     tables, undo = [], None
+    decisions: tuple[Path, ...] = ()
     if write and relabeled:
         tables = _write_tables(listing, fixes, relabeled)
     if write and moves:
         undo = number_until_free(fixes.with_name(f"{fixes.stem}.undo.csv"), os.path.lexists)
         _move_all(listing.root, moves, undo)
+    if write:
+        decisions = _keep_decisions(listing, corrections, moves, tables)
     changes = len(moves) or len(relabeled)
     command = format_command("check", parse_path(source), "--apply", fixes, "--write")
     return AppliedCorrections(
-        listing.source, tuple(moves), relabeled, len(corrections) - changes, write, undo, tuple(tables), command
+        source=listing.source,
+        moves=tuple(moves),
+        relabeled=relabeled,
+        confirmed=len(corrections) - changes,
+        written=write,
+        undo=undo,
+        tables=tuple(tables),
+        command=command,
+        decisions=decisions,
     )
+
+
+def _keep_decisions(
+    listing: FolderListing, corrections: Sequence[Correction], moves: Sequence[Move], tables: Sequence[Path]
+) -> tuple[Path, ...]:
+    """Add what was decided to the decisions on the source, and on the corrected copy of it; return their files.
+
+    A file that undoes moves decides nothing.
+    """
+    decided = [one for one in corrections if one.destination is None]
+    confirmed = [(one.path, one.label) for one in decided if one.corrected == one.label]
+    moved = {one.path: one.destination for one in moves}
+    if not listing.tables:
+        confirmed += [(moved[one.path], one.corrected) for one in decided if one.path in moved]
+    files = [add_confirmed(listing.source, confirmed)]
+    if listing.tables and listing.tables[0][0].file == listing.source:
+        files += [add_confirmed(copy, [(one.path, one.corrected) for one in decided]) for copy in tables]
+    return tuple(file for file in files if file is not None)
 
 
 def _write_tables(listing: FolderListing, fixes: Path, labels: dict[str, str]) -> list[Path]:

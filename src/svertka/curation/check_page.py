@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from svertka.curation.label_check import LabelFindings, Neighbor
+from svertka.curation.map_section import describe_map
 from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import Dataset, FileImages, Pixels
 from svertka.data.parallel_map import map_chunks
@@ -84,6 +85,7 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
             {"pair": one, "cards": [images.describe(card) for card in cards]}
             for one, cards in zip(labels.ambiguous, pairs, strict=False)
         ],
+        map=describe_map(dataset, labels, threads),
         command=format_command("check", findings.source, "--apply", "fixes.csv"),
         facts=_facts(dataset, findings),
     )

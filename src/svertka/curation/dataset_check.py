@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from svertka.curation.check_page import write_check_page
+from svertka.curation.check_page import name_in_source, write_check_page
+from svertka.curation.confirmed_labels import read_confirmed
 from svertka.curation.label_check import LabelFindings, check_labels
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
@@ -38,7 +39,7 @@ from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.escaping import escape_undecodable, to_printable
+from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodable, to_printable
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, check_output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -309,11 +310,33 @@ def check(
     if not labels:
         return findings
     dataset = dataset.with_intensity_range(findings.intensities and findings.intensities[2])
-    found = check_labels(dataset, contents, good, alike, device=device, threads=threads, cache_limit=limit)
-    findings = replace(findings, labels=found)
+    found = check_labels(
+        dataset,
+        contents,
+        good,
+        alike,
+        device=device,
+        threads=threads,
+        cache_limit=limit,
+        draw_map=page is not None,
+    )
+    findings = replace(findings, labels=_without_confirmed(found, dataset, source))
     if page is not None:
         write_check_page(page, dataset, findings, threads=threads)
     return findings
+
+
+def _without_confirmed(found: LabelFindings, dataset: Dataset, source: Source) -> LabelFindings:
+    """Return the findings without images whose present label was confirmed."""
+    confirmed = read_confirmed(source)
+    if not confirmed:
+        return found
+    listed = {one.index: one.label for one in found.errors} | {one.index: one.label for one in found.outliers}
+    cells = {
+        index: (escape_csv_path(name_in_source(dataset, index)), escape_csv_cell(label))
+        for index, label in listed.items()
+    }
+    return found.without([index for index, cell in cells.items() if cell in confirmed])
 
 
 def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, list[str]]:

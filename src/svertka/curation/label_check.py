@@ -1,7 +1,7 @@
 """Check of the labels of a data set: likely label errors, images that no class fits, and classes that are confused."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,13 @@ from threadpoolctl import threadpool_limits
 
 from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.curation.confident_learning import find_label_issues
+from svertka.curation.embedding_map import place_on_map
 from svertka.curation.feature_outliers import EXPECTED, FEWEST, Neighbors, find_neighbors, find_outliers
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import number_related_images
 from svertka.escaping import escape_undecodable, join_first
 from svertka.evaluation.chance_level import chance_accuracy
+from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.transfer.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
 
@@ -172,6 +174,9 @@ class LabelFindings:
         ambiguous: Pairs of classes that are confused, the most confused first.
         notes: What was not checked and why, a sentence each.
         compared: Number of images among which outliers were looked for; 0 if they are too few.
+        confirmed: Number of label errors and outliers that are not listed, because their labels were confirmed.
+        map: Indices of the images (N,) and their positions (N, 2) on a map of the features, 0 to 1; None if there is
+            none.
     """
 
     checked: int = 0
@@ -183,6 +188,20 @@ class LabelFindings:
     ambiguous: tuple[AmbiguousPair, ...] = ()
     notes: tuple[str, ...] = ()
     compared: int = 0
+    confirmed: int = 0
+    map: tuple[Ints, Floats] | None = field(default=None, repr=False, compare=False)
+
+    def without(self, indices: Container[int]) -> "LabelFindings":
+        """Return the findings without label errors and outliers that were confirmed; these are counted.
+
+        Args:
+            indices: Indices of the confirmed images.
+        """
+        errors = tuple(one for one in self.errors if one.index not in indices)
+        outliers = tuple(one for one in self.outliers if one.index not in indices)
+        listed = {one.index for one in self.errors} | {one.index for one in self.outliers}
+        left_out = [index for index in listed if index in indices]
+        return replace(self, errors=errors, outliers=outliers, confirmed=len(left_out))
 
     def sentences(self) -> list[str]:
         """Return what was found, a sentence each, without the images."""
@@ -198,6 +217,8 @@ class LabelFindings:
                 f"far from all others in feature space: {len(self.outliers):,} of {self.compared:,} images; in a set "
                 f"without outliers, {EXPECTED:g} are to be expected"
             )
+        if self.confirmed:
+            found.append(f"not listed, because their labels were confirmed: {format_image_count(self.confirmed)}")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,6 +228,7 @@ class LabelFindings:
             "out_of_fold_error": self.error,
             "interval": self.interval and list(self.interval),
             "compared": self.compared,
+            "confirmed": self.confirmed,
             "backbone": self.backbone,
             "notes": list(self.notes),
         }
@@ -221,6 +243,7 @@ def check_labels(
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
+    draw_map: bool = False,
 ) -> LabelFindings:
     """Check the labels of the images at `indices`.
 
@@ -235,6 +258,7 @@ def check_labels(
         device: Device of the backbone.
         threads: CPU threads. None: all cores.
         cache_limit: Bytes of all cached features, and of all cached images. None: a share of the free disk.
+        draw_map: Whether to place 10 to 5,000 images on a map, which takes up to half a minute.
 
     Raises:
         UsageError: There is no such device, or there are too many threads.
@@ -243,7 +267,9 @@ def check_labels(
         return LabelFindings(notes=("labels are not checked: no image can be read",))
     features = compute_backbone_features(dataset, indices, device=device, threads=threads, cache_limit=cache_limit)
     with threadpool_limits(threads):  # of scikit-learn's products, which PyTorch's number does not limit
-        return _check_features(dataset, contents, features, alike)
+        found = _check_features(dataset, contents, features, alike)
+        places = place_on_map(features.values) if draw_map else None
+    return found if places is None else replace(found, map=(features.indices, places))
 
 
 def _check_features(

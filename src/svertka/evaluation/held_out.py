@@ -211,7 +211,7 @@ class TrainingImageFilter:
         Raises:
             ImageError: The image cannot be read from disk.
         """
-        digest = b"" if self._manifest is None else _digest(image)
+        digest = b"" if self._manifest is None else compute_content_hash(image)
         part = str(self._manifest.parts_of([digest])[0]) if self._manifest is not None else ""
         self._training += part == "train"
         if part == "train" and not self._include:
@@ -229,7 +229,7 @@ class TrainingImageFilter:
         return EvaluationScope(source, part, self._training, self._include and self._training > 0)
 
 
-def _digest(image: ImageLike) -> bytes:
+def compute_content_hash(image: ImageLike) -> bytes:
     """Return the content hash of an image as in a data set; empty for a PIL image, which has no file."""
     if isinstance(image, str | PathLike):
         return FileImages(Path(), [fspath(image)]).digest(0)

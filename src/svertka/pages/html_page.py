@@ -31,7 +31,7 @@ _SCRIPTS = {
     ),
     "overlays": ("base.js", "dom.js"),
     "upload": ("base.js", "dom.js", "upload.js"),
-    "check": ("base.js", "dom.js", "check.js"),
+    "check": ("base.js", "dom.js", "check.js", "check-map.js"),
     "docs": ("base.js",),
 }
 

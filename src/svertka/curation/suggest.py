@@ -1,0 +1,264 @@
+"""suggest(): the unlabeled images to label next, by the uncertainty of a run and by how much they differ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from svertka.classifier import Classifier
+from svertka.curation.active_learning import choose_uncertain_and_diverse, scale_to_unit_length, score_uncertainty
+from svertka.curation.class_folder_copies import check_copy_target, copy_into_class_folders
+from svertka.data.content_hash import hash_images
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.image_io import DecodingOptions
+from svertka.data.split_manifest import Manifest
+from svertka.data.unlabeled_images import open_unlabeled
+from svertka.device import choose_device, set_threads, with_preserved_settings
+from svertka.errors import DataError, UsageError
+from svertka.escaping import escape_undecodable, to_printable
+from svertka.evaluation.evaluation_scope import format_image_count
+from svertka.evaluation.held_out import read_manifest
+from svertka.files import parse_cache_limit_option, parse_path
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.transfer.image_features import ImageFeatures, compute_features
+from svertka.type_checking import check_types
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """An image whose label would help.
+
+    Attributes:
+        path: Its path.
+        score: How uncertain the run is, 0 to 1: 1 minus the difference of the two highest probabilities.
+        classes: The two most likely classes with their probabilities, the likelier first.
+        similarity: Cosine of its features with those of the most similar suggestion before it, −1 to 1; None for the
+            first.
+        copy: Path of its copy in the folder of its likelier class; None if none was asked for.
+    """
+
+    path: str
+    score: float
+    classes: tuple[tuple[str, float], tuple[str, float]]
+    similarity: float | None
+    copy: str | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it is suggested, such as "cat 52 %, dog 46 %; at most 0.71 similar to the suggestions before it"."""
+        unsure = ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
+        if self.similarity is None:
+            return f"{unsure}; the most uncertain of all"
+        return f"{unsure}; at most {self.similarity:.2f} similar to the suggestions before it"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "path": self.path,
+            "score": self.score,
+            "classes": [{"name": name, "probability": probability} for name, probability in self.classes],
+            "similarity": self.similarity,
+            "reason": self.reason,
+            "copy": self.copy,
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Suggestions:
+    """The images to label next.
+
+    Attributes:
+        run: The run.
+        source: The folder of the images.
+        suggestions: The suggested images, the most uncertain first.
+        compared: Number of images among which they were chosen.
+        known: Images that are left out because the run was trained, validated or tested on them.
+        copies: Images that are left out because they are copies of others of the folder.
+        bad: Path and reason of each unreadable image.
+        notes: What else is to be known, a sentence each.
+    """
+
+    run: str
+    source: str
+    suggestions: tuple[Suggestion, ...]
+    compared: int
+    known: int
+    copies: int
+    bad: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """Return what was done, a sentence each, without the images."""
+        found = [f"{len(self.suggestions):,} of {format_image_count(self.compared)} suggested"]
+        if self.known:
+            found.append(f"left out: {format_image_count(self.known)} that {self.run} knows already")
+        if self.copies:
+            are = "that is a copy of another one" if self.copies == 1 else "that are copies of others"
+            found.append(f"left out: {format_image_count(self.copies)} {are}")
+        if self.bad:
+            path, reason = self.bad[0]
+            more = f"; and {len(self.bad) - 1:,} more" if len(self.bad) > 1 else ""
+            found.append(f"left out: {format_image_count(len(self.bad))} that cannot be read: {path}: {reason}{more}")
+        return [*found, *self.notes]
+
+    def __repr__(self) -> str:
+        return f"Suggestions({self.run!r}, {self.source!r}: {self.sentences()[0]})"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.path, f"{one.score:.2f}", one.reason) for one in self.suggestions]
+        return NotebookBlock(
+            f"{self.source}: what to label next", self.sentences(), header=("image", "score", "reason"), rows=rows
+        ).render()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `svertka suggest --json` prints them."""
+        return {
+            "run": self.run,
+            "source": self.source,
+            "suggestions": [one.to_dict() for one in self.suggestions],
+            "compared": self.compared,
+            "known": self.known,
+            "copies": self.copies,
+            "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
+            "notes": list(self.notes),
+        }
+
+
+@check_types
+@with_preserved_settings
+def suggest(
+    run: str | PathLike[str],
+    unlabeled: str | PathLike[str],
+    *,
+    count: int = 50,
+    sort_into: str | PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: float | None = None,
+    max_pixels: int | None = None,
+    trust_builder: bool = False,
+) -> Suggestions:
+    """Suggest the unlabeled images whose labels a run would learn most from.
+
+    They are those of which the run is uncertain, and differ from one another. Images that the run knows are recognized
+    by content and left out, and so are copies.
+
+    Args:
+        run: A run folder, or a network with weights, as for `Classifier.load`.
+        unlabeled: Folder of the images; those at any depth are used, and the names of folders are not.
+        count: Number of images to suggest, at least 1.
+        sort_into: Folder into which the suggested images are copied, each into the folder of its most likely class, to
+            be corrected and trained on. Nothing is moved or overwritten. None: nothing is copied.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads. None: all cores.
+        cache_limit: Size limit of the image cache, and of stored features, GB each. None: a share of the free disk.
+        max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+        trust_builder: As for `Classifier.load`.
+
+    Returns:
+        The suggestions, the most uncertain first.
+
+    Raises:
+        UsageError: There is no such folder, `count` is below 1, the network computes no features or a single class, or
+            `sort_into` cannot take the copies.
+        RunError: The run is missing or damaged, or gives NaN.
+        DataError: The folder holds no image that can be read and is new to the run.
+        StorageError: The copies cannot be written.
+    """
+    if count < 1:
+        raise UsageError(f"count={count} must be at least 1")
+    place, workers, limit = choose_device(device), set_threads(threads), parse_cache_limit_option(cache_limit)
+    classifier = Classifier.load(run, place, trust_builder=trust_builder)
+    if len(classifier.names) < 2:
+        raise UsageError(f"{classifier.origin} has a single class, so that no image is uncertain; use another run")
+    dataset = open_unlabeled(unlabeled).with_decoding(DecodingOptions.up_to(max_pixels))
+    target = None if sort_into is None else check_copy_target(sort_into, parse_path(unlabeled), classifier.names)
+    preprocess = classifier.preprocess
+    dataset = dataset.with_intensity_range(preprocess.intensity_range)
+    pool = _find_candidates(dataset, read_manifest(run), workers)
+    features = compute_features(classifier, preprocess, dataset, pool.indices, threads=workers, cache_limit=limit)
+    bad = pool.bad | features.bad
+    if not len(features.indices):
+        raise DataError(
+            f"{dataset.source} has nothing to suggest: {format_image_count(pool.known)} known to {classifier.origin}, "
+            f"{len(bad):,} that cannot be read; add new images"
+        )
+    notes = [] if dataset.account.sentence() is None else [str(dataset.account.sentence())]
+    if parse_path(run).is_dir() and pool.is_unknown:
+        notes.append(f"{classifier.origin} does not record which images it was trained on; none is left out for that")
+    with threadpool_limits(workers):
+        suggestions = _choose(dataset, features, count)
+    if target is not None:
+        suggestions = _copy(target, dataset, suggestions)
+    return Suggestions(
+        run=classifier.origin,
+        source=dataset.source,
+        suggestions=tuple(one for _, one in suggestions),
+        compared=len(features.indices),
+        known=pool.known,
+        copies=pool.copies,
+        bad=tuple((escape_undecodable(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
+        notes=tuple(map(to_printable, notes)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Images that can be suggested, and the number of the others.
+
+    Attributes:
+        indices: Their indices, (n,) int64.
+        known: Images that the run knows.
+        copies: Copies of other images of the folder.
+        bad: Index and reason of each unreadable image.
+        is_unknown: Whether the run does not record its images.
+    """
+
+    indices: Ints
+    known: int
+    copies: int
+    bad: dict[int, str]
+    is_unknown: bool
+
+
+def _find_candidates(dataset: Dataset, manifest: Manifest | None, threads: int) -> _Candidates:
+    contents, bad = hash_images(dataset.images, threads)
+    of_run = frozenset() if manifest is None else manifest.contents | manifest.inherited
+    new = [index for index, content in enumerate(contents) if content not in of_run and index not in bad]
+    first = {contents[index]: index for index in reversed(new)}
+    known = len(contents) - len(bad) - len(new)
+    indices = np.array(sorted(first.values()), dtype=np.int64)
+    return _Candidates(indices, known, len(new) - len(first), bad, manifest is None)
+
+
+def _choose(dataset: Dataset, features: ImageFeatures, count: int) -> list[tuple[int, Suggestion]]:
+    """Return the index and the description of each chosen image."""
+    probabilities, names = features.probabilities(), features.classifier.names
+    scores = score_uncertainty(probabilities)
+    places = choose_uncertain_and_diverse(features.values, probabilities, count)
+    unit = scale_to_unit_length(features.values[places])
+    cosines = unit @ unit.T
+    found = []
+    for rank, place in enumerate(places.tolist()):
+        one, other = np.argsort(-probabilities[place], kind="stable")[:2].tolist()
+        pairs = (names[one], float(probabilities[place, one])), (names[other], float(probabilities[place, other]))
+        similarity = float(cosines[rank, :rank].max()) if rank else None
+        index = int(features.indices[place])
+        path = escape_undecodable(dataset.images.name(index))
+        found.append((index, Suggestion(path, float(scores[place]), pairs, similarity)))
+    return found
+
+
+def _copy(
+    target: Path, dataset: Dataset, suggestions: Sequence[tuple[int, Suggestion]]
+) -> list[tuple[int, Suggestion]]:
+    """Copy the suggested images into the folders of their likelier classes; return them with the paths."""
+    copies = copy_into_class_folders(target, dataset, ((index, one.classes[0][0]) for index, one in suggestions))
+    return [
+        (index, replace(one, copy=escape_undecodable(str(copy))))
+        for (index, one), copy in zip(suggestions, copies, strict=True)
+    ]

@@ -1,0 +1,319 @@
+"""extend(): add classes to a run by fitting its head again, on the features that its frozen layers compute."""
+
+import csv
+import io
+import itertools
+import shutil
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from os.path import lexists
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.classifier import Classifier
+from svertka.confidence_intervals import Interval, wilson_interval
+from svertka.data.content_hash import unwrap_subset
+from svertka.data.dataset import PARTS, Dataset, FileImages, Ints
+from svertka.data.image_io import DecodingOptions
+from svertka.data.in_memory_sources import ARRAYS, FILES, IN_MEMORY
+from svertka.data.source_opener import Source, is_path, is_same_source, open_source
+from svertka.device import choose_device, set_threads, with_preserved_settings
+from svertka.errors import Interrupted, RunError, UsageError
+from svertka.escaping import format_command, join_first, to_printable
+from svertka.evaluation.evaluation_scope import format_image_count
+from svertka.evaluation.held_out import read_manifest
+from svertka.files import parse_cache_limit_option, parse_path, write_atomic
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.run import Run
+from svertka.training.config import Settings
+from svertka.training.extended_dataset import ExtendedDataset, extend_dataset
+from svertka.training.train import train
+from svertka.transfer.freeze import ALL
+from svertka.transfer.image_features import compute_features
+from svertka.transfer.logistic_and_nearest_mean_heads import SOLVERS
+from svertka.type_checking import check_types
+
+TABLE = "images.csv"  # in the new run: the images that it was trained on, with their parts
+DEFAULT_SOLVER = "logistic"
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class HeldOutAccuracy:
+    """How many of some held-out images a network classifies correctly.
+
+    Attributes:
+        images: Number of images, at least 1.
+        right: Number of those that it classifies correctly.
+    """
+
+    images: int
+    right: int
+
+    @classmethod
+    def of(cls, right: Flags) -> "HeldOutAccuracy | None":
+        """Return the accuracy on N images; None if N is 0.
+
+        Args:
+            right: Whether each of them is classified correctly, (N,) bool.
+        """
+        return cls(len(right), int(right.sum())) if len(right) else None
+
+    @property
+    def share(self) -> float:
+        """Share of the images that are classified correctly, 0 to 1."""
+        return self.right / self.images
+
+    @property
+    def interval(self) -> Interval:
+        """95 % confidence interval of that share."""
+        return wilson_interval(self.right, self.images)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.share:.1%} ({low:.1%} to {high:.1%})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"images": self.images, "right": self.right, "share": self.share, "interval": list(self.interval)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Extension:
+    """A run with further classes or images.
+
+    Attributes:
+        run: The new run.
+        base: The run that was extended; it is not changed.
+        added: The new classes.
+        new_images: Number of new images in each part.
+        part: Part whose images judge both runs: "test", or without test images "val".
+        before: Accuracy of `base` on the held-out images of its own classes; None if it held out none.
+        after: Accuracy of `run` on the same images, where the new classes are further answers.
+        lost: How many of these only `base` classifies correctly.
+        gained: How many of these only `run` classifies correctly.
+        added_accuracy: Accuracy of `run` on the held-out new images; None if there are none.
+        notes: How the images were used, a sentence each.
+    """
+
+    run: Run
+    base: str
+    added: tuple[str, ...]
+    new_images: dict[str, int]
+    part: str
+    before: HeldOutAccuracy | None
+    after: HeldOutAccuracy | None
+    lost: int
+    gained: int
+    added_accuracy: HeldOutAccuracy | None
+    notes: tuple[str, ...]
+
+    def sentences(self) -> list[str]:
+        """Return what was added, and the accuracies before and after."""
+        classes = f"new classes: {join_first(self.added, 10)}" if self.added else "no new class"
+        found = [f"{classes}; {format_image_count(sum(self.new_images.values()))} added"]
+        if self.before is None or self.after is None:
+            found.append(f"{self.base} held out no images, so that the accuracy on its classes is not known")
+        else:
+            found.append(
+                f"old classes: {self.before} right before, {self.after} after, of {self.before.images:,} {self.part} "
+                f"images; {self.lost:,} only before, {self.gained:,} only after"
+            )
+        if self.added_accuracy is not None:
+            found.append(
+                f"new images: {self.added_accuracy} right, of {self.added_accuracy.images:,} {self.part} images"
+            )
+        return [*found, *self.notes]
+
+    def __repr__(self) -> str:
+        return f"Extension({str(self.run.folder)!r}: {'; '.join(self.sentences()[:2])})"
+
+    def _repr_html_(self) -> str:
+        return NotebookBlock(str(self.run.folder), self.sentences()).render()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `svertka extend --json` prints them."""
+        return {
+            "run": str(self.run.folder),
+            "base": self.base,
+            "added": list(self.added),
+            "new_images": self.new_images,
+            "part": self.part,
+            "before": self.before and self.before.to_dict(),
+            "after": self.after and self.after.to_dict(),
+            "lost": self.lost,
+            "gained": self.gained,
+            "added_accuracy": self.added_accuracy and self.added_accuracy.to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+@check_types
+@with_preserved_settings
+def extend(
+    run: str | PathLike[str],
+    source: Source,
+    *,
+    original: Source | None = None,
+    output: str | PathLike[str] | None = None,
+    columns: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: float | None = None,
+    max_pixels: int | None = None,
+    trust_builder: bool = False,
+) -> Extension:
+    """Add the classes and images of a source to a run, and write the result as a new run.
+
+    The head is fitted again to the features of the images of both, which the frozen layers of the run compute, so that
+    it takes seconds. Images keep the parts that they had in the run.
+
+    Args:
+        run: A run whose training kept layers frozen; it is not changed.
+        source: Labeled images, as for `train`: a folder with a folder for each new class, which may also hold further
+            images of the old classes, and those that the run knows.
+        original: The images that the run was trained on, if they have moved or were in memory. None: where they were.
+        output: Folder of the new run. None: that of `run` with "-extended" after its name.
+        columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads. None: all cores.
+        cache_limit: Size limit of the image cache, and of stored features, GB each. None: a share of the free disk.
+        max_pixels: Largest image that is decoded, pixels. None: as in the training of the run.
+        trust_builder: As for `Classifier.load`.
+
+    Returns:
+        The new run, and the accuracy on the held-out images of the old classes before and after.
+
+    Raises:
+        UsageError: The run trained all of its layers, `source` adds nothing, or `output` exists.
+        RunError: The run is missing, damaged or unfinished, or does not record its images.
+        DataError: The images of the run are no longer there, or a new class has none to train on.
+        StorageError: The new run cannot be written.
+    """
+    base = Run(run)
+    settings = Settings.of(base)
+    base.result()  # raises an error if the training has not finished
+    _refuse_without_features(base, settings)
+    manifest = read_manifest(base)
+    if manifest is None:
+        raise RunError(f"{base.folder} does not record which images it was trained on; train again on all images")
+    workers = set_threads(threads)
+    classifier = Classifier.load(base.folder, choose_device(device), trust_builder=trust_builder)
+    if original is None and settings.source in IN_MEMORY:
+        raise UsageError(f"{base.folder} was trained on images in memory; give them again as original (--original)")
+    named = settings.source if original is None else original
+    decoding = DecodingOptions.up_to(max_pixels or settings.max_pixels)
+    old = open_source(named, to_train=False, columns=settings.columns if original is None else None)
+    if old.groups is not None:
+        raise _groups_error(base, "its table has groups")
+    new = open_source(source, to_train=False, columns=columns)
+    extended = extend_dataset(
+        old.with_decoding(decoding), new.with_decoding(decoding), classifier.names, manifest,
+        val=settings.val, test=settings.test, turn=settings.turn, threads=workers,
+    )  # fmt: skip
+    folder = _free_folder(base) if output is None else parse_path(output)
+    same = is_path(named) and is_path(source) and is_same_source(named, source)
+    dataset = extended.dataset if same else replace(extended.dataset, source=_name_source(extended.dataset, folder))
+    existed = lexists(folder)
+    try:
+        made = train(
+            dataset, weights=fspath(base.folder), unfreeze="head", head=_solver(settings), augment=False, val=0.0,
+            device=device, threads=threads, cache_limit=cache_limit, max_pixels=max_pixels or settings.max_pixels,
+            output=folder, trust_builder=trust_builder,
+        )  # fmt: skip
+        if dataset.source == str((folder / TABLE).absolute()):
+            write_atomic(folder / TABLE, _table_of(dataset).encode())
+        after = Classifier.load(made.folder, device, trust_builder=trust_builder)
+        judged = _judge(classifier, after, extended, workers, parse_cache_limit_option(cache_limit))
+    except BaseException as error:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, Interrupted):
+            raise Interrupted("stopped; nothing is kept; run the same command again", error.exit_code) from error
+        raise
+    parts = extended.dataset.parts[extended.is_new]
+    counts = {part: int((parts == part).sum()) for part in PARTS}
+    return Extension(made, fspath(run), extended.added, counts, **judged, notes=extended.dataset.account.notes)
+
+
+def _refuse_without_features(base: Run, settings: Settings) -> None:
+    """Raise UsageError if the run cannot be extended by its head alone."""
+    again = format_command("train", "SOURCE", "--weights", base.folder)
+    if settings.recipe.unfreeze == ALL:
+        raise UsageError(
+            f"{base.folder} trained all of its layers, so that it has no frozen features to add a class to; train on "
+            f"the images of all classes: {again}"
+        )
+    if settings.boxes is not None:
+        raise UsageError(f"{base.folder} was trained on patches of images (--boxes); train on all images: {again}")
+    if settings.group is not None:
+        raise _groups_error(base, f"--group {settings.group}")
+
+
+def _groups_error(base: Run, why: str) -> UsageError:
+    return UsageError(
+        f"{base.folder} kept groups of images in one part ({why}), which extend would not; train on all images with "
+        f"them: {format_command('train', 'SOURCE', '--weights', base.folder)}"
+    )
+
+
+def _solver(settings: Settings) -> str:
+    return settings.recipe.head if settings.recipe.head in SOLVERS else DEFAULT_SOLVER
+
+
+def _free_folder(base: Run) -> Path:
+    """Return the first of NAME-extended, NAME-extended-2, … beside `base` that does not exist."""
+    folder = base.folder if base.folder.name == base.name else base.folder.resolve()  # such as "."
+    first = folder.with_name(f"{base.name}-extended")
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], numbered) if not lexists(path))
+
+
+def _name_source(dataset: Dataset, folder: Path) -> str:
+    """Return how the new run names its images: by a table in its folder, or as images in memory."""
+    files, where = unwrap_subset(dataset.images)
+    if not isinstance(files, FileImages):
+        return ARRAYS
+    cells = [*(files.paths[index] for index in where.tolist()), *dataset.names]
+    is_plain = all(to_printable(cell) == cell == cell.strip() for cell in cells)
+    return str((folder / TABLE).absolute()) if is_plain else FILES
+
+
+def _table_of(dataset: Dataset) -> str:
+    """Return the table of the images, with their classes and parts."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", "label", "part"))
+    for index, (label, part) in enumerate(zip(dataset.labels.tolist(), dataset.parts.tolist(), strict=True)):
+        rows.writerow((dataset.images.name(index), dataset.names[label], part))
+    return text.getvalue()
+
+
+def _judge(
+    before: Classifier, after: Classifier, extended: ExtendedDataset, threads: int, cache_limit: int | None
+) -> dict[str, Any]:
+    """Return the fields of an Extension that say how both runs classify held-out images."""
+    parts, is_new = extended.dataset.parts, extended.is_new
+    part = "test" if (parts[~is_new] == "test").any() else "val"
+
+    def judge(classifier: Classifier, indices: Ints) -> Flags:
+        """Return whether each readable image at `indices` is classified correctly."""
+        preprocess = classifier.preprocess
+        dataset = extended.dataset.with_intensity_range(preprocess.intensity_range)
+        features = compute_features(classifier, preprocess, dataset, indices, threads=threads, cache_limit=cache_limit)
+        return np.asarray(features.probabilities().argmax(1) == dataset.labels[features.indices])
+
+    old, new = (np.flatnonzero((parts == part) & chosen).astype(np.int64) for chosen in (~is_new, is_new))
+    was, now = judge(before, old), judge(after, old)
+    return {
+        "part": part,
+        "before": HeldOutAccuracy.of(was),
+        "after": HeldOutAccuracy.of(now),
+        "lost": int((was & ~now).sum()),
+        "gained": int((now & ~was).sum()),
+        "added_accuracy": HeldOutAccuracy.of(judge(after, new)),
+    }

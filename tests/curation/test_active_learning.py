@@ -1,0 +1,52 @@
+"""The choice of images to label: uncertain ones that differ."""
+
+import numpy as np
+import pytest
+
+from svertka.curation.active_learning import choose_uncertain_and_diverse, scale_to_unit_length, score_uncertainty
+
+
+def pool() -> tuple[np.ndarray, np.ndarray]:
+    """Features in three tight clusters of 20, the first of which is certain, and their probabilities."""
+    rng = np.random.default_rng(0)
+    features = np.repeat(np.eye(3, 8), 20, 0) + 0.01 * rng.normal(size=(60, 8))
+    sure, unsure = [0.999, 0.0005, 0.0005], [0.4, 0.35, 0.25]
+    return features.astype(np.float32), np.array([sure] * 20 + [unsure] * 40, np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_is_uncertain_and_from_different_clusters(seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(60)
+    features, probabilities = (values[order] for values in pool())
+    chosen = choose_uncertain_and_diverse(features, probabilities, 8, seed)
+    groups = order[chosen] // 20
+    assert len(set(chosen.tolist())) == 8
+    assert 0 not in groups
+    assert set(groups.tolist()) == {1, 2}
+
+
+def test_the_most_uncertain_is_first() -> None:
+    rng = np.random.default_rng(0)
+    features, probabilities = rng.normal(size=(200, 5)).astype(np.float32), rng.dirichlet(np.ones(4), 200)
+    scores = score_uncertainty(probabilities)[choose_uncertain_and_diverse(features, probabilities, 10)]
+    assert scores.tolist() == sorted(scores, reverse=True)
+    assert scores[-1] >= np.sort(score_uncertainty(probabilities))[-50]
+
+
+def test_each_image_is_chosen_once_even_if_all_are_alike_or_certain() -> None:
+    features = np.ones((5, 3), np.float32)
+    certain = np.tile(np.array([1, 0], np.float32), (5, 1))
+    for probabilities in (certain, np.full((5, 2), 0.5, np.float32)):
+        assert sorted(choose_uncertain_and_diverse(features, probabilities, 9)) == [0, 1, 2, 3, 4]
+        assert len(set(choose_uncertain_and_diverse(features, probabilities, 3).tolist())) == 3
+    assert len(choose_uncertain_and_diverse(features[:0], certain[:0], 3)) == 0
+
+
+def test_the_uncertainty_is_one_minus_the_margin() -> None:
+    probabilities = np.array([[0.5, 0.5, 0.0], [0.1, 0.7, 0.2], [0.0, 0.0, 1.0]], np.float32)
+    assert score_uncertainty(probabilities) == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_features_of_zero_stay_zero() -> None:
+    scaled = scale_to_unit_length(np.array([[3, 4], [0, 0]], np.float32))
+    assert scaled.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0]]
