@@ -47,7 +47,7 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = Fal
     first, second = autotune.make_random_tensors(one_pass, shape, torch.channels_last)
     chosen = native_winograd if packed else autotune.select_algorithm("auto", one_pass, shape, first)
     ways: dict[str, Callable[[], Tensor]] = {
-        "ours": partial(native_winograd.forward_fused, first, native_winograd.pack_weight(second), shape)
+        "ours": partial(native_winograd.forward_with_epilogue, first, native_winograd.pack_weight(second), shape)
         if packed
         else partial(getattr(chosen, one_pass), first, second, shape),
         "pytorch": partial(getattr(aten, one_pass), first, second, shape),

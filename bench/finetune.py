@@ -69,7 +69,7 @@ def tutorial(folder: Path, what: str) -> dict[str, Any]:
     """Train with the usual loop."""
     facts = MODELS["efficientnet_lite0"]
     network = facts.build(classes=2)
-    start = weights.load_pretrained(facts, "bundled")
+    start = weights.read_pretrained_weights(facts, "bundled")
     start.load_into(network, ("cat", "dog"))
     learning: list[nn.Module] = [network.get_submodule("fc")]
     if what == "last":

@@ -5,7 +5,7 @@
 
 `ranking`: labels of 5 % or 20 % of the images are replaced by another class, drawn uniformly with a fixed seed. Both
 sides get the same features and the same out-of-fold probabilities. Each ranks all images; the average precision of the
-ranking is given, 1 if all planted errors come first. svertka ranks by `score_doubt`, cleanlab by
+ranking is given, 1 if all planted errors come first. svertka ranks by `score_label_doubt`, cleanlab by
 `get_label_quality_scores` with each of its three methods. `listed`, `precision` and `recall` describe the list that is
 shown: `find_label_issues` of both, cleanlab's with its default filter.
 
@@ -38,7 +38,7 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from svertka.curation.confident_learning import find_label_issues, score_doubt
+from svertka.curation.confident_learning import find_label_issues, score_label_doubt
 from svertka.curation.feature_outliers import find_neighbors
 from svertka.data.dataset import Dataset
 from svertka.data.in_memory_sources import open_in_memory
@@ -104,7 +104,7 @@ def ranking(name: str, seeds: int) -> list[dict[str, Any]]:
             labels, wrong = plant(clean, classes, share, seed)
             probabilities = predict_out_of_fold(features.values, labels, apart, classes)
             listed = find_label_issues(labels, probabilities, labels[neighbors]).places
-            doubts = score_doubt(labels, probabilities, labels[neighbors])
+            doubts = score_label_doubt(labels, probabilities, labels[neighbors])
             scores = {"svertka": average_precision_score(wrong, doubts)} | describe_list("svertka", listed, wrong)
             for key, value in (scores | of_cleanlab(labels, probabilities, wrong)).items():
                 found.setdefault(key, []).append(float(value))

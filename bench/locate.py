@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 import svertka
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
-from svertka.data.preprocessing import load_image
+from svertka.data.preprocessing import load_rgb_image
 from svertka.localization.heatmap import make_heat_map
 from svertka.localization.score_maps import PatchScorer, ScoreMap, resize_to_level
 from turns import Way, in_turns, ratios
@@ -68,7 +68,7 @@ def speed(run: str, image: str, rounds: int) -> dict[str, Any]:
     """Return the seconds of both ways and their rank correlations."""
     classifier = Classifier.load(run)
     locator = PatchScorer(classifier)
-    rgb = load_image(data() / "raccoons" / "images" / f"{image}.jpg")
+    rgb = load_rgb_image(data() / "raccoons" / "images" / f"{image}.jpg")
     ways: dict[str, Way] = {
         "patches": lambda: patch_by_patch(classifier, locator, rgb),
         "dense": lambda: locator.score_maps(rgb),

@@ -36,7 +36,7 @@ from svertka.models.resnet import CIFARResNet
 from svertka.training.lr_schedule import Constant
 from svertka.training.recipe import Recipe
 from svertka.training.time_estimate import time_training_steps
-from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
+from svertka.training.training_loop import Callback, TrainingProgress, fit, make_optimizer
 
 BATCH, WORKERS = 64, 2
 Net = Callable[[], nn.Module]
@@ -119,7 +119,7 @@ def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterat
     layout = getattr(torch, timing.memory_format)
     network = set_memory_format(network, layout)
     batches = BatchLoader(rows, dataset.labels, everything, preprocess, memory_format=layout, **options)
-    state, epoch = TrainingState(), 0
+    state, epoch = TrainingProgress(), 0
     optimizer = make_optimizer(network, Recipe(lr=0.01))
     while True:
         epoch += 1

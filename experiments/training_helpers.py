@@ -14,7 +14,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.source_opener import open_source
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.training.recipe import Recipe
-from svertka.training.training_loop import Callback, StepMetrics, TrainingState, fit, make_optimizer
+from svertka.training.training_loop import Callback, StepMetrics, TrainingProgress, fit, make_optimizer
 
 
 def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
@@ -69,7 +69,7 @@ class Looks(Callback):
 def learn(network: nn.Module, learned: BatchLoader, recipe: Recipe) -> list[StepMetrics]:
     """Train `network` in place; return its metrics every 20 steps."""
     looks = Looks()
-    fit(network, make_optimizer(network, recipe), learned, recipe, TrainingState(), looks)
+    fit(network, make_optimizer(network, recipe), learned, recipe, TrainingProgress(), looks)
     return looks.seen
 
 

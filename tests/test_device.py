@@ -6,7 +6,7 @@ from svertka.device import (
     choose_device,
     cpu_name,
     describe_device,
-    has_values,
+    is_dense_with_values,
     set_memory_format,
     set_threads,
 )
@@ -82,7 +82,7 @@ def test_a_device_without_float64_is_not_offered(monkeypatch: pytest.MonkeyPatch
 def test_only_dense_tensors_have_a_value_for_each_place() -> None:
     x = torch.rand(2, 3)
     for dense in (x, x.T, x.expand(4, 2, 3), x.half(), x.int(), torch.rand(0, 3)):
-        assert has_values(dense)
+        assert is_dense_with_values(dense)
     quantized, nested = torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), torch.nested.nested_tensor([x])
     for other in (x.to_sparse(), x.to_sparse_csr(), x.to("meta"), x.to_mkldnn(), quantized, nested):
-        assert not has_values(other)
+        assert not is_dense_with_values(other)

@@ -18,7 +18,7 @@ import svertka
 from svertka import distributed
 from svertka.errors import UsageError
 from svertka.run import Run
-from svertka.tensor_files import read_tensors
+from svertka.tensor_files import read_tensors_and_header
 from svertka.training.time_estimate import check_images_per_process
 
 MIXED = {"mixup": 0.3, "cutmix": 1.0, "ema": 0.9, "auto_augment": "trivial", "random_erasing": 0.3}
@@ -66,7 +66,7 @@ def test_two_processes_compute_what_one_does(digit_folder: Path, tmp_path: Path,
     assert any(size % 2 for size in sizes.values())
     for part in ("val_error", "test_error"):
         assert result[part] == alone.result()[part]
-    mine, theirs = (read_tensors(one.weights)[0] for one in (run, alone))
+    mine, theirs = (read_tensors_and_header(one.weights)[0] for one in (run, alone))
     assert all(torch.allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-6) for name in mine)
 
 

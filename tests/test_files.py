@@ -15,10 +15,10 @@ from svertka.files import (
     format_bytes,
     free_disk_bytes,
     lock_file,
+    os_error_to_storage_error,
     parse_cache_limit_option,
     parse_path,
     read_json,
-    storage_errors,
     write_atomic,
     write_json,
 )
@@ -153,10 +153,10 @@ def test_a_temporary_file_that_cannot_be_written_is_not_named(tmp_path: Path) ->
     for wanted in (tmp_path, tmp_path / "model.onnx"):
         with (
             pytest.raises(StorageError, match=re.escape(f"cannot write {wanted}: permission denied; ")),
-            storage_errors(wanted),
+            os_error_to_storage_error(wanted),
         ):
             raise PermissionError(13, "Permission denied", str(tmp_path / "tmpx1y2"))
-    with pytest.raises(StorageError, match="cannot write /elsewhere/x: no space"), storage_errors(tmp_path):
+    with pytest.raises(StorageError, match="cannot write /elsewhere/x: no space"), os_error_to_storage_error(tmp_path):
         raise OSError(28, "No space left on device", "/elsewhere/x")
 
 

@@ -15,14 +15,14 @@ import torch
 
 import hostile
 import svertka
-from svertka.classifier import find_model_of_run, load_initial_weights
+from svertka.classifier import read_initial_weights, read_model_of_run
 from svertka.compiler import optimize
 from svertka.errors import Interrupted, RunError, SvertkaError
 from svertka.evaluation import inference_speed
 from svertka.models import registry
 from svertka.run import MAX_HISTORY_BYTES, Run
 from svertka.serving.served_model import ServedModel
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 from svertka.training.run_recorder import Recorder
 
 OPTIONS: dict[str, Any] = {"model": "resnet20", "size": 8, "batch_size": 32, "threads": 1}
@@ -73,8 +73,8 @@ def resumed(run: Path, _pictures: Path, _place: Path) -> None:
 
 
 def started_from(run: Path, _pictures: Path, _place: Path) -> None:
-    model = find_model_of_run(str(run)) or registry.find_model("resnet20")
-    weights = load_initial_weights(model, str(run))
+    model = read_model_of_run(str(run)) or registry.find_model("resnet20")
+    weights = read_initial_weights(model, str(run))
     with torch.device("meta"):
         weights.check(model.build(2, weights.preprocess.channels, weights.preprocess.size))
 
@@ -182,7 +182,7 @@ TENSORS: list[Callable[[torch.Tensor], torch.Tensor]] = [
 
 def rewritten(good: Path) -> Iterator[Write]:
     """A file of tensors whose digest is right, with other tensors, or another header, in it."""
-    tensors, header = read_tensors(good)
+    tensors, header = read_tensors_and_header(good)
     # One of each role, such as bn.weight: the layers of a network repeat them.
     roles = {name: re.sub(r"\d", "", ".".join(name.split(".")[-2:])) for name in tensors}
     kinds = {(roles[name], tensor.dim()): name for name, tensor in tensors.items()}
@@ -310,7 +310,7 @@ def test_weights_that_predict_nothing_are_refused_when_they_are_loaded(
     finished: Run, pictures: Path, tmp_path: Path, value: float
 ) -> None:
     run = copied(finished, tmp_path / "run")
-    tensors, header = read_tensors(run.weights)
+    tensors, header = read_tensors_and_header(run.weights)
     tensors["linear.weight"][0, 0] = value
     write_tensors(run.weights, tensors, header)
     for verb in ("predict", "evaluate", "export", "serve", "weights", "look", "locate"):
@@ -320,7 +320,7 @@ def test_weights_that_predict_nothing_are_refused_when_they_are_loaded(
 
 def test_scores_that_are_no_numbers_never_become_probabilities(finished: Run, pictures: Path, tmp_path: Path) -> None:
     run = copied(finished, tmp_path / "run")
-    tensors, header = read_tensors(run.weights)
+    tensors, header = read_tensors_and_header(run.weights)
     tensors["linear.weight"] *= 3e38  # finite, and the scores are not
     write_tensors(run.weights, tensors, header)
     for verb in ("predict", "evaluate", "serve"):

@@ -9,7 +9,7 @@ import hostile
 import svertka
 from svertka.cli.app import main
 from svertka.errors import StorageError, SvertkaError, UsageError
-from svertka.output_paths import HTML, check_output_file, check_output_folder
+from svertka.output_paths import HTML, prepare_output_file, prepare_output_folder
 from svertka.run import Run
 
 
@@ -63,28 +63,28 @@ def test_other_outputs_are_svertka_s_or_nobody_s(
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     for kind, path in hostile.files(tmp_path / "hostile", ".html").items():
         if kind in ("empty", "absent", "dangling link", "link to itself"):
-            assert check_output_file(path, HTML) == path
+            assert prepare_output_file(path, HTML) == path
             continue
         with pytest.raises(SvertkaError) as caught:
-            check_output_file(path, HTML)
+            prepare_output_file(path, HTML)
         assert "\n" not in str(caught.value), kind
     with pytest.raises(UsageError, match="is a device or a pipe; name a file"):
-        check_output_file("/dev/null", HTML, overwrite=True)
+        prepare_output_file("/dev/null", HTML, overwrite=True)
     with pytest.raises(UsageError, match="is a folder; name a file"):
-        check_output_file(tmp_path, HTML, overwrite=True)
+        prepare_output_file(tmp_path, HTML, overwrite=True)
     with pytest.raises(UsageError, match="is a file; name a folder"):
-        check_output_folder(__file__, "index.html", HTML, overwrite=True)
+        prepare_output_folder(__file__, "index.html", HTML, overwrite=True)
 
 
 def test_a_place_that_takes_nothing_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("/proc/x/report.html", "/proc/report.html", "/dev/null/report.html"):
         with pytest.raises(StorageError, match="cannot write"):
-            check_output_file(path, HTML)
+            prepare_output_file(path, HTML)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("svertka.output_paths.tempfile.TemporaryFile", full)
     with pytest.raises(StorageError, match="no space left on device; free space or choose another folder"):
-        check_output_file(tmp_path / "report.html", HTML)
+        prepare_output_file(tmp_path / "report.html", HTML)
     assert not os.listdir(tmp_path)  # noqa: PTH208

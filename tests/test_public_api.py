@@ -17,9 +17,9 @@ import svertka
 import svertka.conv
 import svertka.inspection
 from svertka.classifier import Predictions
-from svertka.compiler.accuracy_bound import AccuracyReport
+from svertka.compiler.accuracy_bound import MixedPrecisionReport
 from svertka.curation.dataset_check import Findings
-from svertka.curation.label_check import AmbiguousPair, FeatureOutlier, LabelError, LabelFindings, Neighbor
+from svertka.curation.label_check import AmbiguousPair, GlobalOutlier, LabelError, LabelFindings, Neighbor
 from svertka.curation.similar import SimilarImage, SimilarImages
 from svertka.curation.suggest import Suggestion, Suggestions
 from svertka.errors import SvertkaError
@@ -28,12 +28,12 @@ from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.exporters.export import Export
 from svertka.inspection.atlas.build import Atlas
-from svertka.localization.locate import Located, LocatedClass, LocatedImage
+from svertka.localization.locate import LocatedClass, LocatedImage, LocatedImages
 from svertka.training.extend import Extension, HeldOutAccuracy
 
 RESULTS = (
-    AccuracyReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Extension,
-    FeatureOutlier, Findings, HeldOutAccuracy, LabelError, LabelFindings, Located, LocatedClass, LocatedImage,
+    MixedPrecisionReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Extension,
+    GlobalOutlier, Findings, HeldOutAccuracy, LabelError, LabelFindings, LocatedImages, LocatedClass, LocatedImage,
     Neighbor, OptimizedRun, Predictions, SimilarImage, SimilarImages, Suggestion, Suggestions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")

@@ -13,7 +13,7 @@ import pytest
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.models.registry import MODELS
-from svertka.signals import Stopped, defer_stop, raise_on_stop
+from svertka.signals import Stopped, raise_on_stop, record_stop
 
 # Sends the signal when the module argv[1] is first looked for, before the command line argv[3:] runs.
 SENT_WHILE_LOADING = """
@@ -77,7 +77,7 @@ def test_a_request_that_was_raised_is_not_repeated() -> None:
     with raise_on_stop():
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)
-        with defer_stop() as again:
+        with record_stop() as again:
             wait()
     assert again.number is None
 

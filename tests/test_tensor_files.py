@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from svertka.errors import RunError
-from svertka.tensor_files import read_tensors, tensor_shapes, write_tensors
+from svertka.tensor_files import read_tensor_shapes, read_tensors_and_header, write_tensors
 
 
 def test_tensors_and_header_come_back_exactly(tmp_path: Path) -> None:
@@ -22,15 +22,15 @@ def test_tensors_and_header_come_back_exactly(tmp_path: Path) -> None:
     }
     header = {"loss": 0.1 + 0.2, "worst": float("inf"), "name": "naïve"}
     write_tensors(tmp_path / "file", tensors, header)
-    back, read = read_tensors(tmp_path / "file")
+    back, read = read_tensors_and_header(tmp_path / "file")
     assert read == header
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
-    assert tensor_shapes(tmp_path / "file") == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert read_tensor_shapes(tmp_path / "file") == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def test_files_of_others_are_read(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "file")
-    assert read_tensors(tmp_path / "file")[1] == {}
+    assert read_tensors_and_header(tmp_path / "file")[1] == {}
 
 
 def test_a_file_that_is_replaced_meanwhile_is_the_old_or_the_new(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ for step in itertools.cycle("01"):
         try:
             while not path.exists():
                 assert process.poll() is None
-            seen = [read_tensors(path) for _ in range(2000)]
+            seen = [read_tensors_and_header(path) for _ in range(2000)]
         finally:
             process.kill()
     assert {header["step"] for _, header in seen} == {0, 1}
@@ -56,7 +56,7 @@ for step in itertools.cycle("01"):
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is missing"):
-        read_tensors(tmp_path / "file")
+        read_tensors_and_header(tmp_path / "file")
 
 
 def test_any_changed_byte_is_noticed(tmp_path: Path, large_count: Callable[[int, int], int]) -> None:
@@ -76,7 +76,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, large_count: Callable[[int,
                 mutant[start : start + 8] = random.bytes(8)
         path.write_bytes(mutant)
         try:
-            tensors, header = read_tensors(path)
+            tensors, header = read_tensors_and_header(path)
         except RunError:
             continue
         # What is still accepted says what it said before: a bit in the padding, or in the digest's own name.
@@ -89,8 +89,8 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, large_count: Callable[[int,
 def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
     write_tensors(path, {"a": torch.ones(2, 3)})
-    assert tensor_shapes(path) == {"a": (2, 3)}
-    assert read_tensors(path)[0]["a"].sum() == 6
+    assert read_tensor_shapes(path) == {"a": (2, 3)}
+    assert read_tensors_and_header(path)[0]["a"].sum() == 6
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    for read in (read_tensors, tensor_shapes):
+    for read in (read_tensors_and_header, read_tensor_shapes):
         with pytest.raises(
             RunError, match=r"x\.safetensors cannot be read: permission denied; allow this user"
         ) as caught:

@@ -2,12 +2,12 @@
 
 import sys
 
-from svertka.signals import defer_stop
+from svertka.signals import record_stop
 
 
 def run() -> int:
     """Run this process's command line and return its exit code."""
-    with defer_stop() as request:  # while what answers it is loaded
+    with record_stop() as request:  # while what answers it is loaded
         from svertka.cli.app import main
     return main(asked=request)
 

@@ -24,23 +24,29 @@ from svertka.compiler.optimize import Optimized, optimize_if_worthwhile
 from svertka.data import imagenet
 from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
-from svertka.data.prediction_inputs import Input, find_wrong_suffixes, list_inputs, sample_intensity_range
-from svertka.data.preprocessing import ImageLike, Preprocess, load_image
-from svertka.device import choose_device, has_values, network_device, set_threads, with_preserved_settings
+from svertka.data.prediction_inputs import Input, find_wrong_suffixes, list_inputs, sample_intensity_ranges
+from svertka.data.preprocessing import ImageLike, Preprocess, load_rgb_image
+from svertka.device import choose_device, is_dense_with_values, network_device, set_threads, with_preserved_settings
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
 from svertka.escaping import join_first
-from svertka.files import parse_path, read_json, storage_errors, write_json
-from svertka.graph.network_copy import copy_for_comparison
+from svertka.files import os_error_to_storage_error, parse_path, read_json, write_json
+from svertka.graph.network_copy import copy_sharing_parameters
 from svertka.models import external, published_weights, registry, weights
 from svertka.models.external_builder import GRAPH, PACKAGES, BuilderRecord
 from svertka.models.graph_file import write_graph
 from svertka.models.head_kinds import NATIVE_HEADS, HeadKind, head_path, set_head_kind
 from svertka.models.timm_and_torchvision import PRETRAINED
-from svertka.models.weights import Weights
+from svertka.models.weights import LoadedWeights
 from svertka.optimized_file import read_optimized
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say, show_spinner
-from svertka.tensor_files import describe_nonfinite, read_tensors, tensor_shapes, unreadable_file_error, write_tensors
+from svertka.tensor_files import (
+    describe_nonfinite,
+    read_tensor_shapes,
+    read_tensors_and_header,
+    unreadable_file_error,
+    write_tensors,
+)
 from svertka.type_checking import check_types
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -207,7 +213,7 @@ class Classifier:
         # Shapes are compared on a meta network: a damaged config must not allocate terabytes.
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in config.build(model).state_dict().items()}
-        found = tensor_shapes(weights)
+        found = read_tensor_shapes(weights)
         if expected != found:
             different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             listed = ", ".join(f"{name} {found.get(name, 'missing')}" for name in different[:3])
@@ -215,7 +221,7 @@ class Classifier:
                 f"{weights} does not fit {config.model} with {len(config.names)} classes "
                 f"({len(different)} tensors differ: {listed}); copy both files from the same run"
             )
-        tensors = _finite(weights, read_tensors(weights)[0])
+        tensors = _finite(weights, read_tensors_and_header(weights)[0])
         used = config if of_patches else config.of_whole_images()
         network = used.build(model)
         # Classes that are left out are the last rows of the output layer.
@@ -227,7 +233,7 @@ class Classifier:
 
     @classmethod
     def _load_pretrained(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:
-        trained = weights.load_pretrained(model, text)
+        trained = weights.read_pretrained_weights(model, text)
         config = Config(
             model=model.name, names=trained.names_or_numbers, preprocess=trained.preprocess, builder=model.reference
         )
@@ -270,7 +276,7 @@ class Classifier:
             preprocess=preprocess or model.preprocess,
             builder=model.reference,
         )
-        return cls(copy_for_comparison(network), config, model)
+        return cls(copy_sharing_parameters(network), config, model)
 
     @classmethod
     def open(
@@ -328,7 +334,7 @@ class Classifier:
             StorageError: The disk is full or the folder cannot be written.
         """
         folder = parse_path(path)
-        with storage_errors(folder):
+        with os_error_to_storage_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if self.config.builder is not None and self.config.builder.is_graph and not (folder / GRAPH).exists():
             write_graph(folder / GRAPH, self.network, self.preprocess.input_shape)
@@ -383,7 +389,7 @@ class Classifier:
         Raises:
             UsageError: `probabilities` has another shape or type, or `top` is below 1.
         """
-        if not has_values(probabilities):
+        if not is_dense_with_values(probabilities):
             raise UsageError("probabilities are a sparse, nested, quantized or meta tensor; rank() needs a dense one")
         if probabilities.shape != (len(self.names),) or not probabilities.is_floating_point():
             raise UsageError(
@@ -414,9 +420,11 @@ class Classifier:
             return torch.empty(0, len(self.names))
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
         for image in images:
-            if not (has_values(image) and image.dtype == torch.float32 and image.shape == shape):
+            if not (is_dense_with_values(image) and image.dtype == torch.float32 and image.shape == shape):
                 kind = (
-                    f"{tuple(image.shape)} {image.dtype}" if has_values(image) else "sparse, nested, quantized or meta"
+                    f"{tuple(image.shape)} {image.dtype}"
+                    if is_dense_with_values(image)
+                    else "sparse, nested, quantized or meta"
                 )
                 raise UsageError(
                     f"a tensor of images is {kind}; probabilities() needs dense ones of {shape} {torch.float32}, which "
@@ -437,7 +445,7 @@ class Classifier:
             RunError: One is NaN.
             UsageError: The tensor is not dense.
         """
-        if not has_values(probabilities):
+        if not is_dense_with_values(probabilities):
             raise UsageError(
                 "probabilities are a sparse, nested, quantized or meta tensor; require_finite() needs a dense one"
             )
@@ -551,12 +559,12 @@ def _label_lines(prediction: dict[str, Any]) -> list[str]:
 
 def _thumbnail_address(image: Input, decoding: DecodingOptions) -> str | None:
     try:
-        return None if isinstance(image, ImageError) else thumbnail_uri(load_image(image, THUMBNAIL_SIDE, decoding))
+        return None if isinstance(image, ImageError) else thumbnail_uri(load_rgb_image(image, THUMBNAIL_SIDE, decoding))
     except SvertkaError:
         return None
 
 
-def predict_in_batches(
+def iter_predictions(
     run: str | PathLike[str] | Classifier | torch.nn.Module,
     *images: ImageLike,
     top: int = 5,
@@ -600,7 +608,7 @@ def _predict_batches(
             shown.advance(len(batch))
     if sentence := describe_misnamed(find_wrong_suffixes(image for _, image in inputs)):
         say(sentence)
-    ranges = sample_intensity_range((image for _, image in inputs), decoding)
+    ranges = sample_intensity_ranges((image for _, image in inputs), decoding)
     if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.intensity_range):
         say(f"16-bit images {sentence}")
 
@@ -613,7 +621,7 @@ def _preprocess_or_error(preprocess: Preprocess, decoding: DecodingOptions, imag
         return str(error)
 
 
-def load_initial_weights(model: registry.Model, text: str) -> Weights:
+def read_initial_weights(model: registry.Model, text: str) -> LoadedWeights:
     """Return pretrained weights for a model.
 
     Args:
@@ -626,16 +634,16 @@ def load_initial_weights(model: registry.Model, text: str) -> Weights:
         FetchError: The weights cannot be downloaded.
     """
     if not _is_run(text):
-        return weights.load_pretrained(model, text)
+        return weights.read_pretrained_weights(model, text)
     folder = parse_path(text)
     config = read_config(folder)
-    tensors = _finite(folder / WEIGHTS, read_tensors(folder / WEIGHTS)[0])
+    tensors = _finite(folder / WEIGHTS, read_tensors_and_header(folder / WEIGHTS)[0])
     if config.head not in NATIVE_HEADS and config.model == model.name:  # the backbone fits any head
         path = head_path(model)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
-        return Weights(model, tensors, config.preprocess, None, text, partial=True)
+        return LoadedWeights(model, tensors, config.preprocess, None, text, partial=True)
     if config.model == model.name:
-        return Weights(model, tensors, config.preprocess, config.names, text)
+        return LoadedWeights(model, tensors, config.preprocess, config.names, text)
     other = registry.MODELS.get(config.model)
     if other is None or model.warm_start is None or other.warm_start is not model.warm_start:
         raise UsageError(f"weights={text} are of {config.model}, not {model.name}; give --model {config.model}")
@@ -644,7 +652,9 @@ def load_initial_weights(model: registry.Model, text: str) -> Weights:
         theirs, ours = other.build(*shape), model.build(*shape)
     theirs.load_state_dict(tensors, assign=True)
     note = f"{model.name} starts from some layers of {config.model}, as its paper says"
-    return Weights(model, model.warm_start(theirs, ours), config.preprocess, config.names, text, note, partial=True)
+    return LoadedWeights(
+        model, model.warm_start(theirs, ours), config.preprocess, config.names, text, note, partial=True
+    )
 
 
 def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -662,7 +672,7 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return tensors
 
 
-def find_model_of_run(text: str, *, trust_builder: bool = False) -> registry.Model | None:
+def read_model_of_run(text: str, *, trust_builder: bool = False) -> registry.Model | None:
     """Return the model that a run was trained with; None if `text` names no run.
 
     Args:
@@ -680,7 +690,7 @@ def find_model_of_run(text: str, *, trust_builder: bool = False) -> registry.Mod
     )
 
 
-def names_classifier(text: str) -> bool:
+def is_classifier_name(text: str) -> bool:
     """Return whether `text` is meant for `Classifier.load`: a run folder or "model:weights"."""
     name, colon, _ = text.partition(":")
     if parse_path(text).is_dir():

@@ -45,7 +45,7 @@ def network_device(network: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in network.parameters()), None)
 
 
-def has_values(tensor: torch.Tensor) -> bool:
+def is_dense_with_values(tensor: torch.Tensor) -> bool:
     """Return whether `tensor` is dense and has values: not sparse, nested, quantized or on the device meta."""
     return not (tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta)
 

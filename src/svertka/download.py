@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from svertka.errors import FetchError
-from svertka.files import lock_file, storage_errors, sync_folder
+from svertka.files import lock_file, os_error_to_storage_error, sync_folder
 from svertka.progress import progress
 
 TIMEOUT = 20.0  # seconds without data after which a server counts as gone
@@ -41,7 +41,7 @@ def download_file(urls: Sequence[str], path: Path, checksum: str, instead: str =
     """
     if path.exists():
         return path
-    with storage_errors(path):
+    with os_error_to_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock")):
         failures = []
@@ -73,7 +73,7 @@ def _fetch_one(url: str, path: Path, checksum: str) -> Path:
     if actual != checksum:
         part.unlink()
         raise _HostError(f"sent a file with checksum {actual}, not {checksum}")
-    with storage_errors(path):
+    with os_error_to_storage_error(path):
         part.replace(path)
         sync_folder(path.parent)
     return path
@@ -82,7 +82,7 @@ def _fetch_one(url: str, path: Path, checksum: str) -> Path:
 def _digest(path: Path, checksum: str) -> str:
     """Return the checksum of `path` in the form of `checksum`."""
     algorithm, _, digits = checksum.partition(":")
-    with storage_errors(path), path.open("rb") as file:
+    with os_error_to_storage_error(path), path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()[: len(digits)]}"
 
 
@@ -116,13 +116,13 @@ def _receive(url: str, part: Path, start: int) -> None:
             raise http.client.HTTPException("sent another range than the one asked for")
         left = int(response.headers.get("Content-Length") or 0)
         size = start + left
-        with storage_errors(part):
+        with os_error_to_storage_error(part):
             file = part.open("r+b" if start else "wb")
         with file, progress(f"fetching {part.stem}", -(-size // MEGABYTE), "MB") as bar:
             file.seek(start)
             bar.advance(start // MEGABYTE)
             while block := response.read(BLOCK):
-                with storage_errors(part):
+                with os_error_to_storage_error(part):
                     file.write(block)
                 left -= len(block)
                 bar.advance(file.tell() // MEGABYTE - bar.done)

@@ -3,13 +3,13 @@
     SvertkaError          the message is one sentence: what, which value, what is expected, what to do
     ├── UsageError        an option, a name, a path or a combination of them is impossible
     ├── DataError         the images do not allow the request
-    │   └── ImageError  one image cannot be read
-    │       ├── FormatError   its format is not supported
-    │       └── SizeError     it has more pixels than the limit
+    │   └── ImageError    one image cannot be read
+    │       ├── ImageFormatError    its format is not supported
+    │       └── ImageTooLargeError  it exceeds a limit of pixels, memory or time
     ├── RunError          a run folder or a file in it exists already, is damaged, or was made by a newer version
     ├── TrainingError     training cannot continue: it diverged, or a worker was lost
     │   └── Interrupted   it was asked to stop, and its state is saved
-    ├── ExportError       an exported file does not compute what the network does
+    ├── ExportMismatchError  an exported file does not compute what the network does
     ├── StorageError      the disk is full, or a folder cannot be written
     └── FetchError        a file must be downloaded and cannot be
 
@@ -37,12 +37,12 @@ class ImageError(DataError):
     """An image cannot be read; the message is only the reason, because the caller knows the path."""
 
 
-class FormatError(ImageError):
+class ImageFormatError(ImageError):
     """An image has an unsupported format."""
 
 
-class SizeError(ImageError):
-    """An image has more pixels than the limit."""
+class ImageTooLargeError(ImageError):
+    """An image exceeds a limit: of pixels, of memory or of the time for decoding."""
 
 
 class RunError(SvertkaError):
@@ -63,7 +63,7 @@ class Interrupted(TrainingError):  # noqa: N818 - nothing went wrong
         self.exit_code = exit_code
 
 
-class ExportError(SvertkaError):
+class ExportMismatchError(SvertkaError):
     """An exported file computes something other than the network, so it was not written."""
 
 

@@ -72,10 +72,10 @@ def format_command(*words: str | os.PathLike[str]) -> str:
     >>> format_command("train", "--resume", Path("my runs/1"))
     "svertka train --resume 'my runs/1'"
     """
-    return quote_words("svertka", *words)
+    return shell_quote("svertka", *words)
 
 
-def quote_words(*words: str | os.PathLike[str]) -> str:
+def shell_quote(*words: str | os.PathLike[str]) -> str:
     """Return the words of a command line, quoted for a shell."""
     return " ".join(map(_shell_word, words))
 

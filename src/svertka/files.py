@@ -52,7 +52,7 @@ def cache_folder(*parts: str) -> Path:
         StorageError: It cannot be created.
     """
     folder = _cache_root().joinpath("svertka", *parts)
-    with storage_errors(folder):
+    with os_error_to_storage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -77,7 +77,7 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     if path.exists() and not path.is_file():  # root could replace a device of the system
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         raise StorageError(f"cannot write {path}: it is {kind}, not a file; choose another name")
-    with storage_errors(path):
+    with os_error_to_storage_error(path):
         prefix = f".{path.name[:40]}."  # shortened, so that the longest name has room
         descriptor, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
         try:
@@ -113,7 +113,7 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
         ValueError: It is larger, not a regular file, not UTF-8, or not JSON; the message is the reason.
         OSError: It cannot be read.
     """
-    content = read_regular(path, limit)
+    content = read_regular_file(path, limit)
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -124,14 +124,14 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
         raise ValueError(f"a number has more than {sys.get_int_max_str_digits():,} digits") from error
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular_file(path: Path, limit: int) -> bytes:
     """Return the content of the regular file `path`. A pipe could block, and a device never end.
 
     Raises:
         OSError: It cannot be read.
         ValueError: It is not a regular file, or larger than `limit` bytes; the message is the reason.
     """
-    with open_regular(path, limit) as file:
+    with open_regular_file(path, limit) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(size + 1)  # not `limit`, which would allocate as much
     if len(content) > size:
@@ -139,8 +139,8 @@ def read_regular(path: Path, limit: int) -> bytes:
     return content
 
 
-def open_regular(path: Path, limit: int) -> BinaryIO:
-    """Open the regular file `path` for reading; raises as `read_regular`."""
+def open_regular_file(path: Path, limit: int) -> BinaryIO:
+    """Open the regular file `path` for reading; raises as `read_regular_file`."""
     _refuse_irregular(path.stat(), limit)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -188,10 +188,10 @@ def lock_file(path: Path, *, shared: bool = False) -> Iterator[None]:
 
     The lock ends with the process, so that a killed one blocks nobody. `shared`: several may hold it together.
     """
-    with storage_errors(path):
+    with os_error_to_storage_error(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with storage_errors(path):
+        with os_error_to_storage_error(path):
             lock_descriptor(descriptor, shared=shared)
         yield
     finally:
@@ -231,7 +231,7 @@ def error_reason(error: Exception) -> str:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def os_error_to_storage_error(path: Path) -> Iterator[None]:
     """Turn an OSError of the body into a StorageError about `path`."""
     try:
         yield

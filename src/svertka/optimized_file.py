@@ -10,7 +10,7 @@ from svertka.compiler.optimize import Optimized
 from svertka.conv import native_support
 from svertka.errors import RunError, UsageError
 from svertka.escaping import format_command
-from svertka.files import read_regular
+from svertka.files import read_regular_file
 from svertka.progress import say
 from svertka.tensor_files import machine_memory, unreadable_file_error
 
@@ -24,7 +24,7 @@ def hash_weights(path: Path) -> str:
         RunError: It is missing or cannot be read.
     """
     try:
-        return hashlib.blake2b(read_regular(path, machine_memory()), digest_size=16).hexdigest()
+        return hashlib.blake2b(read_regular_file(path, machine_memory()), digest_size=16).hexdigest()
     except (OSError, ValueError) as error:
         raise unreadable_file_error(path, error) from error
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from svertka.errors import UsageError
 from svertka.escaping import join_first, to_printable
-from svertka.files import parse_path, storage_errors
+from svertka.files import os_error_to_storage_error, parse_path
 
 SEARCHED = 2**16  # bytes at the start of a file that may contain its mark
 HTML = "– svertka</title>".encode()  # in every page that svertka writes
 
 
-def check_output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = False) -> Path:
+def prepare_output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = False) -> Path:
     """Return `path` if a file can be written there: it does not exist, or is svertka's and contains `mark`.
 
     Missing folders are created. `overwrite`: any other file may be replaced, too.
@@ -22,7 +22,7 @@ def check_output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: b
         UsageError: It is a folder or a device, or holds something else. StorageError: It cannot be written.
     """
     file = parse_path(path)
-    with storage_errors(file):
+    with os_error_to_storage_error(file):
         status = file.stat() if os.path.lexists(file) and file.exists() else None
         if status is not None and not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
@@ -34,7 +34,7 @@ def check_output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: b
     return file
 
 
-def check_output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overwrite: bool = False) -> Path:
+def prepare_output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overwrite: bool = False) -> Path:
     """Return the folder `path` if it is new or empty, or is svertka's: its file `name` contains `mark`.
 
     It is created if missing. `overwrite`: it may contain other files, too.
@@ -43,7 +43,7 @@ def check_output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *,
         UsageError: It is a file, or holds something else. StorageError: It cannot be written.
     """
     folder = parse_path(path)
-    with storage_errors(folder):
+    with os_error_to_storage_error(folder):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{to_printable(str(folder))} is a file; name a folder")
         inside = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
@@ -69,6 +69,6 @@ def _holds(file: Path, mark: bytes) -> bool:
 
 def _try_to_write(folder: Path) -> None:
     """Raise StorageError now, not after the work, if `folder` takes no file."""
-    with storage_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with os_error_to_storage_error(folder), tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(SEARCHED))
         file.flush()

@@ -13,7 +13,7 @@ from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
-from svertka.files import error_reason, open_regular, parse_path, read_json
+from svertka.files import error_reason, open_regular_file, parse_path, read_json
 from svertka.models.external_builder import BuilderRecord
 from svertka.pages.notebook_block import Curve, NotebookBlock
 from svertka.tensor_files import unreadable_file_error
@@ -173,7 +173,7 @@ class Run:
             RunError: The file cannot be read or is larger than any training writes.
         """
         try:
-            with open_regular(self.metrics, MAX_HISTORY_BYTES) as file:
+            with open_regular_file(self.metrics, MAX_HISTORY_BYTES) as file:
                 return [entry for line in _lines(file) if (entry := _entry(line)) is not None]
         except FileNotFoundError:
             return []

@@ -74,7 +74,7 @@ def raise_on_stop() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def defer_stop() -> Iterator[StopRequest]:
+def record_stop() -> Iterator[StopRequest]:
     """Only record a signal during the body; a second one of its kind is handled as before."""
     request = StopRequest()
     before: dict[int, Handler | int | None] = {}

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from svertka.errors import RunError
 from svertka.escaping import join_first
-from svertka.files import error_reason, open_regular, read_regular, write_atomic
+from svertka.files import error_reason, open_regular_file, read_regular_file, write_atomic
 from svertka.text_width import shorten
 
 # Errors of reading any file as tensors. KeyError: a dtype that PyTorch does not have.
@@ -45,7 +45,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     write_atomic(path, save(whole, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors_and_header(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors of a file and the header that `write_tensors` put in it ({} for files of other programs).
 
     Raises:
@@ -53,7 +53,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         # One read: `safe_open` goes back to the path for its tensors, where a training may have put the next file.
-        content = read_regular(path, machine_memory())
+        content = read_regular_file(path, machine_memory())
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
         header = json.loads(metadata.get("svertka", "{}"))
@@ -68,17 +68,19 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors in a file by name, read from its header alone.
 
     Raises:
-        RunError: As for `read_tensors`.
+        RunError: As for `read_tensors_and_header`.
     """
     try:
-        with open_regular(path, machine_memory()):  # a pipe would block
+        with open_regular_file(path, machine_memory()):  # a pipe would block
             pass
         if not _is_text(path):  # safe_open takes no such path
-            return {name: tuple(tensor.shape) for name, tensor in load(read_regular(path, machine_memory())).items()}
+            return {
+                name: tuple(tensor.shape) for name, tensor in load(read_regular_file(path, machine_memory())).items()
+            }
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:

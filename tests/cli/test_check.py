@@ -8,7 +8,7 @@ import pytest
 from svertka.cli import printing
 from svertka.cli.app import main
 from svertka.curation import dataset_check
-from svertka.curation.label_check import AmbiguousPair, FeatureOutlier, LabelError, LabelFindings, Neighbor
+from svertka.curation.label_check import AmbiguousPair, GlobalOutlier, LabelError, LabelFindings, Neighbor
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> LabelFindings:
     long = "photos/holidays/of the year 2024/" * 3
     near = tuple(Neighbor(f"{long}{k}.jpg", "two" if k else "one", 0.9, k) for k in range(5))
     errors = tuple(LabelError(f"{long}{k}.jpg", "one", "two", 0.99 - k / 100, near, k) for k in range(12))
-    outliers = (FeatureOutlier(f"{long}9.jpg", "three", 4.25, near, 9),)
+    outliers = (GlobalOutlier(f"{long}9.jpg", "three", 4.25, near, 9),)
     pairs = (AmbiguousPair(("one", "two"), 20, 120, (0.11, 0.243), ("a.jpg",), (1,)),)
     made = LabelFindings(240, 0.05, (0.03, 0.08), "efficientnet_lite0:bundled", errors, outliers, pairs, ("a note",))
     monkeypatch.setattr(dataset_check, "check_labels", lambda *_, **__: made)

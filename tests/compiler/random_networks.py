@@ -31,12 +31,12 @@ from svertka.compiler.calibration_batches import CalibrationBatches
 from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import FusedConvolution
-from svertka.compiler.mixed_precision import mix_precisions
+from svertka.compiler.mixed_precision import apply_layer_precisions
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.compiler.output_structure import find_tensors
+from svertka.compiler.output_structure import iter_output_tensors
 from svertka.compiler.packing import separate_shared_weights
 from svertka.compiler.quantization import unfuse_gates
-from svertka.compiler.serialize import OptimizedInfo
+from svertka.compiler.serialize import OptimizationRecord
 from svertka.errors import UsageError
 
 # Ours may be so many times as far from float64 as PyTorch's float32 is, or so far of a channel's largest value.
@@ -614,7 +614,9 @@ def tried(design: Design) -> tuple[str, str]:
             return "refused", str(error)
         x = images(design, design.batch, design.other_size if str(error).startswith("sizes= has") else None)
         with torch.no_grad():
-            pairs = list(zip(find_tensors(network(x.clone())), find_tensors(exact(x.double())), strict=True))
+            pairs = list(
+                zip(iter_output_tensors(network(x.clone())), iter_output_tensors(exact(x.double())), strict=True)
+            )
         usual = max(max_relative_channel_error(a, b) for a, b in pairs)
         is_zero = any(b.numel() and not b.any() for _, b in pairs)  # any rounding is infinitely large beside it
         return ("useless" if usual > USELESS or is_zero else "wrong"), str(error)
@@ -635,20 +637,20 @@ def mixed(network: nn.Module, example: Tensor, design: Design) -> Optimized:
     calibration = CalibrationBatches(images(design, 100), tuple(example.shape[1:]), fused.batch_size)
     with torch.no_grad():
         (observed,) = observe_activations([unfuse_gates(fused, weights)], calibration)
-        made = mix_precisions(fused, observed, {result: chosen[name] for result, name in weights.items()})
-    info = OptimizedInfo(tuple(example.shape), "auto", "auto", strict=design.strict)
+        made = apply_layer_precisions(fused, observed, {result: chosen[name] for result, name in weights.items()})
+    info = OptimizationRecord(tuple(example.shape), "auto", "auto", strict=design.strict)
     return Optimized([(made, info, None)])
 
 
 def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Optimized, x: Tensor) -> str | None:
     """What is wrong with the results for `x`, if anything."""
     try:
-        theirs = list(find_tensors(network(x.clone())))
-        truth = list(find_tensors(exact(x.double())))
+        theirs = list(iter_output_tensors(network(x.clone())))
+        truth = list(iter_output_tensors(exact(x.double())))
     except (RuntimeError, IndexError, ValueError):
         theirs = None
     try:
-        ours = list(find_tensors(optimized(x)))
+        ours = list(iter_output_tensors(optimized(x)))
     except UsageError:
         return None
     if theirs is None:
@@ -656,7 +658,7 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
     steps = truth
     if design.precision in ("int8", "mixed"):  # in float64, each result rounded to the numbers that can be stored
         compiled = next(one for one in optimized.compiled if one.fused.image_size == x.shape[2:])
-        steps = list(find_tensors(compiled.run_reference(x.double())))
+        steps = list(iter_output_tensors(compiled.run_reference(x.double())))
     for a, b, c, d in zip(ours, theirs, truth, steps, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"it gives {tuple(a.shape)} {a.dtype} in place of {tuple(b.shape)} {b.dtype}"
@@ -690,7 +692,7 @@ def _saved(design: Design, optimized: Optimized) -> tuple[str, str]:
     pairs: list[tuple[Tensor, Tensor]] = []
     for size in optimized.sizes:
         x = images(design, design.batch, size)
-        pairs += zip(find_tensors(optimized(x)), find_tensors(loaded(x)), strict=True)
+        pairs += zip(iter_output_tensors(optimized(x)), iter_output_tensors(loaded(x)), strict=True)
     same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
     return ("right", "") if same else ("wrong", "loaded, it gives other numbers")
 

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from svertka.compiler.accuracy_check import max_relative_channel_error
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.compiler.output_structure import find_tensors
+from svertka.compiler.output_structure import iter_output_tensors
 from svertka.errors import RunError, UsageError
 
 TOLERANCE = 2e-5  # of the largest value, rounding of float32
@@ -43,7 +43,7 @@ def images(count: int) -> Tensor:
 
 def same(ours: Any, theirs: Any) -> bool:
     """Whether two outputs have the same types and, but for rounding, the same numbers."""
-    pairs = list(zip(find_tensors(ours), find_tensors(theirs), strict=True))
+    pairs = list(zip(iter_output_tensors(ours), iter_output_tensors(theirs), strict=True))
     return type(ours) is type(theirs) and all(
         max_relative_channel_error(a, b) < TOLERANCE and a.dtype == b.dtype for a, b in pairs
     )
@@ -480,7 +480,7 @@ def test_what_is_saved_is_loaded(tmp_path, name: str) -> None:
     optimized.save(tmp_path / "network.safetensors")
     ours, again = optimized(images(3)), Optimized.load(tmp_path / "network.safetensors")(images(3))
     assert type(ours) is type(again)
-    assert all(torch.equal(a, b) for a, b in zip(find_tensors(ours), find_tensors(again), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(iter_output_tensors(ours), iter_output_tensors(again), strict=True))
 
 
 @pytest.mark.parametrize("name", ["a named tuple", "a dataclass", "a model output", "a default dict", "what max gives"])

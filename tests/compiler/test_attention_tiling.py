@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.compiler.compiled_functions import Function, compile_exactly
 from torch import Tensor
 
-from svertka.compiler.attention_tiling import MAX_SCORES, form_attention, iter_head_ranges
+from svertka.compiler.attention_tiling import MAX_SCORES, fuse_attention, iter_head_ranges
 from svertka.compiler.ir import Attention, MatrixProduct, Softmax, Step
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant
@@ -20,13 +20,13 @@ PRODUCT, SOFTMAX, LAST = MatrixProduct(0, 1, 3), Softmax(3, 4, 3), MatrixProduct
 
 
 def test_two_products_and_a_softmax_form_attention() -> None:
-    assert form_attention([PRODUCT, SOFTMAX, LAST], SHAPES, [5]) == [Attention(PRODUCT, SOFTMAX, LAST)]
+    assert fuse_attention([PRODUCT, SOFTMAX, LAST], SHAPES, [5]) == [Attention(PRODUCT, SOFTMAX, LAST)]
 
 
 def test_other_steps_keep_their_order() -> None:
     before, between = MatrixProduct(7, 7, 1), MatrixProduct(8, 8, 2)
     shapes = SHAPES | {7: (4, 4), 8: (6, 6)}
-    found = form_attention([before, PRODUCT, SOFTMAX, between, LAST], shapes, [5])
+    found = fuse_attention([before, PRODUCT, SOFTMAX, between, LAST], shapes, [5])
     assert found == [before, between, Attention(PRODUCT, SOFTMAX, LAST)]
 
 
@@ -44,7 +44,7 @@ def test_other_steps_keep_their_order() -> None:
     ids=["softmax-kept", "scores-kept", "other-axis", "mask", "shared-matrix", "one-matrix", "softmax-on-the-right"],
 )
 def test_steps_that_are_no_attention(steps: list[Step], shapes: dict[int, tuple[int, ...]], kept: list[int]) -> None:
-    assert form_attention(steps, shapes, kept) == steps
+    assert fuse_attention(steps, shapes, kept) == steps
 
 
 @pytest.mark.parametrize(

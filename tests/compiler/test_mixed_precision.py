@@ -19,7 +19,7 @@ from svertka.conv import native_support
 from svertka.data.dataset import ArrayImages
 from svertka.data.source_opener import open_source
 from svertka.errors import RunError, UsageError
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 pytestmark = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 
@@ -220,7 +220,7 @@ def test_a_file_keeps_the_report_and_refuses_an_impossible_one(network: nn.Modul
     assert loaded.layers == mixed.layers
     assert torch.equal(loaded(images), mixed(images))
     json.dumps(loaded.to_dict(), allow_nan=False)
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     for change in (
         {"images": 0},
         {"right": 10**6},

@@ -19,7 +19,7 @@ from svertka.conv.accelerate import accelerate
 from svertka.errors import RunError, UsageError
 from svertka.graph.operation_and_value_types import Operation
 from svertka.models.registry import MODELS
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 # Of the largest value, between an optimized network and the same in float64: rounding of float32 through up to a
 # hundred layers. The largest of the zoo was 4e-6.
@@ -374,7 +374,7 @@ def test_files_of_the_first_format_are_of_float32(tmp_path) -> None:
     path, x = tmp_path / "network.safetensors", torch.randn(2, 3, 19, 23)
     optimized = optimize(with_statistics(Every(1)), x)
     optimized.save(path)
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     (content,) = header["optimized"]["sizes"]
     content = {key: part for key, part in content.items() if key not in ("precision", "dense", "tensors")}
     write_tensors(path, tensors, {"optimized": content | {"format": 1}})
@@ -422,7 +422,7 @@ def tampered(header: dict, change: str) -> None:
 def test_a_file_that_somebody_has_changed_is_refused(tmp_path, change: str) -> None:
     path = tmp_path / "network.safetensors"
     optimize(with_statistics(Every(1)), torch.randn(2, 3, 19, 23), precision="bf16").save(path)
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     header = json.loads(json.dumps(header))
     tampered(header["optimized"]["sizes"][0], change)
     write_tensors(path, tensors, header)

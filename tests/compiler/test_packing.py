@@ -14,7 +14,7 @@ from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.packing import PackedWeights, choose_precisions, convert_weight_precision, select_kernel_kind
-from svertka.compiler.serialize import OptimizedInfo
+from svertka.compiler.serialize import OptimizationRecord
 from svertka.conv import native_support
 
 # The root mean square error of a layer whose products are bfloat16, over that of its results, for normally distributed
@@ -52,7 +52,7 @@ def in_bfloat16(network: nn.Module, x: Tensor) -> Optimized:
     """As `optimize` makes it, without its check: the results of few sums can be small beside what is summed up."""
     fused = fuse(capture_graph(network, tuple(x.shape)))
     steps = convert_weight_precision(fused, choose_precisions(fused, "bf16", "bf16"))
-    return Optimized([(steps, OptimizedInfo(tuple(x.shape), "bf16", "bf16"), None)])
+    return Optimized([(steps, OptimizationRecord(tuple(x.shape), "bf16", "bf16"), None)])
 
 
 def kernel(optimized: Optimized) -> str:

@@ -19,7 +19,7 @@ from svertka.compiler.quantization import quantize_network, quantize_weights
 from svertka.compiler.reference import run_reference
 from svertka.conv import native_support
 from svertka.errors import RunError, UsageError
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 
 class Branches(nn.Module):
@@ -171,7 +171,7 @@ def test_a_file_keeps_8_bits(optimized: Optimized, network: nn.Module, tmp_path:
 def test_a_file_that_somebody_has_changed_is_refused(optimized: Optimized, tmp_path: Path, change: str) -> None:
     path = tmp_path / "network.safetensors"
     optimized.save(path)
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     whole: Any = json.loads(json.dumps(header["optimized"]))
     (content,) = whole["sizes"]
     written = content["quantizations"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.errors import SvertkaError
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 
 class Small(nn.Module):
@@ -83,7 +83,7 @@ def changed(header: Any, chance: random.Random) -> Any:
 def test_modified_headers_are_rejected_or_run(tmp_path: Path, large_count: Callable[[int, int], int]) -> None:
     path, x = tmp_path / "network.safetensors", torch.randn(2, 3, 8, 8)
     optimize(Small(), x).save(path)
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     met = {"refused": 0, "run": 0}
     for seed in range(large_count(60, 5000)):
         write_tensors(path, tensors, changed(json.loads(json.dumps(header)), random.Random(seed)))

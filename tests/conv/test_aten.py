@@ -50,7 +50,7 @@ def test_its_gradients_are_those_of_the_definition(stride, padding):
     x = torch.randn(2, 3, 11, 10, dtype=torch.float64)
     shape = ConvShape.of(x.shape, (4, 3, 1, 1), stride, padding)
     gradient = torch.randn(shape.output, dtype=torch.float64)
-    assert aten.corrupts_memory(shape)
+    assert aten.weight_gradient_corrupts_memory(shape)
     torch.testing.assert_close(
         aten.weight_gradient(gradient, x, shape),
         sparse_matrix.weight_gradient(gradient, x, shape).reshape(shape.weight),
@@ -71,7 +71,7 @@ def test_other_convolutions_are_left_to_pytorch():
         ((2, 3, 9, 9), (4, 3, 3, 3), {"stride": 2}),
         ((2, 6, 9, 9), (4, 3, 1, 1), {"stride": 2, "groups": 2}),
     ):
-        assert not aten.corrupts_memory(ConvShape.of(inputs, weight, **settings))
+        assert not aten.weight_gradient_corrupts_memory(ConvShape.of(inputs, weight, **settings))
 
 
 def test_an_accelerated_layer_left_to_pytorch_runs_its_own_method(monkeypatch):

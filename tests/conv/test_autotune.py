@@ -11,10 +11,10 @@ from svertka.conv.autotune import (
     CACHE_FORMAT,
     FORMER_NAMES,
     AlgorithmTiming,
+    choose_by_timings,
     describe_timing_environment,
     load_choices,
     save_choice,
-    select_fastest,
 )
 from svertka.conv_shape import ConvShape
 
@@ -119,8 +119,8 @@ def test_large_batches_are_timed_on_fewer_images(fresh, timed):
     large = ConvShape.of((64, 64, 56, 56), (64, 64, 3, 3), padding=1)
     autotune.select_algorithm("auto", "forward", large, torch.zeros(1).expand(large.input))
     assert timed == [("forward", replace(large, batch=2))]
-    assert list(autotune.get_choices()) == [autotune._describe(next(iter(autotune._chosen)))]
-    assert "64×64×56×56" in next(iter(autotune.get_choices()))
+    assert list(autotune.get_choices_of_process()) == [autotune._describe(next(iter(autotune._chosen)))]
+    assert "64×64×56×56" in next(iter(autotune.get_choices_of_process()))
 
 
 def test_each_dtype_is_timed_and_cached_separately(fresh, timed):
@@ -128,7 +128,7 @@ def test_each_dtype_is_timed_and_cached_separately(fresh, timed):
     for dtype in autotune.DTYPES:
         autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input, dtype=dtype))
     assert len(timed) == 2
-    one, other = autotune.get_choices()
+    one, other = autotune.get_choices_of_process()
     assert other == f"{one}, bfloat16"  # so caches from before bfloat16 stay valid
 
 
@@ -142,7 +142,7 @@ def test_other_dtypes_and_devices_use_aten(fresh, timed):
 def test_a_cached_algorithm_that_no_longer_exists_is_timed_again(fresh, timed):
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    (written,) = autotune.get_choices()
+    (written,) = autotune.get_choices_of_process()
     save_choice(describe_timing_environment(autotune.ALGORITHMS), written, "strassen")
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
@@ -161,7 +161,7 @@ def test_an_unwritable_cache_costs_only_time(fresh, timed, monkeypatch, tmp_path
 def test_pinned_choices_are_used(fresh, timed, monkeypatch):
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    taken = autotune.get_choices()
+    taken = autotune.get_choices_of_process()
     assert list(taken.values()) == ["gemm"]
     path = fresh()
     path.unlink()
@@ -169,34 +169,36 @@ def test_pinned_choices_are_used(fresh, timed, monkeypatch):
         assert (
             autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["fft"]
         )
-        assert list(autotune.get_choices().values()) == ["fft"]
+        assert list(autotune.get_choices_of_process().values()) == ["fft"]
     assert len(timed) == 1
 
 
 def test_pinned_choices_end_with_the_context(fresh, timed):
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    taken = autotune.get_choices()
+    taken = autotune.get_choices_of_process()
     with autotune.pin_choices(dict.fromkeys(taken, "fft")):
         autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    assert autotune.get_choices() == taken
+    assert autotune.get_choices_of_process() == taken
     assert autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["gemm"]
     fresh()
     assert autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["gemm"]
 
 
 def test_the_winner_must_be_clearly_faster():
-    assert select_fastest({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.96)}) == "aten"
+    assert choose_by_timings({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.96)}) == "aten"
     assert (
-        select_fastest({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.9), "fft": AlgorithmTiming(0.8)})
+        choose_by_timings({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(0.9), "fft": AlgorithmTiming(0.8)})
         == "fft"
     )
-    assert select_fastest({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(None, "no")}) == "aten"
+    assert choose_by_timings({"aten": AlgorithmTiming(1.0), "gemm": AlgorithmTiming(None, "no")}) == "aten"
     assert (
-        select_fastest({"aten": AlgorithmTiming(1e-4), "gemm": AlgorithmTiming(9e-5)}) == "aten"
+        choose_by_timings({"aten": AlgorithmTiming(1e-4), "gemm": AlgorithmTiming(9e-5)}) == "aten"
     )  # the call overhead exceeds the gain
-    assert select_fastest({"aten": AlgorithmTiming(4e-4), "gemm": AlgorithmTiming(3e-4)}) == "gemm"
-    assert select_fastest({"aten": AlgorithmTiming(4e-4), "gemm": AlgorithmTiming(3e-4)}, "weight_gradient") == "aten"
+    assert choose_by_timings({"aten": AlgorithmTiming(4e-4), "gemm": AlgorithmTiming(3e-4)}) == "gemm"
+    assert (
+        choose_by_timings({"aten": AlgorithmTiming(4e-4), "gemm": AlgorithmTiming(3e-4)}, "weight_gradient") == "aten"
+    )
 
 
 def test_where_bfloat16_is_emulated_upcast_is_timed_instead_of_aten(fresh, monkeypatch):
@@ -206,7 +208,7 @@ def test_where_bfloat16_is_emulated_upcast_is_timed_instead_of_aten(fresh, monke
         tried = autotune.time_algorithms("forward", SHAPE, torch.channels_last, torch.bfloat16)
         assert tried["aten"].why_not == reason
         assert tried["upcast"].seconds > 0
-        assert select_fastest({own: AlgorithmTiming(1.0), "native_winograd": AlgorithmTiming(0.98)}) == own
+        assert choose_by_timings({own: AlgorithmTiming(1.0), "native_winograd": AlgorithmTiming(0.98)}) == own
         grouped = ConvShape.of((2, 4, 9, 9), (4, 1, 3, 3), groups=4)
         fresh().unlink(missing_ok=True)
         taken = autotune.select_algorithm("auto", "forward", grouped, torch.zeros(grouped.input, dtype=torch.bfloat16))
@@ -310,11 +312,11 @@ def test_strict_chooses_among_local_algorithms_and_is_cached_separately(fresh, m
     def prefer_not_local(tried, _):
         return min((name for name in tried if tried[name].seconds), key=lambda name: autotune.ALGORITHMS[name].IS_LOCAL)
 
-    monkeypatch.setattr(autotune, "select_fastest", prefer_not_local)
+    monkeypatch.setattr(autotune, "choose_by_timings", prefer_not_local)
     x = torch.randn(SHAPE.input)
     assert not autotune.select_algorithm("auto", "forward", SHAPE, x).IS_LOCAL
     assert autotune.select_algorithm("strict", "forward", SHAPE, x).IS_LOCAL
-    assert len(autotune.get_choices()) == 2
+    assert len(autotune.get_choices_of_process()) == 2
     tried = autotune.time_algorithms("forward", SHAPE, torch.channels_last, strict=True, thorough=True)
     assert {name for name, trial in tried.items() if trial.seconds is not None} <= {
         name for name, known in autotune.ALGORITHMS.items() if known.IS_LOCAL

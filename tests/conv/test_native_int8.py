@@ -11,7 +11,11 @@ from torch import Tensor
 
 from fences import Fenced, place, rows
 from svertka.compiler.int8_packing import PackedInt8Weights
-from svertka.compiler.int8_requantization import dequantization_factors, make_quantized_elementwise, make_requantization
+from svertka.compiler.int8_requantization import (
+    dequantization_scale_and_shift,
+    make_quantized_elementwise,
+    make_requantization,
+)
 from svertka.compiler.ir import UNBOUNDED, Elementwise, FusedConvolution, Quantization
 from svertka.compiler.quantization import quantize_weights
 from svertka.compiler.step_checks import BYTE_COMBINATIONS
@@ -190,7 +194,7 @@ def test_elementwise_operations_are_those_of_real_numbers(
             strides.append(list(numbers.expand(sizes).stride()))
             memories.append(memory)
             operands.append(
-                (kernels.Place(len(operands), offset), quantization and dequantization_factors(quantization))
+                (kernels.Place(len(operands), offset), quantization and dequantization_scale_and_shift(quantization))
             )
         after = drawn_quantization(choose) if choose.random() < 0.6 else None
         result = torch.zeros(sizes)

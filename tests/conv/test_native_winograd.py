@@ -143,11 +143,11 @@ def test_bias_residual_and_relu_are_applied_in_this_order(instructions: str, bat
     x, weight, residual = tensors(shape)
     bias = torch.linspace(-3, 3, out_channels)
     packed = native_winograd.pack_weight(weight)
-    plain = native_winograd.forward_fused(x, packed, shape)
+    plain = native_winograd.forward_with_epilogue(x, packed, shape)
     assert torch.equal(plain, native_winograd.forward(x, weight, shape))
-    biased = native_winograd.forward_fused(x, packed, shape, bias=bias)
+    biased = native_winograd.forward_with_epilogue(x, packed, shape, bias=bias)
     assert torch.equal(biased, plain + bias[:, None, None])
-    both = native_winograd.forward_fused(x, packed, shape, bias=bias, residual=residual.contiguous(), relu=True)
+    both = native_winograd.forward_with_epilogue(x, packed, shape, bias=bias, residual=residual.contiguous(), relu=True)
     assert torch.equal(both, (biased + residual).relu())
 
 
@@ -170,7 +170,7 @@ def test_a_value_that_is_not_finite_reaches_its_results_and_no_other_tile(instru
             .any()
         )
         assert not native_winograd.weight_gradient(gradient, spoiled, shape)[:, 3].isfinite().any()
-    relu = native_winograd.forward_fused(
+    relu = native_winograd.forward_with_epilogue(
         spoiled_like(x, torch.nan), native_winograd.pack_weight(weight), shape, relu=True
     )
     assert relu[0, :, 3:6, 4:7].isnan().all()

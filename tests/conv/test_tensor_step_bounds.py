@@ -16,8 +16,8 @@ from svertka.compiler.tensor_kernel_arguments import (
     add_matrix_product,
     add_reduction,
     add_softmax,
-    make_epilogue,
-    make_interpolation_axis,
+    to_kernel_epilogue,
+    to_kernel_interpolation_axis,
 )
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant
@@ -133,14 +133,14 @@ def test_interpolations_stay_inside(each_seed: list[tuple[random.Random, str]]) 
         for axis, size in ((1, height), (2, width)):
             out_size, taps = choose.randint(1, 20), choose.randint(1, 4)
             indices, weights = torch.randint(size, (out_size, taps)), torch.randn(out_size, taps)
-            axes.append(make_interpolation_axis(size, indices, weights))
+            axes.append(to_kernel_interpolation_axis(size, indices, weights))
             matrix = torch.zeros(out_size, size, dtype=torch.float64)
             matrix.scatter_add_(1, indices, weights.double())
             exact = torch.tensordot(matrix, exact, dims=([1], [axis])).movedim(0, axis)
         memories = Memories(choose)
         memories.operand(x)
         result = memories.operand(torch.zeros(exact.shape))
-        ending = make_epilogue(Reduction(0, 1, "SUM", (0,), keep=False, bounds=(-1.0, 1.0)))
+        ending = to_kernel_epilogue(Reduction(0, 1, "SUM", (0,), keep=False, bounds=(-1.0, 1.0)))
         memories.program.add_interpolation(
             batch, channels, *axes, kernels.Place(0, 0), channels, ending, kernels.Place(1, 0), channels
         )

@@ -144,9 +144,17 @@ def test_denormal_numbers_are_as_good_as_zero_or_better(each_case) -> None:
 
 
 def test_tiles_are_as_large_as_saves_products() -> None:
-    assert [winograd.choose_tile(size, 3).outputs for size in (1, 2, 3, 6, 7, 14, 224)] == [2, 2, 4, 2, 4, 4, 4]
-    assert [winograd.choose_tile(size, 5).outputs for size in (1, 2, 3, 14)] == [2, 2, 4, 4]
-    assert winograd.choose_tile(14, 1).products == 1
+    assert [winograd.choose_tile_transforms(size, 3).outputs for size in (1, 2, 3, 6, 7, 14, 224)] == [
+        2,
+        2,
+        4,
+        2,
+        4,
+        4,
+        4,
+    ]
+    assert [winograd.choose_tile_transforms(size, 5).outputs for size in (1, 2, 3, 14)] == [2, 2, 4, 4]
+    assert winograd.choose_tile_transforms(14, 1).products == 1
 
 
 def test_why_not() -> None:

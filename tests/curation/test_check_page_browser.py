@@ -12,7 +12,7 @@ from PIL import Image
 
 from svertka.curation.check_page import write_check_page
 from svertka.curation.dataset_check import DuplicateGroup, Findings, check
-from svertka.curation.label_check import AmbiguousPair, FeatureOutlier, LabelError, LabelFindings, Neighbor
+from svertka.curation.label_check import AmbiguousPair, GlobalOutlier, LabelError, LabelFindings, Neighbor
 from svertka.data.dataset import Dataset
 from svertka.data.folder_and_table_sources import open_folder
 
@@ -34,7 +34,7 @@ def findings_of(folder: Path, dataset: Dataset) -> Findings:
     wrong = [LabelError(path(i), label(i), dataset.names[-1], 0.9 - i / 100, near, i) for i in range(6)]
     labels = LabelFindings(
         len(dataset), 0.125, (0.1, 0.15), "efficientnet_lite0:bundled", tuple(wrong),
-        (FeatureOutlier(path(7), label(7), 3.2, near[:3], 7),),
+        (GlobalOutlier(path(7), label(7), 3.2, near[:3], 7),),
         (AmbiguousPair((dataset.names[0], dataset.names[1]), 5, 20, (0.1, 0.4), (path(8),), (8,)),),
         map=(np.arange(12), np.random.default_rng(0).random((12, 2)).astype(np.float32)),
     )  # fmt: skip

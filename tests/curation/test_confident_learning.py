@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svertka.curation.confident_learning import find_label_issues, score_doubt, self_confidence_thresholds
+from svertka.curation.confident_learning import find_label_issues, score_label_doubt, self_confidence_thresholds
 
 
 def random_case(seed: int, images: int = 200, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +61,7 @@ def test_doubt_is_the_weighted_mean_of_both_doubts() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.3, 0.1]], np.float32)
     neighbor_labels = np.array([[0, 0, 0, 1], [0, 0, 1, -1]])
     expected = [(3 * 0.1 + 0.25) / 4, (3 * 0.7 + 0.75) / 4]
-    assert score_doubt(labels, probabilities, neighbor_labels) == pytest.approx(expected)
+    assert score_label_doubt(labels, probabilities, neighbor_labels) == pytest.approx(expected)
 
 
 def test_the_most_doubtful_come_first_and_need_no_threshold() -> None:

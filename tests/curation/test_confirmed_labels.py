@@ -9,7 +9,7 @@ import svertka
 from svertka.curation import dataset_check
 from svertka.curation.apply_corrections import apply_corrections
 from svertka.curation.confirmed_labels import add_confirmed, find_confirmed_file, read_confirmed
-from svertka.curation.label_check import FeatureOutlier, LabelError, LabelFindings
+from svertka.curation.label_check import GlobalOutlier, LabelError, LabelFindings
 from svertka.errors import DataError
 
 
@@ -87,7 +87,7 @@ def test_the_corrected_copy_of_a_table_has_all_decisions(photos: Path, tmp_path:
 def test_confirmed_images_are_counted_and_not_listed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(*_: object, **__: object) -> LabelFindings:
         errors = [LabelError(str(photos / "cat" / f"{n}.png"), "cat", "dog", 0.9, (), n) for n in range(3)]
-        outlier = FeatureOutlier(str(photos / "dog" / "0.png"), "dog", 3.0, (), 3)
+        outlier = GlobalOutlier(str(photos / "dog" / "0.png"), "dog", 3.0, (), 3)
         return LabelFindings(checked=6, error=0.5, interval=(0.4, 0.6), errors=tuple(errors), outliers=(outlier,))
 
     monkeypatch.setattr(dataset_check, "check_labels", found)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hostile import DEVICES, PATHS, csv_documents, files, json_documents, xml_documents
-from svertka.data.box_annotations import Annotation, Box, check_classes, match_to_images, read_boxes
+from svertka.data.box_annotations import Annotation, Box, check_box_classes, match_to_images, read_boxes
 from svertka.errors import DataError, SvertkaError, UsageError
 
 VOC = """<annotation><filename>a.jpg</filename><size><width>60</width><height>40</height></size>
@@ -49,7 +49,7 @@ def test_raccoon_annotations_are_read(shared_data: Path) -> None:
     paths = sorted(str(path) for path in (shared_data / "raccoons" / "images").iterdir())
     found = match_to_images(annotations, paths)
     assert len(found) == len(annotations) == len(paths) == 200
-    check_classes(annotations, ["raccoon"])
+    check_box_classes(annotations, ["raccoon"])
     inside = 0
     for index, annotation in found.items():
         with Image.open(paths[index]) as image:
@@ -118,7 +118,7 @@ def test_a_box_outside_its_image_is_refused(tmp_path: Path) -> None:
 
 def test_a_box_of_an_unknown_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a.csv has a box of class cat, but the classes are dog, bird; rename"):
-        check_classes(read_boxes(written(tmp_path, "a.csv", CSV)), ["dog", "bird"])
+        check_box_classes(read_boxes(written(tmp_path, "a.csv", CSV)), ["dog", "bird"])
 
 
 def test_images_are_found_by_name_and_folder() -> None:

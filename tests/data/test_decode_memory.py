@@ -15,7 +15,7 @@ from PIL import Image
 
 from svertka.data.decode_memory import STRIP_BYTES, DecodingBudget, count_jpeg_scans
 from svertka.data.image_io import DecodingOptions, decode_to_pixels, estimate_memory
-from svertka.errors import SizeError
+from svertka.errors import ImageTooLargeError
 
 MEASURE = """
 import sys
@@ -101,7 +101,7 @@ def test_more_than_the_memory_limit_is_refused_before_it_is_decoded(format_name)
         300,
         3,
     )
-    with pytest.raises(SizeError, match="of memory to decode, more than the limit of .*--max-pixels"):
+    with pytest.raises(ImageTooLargeError, match="of memory to decode, more than the limit of .*--max-pixels"):
         decode_to_pixels(data, decoding=DecodingOptions(max_memory=300 * 300))
 
 
@@ -111,7 +111,7 @@ def test_a_jpeg_above_the_pixel_limit_is_decoded_reduced():
     assert decode_to_pixels(data, 40, decoding).shape == (150, 150, 3)
     for side in (None, 200):  # all of it is wanted, or too much
         with pytest.raises(
-            SizeError,
+            ImageTooLargeError,
             match=r"^1.4 megapixels, more than the limit of 0.1; make it smaller or raise --max-pixels to 2M$",
         ):
             decode_to_pixels(data, side, decoding)
@@ -120,7 +120,7 @@ def test_a_jpeg_above_the_pixel_limit_is_decoded_reduced():
 
 def test_no_higher_limit_is_advised_where_it_would_not_help():
     data = b"P3 5000 4000 255\n" + b"0 " * 100
-    with pytest.raises(SizeError, match=r"^20 megapixels, more than the limit of 17; save it as PNG$"):
+    with pytest.raises(ImageTooLargeError, match=r"^20 megapixels, more than the limit of 17; save it as PNG$"):
         decode_to_pixels(data, decoding=DecodingOptions.up_to(200_000_000))
 
 
@@ -143,7 +143,7 @@ def test_scans_are_counted_and_limited():
     assert decode_to_pixels(plain + b"\xff\xda" * 500).shape == (64, 64, 3)
     start = progressive.rindex(b"\xff\xda")
     bomb = progressive[:start] + progressive[start:-2] * 300 + b"\xff\xd9"
-    with pytest.raises(SizeError.__mro__[1], match="scans, more than the limit"):
+    with pytest.raises(ImageTooLargeError.__mro__[1], match="scans, more than the limit"):
         decode_to_pixels(bomb)
 
 

@@ -13,12 +13,12 @@ from svertka.data.preprocessing import (
     FITS,
     INTERPOLATIONS,
     Preprocess,
-    check_fit_mode,
     discarded_share,
-    load_image,
+    load_rgb_image,
+    parse_fit_mode,
     resize_central_square,
 )
-from svertka.errors import ImageError, SizeError, UsageError
+from svertka.errors import ImageError, ImageTooLargeError, UsageError
 
 
 def image(height: int, width: int) -> np.ndarray:
@@ -143,14 +143,14 @@ def test_images_in_memory_have_the_pixel_limit_of_files():
     preprocess = Preprocess(size=8, resize=8, mean=MEAN, std=STD)
     view = np.broadcast_to(np.uint8(0), (20_000, 20_000, 3))
     for huge in (view, view[..., 0], Image.new("1", (20_000, 20_000))):
-        with pytest.raises(SizeError, match="400 megapixels, more than the limit of 100; .* raise max_pixels"):
+        with pytest.raises(ImageTooLargeError, match="400 megapixels, more than the limit of 100; .* raise max_pixels"):
             preprocess(huge)
-    assert load_image(view[:9000, :9000]).shape == (9000, 9000, 3)
+    assert load_rgb_image(view[:9000, :9000]).shape == (9000, 9000, 3)
 
 
 @pytest.mark.parametrize("value", [None, 3.5, [1, 2], object()])
 def test_what_is_no_image_is_one_sentence(value):
-    for read in (load_image, Preprocess(size=8, resize=8, mean=MEAN, std=STD)):
+    for read in (load_rgb_image, Preprocess(size=8, resize=8, mean=MEAN, std=STD)):
         with pytest.raises((ImageError, TypeError), match=r"which is no image; give a path|image"):
             read(value)
 
@@ -244,9 +244,9 @@ def test_16_bits_look_the_same_however_many_are_used(tmp_path, top):
 def test_only_known_ways_are_asked_for(fit, boxed):
     if fit in ("stretch", "") or (boxed and fit in ("pad", "squeeze")):
         with pytest.raises(UsageError, match=f"fit={fit}"):
-            check_fit_mode(fit, boxed)
+            parse_fit_mode(fit, boxed)
     else:
-        assert check_fit_mode(fit, boxed) == fit
+        assert parse_fit_mode(fit, boxed) == fit
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
+from svertka.evaluation.chance_level import chance_accuracy_mean_and_std, is_at_chance
 
 
 def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
@@ -18,7 +18,7 @@ def test_chance_accuracy_matches_shuffled_predictions(classes: int, count: int) 
     labels = random.integers(0, classes, count)
     answers = np.minimum(random.integers(0, classes + 2, count), classes - 1)
     shares = [float((random.permutation(answers) == labels).mean()) for _ in range(20_000)]
-    mean, deviation = chance_accuracy(confusion(labels, answers, classes))
+    mean, deviation = chance_accuracy_mean_and_std(confusion(labels, answers, classes))
     assert mean == pytest.approx(np.mean(shares), abs=5 * deviation / np.sqrt(20_000))
     assert deviation == pytest.approx(np.std(shares), rel=0.03)
 

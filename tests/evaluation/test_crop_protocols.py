@@ -7,8 +7,8 @@ from svertka.errors import UsageError
 from svertka.evaluation.crop_protocols import (
     CropProtocol,
     get_crop_protocol,
+    make_1_or_10_crops,
     make_144_crops,
-    make_crops,
     ten_crops,
     three_squares,
 )
@@ -54,8 +54,8 @@ def test_144_crops_include_mirror_images() -> None:
 
 def test_single_crop_matches_predict() -> None:
     squares = torch.from_numpy(np.random.default_rng(1).integers(256, size=(2, 3, 256, 256), dtype=np.uint8))
-    one = make_crops(CropProtocol("1", (256,)), PREPROCESS, [squares])
-    ten = make_crops(CropProtocol("10", (256,)), PREPROCESS, [squares])
+    one = make_1_or_10_crops(CropProtocol("1", (256,)), PREPROCESS, [squares])
+    ten = make_1_or_10_crops(CropProtocol("10", (256,)), PREPROCESS, [squares])
     assert torch.equal(one[:, 0], PREPROCESS.normalize(squares))
     assert torch.equal(ten[:, 4], one[:, 0])
 

@@ -20,7 +20,7 @@ from svertka.data.image_io import DecodedImage, decode_image
 from svertka.data.loader import BatchLoader
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
-from svertka.evaluation.evaluate import evaluate, evaluate_jointly, evaluate_network, match_class_names
+from svertka.evaluation.evaluate import evaluate, evaluate_jointly, evaluate_network, renumber_labels_by_class_names
 from svertka.run import Run
 
 
@@ -59,7 +59,7 @@ def test_new_images_are_matched_by_class_name(run: Run, digit_folder: Path, tmp_
 def test_labels_are_matched_by_name_not_by_number() -> None:
     pictures = ArrayImages(np.zeros((3, 2, 2, 1), np.uint8), "x")
     dataset = Dataset("x", ("b", "a", "unused"), pictures, np.array([0, 1, 1]), np.array(["", "", ""]))
-    assert match_class_names(("a", "b"), dataset).labels.tolist() == [1, 0, 0]
+    assert renumber_labels_by_class_names(("a", "b"), dataset).labels.tolist() == [1, 0, 0]
 
 
 def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
@@ -68,8 +68,8 @@ def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
     by_id = Dataset("x", ("n01440764", "n02123045"), pictures, labels, parts)
     by_name = Dataset("x", ("tench", "tabby"), pictures, labels, parts)
     for names in (("tabby", "tench"), ("n02123045", "n01440764")):
-        assert match_class_names(names, by_id).labels.tolist() == [1, 0, 0]
-        assert match_class_names(names, by_name).labels.tolist() == [1, 0, 0]
+        assert renumber_labels_by_class_names(names, by_id).labels.tolist() == [1, 0, 0]
+        assert renumber_labels_by_class_names(names, by_name).labels.tolist() == [1, 0, 0]
 
 
 def resnet20(tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
@@ -179,14 +179,14 @@ def test_loaded_network_is_in_evaluation_mode(run: Run) -> None:
 def test_class_names_match_up_to_case_and_spaces_with_a_note() -> None:
     array = ArrayImages(np.zeros((3, 1, 1, 1), np.uint8), "x")
     dataset = Dataset("x", ("CAT", "Fire_truck "), array, np.array([0, 1, 1]), np.array(["", "", ""]))
-    named = match_class_names(("cat", "dog", "fire truck"), dataset)
+    named = renumber_labels_by_class_names(("cat", "dog", "fire truck"), dataset)
     assert named.labels.tolist() == [0, 2, 2]
     assert named.account.notes == (
         "the class CAT is taken for cat",
         "the class Fire_truck  is taken for fire truck",
     )
     with pytest.raises(DataError, match="does not know: CAT"):  # which of the two?
-        match_class_names(("cat", "Cat", "fire truck"), dataset)
+        renumber_labels_by_class_names(("cat", "Cat", "fire truck"), dataset)
 
 
 def test_ensemble_averages_probabilities(photographs: Path, fresh_run: Callable[..., Path]) -> None:

@@ -22,7 +22,7 @@ from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.optimized_file import OPTIMIZED
 from svertka.run import Run
 from svertka.serving.served_model import ServedModel
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 pytestmark = [
     pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here"),
@@ -124,7 +124,7 @@ def test_compare_tables_the_two_networks_of_a_run(copied: Run, digit_folder: Pat
 def test_a_file_of_other_weights_is_not_used(
     copied: Run, digit_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors, header = read_tensors(copied.weights)
+    tensors, header = read_tensors_and_header(copied.weights)
     tensors["linear.bias"] += 1
     write_tensors(copied.weights, tensors, header)
     (found,) = svertka.predict(copied, digit_folder / "one" / "00.png", threads=1)
@@ -137,7 +137,7 @@ def test_a_file_made_for_another_cpu_is_used_and_said(
     copied: Run, digit_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = copied.folder / OPTIMIZED
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     header["optimized"]["sizes"][0]["instructions"] = "avx9"
     write_tensors(path, tensors, header)
     (found,) = svertka.predict(copied, digit_folder / "one" / "00.png", threads=1)

@@ -14,7 +14,7 @@ import svertka
 from svertka import Run
 from svertka.classifier import Classifier
 from svertka.cli.app import main
-from svertka.errors import DataError, ExportError, StorageError, UsageError
+from svertka.errors import DataError, ExportMismatchError, StorageError, UsageError
 
 onnxruntime: Any = pytest.importorskip("onnxruntime")
 
@@ -99,7 +99,7 @@ def test_a_file_that_differs_is_not_left_behind(run: Run, tmp_path: Path, monkey
     from svertka.exporters import onnx
 
     monkeypatch.setattr(onnx, "LOGIT_TOLERANCE", 0.0)
-    with pytest.raises(ExportError, match="no file was written"):
+    with pytest.raises(ExportMismatchError, match="no file was written"):
         svertka.export(run, path, overwrite=True)
     assert path.read_bytes() == b"an older one"
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]

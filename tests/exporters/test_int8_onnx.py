@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
-from svertka.errors import ExportError, UsageError
+from svertka.errors import ExportMismatchError, UsageError
 
 pytest.importorskip("onnx")
 import onnx
@@ -149,7 +149,7 @@ def test_a_file_that_changes_classes_is_refused(monkeypatch: pytest.MonkeyPatch)
     torch.manual_seed(0)
     network, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)), images_of(20)
     monkeypatch.setattr(int8_onnx, "_open_session", lambda _: _Wrong())
-    with pytest.raises(ExportError, match=r"^in int8 only \d+\.\d% of 20.images keep the class of the float "):
+    with pytest.raises(ExportMismatchError, match=r"^in int8 only \d+\.\d% of 20.images keep the class of the float "):
         converted(network, images)
 
 

@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_image
 
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import accelerate
-from svertka.errors import ExportError
+from svertka.errors import ExportMismatchError
 
 pytest.importorskip("onnx")
 import onnxruntime
@@ -67,9 +67,9 @@ def test_a_file_that_computes_something_else_is_refused(made: Callable[..., Clas
     changed = numpy_helper.to_array(bias).copy()
     changed[1] += 0.1
     bias.CopyFrom(numpy_helper.from_array(changed, bias.name))
-    with pytest.raises(ExportError, match=r"differs by 0\.\d+, more than .*; no file was written"):
+    with pytest.raises(ExportMismatchError, match=r"differs by 0\.\d+, more than .*; no file was written"):
         check_onnx(file, classifier, PICTURES)
     changed[1] = np.nan
     bias.CopyFrom(numpy_helper.from_array(changed, bias.name))
-    with pytest.raises(ExportError):
+    with pytest.raises(ExportMismatchError):
         check_onnx(file, classifier, PICTURES)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.network_copy import copy_for_comparison, copy_network, copy_with_meta_tensors
+from svertka.graph.network_copy import copy_network, copy_sharing_parameters, copy_with_meta_tensors
 
 
 class CachedBias(nn.Module):
@@ -38,7 +38,7 @@ def test_tensors_that_a_network_computed_and_keeps_are_copied():
     assert torch.equal(copied.cache["cpu"], network.cache["cpu"])
     assert copied.cache["cpu"].data_ptr() != network.cache["cpu"].data_ptr()
     assert torch.equal(copied(x), expected)
-    assert torch.equal(copy_for_comparison(network)(x), expected)
+    assert torch.equal(copy_sharing_parameters(network)(x), expected)
     assert copy_with_meta_tensors(network)[0](x.to("meta")).shape == expected.shape
     assert not network.cache["cpu"].is_leaf
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.graph.cut import cut_network, find_stages
-from svertka.graph.shared_crops import MAX_RECOMPUTED_SHARE, Ints, SharedCrops, share_crops
+from svertka.graph.shared_crops import MAX_RECOMPUTED_SHARE, Ints, SharedCrops, make_shared_crops
 from svertka.models.head_kinds import set_head_kind
 from svertka.models.registry import MODELS
 
@@ -46,7 +46,7 @@ def crops(image: Tensor, parts: SharedCrops, places: Ints) -> Iterator[Tensor]:
 def test_an_image_of_the_input_size_is_one_window(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
     before = copy.deepcopy(network.state_dict())
-    parts = share_crops(network, (1, channels, SIZES[name], SIZES[name]))
+    parts = make_shared_crops(network, (1, channels, SIZES[name], SIZES[name]))
     image = torch.rand(1, channels, SIZES[name], SIZES[name], generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(parts(image, np.zeros((1, 2), int)), network(image), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
@@ -57,7 +57,7 @@ def test_an_image_of_the_input_size_is_one_window(built: Built, name: str) -> No
 @torch.inference_mode()
 def test_without_padding_windows_equal_crops(built: Built, name: str, size: int) -> None:
     network, channels = built(name, size)
-    parts = share_crops(without_padding(network), (1, channels, size, size))
+    parts = make_shared_crops(without_padding(network), (1, channels, size, size))
     image = torch.rand(1, channels, size + 70, size + 50, generator=torch.Generator().manual_seed(1))
     most = (torch.tensor([70, 50]) // torch.tensor(parts.stride)).tolist()
     places = np.random.default_rng(0).integers(0, most, (40, 2), endpoint=True)
@@ -75,10 +75,10 @@ def test_with_padding_shared_crops_are_closer_than_fully_convolutional(
     network, channels = built("resnet18", 96)
     shape = (1, channels, 96, 96)
     image = torch.rand(1, channels, 224, 192, generator=torch.Generator().manual_seed(1))
-    some = share_crops(network, shape)
+    some = make_shared_crops(network, shape)
     assert 0.2 < some.share <= MAX_RECOMPUTED_SHARE
     monkeypatch.setattr("svertka.graph.shared_crops.MAX_RECOMPUTED_SHARE", 0.01)
-    few = share_crops(network, shape)
+    few = make_shared_crops(network, shape)
     assert few.share <= 0.01
     places = np.stack(np.meshgrid(range(5), range(4), indexing="ij"), -1).reshape(-1, 2) * 32
     expected = torch.cat([network(crop) for crop in crops(image, some, places // some.stride)])
@@ -91,10 +91,10 @@ def test_with_padding_shared_crops_are_closer_than_fully_convolutional(
 def test_a_prefix_is_cut_where_the_whole_network_is(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
     shape = (1, channels, SIZES[name], SIZES[name])
-    parts = share_crops(network, shape)
+    parts = make_shared_crops(network, shape)
     halves = cut_network(network, find_stages(network, shape)[-1].name, shape)
     assert halves.prefix is not None
-    below = share_crops(halves.prefix, shape, parts.place)
+    below = make_shared_crops(halves.prefix, shape, parts.place)
     assert (below.stride, below.shape) == (parts.stride, parts.shape)
     image = torch.rand(1, channels, SIZES[name] + 64, SIZES[name] + 32, generator=torch.Generator().manual_seed(1))
     places = np.array([(0, 0), (1, 2), (2, 1)])
@@ -105,9 +105,9 @@ def test_a_prefix_is_cut_where_the_whole_network_is(built: Built, name: str) -> 
 def test_a_larger_head_changes_nothing(built: Built) -> None:
     network, channels = built("vgg11_bn", SIZES["vgg11_bn"])
     shape = (1, channels, SIZES["vgg11_bn"], SIZES["vgg11_bn"])
-    place = share_crops(network, shape).place
+    place = make_shared_crops(network, shape).place
     set_head_kind(network, MODELS["vgg11_bn"], "adaptation", 2000)
-    assert share_crops(network, shape).place == place
+    assert make_shared_crops(network, shape).place == place
 
 
 @torch.inference_mode()
@@ -127,7 +127,7 @@ def test_global_layers_see_the_whole_window() -> None:
 
     torch.manual_seed(0)
     network, image = Excited(), torch.rand(1, 3, 60, 50)
-    parts = share_crops(network, (1, 3, 31, 31))
+    parts = make_shared_crops(network, (1, 3, 31, 31))
     places = np.array([(0, 0), (3, 9), (14, 2)])
     expected = torch.cat([network(crop) for crop in crops(image, parts, places)])
     torch.testing.assert_close(parts(image, places), expected, rtol=1e-5, atol=1e-6)

@@ -70,7 +70,7 @@ def test_the_result_shows_itself(lamp: Path, bright_or_dark: Maker) -> None:
         bright_or_dark(), lamp, np.zeros((3, 3, 3), np.uint8), top=2, output=lamp.with_name("shown")
     )
     page = lamp.with_name("shown") / "index.html"
-    assert repr(located) == f"Located(2\u00a0images, 1 of them not processed; open {page})"
+    assert repr(located) == f"LocatedImages(2\u00a0images, 1 of them not processed; open {page})"
     html = located._repr_html_()
     assert html.count("<img") == 1
     assert html.count("<tr>") == 1 + 2  # the header and a row for each class

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 
 from svertka.classifier import Classifier, Config
-from svertka.data.preprocessing import Preprocess, load_image
+from svertka.data.preprocessing import Preprocess, load_rgb_image
 from svertka.localization.patch_pyramid import SCALES
 from svertka.localization.score_maps import PatchScorer, ScoreMap, resize_to_level
 
@@ -17,7 +17,7 @@ Maker = Callable[..., Classifier]
 
 def one_by_one(classifier: Classifier, path: Path, some: slice | np.ndarray = slice(None)) -> np.ndarray:
     """Probabilities (patches, K) of crops of the resized pictures, level after level, or of `some` of them."""
-    locator, rgb, crops = PatchScorer(classifier), load_image(path), []
+    locator, rgb, crops = PatchScorer(classifier), load_rgb_image(path), []
     (height, width), stride = locator.network.window, locator.network.stride
     for level in locator.levels(rgb):
         picture = resize_to_level(classifier.preprocess, rgb, level)[0]
@@ -32,7 +32,7 @@ def values(maps: list[ScoreMap]) -> np.ndarray:
 
 def test_maps_are_those_of_patches_where_nothing_is_padded(lamp: Path, bright_or_dark: Maker) -> None:
     for classifier in (bright_or_dark(), lenet()):
-        maps = PatchScorer(classifier).score_maps(load_image(lamp))
+        maps = PatchScorer(classifier).score_maps(load_rgb_image(lamp))
         assert [one.level.scale for one in maps] == list(SCALES)
         dense, patches = values(maps), one_by_one(classifier, lamp)
         assert len(dense) > 300
@@ -57,7 +57,7 @@ def test_maps_rank_positions_as_patches_do_where_something_is_padded(
     weights = shared_data / "weights" / "squeezenet1_1-imagenet.safetensors"
     classifier = Classifier.load(f"squeezenet1_1:{weights}")
     path = shared_data / "imagenet-samples" / "n02088094_Afghan_hound.JPEG"
-    maps = PatchScorer(classifier).score_maps(load_image(path))
+    maps = PatchScorer(classifier).score_maps(load_rgb_image(path))
     index, dense = classifier.names.index("Afghan hound"), values(maps)
     some = np.random.default_rng(0).choice(len(dense), large_count(120, len(dense)), replace=False)
     patches = one_by_one(classifier, path, some)[:, index]

@@ -13,9 +13,9 @@ from svertka.models.external_builder import (
     GRAPH,
     BuilderRecord,
     absolute_target,
-    describe_function,
     fingerprint_source_code,
     import_function,
+    import_target_and_arguments,
     require_consent,
 )
 
@@ -149,15 +149,15 @@ def test_only_the_packages_themselves_need_no_consent(target: str) -> None:
 
 def test_a_function_is_described_by_its_importable_name() -> None:
     here = f"{__name__}:top_level"
-    assert describe_function(top_level) == (here, {})
-    assert describe_function(functools.partial(top_level, width=8)) == (here, {"width": 8})
-    assert describe_function(nn.Linear) == ("torch.nn.modules.linear:Linear", {})
+    assert import_target_and_arguments(top_level) == (here, {})
+    assert import_target_and_arguments(functools.partial(top_level, width=8)) == (here, {"width": 8})
+    assert import_target_and_arguments(nn.Linear) == ("torch.nn.modules.linear:Linear", {})
     for unimportable in (
         lambda classes: nn.Linear(4, classes),
         functools.partial(top_level, 4),
         functools.partial(top_level, width=object()),
     ):
-        assert describe_function(unimportable) is None
+        assert import_target_and_arguments(unimportable) is None
 
 
 def test_the_path_of_a_file_is_stored_absolute(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

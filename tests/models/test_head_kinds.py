@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.classifier import Classifier, Config, load_initial_weights
+from svertka.classifier import Classifier, Config, read_initial_weights
 from svertka.data.preprocessing import Preprocess
 from svertka.models.head_kinds import AdaptationHead, CosineHead, HeadKind, choose_head_kind, head_path, set_head_kind
 from svertka.models.registry import MODELS
-from svertka.models.weights import Weights
+from svertka.models.weights import LoadedWeights
 
 PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -48,7 +48,7 @@ def test_config_alone_rebuilds_it(kind: HeadKind, tmp_path: Path) -> None:
     pictures = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.network(pictures), made.network(pictures), rtol=0, atol=0)
 
-    start = load_initial_weights(MODELS["resnet20"], str(tmp_path))  # what comes before the head starts any network
+    start = read_initial_weights(MODELS["resnet20"], str(tmp_path))  # what comes before the head starts any network
     network = MODELS["resnet20"].build(classes=5, size=32)
     assert start.load_into(network, ("a", "b", "c", "d", "e")) == "the head is newly initialized"
     assert not network.get_parameter("linear.weight").any()
@@ -86,7 +86,7 @@ def test_other_heads_stand_on_pooled_features_too(kind: HeadKind) -> None:
 def test_published_weights_fit_both_forms_and_a_run_starts_another(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, names = MODELS["squeezenet1_1"], ("a", "b", "c")
-    published = Weights(model, model.build(classes=3).state_dict(), PREPROCESS, names, "x")
+    published = LoadedWeights(model, model.build(classes=3).state_dict(), PREPROCESS, names, "x")
     config = Config(model=model.name, names=names, preprocess=PREPROCESS, head="pooled")
     network = config.build()
     assert published.load_into(network, names) == ""
@@ -95,7 +95,7 @@ def test_published_weights_fit_both_forms_and_a_run_starts_another(tmp_path: Pat
     assert torch.equal(network.get_parameter("classifier.1.weight"), rows.flatten(1))
 
     Classifier(network, config).save(tmp_path)
-    again = load_initial_weights(model, str(tmp_path))
+    again = read_initial_weights(model, str(tmp_path))
     own = model.build(classes=2)
     assert "2 of them keep" in again.load_into(own, ("c", "a"))
     assert torch.equal(own.get_parameter("classifier.1.weight"), rows[[2, 0]])

@@ -13,7 +13,7 @@ from svertka.errors import FetchError, UsageError
 from svertka.models import timm_and_torchvision
 from svertka.models.external import open_model
 from svertka.models.head_kinds import head_path
-from svertka.models.weights import load_pretrained
+from svertka.models.weights import read_pretrained_weights
 from svertka.tensor_files import write_tensors
 
 # Packages with the functions of timm and torchvision that svertka calls, and one small network each.
@@ -142,7 +142,7 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
             FetchError,
             match=rf"cannot fetch {file} \(network is unreachable\); get it another way, from http.*put it at",
         ) as error:
-            load_pretrained(model, "pretrained")
+            read_pretrained_weights(model, "pretrained")
         assert str(error.value).endswith(f"put it at {place}")
         place.parent.mkdir(parents=True, exist_ok=True)
         network = model.build()
@@ -150,7 +150,7 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
             torch.save(network.state_dict(), place)
         else:
             write_tensors(place, network.state_dict())
-        weights = load_pretrained(model, "pretrained")
+        weights = read_pretrained_weights(model, "pretrained")
         assert all(torch.equal(weights.tensors[key], tensor) for key, tensor in network.state_dict().items())
         assert weights.names is not None
         assert len(weights.names) == 1000

@@ -17,7 +17,7 @@ from svertka.data import imagenet
 from svertka.errors import FetchError, UsageError
 from svertka.models.published_weights import CIFAR10, PRETRAINED, PretrainedWeights
 from svertka.models.registry import MODELS
-from svertka.models.weights import Weights, head_tensor_names, load_pretrained
+from svertka.models.weights import LoadedWeights, head_tensor_names, read_pretrained_weights
 
 RESNET20 = MODELS["resnet20"]
 
@@ -27,10 +27,10 @@ def state_of(model: str, classes: int | None = None) -> dict[str, torch.Tensor]:
     return dict(MODELS[model].build(classes).state_dict())
 
 
-def weights_of(classes: tuple[str, ...] | None, count: int = 3) -> Weights:
+def weights_of(classes: tuple[str, ...] | None, count: int = 3) -> LoadedWeights:
     state = state_of("resnet20", len(classes) if classes else count)
     preprocess = PRETRAINED["resnet18"]["imagenet"].preprocess
-    return Weights(RESNET20, state, preprocess, classes, "old")
+    return LoadedWeights(RESNET20, state, preprocess, classes, "old")
 
 
 @pytest.fixture
@@ -43,43 +43,43 @@ def cifar_file(tmp_path: Path) -> Path:
 
 
 def test_a_file_gets_the_preprocessing_and_names_of_published_weights(cifar_file: Path, tmp_path: Path) -> None:
-    found = load_pretrained(RESNET20, str(cifar_file))
+    found = read_pretrained_weights(RESNET20, str(cifar_file))
     assert (found.preprocess.size, found.preprocess.resize) == (32, 32)
     assert found.preprocess.mean == (0.485, 0.456, 0.406)
     assert found.preprocess.std == (0.229, 0.224, 0.225)
     assert found.names == CIFAR10
 
     torch.save(state_of("resnet18"), tmp_path / "x.pth")
-    found = load_pretrained(MODELS["resnet18"], str(tmp_path / "x.pth"))
+    found = read_pretrained_weights(MODELS["resnet18"], str(tmp_path / "x.pth"))
     assert found.preprocess == PRETRAINED["resnet18"]["imagenet"].preprocess
     assert found.names == imagenet.NAMES
 
     torch.save(state_of("resnet18", 7), tmp_path / "x.pth")
-    found = load_pretrained(MODELS["resnet18"], str(tmp_path / "x.pth"))
+    found = read_pretrained_weights(MODELS["resnet18"], str(tmp_path / "x.pth"))
     assert found.names is None
     assert found.names_or_numbers == ("0", "1", "2", "3", "4", "5", "6")
 
 
 def test_unknown_normalization_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(state_of("plain20"), tmp_path / "x.pth")
-    assert load_pretrained(MODELS["plain20"], str(tmp_path / "x.pth")).preprocess.mean == (0.485, 0.456, 0.406)
+    assert read_pretrained_weights(MODELS["plain20"], str(tmp_path / "x.pth")).preprocess.mean == (0.485, 0.456, 0.406)
     assert "does not say how images are normalized; using mean" in capsys.readouterr().err
     torch.save(state_of("lenet5"), tmp_path / "x.pth")
-    assert load_pretrained(MODELS["lenet5"], str(tmp_path / "x.pth")).preprocess.std == (1 / 1.275,)
+    assert read_pretrained_weights(MODELS["lenet5"], str(tmp_path / "x.pth")).preprocess.std == (1 / 1.275,)
     assert capsys.readouterr().err == ""
 
 
 def test_the_background_class_is_removed(tmp_path: Path) -> None:
     state = state_of("squeezenet1_1", 1001)
     torch.save(state, tmp_path / "x.pth")
-    found = load_pretrained(MODELS["squeezenet1_1"], str(tmp_path / "x.pth"))
+    found = read_pretrained_weights(MODELS["squeezenet1_1"], str(tmp_path / "x.pth"))
     assert found.names == imagenet.NAMES
     assert found.tensors["classifier.1.weight"].equal(state["classifier.1.weight"][1:])
 
 
 def test_caffe_weights_are_converted_and_get_their_preprocessing(shared_data: Path) -> None:
     path = shared_data / "weights" / "squeezenet1_1-imagenet.safetensors"
-    found = load_pretrained(MODELS["squeezenet1_1"], str(path))
+    found = read_pretrained_weights(MODELS["squeezenet1_1"], str(path))
     network = MODELS["squeezenet1_1"].build()
     assert found.load_into(network, imagenet.NAMES) == ""
     assert (found.preprocess.size, found.preprocess.resize) == (227, 256)
@@ -105,7 +105,7 @@ def test_timm_weights_are_converted(tmp_path: Path) -> None:
         state[theirs[stage] + name.removeprefix(stage)] = torch.zeros_like(tensor, device="cpu")
     assert {"features.0.conv.weight", "last_linear.weight"} <= state.keys()
     torch.save(state, tmp_path / "x.pth")
-    found = load_pretrained(MODELS["inception_v4"], str(tmp_path / "x.pth"))
+    found = read_pretrained_weights(MODELS["inception_v4"], str(tmp_path / "x.pth"))
     assert found.names == imagenet.NAMES
     with torch.device("meta"):
         found.check(MODELS["inception_v4"].build(5))
@@ -133,7 +133,7 @@ def test_timm_weights_are_converted(tmp_path: Path) -> None:
 )
 def test_unknown_weights_are_answered_with_known_ones(model: str, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence) as caught:
-        load_pretrained(MODELS[model], text)
+        read_pretrained_weights(MODELS[model], text)
     assert "\n" not in str(caught.value)
 
 
@@ -179,7 +179,7 @@ def publish(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrai
 def test_published_weights_are_downloaded_once(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     its = publish(site, tmp_path / "site", monkeypatch)
     for _ in range(2):
-        found = load_pretrained(MODELS["resnet18"], "imagenet")
+        found = read_pretrained_weights(MODELS["resnet18"], "imagenet")
         assert found.tensors["fc.weight"].equal(state_of("resnet18")["fc.weight"])
     assert Quiet.asked == [f"/{its.file}"]
     assert found.title == f"imagenet ({its.file})"
@@ -191,7 +191,7 @@ def test_a_wrong_checksum_is_refused(site: str, tmp_path: Path, monkeypatch: pyt
     with (tmp_path / "site" / its.file).open("ab") as file:
         file.write(b"!")
     with pytest.raises(FetchError, match=rf"sent a file with checksum sha256:\w{{8}}, not {its.checksum}"):
-        load_pretrained(MODELS["resnet18"], "imagenet")
+        read_pretrained_weights(MODELS["resnet18"], "imagenet")
 
 
 def test_a_failed_download_says_where_to_put_the_file(
@@ -201,10 +201,10 @@ def test_a_failed_download_says_where_to_put_the_file(
     away = (tmp_path / "site" / its.file).rename(tmp_path / its.file)
     cached = tmp_path / "cache" / "svertka" / "weights" / its.file
     with pytest.raises(FetchError, match=f"and put it at {cached}, or give its path as the weights$"):
-        load_pretrained(MODELS["resnet18"], "imagenet")
+        read_pretrained_weights(MODELS["resnet18"], "imagenet")
     away.rename(cached)
     asked = list(Quiet.asked)
-    assert load_pretrained(MODELS["resnet18"], "imagenet").names == imagenet.NAMES
+    assert read_pretrained_weights(MODELS["resnet18"], "imagenet").names == imagenet.NAMES
     assert Quiet.asked == asked
 
 
@@ -241,7 +241,7 @@ def test_other_classes_get_a_new_head() -> None:
 
 def test_a_head_under_a_relu_does_not_start_from_zero() -> None:
     squeezenet = MODELS["squeezenet1_1"]
-    old = Weights(squeezenet, squeezenet.build(3).state_dict(), None, ("a", "b", "c"), "old", "")
+    old = LoadedWeights(squeezenet, squeezenet.build(3).state_dict(), None, ("a", "b", "c"), "old", "")
     network = squeezenet.build(2)
     old.load_into(network, ("x", "y"))
     assert network.state_dict()["classifier.1.weight"].any()
@@ -268,7 +268,7 @@ def test_counters_and_auxiliaries_may_be_missing() -> None:
         name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked") and "aux" not in name
     }
     preprocess = PRETRAINED["googlenet_bn"]["imagenet"].preprocess
-    old = Weights(MODELS["googlenet_bn"], short, preprocess, imagenet.NAMES, "old")
+    old = LoadedWeights(MODELS["googlenet_bn"], short, preprocess, imagenet.NAMES, "old")
     network = MODELS["googlenet_bn"].build()
     assert old.load_into(network, imagenet.NAMES) == "the auxiliary classifiers are newly initialized"
     assert network.state_dict()["fc.weight"].equal(state["fc.weight"])
@@ -277,7 +277,7 @@ def test_counters_and_auxiliaries_may_be_missing() -> None:
 def test_the_heads_of_auxiliaries_follow_the_classes() -> None:
     model = MODELS["googlenet"]
     assert {name.partition(".")[0] for name in head_tensor_names(model)} == {"fc", "aux1", "aux2"}
-    old = Weights(
+    old = LoadedWeights(
         model, state_of("googlenet", 3), PRETRAINED["googlenet_bn"]["imagenet"].preprocess, tuple("abc"), "old"
     )
     network = model.build(2)
@@ -333,4 +333,4 @@ def test_a_head_without_classes_is_refused_in_one_sentence() -> None:
 
 def test_a_file_of_another_network_is_refused_in_one_sentence(cifar_file: Path) -> None:
     with pytest.raises(UsageError, match=r"does not fit resnet18, whose head is fc.bias, fc.weight, which are missing"):
-        load_pretrained(MODELS["resnet18"], str(cifar_file))
+        read_pretrained_weights(MODELS["resnet18"], str(cifar_file))

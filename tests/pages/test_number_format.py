@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from svertka.pages.number_format import format_brief, format_count, format_percent, format_three_digits
+from svertka.pages.number_format import count_with_noun, format_brief, format_percent, format_three_digits
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,11 @@ def test_three_significant_digits(value: float, compared: str, brief: str) -> No
 
 
 def test_count_uses_singular_and_plural() -> None:
-    assert [format_count(1, "epoch"), format_count(0, "epoch"), format_count(10_000, "picture")] == [
+    assert [
+        count_with_noun(1, "epoch"),
+        count_with_noun(0, "epoch"),
+        count_with_noun(10_000, "picture"),
+    ] == [
         "1\u00a0epoch",
         "0\u00a0epochs",
         "10,000\u00a0pictures",

@@ -19,7 +19,7 @@ from PIL import Image
 pytest.importorskip("fastapi")
 from svertka.data.image_io import decode_to_pixels
 from svertka.data.preprocessing import select_used_region
-from svertka.errors import FormatError, ImageError, SizeError
+from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError
 from svertka.serving import decoder_pool as module
 from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, RequestDecoding
 from svertka.serving.decoder_process import DecodingSettings
@@ -85,14 +85,14 @@ def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
     ("data", "error", "sentence"),
     [
         (b"", ImageError, "empty file"),
-        (b"hello" * 20, FormatError, "not an image"),
+        (b"hello" * 20, ImageFormatError, "not an image"),
         (saved(30, 20, "PNG")[:60], ImageError, "truncated|damaged"),
         (
             saved(8000, 7000, "PNG", compress_level=1),
-            SizeError,
+            ImageTooLargeError,
             "56 megapixels, more than the limit of 50; make it smaller$",
         ),
-        (saved(8192, 8192, "WEBP", lossless=True), SizeError, "67 megapixels of WebP .*make it smaller$"),
+        (saved(8192, 8192, "WEBP", lossless=True), ImageTooLargeError, "67 megapixels of WebP .*make it smaller$"),
         (scans(64, 1000), ImageError, "scans, more than the limit"),
     ],
 )
@@ -140,7 +140,7 @@ def test_what_takes_too_long_ends_and_the_next_one_is_decoded(jpeg: bytes, monke
 
     async def slow_then_quick(decoders: DecoderPool) -> None:
         before = decoders.pids
-        with pytest.raises(SizeError, match="takes more than .* seconds to decode"):
+        with pytest.raises(ImageTooLargeError, match="takes more than .* seconds to decode"):
             await decoders.decode(scans(3000, 90), SETTINGS, RequestDecoding(), itself)
         await decoders.decode(saved(20, 20, "PNG"), SETTINGS, RequestDecoding(), itself)
         assert not set(decoders.pids) & set(before)
@@ -182,7 +182,7 @@ def test_a_request_may_not_take_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     async def two(decoders: DecoderPool) -> None:
         account = RequestDecoding()
         await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
-        with pytest.raises(SizeError, match="the images of this request took more than 0 seconds"):
+        with pytest.raises(ImageTooLargeError, match="the images of this request took more than 0 seconds"):
             await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
         await decoders.decode(saved(20, 20, "PNG"), SETTINGS, RequestDecoding(), itself)
 

@@ -15,10 +15,10 @@ from svertka.training.run_recorder import Recorder
 @pytest.fixture
 def digest() -> Callable[[Run], str]:
     """`digest(run)`: of the weights that were reached: the last ones, not the best."""
-    from svertka.tensor_files import read_tensors
+    from svertka.tensor_files import read_tensors_and_header
 
     def of(run: Run) -> str:
-        tensors, header = read_tensors(run.checkpoint)
+        tensors, header = read_tensors_and_header(run.checkpoint)
         kept = sorted(name for name in tensors if name.startswith(("network.", "average.")))
         content = b"".join(tensors[name].numpy().tobytes() for name in kept)
         return hashlib.sha256(content + json.dumps(header["state"]["val_errors"]).encode()).hexdigest()

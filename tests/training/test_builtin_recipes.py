@@ -6,7 +6,7 @@ from svertka.models.published_weights import BACKBONE
 from svertka.models.registry import MODELS
 from svertka.training.builtin_recipes import DEFAULTS, RECIPES, default_recipe, find_recipe
 from svertka.training.lr_schedule import learning_rate
-from svertka.training.training_loop import count_steps
+from svertka.training.training_loop import count_total_and_warmup_steps
 
 
 def test_every_recipe_names_its_source() -> None:
@@ -39,7 +39,7 @@ def test_an_unknown_recipe_lists_the_known() -> None:
 
 def rates(recipe: str, steps_per_epoch: int, steps: list[int], val_errors: list[float] | None = None) -> list[float]:
     chosen = find_recipe(recipe)
-    total, warmup = count_steps(chosen, steps_per_epoch)
+    total, warmup = count_total_and_warmup_steps(chosen, steps_per_epoch)
     return [
         learning_rate(
             chosen.schedule,

@@ -11,7 +11,7 @@ from svertka.errors import RunError, StorageError
 from svertka.models.registry import MODELS
 from svertka.training import checkpoint
 from svertka.training.recipe import Recipe
-from svertka.training.training_loop import TrainingState, make_optimizer
+from svertka.training.training_loop import TrainingProgress, make_optimizer
 
 
 def trained(optimizer: str, layout: torch.memory_format) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -28,7 +28,7 @@ def trained(optimizer: str, layout: torch.memory_format) -> tuple[nn.Module, tor
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_everything_comes_back_exactly(tmp_path: Path, name: str, layout: torch.memory_format) -> None:
     network, optimizer = trained(name, layout)
-    state = TrainingState(step=7, sums=[0.1, 2.0, 3.0], val_errors=[0.1 + 0.2], first_loss=2.3, seconds=1.5)
+    state = TrainingProgress(step=7, sums=[0.1, 2.0, 3.0], val_errors=[0.1 + 0.2], first_loss=2.3, seconds=1.5)
     checkpoint.save(tmp_path / "checkpoint" / "state.safetensors", network, optimizer, state, log=12)
     random = torch.rand(3)
 
@@ -36,7 +36,7 @@ def test_everything_comes_back_exactly(tmp_path: Path, name: str, layout: torch.
     other = make_optimizer(fresh, Recipe(optimizer=name, lr=0.5))
     back, extra = checkpoint.load(tmp_path / "checkpoint" / "state.safetensors", fresh, other)
 
-    assert (back, extra) == (state, {"log": 12, "convolutions": autotune.get_choices()})
+    assert (back, extra) == (state, {"log": 12, "convolutions": autotune.get_choices_of_process()})
     assert torch.equal(torch.rand(3), random)
     for mine, theirs in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
@@ -50,7 +50,7 @@ def test_everything_comes_back_exactly(tmp_path: Path, name: str, layout: torch.
 
 def test_a_checkpoint_of_another_network_is_one_sentence(tmp_path: Path) -> None:
     network, optimizer = trained("sgd", torch.contiguous_format)
-    checkpoint.save(tmp_path / "state.safetensors", network, optimizer, TrainingState())
+    checkpoint.save(tmp_path / "state.safetensors", network, optimizer, TrainingProgress())
     other = MODELS["lenet5"].build()
     with pytest.raises(RunError, match="does not fit this run") as caught:
         checkpoint.load(tmp_path / "state.safetensors", other, make_optimizer(other, Recipe()))
@@ -62,20 +62,22 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before(
 ) -> None:
     path = tmp_path / "state.safetensors"
     network, optimizer = trained("sgd", torch.contiguous_format)
-    checkpoint.save(path, network, optimizer, TrainingState(step=1))
+    checkpoint.save(path, network, optimizer, TrainingProgress(step=1))
     with small_disk(100_000), pytest.raises(StorageError, match="free space or choose another folder"):
-        checkpoint.save(path, network, optimizer, TrainingState(step=2))
+        checkpoint.save(path, network, optimizer, TrainingProgress(step=2))
     assert checkpoint.load(path, network, optimizer)[0].step == 1
 
 
 def test_algorithm_names_of_earlier_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.safetensors"
     network, optimizer = trained("sgd", torch.contiguous_format)
-    monkeypatch.setattr(autotune, "get_choices", lambda: {"one": "direct", "two": "native_pairs", "three": "fft"})
-    checkpoint.save(path, network, optimizer, TrainingState())
+    monkeypatch.setattr(
+        autotune, "get_choices_of_process", lambda: {"one": "direct", "two": "native_pairs", "three": "fft"}
+    )
+    checkpoint.save(path, network, optimizer, TrainingProgress())
     choices = checkpoint.load(path, network, optimizer)[1]["convolutions"]
     assert choices == {"one": "aten", "two": "native_winograd_bf16", "three": "fft"}
-    monkeypatch.setattr(autotune, "get_choices", lambda: {"one": "strassen"})
-    checkpoint.save(path, network, optimizer, TrainingState())
+    monkeypatch.setattr(autotune, "get_choices_of_process", lambda: {"one": "strassen"})
+    checkpoint.save(path, network, optimizer, TrainingProgress())
     with pytest.raises(RunError, match="convolutions by 'strassen'"):
         checkpoint.load(path, network, optimizer)

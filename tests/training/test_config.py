@@ -7,9 +7,9 @@ import torch
 from svertka.errors import RunError
 from svertka.run import Run
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.config import Settings, get_versions
+from svertka.training.config import RunSettings, get_versions
 
-SETTINGS = Settings(
+SETTINGS = RunSettings(
     source="digits", fingerprint="ab", parts={"train": 3}, bad=[], val=0.1, test=0.0, model="mlp", recipe_name="photos",
     recipe=RECIPES["photos"], stored_side=8, seed=0, device="cpu", threads=2, memory_format="channels_last",
     prefetch=True, cache_limit=None,
@@ -19,8 +19,8 @@ SETTINGS = Settings(
 def test_training_json_survives(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.training.write_text(SETTINGS.model_dump_json())
-    assert Settings.of(run) == SETTINGS
-    assert Settings.of(run).layout == torch.channels_last
+    assert RunSettings.of(run) == SETTINGS
+    assert RunSettings.of(run).layout == torch.channels_last
     assert set(get_versions()) == {"svertka", "torch", "python"}
 
 
@@ -31,5 +31,5 @@ def test_a_value_that_cannot_be_is_one_sentence(tmp_path: Path, change: dict[str
     run = Run(tmp_path)
     run.training.write_text(json.dumps(json.loads(SETTINGS.model_dump_json()) | change))
     with pytest.raises(RunError, match=f"training.json is damaged .*{next(iter(change))}") as caught:
-        Settings.of(run)
+        RunSettings.of(run)
     assert "\n" not in str(caught.value)

@@ -21,8 +21,8 @@ from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.training import lr_finder, training_loop
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.config import Settings
-from svertka.training.training_loop import count_steps
+from svertka.training.config import RunSettings
+from svertka.training.training_loop import count_total_and_warmup_steps
 
 SHARDS, LARGE = 12, 600  # configurations: the first ones, one a test, or all under --large
 SMALL = ("mlp", "lenet5", "resnet20", "plain20", "airbench", "squeezenet1_1")
@@ -131,7 +131,7 @@ def check_history(run: Run, rates: list[float]) -> None:
             if isinstance(value, float):
                 assert math.isfinite(value), line
                 assert value >= 0 or name == "learning_rate", line
-    settings = Settings.of(run)
+    settings = RunSettings.of(run)
     if settings.recipe.is_computed:
         assert rates == []
         return
@@ -139,7 +139,7 @@ def check_history(run: Run, rates: list[float]) -> None:
     steps_per_epoch = -(-count // batch_size)
     if batch_size == 2 and count > 2:  # a last picture joins the pair before it
         steps_per_epoch = count // 2
-    total, warmup = count_steps(settings.recipe, steps_per_epoch)
+    total, warmup = count_total_and_warmup_steps(settings.recipe, steps_per_epoch)
     if settings.recipe.early_stop is None:
         assert len(rates) == total
     after = rates[warmup:]

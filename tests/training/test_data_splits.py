@@ -13,7 +13,12 @@ from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError
 from svertka.models.registry import MODELS
-from svertka.training.data_splits import DataSplits, choose_network_input, decode_and_split, stored_side_for_crops
+from svertka.training.data_splits import (
+    DataSplits,
+    choose_input_size_and_channels,
+    decode_and_split,
+    stored_side_for_crops,
+)
 
 PREPROCESS = Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -61,18 +66,18 @@ def test_a_class_whose_pictures_are_all_bad_is_one_sentence(digit_folder: Path, 
 
 def test_inputs_suit_network_and_pictures(digit_folder: Path) -> None:
     digits, photos = open_builtin("digits"), open_folder(digit_folder)
-    assert choose_network_input(digits, MODELS["lenet5"], None) == (32, 28, 1)
-    assert choose_network_input(digits, MODELS["mlp"], None) == (8, 8, 1)
-    assert choose_network_input(digits, MODELS["resnet20"], 16) == (16, 16, 1)
-    assert choose_network_input(photos, MODELS["resnet20"], None) == (64, 64, 3)
-    assert choose_network_input(photos, MODELS["lenet5"], None) == (32, 28, 1)
+    assert choose_input_size_and_channels(digits, MODELS["lenet5"], None) == (32, 28, 1)
+    assert choose_input_size_and_channels(digits, MODELS["mlp"], None) == (8, 8, 1)
+    assert choose_input_size_and_channels(digits, MODELS["resnet20"], 16) == (16, 16, 1)
+    assert choose_input_size_and_channels(photos, MODELS["resnet20"], None) == (64, 64, 3)
+    assert choose_input_size_and_channels(photos, MODELS["lenet5"], None) == (32, 28, 1)
 
 
 def test_inputs_suit_the_weights_that_training_starts_from() -> None:
     digits = open_builtin("digits")
     expected = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert choose_network_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
-    assert choose_network_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
+    assert choose_input_size_and_channels(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
+    assert choose_input_size_and_channels(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
 
 
 def _weights(labels: np.ndarray, patches: Any = None, *, by_class: bool = True) -> np.ndarray:

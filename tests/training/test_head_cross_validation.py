@@ -12,7 +12,7 @@ import svertka
 from svertka.errors import RunError
 from svertka.models.registry import MODELS
 from svertka.run import Run
-from svertka.tensor_files import read_tensors
+from svertka.tensor_files import read_tensors_and_header
 from svertka.training import head_cross_validation, resume
 from svertka.training.builtin_recipes import find_recipe
 from svertka.training.data_splits import DataSplits
@@ -54,7 +54,7 @@ def spied(digit_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_a_fold_trains_the_head_that_is_deployed(spied: dict[str, Any]) -> None:
-    tensors, _ = read_tensors(spied["run"].checkpoint)  # of the last epoch
+    tensors, _ = read_tensors_and_header(spied["run"].checkpoint)  # of the last epoch
     scores = spied["features"].flatten(1) @ tensors["network.linear.weight"].T + tensors["network.linear.bias"]
     assert len(set(spied["predicted"].tolist())) > 1
     assert scores.argmax(1).tolist() == spied["predicted"].tolist()

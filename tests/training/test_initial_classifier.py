@@ -10,7 +10,11 @@ import svertka
 from svertka.data.augmentation import AUTO_AUGMENTATIONS, RandomErasing
 from svertka.errors import UsageError
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.initial_classifier import check_frozen_layers, check_patch_augmentation, describe_ignored_settings
+from svertka.training.initial_classifier import (
+    check_frozen_layers_and_boxes,
+    check_patch_augmentation,
+    describe_ignored_settings,
+)
 from svertka.training.recipe import Recipe
 
 
@@ -19,17 +23,17 @@ def test_fresh_weights_are_not_frozen(unfreeze: str) -> None:
     recipe = RECIPES["photos"].with_changes(unfreeze=unfreeze)
     sentence = f"unfreeze={unfreeze} freezes layers with random weights; give --weights"
     with pytest.raises(UsageError, match=re.escape(sentence)):
-        check_frozen_layers(recipe, None, trained=False)
-    check_frozen_layers(recipe, None, trained=True)
-    check_frozen_layers(recipe.with_changes(unfreeze="all"), None, trained=False)
+        check_frozen_layers_and_boxes(recipe, None, trained=False)
+    check_frozen_layers_and_boxes(recipe, None, trained=True)
+    check_frozen_layers_and_boxes(recipe.with_changes(unfreeze="all"), None, trained=False)
 
 
 @pytest.mark.parametrize(("unfreeze", "trained"), [("head", False), ("last", True), ("all", True), ("all", False)])
 def test_boxes_train_a_head_on_what_is_trained(unfreeze: str, trained: bool) -> None:
     recipe = RECIPES["patches"].with_changes(unfreeze=unfreeze)
     with pytest.raises(UsageError, match="boxes=b.csv trains only a head, on pretrained weights"):
-        check_frozen_layers(recipe, "b.csv", trained=trained)
-    check_frozen_layers(RECIPES["patches"], "b.csv", trained=True)
+        check_frozen_layers_and_boxes(recipe, "b.csv", trained=trained)
+    check_frozen_layers_and_boxes(RECIPES["patches"], "b.csv", trained=True)
 
 
 @pytest.mark.parametrize("options", [

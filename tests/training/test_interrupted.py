@@ -29,7 +29,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "reading": (single_run, "open_source", 1),
     "decoding": (single_run, "decode_and_split", 1),
     "timing": (single_run.time_estimate, "time_training_steps", 1),
-    "making the run": (single_run, "create_run", 1),
+    "making the run": (single_run, "write_new_run", 1),
     "first checkpoint": (checkpoint, "write_tensors", 1),
     "the optimizer": (resume, "build_optimizer", 1),
     "computing the head": (resume, "compute_head", 1),

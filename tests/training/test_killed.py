@@ -16,7 +16,7 @@ import svertka
 from svertka import progress
 from svertka.errors import SvertkaError
 from svertka.run import Run
-from svertka.tensor_files import read_tensors
+from svertka.tensor_files import read_tensors_and_header
 from svertka.training import run_recorder, single_run, training_loop
 
 source, folder, attempts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 options = dict(model="mlp", size=8, epochs=4, batch_size=32, lr=0.05, threads=1)
 
 def weights(run):
-    tensors, _ = read_tensors(run.checkpoint)
+    tensors, _ = read_tensors_and_header(run.checkpoint)
     return {name: value for name, value in tensors.items() if name.startswith("network.")}
 
 whole = svertka.train(source, output=folder / "whole", **options)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from svertka.training.builtin_recipes import RECIPES
 from svertka.training.lr_schedule import Constant, Cosine, Plateau, Polynomial, Step, count_plateaus, learning_rate
-from svertka.training.training_loop import count_steps
+from svertka.training.training_loop import count_total_and_warmup_steps
 
 
 @given(step=st.integers(0, 999), warmup=st.integers(0, 300), schedule=st.sampled_from([Constant(), Cosine(), Step()]))
@@ -79,7 +79,7 @@ def test_a_warm_up_at_one_rate() -> None:
 )
 def test_a_training_of_any_length_ends_at_its_lowest_rate(name: str, epochs: float, steps_per_epoch: int) -> None:
     recipe = RECIPES[name].with_changes(epochs=epochs)
-    total, warmup = count_steps(recipe, steps_per_epoch)
+    total, warmup = count_total_and_warmup_steps(recipe, steps_per_epoch)
     assert warmup <= total / 4 + 0.5
     rates = [learning_rate(recipe.schedule, recipe.lr, step=step, total=total, warmup=warmup) for step in range(total)]
     assert min(rates) == rates[-1]

@@ -16,7 +16,7 @@ from svertka.classifier import Classifier
 from svertka.errors import SvertkaError, UsageError
 from svertka.models.external_builder import GRAPH
 from svertka.serving.served_model import ServedModel
-from svertka.tensor_files import read_tensors
+from svertka.tensor_files import read_tensors_and_header
 
 SOURCE = """
 import pathlib
@@ -218,7 +218,7 @@ def test_an_interrupted_run_of_a_module_continues_with_the_module(photos: Path, 
     with pytest.raises(UsageError, match=r"has no importable builder.*svertka.resume\(.*, model=…\)"):
         svertka.resume(run)
     svertka.resume(run, model=network)
-    ours, theirs = read_tensors(run.weights)[0], read_tensors(whole.weights)[0]
+    ours, theirs = read_tensors_and_header(run.weights)[0], read_tensors_and_header(whole.weights)[0]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

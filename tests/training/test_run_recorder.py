@@ -15,7 +15,7 @@ from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.run_recorder import Recorder, explain_kept_epoch, is_epoch_as_good
 from svertka.training.trained_part_and_batches import TrainingInputs
-from svertka.training.training_loop import LOG_EVERY, TrainingState, fit, make_optimizer
+from svertka.training.training_loop import LOG_EVERY, TrainingProgress, fit, make_optimizer
 
 
 def kept(val_errors: list[float], pictures: int, val_losses: list[float] | None = None) -> int:
@@ -92,7 +92,7 @@ def test_scores_that_die_behind_a_relu_are_said_after_the_first_batches(
         network[1].bias[list(dead)] = -1000
     names = tuple(f"digit {number}" for number in range(10))
     classifier = Classifier(network, Config(model="mlp", names=names, preprocess=batches.preprocess))
-    optimizer, state, run = make_optimizer(network, recipe), TrainingState(), Run(tmp_path)
+    optimizer, state, run = make_optimizer(network, recipe), TrainingProgress(), Run(tmp_path)
     log = MetricsLog(run.metrics)
     with progress("training", batches.steps) as shown:
         inputs = TrainingInputs(network, batches, None)

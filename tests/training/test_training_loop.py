@@ -19,8 +19,8 @@ from svertka.training.training_loop import (
     Callback,
     Loss,
     StepMetrics,
-    TrainingState,
-    count_steps,
+    TrainingProgress,
+    count_total_and_warmup_steps,
     fit,
     gradient_to_weight_ratios,
     make_optimizer,
@@ -56,7 +56,7 @@ def mlp() -> nn.Module:
 ])  # fmt: skip
 def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[..., BatchLoader], recipe: Recipe) -> None:
     batches, network, watcher = digit_batches(), mlp(), Watcher()
-    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), watcher)
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingProgress(), watcher)
 
     theirs = mlp()
     if recipe.optimizer == "sgd":
@@ -90,7 +90,7 @@ def test_mixed_images_are_trained_on_with_soft_targets(
     weights = class_weights[torch.from_numpy(labels)] if weighted else None
     batches = digit_batches(mixing=MixupAndCutmix(mixup=0.4, cutmix=1.0), weights=weights)
     network, watcher = mlp(), Watcher()
-    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), watcher)
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingProgress(), watcher)
 
     theirs, shown, wrong = mlp(), 0.0, 0
     optimizer = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
@@ -121,7 +121,7 @@ def test_mixed_images_are_trained_on_with_soft_targets(
 
 def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, network, watcher = digit_batches(pictures=1600), mlp(), Watcher()
-    recipe, state = Recipe(epochs=2, lr=0.0001), TrainingState()
+    recipe, state = Recipe(epochs=2, lr=0.0001), TrainingProgress()
     fit(network, make_optimizer(network, recipe), batches, recipe, state, watcher)
     assert [look.step for look in watcher.looks] == [20, 25, 40, 50]
     assert [look.steps for look in watcher.looks] == [20, 5, 15, 10]
@@ -132,7 +132,7 @@ def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batche
 def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, network, watcher = digit_batches(), mlp(), Watcher()
     recipe = Recipe(epochs=1, lr=1e-30, schedule=Constant())
-    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), watcher)
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingProgress(), watcher)
     logits = torch.cat([network(batch.images) for batch in batches.epoch(0)])
     labels = torch.cat([batch.labels for batch in batches.epoch(0)])
     (_, loss, error) = watcher.epochs[0]
@@ -149,7 +149,7 @@ def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimized(digit_batche
             make_optimizer(network, recipe),
             digit_batches(),
             recipe.with_changes(epochs=1),
-            TrainingState(),
+            TrainingProgress(),
             watcher,
         )
         shown.append(watcher.epochs[0][1])
@@ -164,7 +164,7 @@ def test_rows_count_in_the_loss_as_they_are_weighted(
     batches.weights = torch.from_numpy(batches.labels == 0).float()  # zeros only
     recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), momentum=0, accumulate=accumulate)
     before = network.output.bias.detach().clone()
-    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), Callback())
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingProgress(), Callback())
     change = network.output.bias.detach() - before
     assert change[0] > 0
     assert (change[1:] < 0).all()
@@ -185,7 +185,7 @@ def test_the_loss_with_a_rubbish_class_is_equation_9_of_the_paper() -> None:
 def test_divergence_names_the_steps(digit_batches: Callable[..., BatchLoader]) -> None:
     network = mlp()
     recipe = Recipe(epochs=9, lr=0.05, schedule=Constant())
-    state, batches = TrainingState(), digit_batches(pictures=1600)
+    state, batches = TrainingProgress(), digit_batches(pictures=1600)
 
     class Saboteur(Callback):
         def on_metrics(self, metrics: StepMetrics) -> None:
@@ -199,10 +199,13 @@ def test_divergence_names_the_steps(digit_batches: Callable[..., BatchLoader]) -
 
 
 def test_steps_round_but_are_never_none() -> None:
-    assert count_steps(Recipe(epochs=8, warmup=1), 20) == (160, 20)
-    assert count_steps(Recipe(epochs=1.5, warmup=1), 20) == (30, 8)  # a quarter of a short training at most
-    assert count_steps(Recipe(epochs=0.29, warmup=2), 100) == (29, 7)
-    assert count_steps(Recipe(epochs=0.001), 20) == (1, 0)
+    assert count_total_and_warmup_steps(Recipe(epochs=8, warmup=1), 20) == (160, 20)
+    assert count_total_and_warmup_steps(Recipe(epochs=1.5, warmup=1), 20) == (
+        30,
+        8,
+    )  # a quarter of a short training at most
+    assert count_total_and_warmup_steps(Recipe(epochs=0.29, warmup=2), 100) == (29, 7)
+    assert count_total_and_warmup_steps(Recipe(epochs=0.001), 20) == (1, 0)
 
 
 def test_gradient_ratios_are_root_mean_squares() -> None:
@@ -282,7 +285,7 @@ def test_a_training_that_looks_ahead_resumes_exactly(digit_batches: Callable[...
             if stop and state.step == 7:
                 checkpoint.save(tmp_path / "checkpoint" / "at", whole, optimizer, state)
 
-    state, whole = TrainingState(), network()
+    state, whole = TrainingProgress(), network()
     optimizer = make_optimizer(whole, recipe)
     fit(whole, optimizer, batches, recipe, state, Saver())
     resumed = network()

@@ -1,12 +1,12 @@
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.training_report import describe_training
 
 
 def test_the_plan_says_what_on_what_how_where_and_how_long() -> None:
-    settings = Settings(
+    settings = RunSettings(
         source="digits", fingerprint="ab", parts={"train": 1233, "val": 180, "test": 0}, val=0.1, test=0.0,
         model="lenet5", bad=[{"path": "x.png", "reason": "truncated"}], recipe_name="lenet5-digits",
         recipe=RECIPES["lenet5-digits"], stored_side=32, seed=0, device="cpu", threads=2, memory_format="channels_last",

@@ -10,9 +10,9 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.data.loader import BatchLoader
 from svertka.models.registry import MODELS
-from svertka.tensor_files import read_tensors
+from svertka.tensor_files import read_tensors_and_header
 from svertka.training.recipe import Recipe
-from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
+from svertka.training.training_loop import Callback, TrainingProgress, fit, make_optimizer
 from svertka.training.weight_average import WeightAverage
 
 
@@ -34,7 +34,7 @@ def test_the_average_is_the_weighted_sum_of_all_steps(digit_batches: Callable[..
         update(step)
 
     average.update = remembered  # type: ignore[method-assign]
-    fit(network, make_optimizer(network, recipe), digit_batches(), recipe, TrainingState(), Callback(), average)
+    fit(network, make_optimizer(network, recipe), digit_batches(), recipe, TrainingProgress(), Callback(), average)
     shares = torch.ones(len(history), dtype=torch.float64)
     for step in range(1, len(history)):
         kept = min(decay, (1 + step) / (10 + step))
@@ -53,7 +53,7 @@ def test_the_statistics_of_batch_norm_are_those_of_the_averaged_weights(
 ) -> None:
     network, recipe, batches = resnet(), Recipe(epochs=4, lr=0.05, batch_size=64), digit_batches()
     average = WeightAverage(network, 0.95)
-    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), Callback(), average)
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingProgress(), Callback(), average)
     live = {name: one.clone() for name, one in network.state_dict().items()}
     images = torch.cat([batch.images for batch in batches.epoch(0)])
     with average.applied(), torch.no_grad():
@@ -73,7 +73,7 @@ def test_the_statistics_of_batch_norm_are_those_of_the_averaged_weights(
 def test_a_run_holds_the_averaged_weights_and_its_errors_are_theirs(digit_folder: Path, tmp_path: Path) -> None:
     options = {"model": "resnet20", "size": 8, "epochs": 2, "batch_size": 16, "threads": 1, "lr": 0.05}
     run = svertka.train(digit_folder, output=tmp_path / "run", ema=0.95, **options)
-    tensors, _ = read_tensors(run.checkpoint)
+    tensors, _ = read_tensors_and_header(run.checkpoint)
     saved = Classifier.load(run.folder).network.state_dict()
     names = [name for name in saved if f"average.{name}" in tensors]
     assert len(names) > 50

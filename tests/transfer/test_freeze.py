@@ -12,7 +12,7 @@ from svertka.errors import UsageError
 from svertka.graph.cut import find_stages
 from svertka.models.registry import MODELS
 from svertka.training.recipe import Recipe
-from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
+from svertka.training.training_loop import Callback, TrainingProgress, fit, make_optimizer
 from svertka.transfer.freeze import first_trainable_stage, freeze_and_split, parameter_stage_depths, split_at_frozen
 
 SHAPE = (1, 1, 8, 8)
@@ -49,7 +49,7 @@ def test_training_leaves_the_frozen_part_unchanged(
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     recipe = Recipe(epochs=1, lr=0.05, weight_decay=0.01)
     optimizer = make_optimizer(network, recipe)
-    fit(made, optimizer, digit_batches(300), recipe, TrainingState(), Callback())
+    fit(made, optimizer, digit_batches(300), recipe, TrainingProgress(), Callback())
 
     after = network.state_dict()
     frozen = [name for name in before if not name.startswith(learns)]
@@ -136,7 +136,7 @@ def test_stages_unfreeze_one_per_epoch_with_lower_learning_rates(digit_batches: 
             )
             return False
 
-    fit(network, optimizer, digit_batches(128), recipe, TrainingState(), Watcher())
+    fit(network, optimizer, digit_batches(128), recipe, TrainingProgress(), Watcher())
     assert changed == [{"linear"}, {"linear", "layer3"}]
     assert sorted({group["rate_factor"] for group in optimizer.param_groups}) == [0.125, 0.25, 0.5, 1]
 

@@ -51,12 +51,12 @@ def predict(
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """
     with show_import_spinner():
-        from svertka.classifier import predict_in_batches
+        from svertka.classifier import iter_predictions
 
     count, failed, limit = 0, 0, parse_pixel_count(max_pixels)
     form = _json_form if as_json else _csv_form if as_csv else _table_form
     with form() as write:
-        for batch in predict_in_batches(
+        for batch in iter_predictions(
             run,
             *images,
             top=top,

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from svertka.compiler.calibration_batches import BATCH_SIZE, check_image_batch
+from svertka.compiler.calibration_batches import BATCH_SIZE, to_float_image_batch
 from svertka.confidence_intervals import (
     Interval,
     Z,
@@ -17,7 +17,7 @@ from svertka.confidence_intervals import (
     wilson_interval,
 )
 from svertka.errors import UsageError
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 
 Network = Callable[[Tensor], Any]
 INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
@@ -25,7 +25,7 @@ EXPECTED = "give (images, labels) or an iterable of such batches; images (N, C, 
 
 
 @dataclass(frozen=True)
-class AccuracyReport:
+class MixedPrecisionReport:
     """What a mixture of precisions costs in accuracy, on the same validation images, and gains in time.
 
     Attributes:
@@ -92,13 +92,14 @@ class AccuracyReport:
         """The loss and the speed in words."""
         low, high = (format_percentage_points(end) for end in (-self.interval[1], -self.interval[0]))
         accuracy = (
-            f"top-1 {self.top1_before:.2%} → {self.top1_after:.2%} on {format_count(self.images, 'validation image')} "
+            f"top-1 {self.top1_before:.2%} → {self.top1_after:.2%} on "
+            f"{count_with_noun(self.images, 'validation image')} "
             f"({format_percentage_points(-self.loss)} points, 95 % interval {low} to {high})"
         )
         if not math.isfinite(self.seconds):
             return accuracy
         speed = f"{1000 * self.seconds:.2f} ms a batch, {1000 * self.float_seconds:.2f} ms in fp32"
-        limit = f"; the time limit left a lower precision of {format_count(self.untried, 'layer')} untried"
+        limit = f"; the time limit left a lower precision of {count_with_noun(self.untried, 'layer')} untried"
         return f"{accuracy}; {speed}{limit if self.untried else ''}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def count_needed_images(max_loss: float) -> int:
     return max(1, math.ceil(Z * math.sqrt(2) / max_loss) - 2)
 
 
-def find_least_bound(count: int) -> float:
+def smallest_testable_max_loss(count: int) -> float:
     """Return the smallest bound, rounded up to tenths of a point, for which `count` images suffice."""
     return math.ceil(1000 * Z * math.sqrt(2) / (count + 2)) / 1000
 
@@ -154,9 +155,9 @@ class ValidationImages:
             raise UsageError(f"validation= has no images; {EXPECTED}")
         if count < (needed := count_needed_images(max_loss)):
             raise UsageError(
-                f"validation= has {format_count(count, 'image')}, too few for max_loss={max_loss:g}: with fewer than "
-                f"{needed:,} the 95 % interval of the loss exceeds it even if no image changes its class; give more, "
-                f"or at least max_loss={find_least_bound(count)}"
+                f"validation= has {count_with_noun(count, 'image')}, too few for max_loss={max_loss:g}: with fewer "
+                f"than {needed:,} the 95 % interval of the loss exceeds it even if no image changes its class; give "
+                f"more, or at least max_loss={smallest_testable_max_loss(count)}"
             )
         self._images = torch.cat([images for images, _ in checked])
         self.labels = torch.cat([labels for _, labels in checked])
@@ -186,28 +187,28 @@ class ValidationImages:
             right.append(scores[: len(labels)].argmax(1) == labels)
         return torch.cat(right), classes
 
-    def report(self, before: Tensor, after: Tensor) -> AccuracyReport:
+    def report(self, before: Tensor, after: Tensor) -> MixedPrecisionReport:
         """Return the loss from `before` to `after`, which are the images classified correctly, (N) bool."""
-        return AccuracyReport.count(before, after, self.max_loss)
+        return MixedPrecisionReport.count(before, after, self.max_loss)
 
     def require_better_than_chance(self, name: str, right: Tensor, classes: int) -> None:
         """Raise UsageError if the float network, called `name`, is not better than chance, so has nothing to lose."""
         count = int(right.sum())
         if wilson_interval(count, len(self))[0] <= 1 / classes:
             raise UsageError(
-                f"{name} classifies {count:,} of {format_count(len(self), 'validation image')} correctly, which is no "
-                f"better than chance among {classes:,} classes; order the labels as its outputs, and preprocess the "
+                f"{name} classifies {count:,} of {count_with_noun(len(self), 'validation image')} correctly, which is "
+                f"no better than chance among {classes:,} classes; order the labels as its outputs, and preprocess the "
                 "images as for its training"
             )
 
     def _check(self, batch: Any) -> tuple[Tensor, Tensor]:
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
             raise UsageError(f"validation= has a batch that is no pair of images and labels; {EXPECTED}")
-        images, labels = check_image_batch("validation", batch[0], self._shape), batch[1]
+        images, labels = to_float_image_batch("validation", batch[0], self._shape), batch[1]
         if labels.dim() != 1 or labels.dtype not in INTEGERS or len(labels) != len(images):
             raise UsageError(
                 f"validation= has labels of shape {tuple(labels.shape)} {str(labels.dtype).removeprefix('torch.')} for "
-                f"{format_count(len(images), 'image')}; give one whole number for each image, (N)"
+                f"{count_with_noun(len(images), 'image')}; give one whole number for each image, (N)"
             )
         return images, labels.to("cpu", torch.int64)
 

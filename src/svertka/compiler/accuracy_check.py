@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.output_structure import find_tensors
+from svertka.compiler.output_structure import iter_output_tensors
 from svertka.compiler.validation import float32_hint
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_network
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 
 # Largest float32 error relative to the largest value. The built-in models stay below 1e-5.
 TOLERANCE = 1e-3
@@ -57,7 +57,7 @@ def measure_error(
         spread = 0.0 if "int8" in precisions else 0.5  # 8 bits cover what calibration images contain
         x = example.clone() if batch_size == len(example) else make_noisy_copies(example, batch_size, spread)
         expected = run_original(original, x) if known is None or batch_size != len(example) else known
-        ours = list(find_tensors(optimized(x)))
+        ours = list(iter_output_tensors(optimized(x)))
         _check_same_kinds(name, ours, expected)
         for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
             error = max_relative_error(a, b)
@@ -83,7 +83,7 @@ def measure_error(
                     difference = f"it returns values up to {float(a.abs().amax()):.1e} instead of zeros"
                 raise UsageError(
                     f"optimized, {name} computes something else on the example: {difference} for "
-                    f"{format_count(batch_size, 'image')}; use the original network"
+                    f"{count_with_noun(batch_size, 'image')}; use the original network"
                 )
             worst = max(worst, error)
     return worst
@@ -96,7 +96,7 @@ def run_original(original: nn.Module, x: Tensor) -> Sequence[Tensor]:
         UsageError: It cannot run.
     """
     try:
-        return list(find_tensors(original(x.clone())))
+        return list(iter_output_tensors(original(x.clone())))
     except Exception as reason:  # a network may raise anything
         raise UsageError(_describe_failure(original, len(x), reason)) from reason
 
@@ -112,7 +112,9 @@ def check_int8_error(
         example: Images, (N, C, H, W) float32.
         calibrated: The smallest and the largest number of the calibration images.
     """
-    for a, b in zip(find_tensors(optimized(example)), find_tensors(original(example.clone())), strict=True):
+    for a, b in zip(
+        iter_output_tensors(optimized(example)), iter_output_tensors(original(example.clone())), strict=True
+    ):
         if not b.is_floating_point() or not b.numel():
             continue
         error = _relative_rms(a, b)
@@ -129,7 +131,7 @@ def check_int8_error(
 def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, theirs: Tensor) -> bool:
     """Return whether output `number` is nearly as close to `original` in float64 as PyTorch's float32 output is."""
     try:
-        exact = list(find_tensors(copy_network(original).double()(x.double())))[number]
+        exact = list(iter_output_tensors(copy_network(original).double()(x.double())))[number]
     except Exception:  # the network may support only float32
         return False
     return max_relative_channel_error(ours, exact) <= TIMES * max_relative_channel_error(theirs, exact) < torch.inf

@@ -12,7 +12,7 @@ MAX_SCORES = 1 << 16  # computed together, a quarter of a cache of 1 MiB; at lea
 Steps = list[Step | ConvolutionChain | Attention]
 
 
-def form_attention(
+def fuse_attention(
     steps: Sequence[Step | ConvolutionChain], shapes: Mapping[int, tuple[int, ...]], kept: Iterable[int]
 ) -> Steps:
     """Return `steps` with one step for each product, softmax and product that use the scores only once.

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from svertka.compiler.validation import to_plain_images
 from svertka.errors import UsageError
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 
 MIN_IMAGES = 100  # with fewer, ranges are uncertain
 BATCH_SIZE = 16  # images that are run at a time
@@ -53,7 +53,7 @@ class CalibrationBatches:
         size = self._batch_size or BATCH_SIZE
         rest = self.kept
         for batch in self._batches:
-            images = check_image_batch(
+            images = to_float_image_batch(
                 "calibration", batch[0] if isinstance(batch, tuple | list) and batch else batch, self._shape
             )
             if len(images):
@@ -74,12 +74,12 @@ class CalibrationBatches:
 def describe_few_images(count: int) -> str:
     """Return a warning about fewer than `MIN_IMAGES` images."""
     return (
-        f"calibration= has {format_count(count, 'image')}; with fewer than {MIN_IMAGES} the ranges of values are "
+        f"calibration= has {count_with_noun(count, 'image')}; with fewer than {MIN_IMAGES} the ranges of values are "
         "uncertain, so give more"
     )
 
 
-def check_image_batch(argument: str, batch: Any, shape: tuple[int, ...]) -> Tensor:
+def to_float_image_batch(argument: str, batch: Any, shape: tuple[int, ...]) -> Tensor:
     """Return a batch of images as a plain tensor, (N, C, H, W) float32.
 
     Args:

@@ -25,7 +25,7 @@ def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
     """Capture `network` in inference for inputs of `shape`, (N, C, H, W), for any batch size if possible.
 
     Nothing is computed and `network` is not changed. Decisions that depend on the input's shape become fixed;
-    `DynamicBatchCapturer.make_batch_size_check` tells whether another batch size leads to the same ones.
+    `DynamicBatchCapturer.make_same_graph_checker` tells whether another batch size leads to the same ones.
 
     Raises:
         UsageError: As for `StaticGraphCapture`.
@@ -46,7 +46,7 @@ class DynamicBatchCapturer:
         whole = self._merge()
         return whole if whole is not None and _matches(whole, first) else first.recording
 
-    def make_batch_size_check(self, recording: CapturedGraph) -> "BatchSizeCheck":
+    def make_same_graph_checker(self, recording: CapturedGraph) -> "SameGraphChecker":
         """Return a check of whether other batch sizes lead to the same graph. It keeps no weights alive."""
         alone = DynamicBatchCapturer(
             copy_with_meta_tensors(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks
@@ -54,7 +54,7 @@ class DynamicBatchCapturer:
         read = recording.looked_at & self.constants.keys()
         own = {name: tensor for name, tensor in recording.constants.items() if name not in self.constants}
         alone.constants |= {name: self.constants[name].detach().clone() for name in read}
-        return BatchSizeCheck(alone, replace(recording, constants=own))
+        return SameGraphChecker(alone, replace(recording, constants=own))
 
     def _capture_runs(self, batch_size: int, runs: int = 1) -> StaticGraphCapture:
         """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
@@ -84,7 +84,7 @@ class DynamicBatchCapturer:
         return merged if merged is not None and _matches(merged, third) else None
 
 
-class BatchSizeCheck:
+class SameGraphChecker:
     """Whether a captured network computes the same graph for a batch size; results are cached."""
 
     def __init__(self, followed: DynamicBatchCapturer, recording: CapturedGraph) -> None:

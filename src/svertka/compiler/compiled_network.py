@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from svertka.compiler import reference
-from svertka.compiler.capture_at_several_batch_sizes import CAPTURED_BATCH_SIZES, BatchSizeCheck
+from svertka.compiler.capture_at_several_batch_sizes import CAPTURED_BATCH_SIZES, SameGraphChecker
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.packing import PackedWeights
-from svertka.compiler.serialize import OptimizedInfo
+from svertka.compiler.serialize import OptimizationRecord
 from svertka.errors import UsageError
 
 MAX_PLANS = 8  # batch sizes for which memory is kept
@@ -59,8 +59,8 @@ class CompiledNetwork:
         self,
         fused: FusedNetwork,
         packed: Mapping[str, PackedWeights | PackedInt8Weights],
-        info: OptimizedInfo,
-        repeats: BatchSizeCheck | None,
+        info: OptimizationRecord,
+        repeats: SameGraphChecker | None,
     ) -> None:
         self.fused, self.packed, self.info, self._repeats = fused, packed, info, repeats
         self._same = {*CAPTURED_BATCH_SIZES, info.example[0]}  # batch sizes that were captured
@@ -123,7 +123,7 @@ class CompiledNetwork:
         others = [size for size in CHECKED_BATCH_SIZES if size != batch_size]
         return {batch_size, *[size for size in others if self._supports_batch_size(size)][:2]}
 
-    def info_for_saving(self) -> OptimizedInfo:
+    def info_for_saving(self) -> OptimizationRecord:
         """Return the info for a copy without the original network.
 
         Raises:

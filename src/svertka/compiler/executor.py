@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.compiler.attention_tiling import form_attention, iter_head_ranges
+from svertka.compiler.attention_tiling import fuse_attention, iter_head_ranges
 from svertka.compiler.convolution_chain_tiling import ChainTiling, TileStep, form_convolution_chains
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
@@ -47,8 +47,8 @@ from svertka.compiler.tensor_kernel_arguments import (
     add_matrix_product,
     add_reduction,
     add_softmax,
-    make_epilogue,
-    make_interpolation_axis,
+    to_kernel_epilogue,
+    to_kernel_interpolation_axis,
 )
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant, Operation, Value
@@ -114,7 +114,7 @@ class ExecutionPlan:
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
         viewed = self._find_viewed(returned)
         chains = form_convolution_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
-        steps = form_attention(chains, self.shapes, [*returned, *viewed])
+        steps = fuse_attention(chains, self.shapes, [*returned, *viewed])
         elsewhere = {
             0,
             self.output,
@@ -383,9 +383,9 @@ class ExecutionPlan:
     def _add_interpolation(self, step: Interpolation) -> None:
         x, result = self._where(step.x), self._where(step.result)
         before, tensors = self.maps[step.x], self.fused.tensors
-        y_axis = make_interpolation_axis(before.height, tensors[step.row_indices], tensors[step.row_weights])
-        x_axis = make_interpolation_axis(before.width, tensors[step.column_indices], tensors[step.column_weights])
-        places = x.place(), x.step, make_epilogue(step), result.place(), result.step
+        y_axis = to_kernel_interpolation_axis(before.height, tensors[step.row_indices], tensors[step.row_weights])
+        x_axis = to_kernel_interpolation_axis(before.width, tensors[step.column_indices], tensors[step.column_weights])
+        places = x.place(), x.step, to_kernel_epilogue(step), result.place(), result.step
         self.program.add_interpolation(before.batch, before.channels, y_axis, x_axis, *places)
 
     def _add_elementwise(self, step: Elementwise) -> None:
@@ -408,7 +408,7 @@ class ExecutionPlan:
             batch, pixels, channels, groups, in_step, out_step, step.epsilon
         )
         before, after = (native_support.kernels.Place(*self._locate(value)) for value in (step.x, step.result))
-        self.program.add_normalize(settings, before, weight, bias, make_epilogue(step), after)
+        self.program.add_normalize(settings, before, weight, bias, to_kernel_epilogue(step), after)
 
     def _add_concatenation(self, step: Concatenation) -> None:
         """Copy the parts that are not computed in place, nor copied by a concatenation with the same beginning."""
@@ -540,7 +540,7 @@ class ExecutionPlan:
                     first,
                     further.place(),
                     None,
-                    make_epilogue(copy),
+                    to_kernel_epilogue(copy),
                     own.place(),
                 )
         if not part.makes:

@@ -14,12 +14,12 @@ Affine = tuple[float, float]  # scale and shift
 IDENTITY = (1.0, 0.0)
 
 
-def dequantization_factors(quantization: Quantization) -> Affine:
+def dequantization_scale_and_shift(quantization: Quantization) -> Affine:
     """Return the scale and the shift from 8-bit numbers to real ones."""
     return quantization.scale, -quantization.scale * quantization.zero_point
 
 
-def quantization_factors(quantization: Quantization | None) -> Affine:
+def quantization_scale_and_shift(quantization: Quantization | None) -> Affine:
     """Return the scale and the shift from real numbers to 8-bit ones; None: floats stay as they are."""
     return IDENTITY if quantization is None else (1 / quantization.scale, float(quantization.zero_point))
 
@@ -28,7 +28,7 @@ def quantize_bounds(bounds: tuple[float, float], quantization: Quantization | No
     """Return `bounds` of real numbers as bounds of the numbers that are stored."""
     if quantization is None:
         return bounds
-    scale, shift = quantization_factors(quantization)
+    scale, shift = quantization_scale_and_shift(quantization)
     low, high = (min(max(bound * scale + shift, 0.0), float(LARGEST_BYTE)) for bound in bounds)
     return low, high
 
@@ -59,8 +59,8 @@ def make_requantization(
     assert of_weights is not None
     scale = of_weights[own].double() * of_x.scale
     shift = torch.zeros_like(scale) if bias is None else bias[own].double()
-    real = IDENTITY if of_residual is None else dequantization_factors(of_residual)
-    stored = quantization_factors(of_result)
+    real = IDENTITY if of_residual is None else dequantization_scale_and_shift(of_residual)
+    stored = quantization_scale_and_shift(of_result)
     multiply = step.residual is not None and step.multiply
     if of_result is not None and step.activation == "NONE" and not multiply:  # the kernel has one pass
         scale, shift = scale * stored[0], shift * stored[0] + stored[1]
@@ -85,7 +85,7 @@ def make_quantized_elementwise(
         native_support.kernels.Combination[step.combination],
         native_support.kernels.Activation[step.activation],
         step.slope,
-        quantization_factors(quantization),
+        quantization_scale_and_shift(quantization),
         quantize_bounds(step.bounds, quantization),
         quantization is not None,
     )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.compiler.accuracy_bound import AccuracyReport, Network, ValidationImages, count_needed_images
+from svertka.compiler.accuracy_bound import MixedPrecisionReport, Network, ValidationImages, count_needed_images
 from svertka.compiler.activation_ranges import ActivationHistogram
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork
@@ -45,10 +45,10 @@ class MixedNetwork:
     """The network of the chosen mixture, with its converted weights, and its loss and speed."""
 
     fused: FusedNetwork
-    report: AccuracyReport
+    report: MixedPrecisionReport
 
 
-def mix_precisions(
+def apply_layer_precisions(
     fused: FusedNetwork, observed: Mapping[int, ActivationHistogram], precisions: Precisions
 ) -> FusedNetwork:
     """Return the network with the weights of each layer in its precision.
@@ -95,7 +95,7 @@ class MixedPrecisionSearch:
         self.right, self.require_usable, self.strict, self.batch_size = right, require_usable, strict, batch_size
         self.unmeasured: set[tuple[int, ...]] = set()
         self._packed: dict[Any, Any] = {}
-        self._reports: dict[tuple[tuple[str, ...], bool], AccuracyReport | UsageError] = {}
+        self._reports: dict[tuple[tuple[str, ...], bool], MixedPrecisionReport | UsageError] = {}
         self._sample = torch.arange(len(validation), device="cpu")  # validation images that decide the steps
         layers = [step for step in fused.steps if isinstance(step, FusedConvolution)]
         shared: dict[str, list[int]] = {}
@@ -167,7 +167,7 @@ class MixedPrecisionSearch:
         float_seconds = times[1 + list(self.uniform).index("fp32")]
         for seconds, network in sorted(zip(times, networks, strict=True), key=lambda pair: pair[0]):
             report = self._report(network)
-            if isinstance(report, AccuracyReport) and report.is_within_bound:
+            if isinstance(report, MixedPrecisionReport) and report.is_within_bound:
                 made = replace(report, float_seconds=float_seconds, seconds=seconds, threads=torch.get_num_threads())
                 return MixedNetwork(network, replace(made, untried=untried))
         reason = self._report(self.uniform["fp32"])
@@ -179,7 +179,7 @@ class MixedPrecisionSearch:
         )
 
     def _mix(self, precisions: Precisions) -> FusedNetwork:
-        return mix_precisions(self.fused, self.observed, precisions)
+        return apply_layer_precisions(self.fused, self.observed, precisions)
 
     def _plan(self, fused: FusedNetwork, batch_size: int) -> ExecutionPlan:
         packed = {}
@@ -208,7 +208,7 @@ class MixedPrecisionSearch:
         x = self._batch(self.batch_size)
         plans = {one: self._plan(network, self.batch_size) for one, network in self.uniform.items()}
         shortest: dict[str, list[float]] = {}
-        for _ in rounds_within(TIMING_SECONDS):
+        for _ in iter_timing_rounds(TIMING_SECONDS):
             for one, plan in plans.items():
                 found: list[float] = []
                 plan.run(x, seconds=found)
@@ -219,7 +219,7 @@ class MixedPrecisionSearch:
         """Return the median time of each network for a batch, measured in turns."""
         x = self._batch(self.batch_size)
         plans = [self._plan(network, self.batch_size) for network in networks]
-        return median_seconds([plan.run for plan in plans], x, COMPARING_SECONDS)
+        return measure_median_seconds([plan.run for plan in plans], x, COMPARING_SECONDS)
 
     def _batch(self, batch_size: int) -> Tensor:
         chosen = self.images[torch.arange(batch_size, device="cpu") % len(self.images)]
@@ -296,9 +296,9 @@ class MixedPrecisionSearch:
 
     def _is_within_bound(self, choice: Mapping[tuple[int, ...], str], *, of_sample: bool = False) -> bool:
         report = self._report(self._mix(_spread(choice)), of_sample=of_sample)
-        return isinstance(report, AccuracyReport) and report.is_within_bound
+        return isinstance(report, MixedPrecisionReport) and report.is_within_bound
 
-    def _report(self, fused: FusedNetwork, *, of_sample: bool = False) -> AccuracyReport | UsageError:
+    def _report(self, fused: FusedNetwork, *, of_sample: bool = False) -> MixedPrecisionReport | UsageError:
         """Return the accuracy of a network, or why its outputs are not usable; measured once for each mixture."""
         chosen = self._sample if of_sample and len(self._sample) < len(self.validation) else None
         key = tuple(_stored_precision(fused, group[0]) for group in self.groups)
@@ -315,7 +315,7 @@ class MixedPrecisionSearch:
         return self._reports[known]
 
 
-def rounds_within(seconds: float) -> Iterator[int]:
+def iter_timing_rounds(seconds: float) -> Iterator[int]:
     """Yield the numbers of rounds until `seconds` have passed, between the ends of `TIMED_ROUNDS`."""
     began = time.perf_counter()
     for number in range(TIMED_ROUNDS.stop):
@@ -324,10 +324,10 @@ def rounds_within(seconds: float) -> Iterator[int]:
         yield number
 
 
-def median_seconds(networks: Sequence[Network], x: Tensor, seconds: float) -> list[float]:
+def measure_median_seconds(networks: Sequence[Network], x: Tensor, seconds: float) -> list[float]:
     """Return the median time of each network for the batch `x`, measured in turns for `seconds`."""
     times: list[list[float]] = [[] for _ in networks]
-    for _ in rounds_within(seconds):
+    for _ in iter_timing_rounds(seconds):
         for network, some in zip(networks, times, strict=True):
             began = time.perf_counter()
             network(x)

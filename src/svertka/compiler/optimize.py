@@ -14,27 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import serialize
-from svertka.compiler.accuracy_bound import AccuracyReport, ValidationImages, check_max_loss
+from svertka.compiler.accuracy_bound import MixedPrecisionReport, ValidationImages, check_max_loss
 from svertka.compiler.accuracy_check import check_int8_error, measure_error, run_original
 from svertka.compiler.activation_ranges import observe_activations
 from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches, describe_few_images
 from svertka.compiler.capture_and_fuse import capture_and_fuse, explain_constants
-from svertka.compiler.capture_at_several_batch_sizes import BatchSizeCheck
+from svertka.compiler.capture_at_several_batch_sizes import SameGraphChecker
 from svertka.compiler.compiled_network import CompiledNetwork, OptimizedLayer
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.image_sizes import make_examples, parse_sizes, resize_images
 from svertka.compiler.mixed_precision import MixedNetwork, MixedPrecisionSearch
 from svertka.compiler.packing import DTYPES, choose_precisions, convert_weight_precision, separate_shared_weights
 from svertka.compiler.quantization import quantize_network, unfuse_gates
-from svertka.compiler.serialize import OptimizedInfo
+from svertka.compiler.serialize import OptimizationRecord
 from svertka.compiler.shared_weights import SharedTensors, pack_networks
 from svertka.compiler.validation import is_traced_tensor, to_plain_images, unwrap_network
 from svertka.conv import native_support
 from svertka.errors import UsageError
 from svertka.files import parse_path
-from svertka.graph.network_copy import copy_for_comparison
+from svertka.graph.network_copy import copy_sharing_parameters
 from svertka.pages.notebook_block import NotebookBlock
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import show_spinner
 
 DEFAULT_MAX_LOSS = 0.005  # of the share of correct classes
@@ -132,7 +132,8 @@ def optimize(
         raise UsageError("precision='auto' measures the times for one image size; leave sizes= out")
     instructions = "" if native_support.why_not() else native_support.selected_instruction_set()
     infos = [
-        OptimizedInfo(tuple(one.shape), precision, dense, strict=strict, instructions=instructions) for one in examples
+        OptimizationRecord(tuple(one.shape), precision, dense, strict=strict, instructions=instructions)
+        for one in examples
     ]
     if isinstance(network, Optimized):
         return network._reuse_for(infos)
@@ -149,7 +150,7 @@ def optimize(
         with explain_constants(network):
             if precision == "auto":
                 labeled = ValidationImages(validation, infos[0].example[1:], max_loss)
-                mixed = _mix(fused[0], infos[0], calibration, labeled, copy_for_comparison(network))
+                mixed = _mix(fused[0], infos[0], calibration, labeled, copy_sharing_parameters(network))
                 fused, infos = [mixed.fused], [dataclasses.replace(infos[0], accuracy=mixed.report)]
             else:
                 fused = _quantize(fused, infos[0], calibration)
@@ -202,13 +203,15 @@ def _check_accuracy(
         checked = resize_images(calibration.kept[: compiled.fused.batch_size], size)
     sizes = compiled.select_check_sizes(len(checked))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        original = copy_for_comparison(network)
+        original = copy_sharing_parameters(network)
         used = {info.precision, info.dense}
         if info.precision == "auto":
             used = _checked_precisions({layer.precision for layer in compiled.layers})
         error = measure_error(compiled.run, original, checked, sizes, used)
         if calibration is not None and not is_drawn:
-            check_int8_error(compiled.run, copy_for_comparison(network), example, (calibration.low, calibration.high))
+            check_int8_error(
+                compiled.run, copy_sharing_parameters(network), example, (calibration.low, calibration.high)
+            )
     return error
 
 
@@ -258,7 +261,9 @@ def _warn_about_calibration(
         )
 
 
-def _quantize(networks: list[FusedNetwork], info: OptimizedInfo, calibration: CalibrationBatches) -> list[FusedNetwork]:
+def _quantize(
+    networks: list[FusedNetwork], info: OptimizationRecord, calibration: CalibrationBatches
+) -> list[FusedNetwork]:
     """Return the networks of all sizes with their int8 layers, whose ranges are those on the calibration images."""
     precisions = [choose_precisions(fused, info.precision, info.dense) for fused in networks]
     networks = [unfuse_gates(fused, layers) for fused, layers in zip(networks, precisions, strict=True)]
@@ -277,7 +282,7 @@ def _checked_precisions(used: set[str]) -> set[str]:
 
 def _mix(
     steps: FusedNetwork,
-    info: OptimizedInfo,
+    info: OptimizationRecord,
     calibration: CalibrationBatches,
     validation: ValidationImages,
     original: nn.Module,
@@ -329,7 +334,7 @@ class Optimized(nn.Module):
         compiled: The network for each image size, that of the example first.
     """
 
-    def __init__(self, networks: Sequence[tuple[FusedNetwork, OptimizedInfo, BatchSizeCheck | None]]) -> None:
+    def __init__(self, networks: Sequence[tuple[FusedNetwork, OptimizationRecord, SameGraphChecker | None]]) -> None:
         super().__init__()
         packed = pack_networks([fused for fused, _, _ in networks], strict=networks[0][1].strict)
         self.compiled = tuple(
@@ -338,7 +343,7 @@ class Optimized(nn.Module):
         self.eval()
 
     @property
-    def info(self) -> OptimizedInfo:
+    def info(self) -> OptimizationRecord:
         """The example's shape, the settings, and the error and loss that were measured."""
         return self.compiled[0].info
 
@@ -353,7 +358,7 @@ class Optimized(nn.Module):
         return max(one.info.error for one in self.compiled)
 
     @property
-    def accuracy(self) -> AccuracyReport | None:
+    def accuracy(self) -> MixedPrecisionReport | None:
         """The loss of accuracy and the speed, which precision="auto" and `optimize_run` measure; else None."""
         return self.info.accuracy
 
@@ -383,7 +388,7 @@ class Optimized(nn.Module):
         """Summary, "21 layers for 3×224×224 images, fp32; largest error 2e-06"."""
         dense = "" if self.info.dense == self.info.precision else f", dense layers {self.info.dense}"
         error = f"; largest error {self.error:.1g}" if math.isfinite(self.error) else ""
-        layers = format_count(len(self.layers), "layer")
+        layers = count_with_noun(len(self.layers), "layer")
         accuracy = f"; {self.accuracy.sentence}" if self.accuracy else ""
         return f"{layers} for {self._describe_sizes()} images, {self.precision}{dense}{error}{accuracy}"
 
@@ -409,7 +414,7 @@ class Optimized(nn.Module):
             "layers": [{**vars(one), "shape": list(one.shape)} for one in self.layers],
         }
 
-    def _reuse_for(self, infos: Sequence[OptimizedInfo]) -> Self:
+    def _reuse_for(self, infos: Sequence[OptimizationRecord]) -> Self:
         """Return the network itself if it was made with these settings and takes images of all of these sizes.
 
         Args:

@@ -50,7 +50,7 @@ class OutputStructure:
         return _rebuild(self.template, lambda _: leaf(next(parts)))
 
 
-def find_tensors(structure: Any) -> Iterator[Tensor]:
+def iter_output_tensors(structure: Any) -> Iterator[Tensor]:
     """Return an iterator over the tensors of a nested output, in order."""
     found: list[Tensor] = []
     _rebuild(structure, lambda part: found.append(part) if isinstance(part, Tensor) else None)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from svertka.compiler import reference
-from svertka.compiler.accuracy_bound import AccuracyReport
+from svertka.compiler.accuracy_bound import MixedPrecisionReport
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     ACTIVATIONS,
@@ -45,7 +45,7 @@ from svertka.compiler.step_checks import check_step_quantization
 from svertka.errors import RunError, UsageError
 from svertka.graph.capture import READS_VALUES
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_operator_by_name
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 FORMAT = 6
 # Names of steps and leaves in files. They belong to the format and do not follow class names.
@@ -88,7 +88,7 @@ ERRORS = (
 
 
 @dataclass(frozen=True)
-class OptimizedInfo:
+class OptimizationRecord:
     """The settings with which a network was optimized, and its error.
 
     Attributes:
@@ -109,12 +109,12 @@ class OptimizedInfo:
     error: float = math.nan
     strict: bool = False
     least: int = 0
-    accuracy: AccuracyReport | None = None
+    accuracy: MixedPrecisionReport | None = None
     instructions: str = ""
     weights_hash: str = ""
 
 
-def write_networks(path: Path, networks: Sequence[tuple[FusedNetwork, OptimizedInfo]]) -> None:
+def write_networks(path: Path, networks: Sequence[tuple[FusedNetwork, OptimizationRecord]]) -> None:
     """Write networks compiled for several image sizes, with unpacked weights, to a file.
 
     A tensor that is the same object in several networks is written once.
@@ -142,13 +142,13 @@ def write_networks(path: Path, networks: Sequence[tuple[FusedNetwork, OptimizedI
     write_tensors(path, stored, {"optimized": {"format": FORMAT, "sizes": headers}})
 
 
-def read_networks(path: Path) -> list[tuple[FusedNetwork, OptimizedInfo]]:
+def read_networks(path: Path) -> list[tuple[FusedNetwork, OptimizationRecord]]:
     """Return the networks that `write_networks` wrote, after checking all sizes that kernels rely on.
 
     Raises:
         RunError: The file is missing, damaged, from a newer version, or not an optimized network.
     """
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     content = header.get("optimized")
     if not isinstance(content, dict):
         raise RunError(f"{path} is not an optimized network; name a file that `Optimized.save` wrote")
@@ -165,7 +165,7 @@ def read_networks(path: Path) -> list[tuple[FusedNetwork, OptimizedInfo]]:
     return networks
 
 
-def _encode_network(fused: FusedNetwork, info: OptimizedInfo, names: Mapping[str, str]) -> dict[str, Any]:
+def _encode_network(fused: FusedNetwork, info: OptimizationRecord, names: Mapping[str, str]) -> dict[str, Any]:
     """Return a network as JSON, with the names that its tensors have in the file."""
     for step in fused.steps:
         if isinstance(step, Operation):
@@ -187,10 +187,12 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _decode_network(content: dict[str, Any], stored: dict[str, torch.Tensor]) -> tuple[FusedNetwork, OptimizedInfo]:
+def _decode_network(
+    content: dict[str, Any], stored: dict[str, torch.Tensor]
+) -> tuple[FusedNetwork, OptimizationRecord]:
     """Return the network described by a header, checked, with its tensors from all that are `stored` in the file."""
     tensors = {name: stored[place] for name, place in content["tensors"].items()}
-    info = OptimizedInfo(
+    info = OptimizationRecord(
         tuple(int(side) for side in content["example"]),
         content.get("precision", "fp32"),  # the only precision of format 1
         content.get("dense", "fp32"),
@@ -219,11 +221,11 @@ def _text(written: Any) -> str:
     return written
 
 
-def _decode_accuracy(written: Any) -> AccuracyReport | None:
+def _decode_accuracy(written: Any) -> MixedPrecisionReport | None:
     """Return a stored report, checked, so that it cannot state an impossible accuracy."""
     if written is None:
         return None
-    report = AccuracyReport(**written)
+    report = MixedPrecisionReport(**written)
     counts = report.images, report.right, report.only_float, report.only_mixed, report.threads, report.untried
     numbers = (0.0 if report.max_loss is None else report.max_loss), report.float_seconds, report.seconds
     good = all(map(_is_size, counts)) and all(isinstance(one, float) and one >= 0 for one in numbers)
@@ -395,7 +397,7 @@ def _is_size(value: Any) -> bool:
     return _is_number(value) and value >= 0
 
 
-def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
+def _check(fused: FusedNetwork, info: OptimizationRecord) -> None:
     """Raise ValueError unless all steps fit one another and have the types that kernels expect.
 
     Sizes are checked for the batch size of the example; an execution plan checks them again for its own.

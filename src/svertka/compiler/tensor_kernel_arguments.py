@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.compiler.int8_requantization import dequantization_factors, make_quantized_elementwise
+from svertka.compiler.int8_requantization import dequantization_scale_and_shift, make_quantized_elementwise
 from svertka.compiler.ir import ActivatedStep, Elementwise, MatrixProduct, Padding, Quantization, Reduction, Softmax
 from svertka.compiler.layouts import broadcast_strides, collapse_axes
 from svertka.conv import native_support
@@ -50,7 +50,7 @@ class StridedOperand(NamedTuple):
         return found
 
 
-def make_epilogue(step: ActivatedStep) -> "native_support.kernels.Epilogue":
+def to_kernel_epilogue(step: ActivatedStep) -> "native_support.kernels.Epilogue":
     """Return what comes after each result: activation function and clamp."""
     activation = native_support.kernels.Activation[step.activation]
     nowhere, (low, high) = native_support.kernels.Place(-1, 0), step.bounds
@@ -70,7 +70,7 @@ def add_elementwise(
     )
     operands = [result.strides, broadcast_strides(result.shape, x.shape, x.strides), strides_of_y]
     sizes, strides = collapse_axes(result.shape, operands)
-    combination, ending = native_support.kernels.Combination[step.combination], make_epilogue(step)
+    combination, ending = native_support.kernels.Combination[step.combination], to_kernel_epilogue(step)
     outer, inner = _split(sizes, strides, MAX_AXES)
     strided = native_support.kernels.Strided(inner.sizes, inner.strides[1], inner.strides[2], inner.strides[0])
     for to, of_x, of_y in outer.offsets():
@@ -85,7 +85,11 @@ def add_elementwise(
 
 def _to_real(operand: StridedOperand | None) -> tuple[float, float] | None:
     """Return the scale and shift of an operand of 8 bits."""
-    return None if operand is None or operand.quantization is None else dequantization_factors(operand.quantization)
+    return (
+        None
+        if operand is None or operand.quantization is None
+        else dequantization_scale_and_shift(operand.quantization)
+    )
 
 
 def add_matrix_product(
@@ -165,7 +169,7 @@ def add_reduction(
     divisor = math.prod(x.shape[axis] for axis in step.axes) - step.correction
     of_x, of_result = inner.strides
     settings = native_support.kernels.Reduction(inner.sizes, of_x, of_result, inside, divisor)
-    statistic, ending = native_support.kernels.Statistic[step.statistic], make_epilogue(step)
+    statistic, ending = native_support.kernels.Statistic[step.statistic], to_kernel_epilogue(step)
     for x_offset, offset in outer.offsets():
         program.add_reduction(settings, statistic, x.further(x_offset), ending, result.further(offset))
 
@@ -185,7 +189,9 @@ def add_border_fill_and_copy(
     add_elementwise(program, copy, x, None, result)
 
 
-def make_interpolation_axis(size: int, indices: Tensor, weights: Tensor) -> "native_support.kernels.InterpolationAxis":
+def to_kernel_interpolation_axis(
+    size: int, indices: Tensor, weights: Tensor
+) -> "native_support.kernels.InterpolationAxis":
     """Return one axis of an interpolation, with `indices` and `weights` of each of its outputs."""
     out_size, taps = indices.shape
     numbers = indices.flatten().tolist(), weights.flatten().tolist()

@@ -233,7 +233,7 @@ def _is_left_to_pytorch(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tenso
     except UsageError:
         return False
     name = "strict" if strict else "auto"
-    left = not aten.corrupts_memory(shape) and is_fastest_in_pytorch(shape, x, weight, name)
+    left = not aten.weight_gradient_corrupts_memory(shape) and is_fastest_in_pytorch(shape, x, weight, name)
     autotune.calls_left_to_pytorch[call] = left
     return left
 

@@ -67,7 +67,7 @@ def conv2d(
     check_memory(x, shape)
     check_bias(bias, shape.out_channels)
     name = _name(algorithm, shape, x, strict=strict)
-    if aten.corrupts_memory(shape) and x.device.type == "cpu":
+    if aten.weight_gradient_corrupts_memory(shape) and x.device.type == "cpu":
         x, shape = aten.subsample_pointwise_input(x, shape)
     if _is_transformed() or (algorithm == "auto" and not _has_algorithms(x)):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, groups)

@@ -36,13 +36,13 @@ def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShap
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result."""
-    if corrupts_memory(shape):
+    if weight_gradient_corrupts_memory(shape):
         x, shape = subsample_pointwise_input(x, shape)
     weight = gradient.new_empty(1).expand(shape.weight)
     return _backward(gradient, x, weight, shape, (False, True, False))[1]
 
 
-def corrupts_memory(shape: ConvShape) -> bool:
+def weight_gradient_corrupts_memory(shape: ConvShape) -> bool:
     """Return whether PyTorch's weight gradient of `shape` may access memory outside of its tensors on the CPU."""
     is_strided = shape.kernel == (1, 1) and shape.stride != (1, 1)
     return is_strided and shape.groups == 1 and shape.in_channels < MIN_STRIDED_CHANNELS

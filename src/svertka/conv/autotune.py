@@ -204,14 +204,14 @@ def select_algorithm(
     return ALGORITHMS[_chosen[key]]
 
 
-def get_choices() -> dict[str, str]:
+def get_choices_of_process() -> dict[str, str]:
     """Return the algorithms chosen by this process so far, by description of the convolution; see `pin_choices`."""
     return {_describe(key): name for key, name in _chosen.items()}
 
 
 @contextmanager
 def pin_choices(choices: dict[str, str]) -> Iterator[None]:
-    """Use `choices` of `get_choices` in the body, without timing, so that a resumed training rounds identically."""
+    """Use `choices` of `get_choices_of_process` in the body, without timing: a resumed training rounds identically."""
     pinned_before, chosen_before = dict(_pinned), dict(_chosen)
     _pinned.update(choices)
     _chosen.clear()
@@ -280,14 +280,14 @@ def time_algorithms(
     return {name: found[name] for name in ALGORITHMS}
 
 
-def select_fastest(tried: dict[str, AlgorithmTiming], one_pass: Pass = "forward") -> str:
+def choose_by_timings(tried: dict[str, AlgorithmTiming], one_pass: Pass = "forward") -> str:
     """Return the fastest algorithm, or PyTorch's if none is clearly faster, including the overhead of `one_pass`."""
     seconds = {name: trial.seconds for name, trial in tried.items() if trial.seconds is not None}
     fastest, own = min(seconds, key=seconds.__getitem__), "aten" if "aten" in seconds else "upcast"
     return fastest if seconds[fastest] + CALL_OVERHEAD[one_pass] < REQUIRED_RATIO * seconds[own] else own
 
 
-def explain_choice(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dict[str, Any]]:
+def time_algorithms_for_all_passes(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Time all algorithms for all passes of one convolution, in channels-last order, and return a table.
 
     Returns:
@@ -298,7 +298,7 @@ def explain_choice(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dic
     rows = []
     for one_pass in PASSES:
         tried = time_algorithms(one_pass, shape, torch.channels_last, dtype, thorough=True)
-        best = select_fastest(tried, one_pass)
+        best = choose_by_timings(tried, one_pass)
         for name, trial in tried.items():
             gflops = None if trial.seconds is None else 2e-9 * shape.multiply_adds / trial.seconds
             rows.append(
@@ -385,12 +385,12 @@ def _time_and_save(key: Key, candidates: Sequence[str]) -> str:
     shape = _with_fewer_images(shape, threads)
     with torch.random.fork_rng(devices=[]):
         tried = time_algorithms(one_pass, shape, layout, dtype, strict=strict)
-        name = select_fastest(tried, one_pass)
+        name = choose_by_timings(tried, one_pass)
         own = [each for each in ("aten", "upcast") if each in candidates][:1]
         # Time a close winner a second time, so that another program's load does not choose it.
         if name not in own and not _is_clear(tried, name, *own):
             again = time_algorithms(one_pass, shape, layout, dtype, strict=strict, only=(*own, name))
-            name = select_fastest(again, one_pass)
+            name = choose_by_timings(again, one_pass)
     save_choice(describe_timing_environment(ALGORITHMS), _describe(key), name)
     return name
 

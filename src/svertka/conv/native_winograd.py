@@ -66,7 +66,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """Return `weight`, (O, C, 3, 3), packed for `forward_fused`, with O rounded up to full vectors."""
+    """Return `weight`, (O, C, 3, 3), packed for `forward_with_epilogue`, with O rounded up to full vectors."""
     out_channels, in_channels = weight.shape[:2]
     packed = empty_channels_last((native_support.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1))
     native_support.kernels.winograd_pack(
@@ -75,7 +75,7 @@ def pack_weight(weight: Tensor) -> Tensor:
     return packed
 
 
-def forward_fused(
+def forward_with_epilogue(
     x: Tensor,
     packed: Tensor,
     shape: ConvShape,

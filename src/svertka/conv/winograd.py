@@ -143,7 +143,7 @@ def make_transforms(outputs: int, taps: int) -> WinogradTransforms:
     return cook_toom(outputs, taps, POINTS[outputs + taps - 1])
 
 
-def choose_tile(size: int, taps: int) -> WinogradTransforms:
+def choose_tile_transforms(size: int, taps: int) -> WinogradTransforms:
     """Return F(2, taps) or F(4, taps), whichever needs fewer products for `size` results; F(1, 1) for one tap."""
     candidates = [make_transforms(m, taps) for m in ((2, 4) if taps > 1 else (1,)) if m + taps - 1 in POINTS]
     # With equal costs, min returns the smaller tile, which rounds better.
@@ -226,7 +226,7 @@ def correlate(
 
 
 def _axes(shape: ConvShape, size: tuple[int, int]) -> tuple[WinogradTransforms, WinogradTransforms]:
-    return choose_tile(size[0], shape.kernel[0]), choose_tile(size[1], shape.kernel[1])
+    return choose_tile_transforms(size[0], shape.kernel[0]), choose_tile_transforms(size[1], shape.kernel[1])
 
 
 def _pixel_tiles(

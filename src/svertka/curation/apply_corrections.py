@@ -16,7 +16,7 @@ from svertka.curation.corrections import (
     Correction,
     Move,
     labels_by_path,
-    list_source,
+    list_correctable_source,
     number_until_free,
     plan_moves,
     read_corrections,
@@ -24,7 +24,7 @@ from svertka.curation.corrections import (
 from svertka.data.folder_and_table_sources import FolderListing
 from svertka.data.label_tables import replace_labels
 from svertka.escaping import escape_csv_cell, escape_csv_path, format_command
-from svertka.files import parse_path, storage_errors, write_atomic
+from svertka.files import os_error_to_storage_error, parse_path, write_atomic
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def apply_corrections(
         DataError: A row cannot be applied; nothing is changed then.
         StorageError: A file cannot be moved; what was moved before is moved back.
     """
-    listing, fixes = list_source(source, columns), parse_path(file)
+    listing, fixes = list_correctable_source(source, columns), parse_path(file)
     corrections = read_corrections(fixes, listing)
     relabeled = dict(labels_by_path(corrections)) if listing.tables else {}
     moves = [] if listing.tables else plan_moves(listing, corrections)
@@ -174,7 +174,7 @@ def _move_all(root: Path, moves: Sequence[Move], undo: Path) -> None:
     try:
         for one in moves:
             target = root / one.destination
-            with storage_errors(target):
+            with os_error_to_storage_error(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _rename_to_new(root / one.path, target)
             done.append(one)

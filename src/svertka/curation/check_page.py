@@ -18,7 +18,7 @@ from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodabl
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import PIXEL_DENSITY, crop_central_square, render_image, render_strip, shrink
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template
 from svertka.progress import progress
 
@@ -97,8 +97,8 @@ def _sentence(labels: LabelFindings) -> str:
         return "The labels were not checked"
     found = len(labels.errors)
     if not found:
-        return f"None of {format_count(labels.checked, 'label')} looks wrong"
-    return f"{found:,} of {format_count(labels.checked, 'label')} {'looks' if found == 1 else 'look'} wrong"
+        return f"None of {count_with_noun(labels.checked, 'label')} looks wrong"
+    return f"{found:,} of {count_with_noun(labels.checked, 'label')} {'looks' if found == 1 else 'look'} wrong"
 
 
 def _facts(dataset: Dataset, findings: "Findings") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from svertka.data.dataset import Dataset, FileImages
 from svertka.data.file_tree import is_junk_file_name
 from svertka.errors import UsageError
 from svertka.escaping import to_printable
-from svertka.files import NAME_BYTES, parse_path, storage_errors
+from svertka.files import NAME_BYTES, os_error_to_storage_error, parse_path
 from svertka.text_width import shorten
 
 
@@ -66,7 +66,7 @@ def copy_into_class_folders(target: Path, dataset: Dataset, classes: Iterable[tu
     for index, name in classes:
         content = files.read_bytes(index)
         path = target / name / PurePath(files.paths[index]).name
-        with storage_errors(path):
+        with os_error_to_storage_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             free = number_until_free(path, partial(_is_other_file, content))
             if not os.path.lexists(free):

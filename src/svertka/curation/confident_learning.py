@@ -66,7 +66,7 @@ def find_label_issues(labels: Ints, probabilities: Floats, neighbor_labels: Ints
     joint = np.zeros((classes, classes), np.int64)
     np.add.at(joint, (labels[counted], confident[counted]), 1)
     likeliest = probabilities.argmax(1)
-    doubts = score_doubt(labels, probabilities, neighbor_labels)
+    doubts = score_label_doubt(labels, probabilities, neighbor_labels)
     is_confident = counted & (confident != labels)
     is_wrong = (likeliest != labels) & (is_confident | (doubts > CERTAIN))
     places = np.flatnonzero(is_wrong).astype(np.int64)
@@ -75,7 +75,7 @@ def find_label_issues(labels: Ints, probabilities: Floats, neighbor_labels: Ints
     return LabelIssues(places, suggested, doubts[places], joint)
 
 
-def score_doubt(labels: Ints, probabilities: Floats, neighbor_labels: Ints) -> Floats:
+def score_label_doubt(labels: Ints, probabilities: Floats, neighbor_labels: Ints) -> Floats:
     """Return how doubtful each label is, (N,), 0 to 1: by a classifier and by the neighbors.
 
     The doubt of the classifier is 1 minus the out-of-fold probability of the label; that of the neighbors, with a third

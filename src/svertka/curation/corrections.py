@@ -13,7 +13,7 @@ from typing import TypeVar
 from svertka.data.builtin import NAMES
 from svertka.data.folder_and_table_sources import FolderListing, list_folder
 from svertka.data.folder_layout import normalize_unicode_name
-from svertka.data.label_tables import parse_columns, read_text
+from svertka.data.label_tables import parse_columns, read_text_and_encoding
 from svertka.errors import DataError, UsageError
 from svertka.escaping import escape_csv_cell, escape_csv_path, join_first, to_printable
 from svertka.files import parse_path
@@ -55,7 +55,7 @@ class Move:
     corrected: str
 
 
-def list_source(source: str | os.PathLike[str], columns: str | None = None) -> FolderListing:
+def list_correctable_source(source: str | os.PathLike[str], columns: str | None = None) -> FolderListing:
     """List the folder or table `source`, whose labels can be corrected.
 
     Raises:
@@ -144,7 +144,7 @@ def read_correction_rows(file: Path) -> Iterable[tuple[int, dict[str, str]]]:
     Raises:
         DataError: The file is not CSV, or lacks a column.
     """
-    text, _ = read_text(file)
+    text, _ = read_text_and_encoding(file)
     first = text.partition("\n")[0]
     separator = max(SEPARATORS, key=first.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

@@ -41,7 +41,7 @@ from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodable, to_printable
 from svertka.files import parse_cache_limit_option
-from svertka.output_paths import HTML, check_output_file
+from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress
 from svertka.type_checking import check_types
@@ -258,7 +258,7 @@ def check(
     """
     if output is not None and not labels:
         raise UsageError(f"output={output} shows label errors; give labels=True (--labels), too")
-    page = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
+    page = None if output is None else prepare_output_file(output, HTML, overwrite=overwrite)
     limit = parse_cache_limit_option(cache_limit)
     threads = set_threads(threads)
     dataset, listing, problems = _open(source, columns)

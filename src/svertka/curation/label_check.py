@@ -12,9 +12,9 @@ from svertka.curation.confident_learning import find_label_issues
 from svertka.curation.embedding_map import place_on_map
 from svertka.curation.feature_outliers import EXPECTED, FEWEST, Neighbors, find_neighbors, find_outliers
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.deduplicated_split import number_related_images
+from svertka.data.deduplicated_split import group_related_images
 from svertka.escaping import escape_undecodable, join_first
-from svertka.evaluation.chance_level import chance_accuracy
+from svertka.evaluation.chance_level import chance_accuracy_mean_and_std
 from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.transfer.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
@@ -54,7 +54,7 @@ class LabelError:
         path: Its path.
         label: Its class, as the source has it.
         suggested: The class that it probably has.
-        score: How doubtful the label is, 0 to 1, as `confident_learning.score_doubt` defines it.
+        score: How doubtful the label is, 0 to 1, as `confident_learning.score_label_doubt` defines it.
         neighbors: The images that resemble it most, the nearest first.
         index: Index in the data set.
     """
@@ -90,7 +90,7 @@ class LabelError:
 
 
 @dataclass(frozen=True)
-class FeatureOutlier:
+class GlobalOutlier:
     """An image that no class fits: it is far from all others in feature space.
 
     Attributes:
@@ -184,7 +184,7 @@ class LabelFindings:
     interval: Interval | None = None
     backbone: str | None = None
     errors: tuple[LabelError, ...] = ()
-    outliers: tuple[FeatureOutlier, ...] = ()
+    outliers: tuple[GlobalOutlier, ...] = ()
     ambiguous: tuple[AmbiguousPair, ...] = ()
     notes: tuple[str, ...] = ()
     compared: int = 0
@@ -278,8 +278,8 @@ def _check_features(
     """Check the labels of the images that have `features`."""
     indices, labels = features.indices, dataset.labels[features.indices]
     some = [contents[index] for index in indices.tolist()]
-    copies = number_related_images(indices, some, alike)
-    groups = copies if dataset.groups is None else number_related_images(indices, some, alike, dataset.groups[indices])
+    copies = group_related_images(indices, some, alike)
+    groups = copies if dataset.groups is None else group_related_images(indices, some, alike, dataset.groups[indices])
     neighbors = find_neighbors(features.values, copies)
     described = _Describer(dataset, indices, neighbors)
     places, ratios = find_outliers(neighbors.distances)
@@ -298,7 +298,7 @@ def _check_features(
     np.add.at(confusion, (labels, probabilities.argmax(1)), 1)
     wrong = len(labels) - int(confusion.trace())
     found = replace(found, checked=len(labels), error=wrong / len(labels), interval=wilson_interval(wrong, len(labels)))
-    guessed, deviation = chance_accuracy(confusion)
+    guessed, deviation = chance_accuracy_mean_and_std(confusion)
     if 1 - wrong / len(labels) <= guessed + SURE * deviation:
         return replace(found, checked=0, notes=(*notes, _at_chance(wrong, len(labels), guessed)))
     issues = find_label_issues(labels, probabilities, _renumber(all_labels[neighbors.places[judged]], classes))
@@ -331,9 +331,9 @@ class _Describer:
         index = int(self.indices[place])
         return LabelError(self._path(index), self._label(index), suggested, score, self._neighbors(place), index)
 
-    def outlier(self, place: int, ratio: float) -> FeatureOutlier:
+    def outlier(self, place: int, ratio: float) -> GlobalOutlier:
         index = int(self.indices[place])
-        return FeatureOutlier(self._path(index), self._label(index), ratio, self._neighbors(place), index)
+        return GlobalOutlier(self._path(index), self._label(index), ratio, self._neighbors(place), index)
 
     def _neighbors(self, place: int) -> tuple[Neighbor, ...]:
         near = self.indices[self.neighbors.places[place, :SHOWN_NEIGHBORS]].tolist()

@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from svertka.data.label_tables import read_text
+from svertka.data.label_tables import read_text_and_encoding
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
-from svertka.files import error_reason, parse_path, read_json, read_regular
+from svertka.files import error_reason, parse_path, read_json, read_regular_file
 from svertka.text_width import shorten
 
 LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
@@ -127,7 +127,7 @@ def _read_folder(path: Path) -> list[Annotation]:
     return _read_coco(tables[0])
 
 
-def check_classes(annotations: Iterable[Annotation], names: Sequence[str]) -> None:
+def check_box_classes(annotations: Iterable[Annotation], names: Sequence[str]) -> None:
     """Raise DataError if a box is not of one of the classes `names`."""
     for annotation in annotations:
         for box in annotation.boxes:
@@ -225,7 +225,7 @@ def _read_voc(path: Path) -> Annotation:
 def _xml(path: Path) -> ElementTree.Element:
     """Return the root of an XML file in its declared encoding."""
     try:
-        content = read_regular(path, LARGEST_XML)
+        content = read_regular_file(path, LARGEST_XML)
         declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""", content)
         if declared is None:
             text: str | bytes = content
@@ -358,7 +358,7 @@ def _coco_size(image: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
 def _read_csv(path: Path) -> list[Annotation]:
     boxes: dict[str, list[Box]] = defaultdict(list)
     try:
-        with io.StringIO(read_text(path)[0], newline="") as file:
+        with io.StringIO(read_text_and_encoding(path)[0], newline="") as file:
             for image, box in _csv_rows(csv.DictReader(file, strict=True), path):
                 boxes[image].append(box)
     except csv.Error as error:

@@ -170,7 +170,7 @@ def find_copied_parts(
     }
 
 
-def number_related_images(
+def group_related_images(
     indices: Ints, contents: list[bytes], alike: Sequence[Sequence[int]], groups: npt.NDArray[np.str_] | None = None
 ) -> Ints:
     """Return a number for each image, (N,), equal for copies, near-duplicates and images of one group.

@@ -30,8 +30,8 @@ from svertka.files import (
     free_disk_bytes,
     lock_descriptor,
     lock_file,
+    os_error_to_storage_error,
     read_json,
-    storage_errors,
     write_json,
 )
 from svertka.progress import say
@@ -68,9 +68,9 @@ class RecordStore:
         self._index: dict[bytes, int] = {}
         self._verified = np.zeros(0, bool)  # rows that were compared with their CRC, or written, by this object
         self._damaged: set[int] = set()
-        with storage_errors(folder):
+        with os_error_to_storage_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with lock_file(self._lock), storage_errors(folder):
+        with lock_file(self._lock), os_error_to_storage_error(folder):
             self._initialize(layout or {"rows": "bytes"})
             self._use, self._keys_file, self._rows_file = files = [
                 os.open(folder / name, OPEN_FLAGS, 0o644) for name in ("use", "keys", "rows")
@@ -92,7 +92,7 @@ class RecordStore:
 
         A row is compared with its checksum when it is found for the first time.
         """
-        with lock_file(self._lock), storage_errors(self.folder):
+        with lock_file(self._lock), os_error_to_storage_error(self.folder):
             self._refresh()
         positions = np.array([self._index.get(key, -1) for key in keys], dtype=np.int64)
         for place, position in enumerate(positions):
@@ -130,7 +130,7 @@ class RecordStore:
         Raises:
             StorageError: The disk is full or cannot be written. Rows stored before remain.
         """
-        with lock_file(self._lock), storage_errors(self.folder):
+        with lock_file(self._lock), os_error_to_storage_error(self.folder):
             self._refresh()
             fresh = {key: place for place, key in enumerate(keys) if not self._has(key)}
             places = list(fresh.values())
@@ -149,7 +149,7 @@ class RecordStore:
         """Remove all rows. If another process has the store open, change nothing and return False."""
         if not HAS_SHARED_LOCKS:
             return False
-        with lock_file(self._lock), storage_errors(self.folder):
+        with lock_file(self._lock), os_error_to_storage_error(self.folder):
             alone = lock_descriptor(self._use, wait=False)
             if alone:
                 os.ftruncate(self._keys_file, 0)

@@ -27,7 +27,7 @@ from svertka.data.folder_layout import (
 from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError, UsageError
-from svertka.escaping import join_first, quote_words
+from svertka.escaping import join_first, shell_quote
 from svertka.files import parse_path
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
@@ -264,8 +264,8 @@ def _unpack_command(path: Path) -> str:
         ".rar": ("unrar", "x", path),
     }
     if path.suffix.lower() in simple:
-        return quote_words(*simple[path.suffix.lower()])
-    return f"{quote_words('mkdir', folder)} && {quote_words('tar', '-xf', path, '-C', folder)}"
+        return shell_quote(*simple[path.suffix.lower()])
+    return f"{shell_quote('mkdir', folder)} && {shell_quote('tar', '-xf', path, '-C', folder)}"
 
 
 def _in_order(names: Iterable[str]) -> str:

@@ -27,9 +27,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_jpeg_scans, estimate_decoding_bytes
 from svertka.data.rgb_conversion import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
-from svertka.errors import FormatError, ImageError, SizeError, UsageError
+from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, UsageError
 from svertka.escaping import join_first, to_printable
-from svertka.files import format_bytes, read_regular
+from svertka.files import format_bytes, read_regular_file
 
 PIXEL_LIMIT = 100_000_000
 MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, besides its file
@@ -53,14 +53,14 @@ def _heif_file(file: io.BytesIO) -> ImageFile:
     try:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError as error:
-        raise FormatError(NOT_INSTALLED["HEIC"]) from error
+        raise ImageFormatError(NOT_INSTALLED["HEIC"]) from error
     image: ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return image
 
 
 def _avif_file(file: io.BytesIO) -> ImageFile:
     if not features.check("avif"):
-        raise FormatError(NOT_INSTALLED["AVIF"])
+        raise ImageFormatError(NOT_INSTALLED["AVIF"])
     return AvifImageFile(file)
 
 
@@ -184,8 +184,8 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOpt
         decoding: Limits and settings.
 
     Raises:
-        ImageError: The image cannot be read; the message is the reason. FormatError if it is in none of these formats,
-            SizeError if it is too large.
+        ImageError: The image cannot be read; the message is the reason. ImageFormatError if it is in none of these
+            formats, ImageTooLargeError if it is too large.
     """
     with _image_errors(decoding):
         image, factor, cost = _plan(data, min_side, decoding)
@@ -239,7 +239,7 @@ def read_bytes(path: str | Path, decoding: DecodingOptions = DEFAULT) -> bytes:
         ImageError: The file cannot be read, is not a regular file, or exceeds `decoding.max_memory`.
     """
     try:
-        return read_regular(Path(path), decoding.max_memory)
+        return read_regular_file(Path(path), decoding.max_memory)
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
     except ValueError as error:
@@ -376,11 +376,14 @@ def to_rgb(
 
 
 def check_pixel_count(height: int, width: int, limit: int) -> None:
-    """Raise SizeError if an image in memory has more than `limit` pixels: decoding and resizing would copy them."""
+    """Raise ImageTooLargeError if an image in memory has more than `limit` pixels.
+
+    Decoding and resizing would copy them.
+    """
     if height * width > limit:
-        raise SizeError(
-            f"{megapixels(height * width)} megapixels, more than the limit of {megapixels(limit)}; make it smaller or "
-            f"raise max_pixels to {height * width}"
+        raise ImageTooLargeError(
+            f"{format_megapixels(height * width)} megapixels, more than the limit of {format_megapixels(limit)}; "
+            f"make it smaller or raise max_pixels to {height * width}"
         )
 
 
@@ -406,7 +409,7 @@ def _open(data: bytes, max_memory: int) -> ImageFile:
         raise ImageError("empty file")
     name = detect_format(data)
     if name is None:
-        raise FormatError(f"not an image ({', '.join(DECODERS)})")
+        raise ImageFormatError(f"not an image ({', '.join(DECODERS)})")
     if name == "WebP":  # its decoder allocates for all pixels as soon as it is created
         _webp_bytes(data, max_memory)
     if name == "PNG":
@@ -429,7 +432,7 @@ def _webp_bytes(data: bytes, max_memory: int) -> int:
     """Return the bytes that the decoder of a WebP takes, from its header.
 
     Raises:
-        SizeError: More than `max_memory`.
+        ImageTooLargeError: More than `max_memory`.
     """
     if data[12:16] == b"VP8X" and len(data) >= 30:
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
@@ -439,7 +442,7 @@ def _webp_bytes(data: bytes, max_memory: int) -> int:
     else:  # lossy, or truncated, which decoding refuses
         width, height = (value & 0x3FFF for value in struct.unpack("<HH", data[26:30].ljust(4, b"\0")))
     if (cost := WEBP_BYTES * width * height) > max_memory:
-        raise SizeError(
+        raise ImageTooLargeError(
             f"{width * height / 1e6:.0f} megapixels of WebP take {format_bytes(cost)} of memory to decode, more than "
             "the "
             f"limit of {format_bytes(max_memory)}; make it smaller or raise --max-pixels"
@@ -487,7 +490,7 @@ def _factor(image: ImageFile, least: int, limit: int) -> int:
     return next((factor for factor in (8, 4, 2) if -(-min(width, height) // factor) >= least), 1)
 
 
-def megapixels(pixels: int) -> str:
+def format_megapixels(pixels: int) -> str:
     """Format a number of pixels in millions: "120", "1.4", "0.0001"."""
     count = pixels / 1e6
     return f"{count:.0f}" if count >= 10 else f"{count:.2g}"
@@ -505,18 +508,20 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
     if isinstance(image, PpmImageFile) and image.tile[0][0].startswith("ppm") and limit > SLOW:
         limit, advice = SLOW, "save it as PNG"
     if decoded > limit:
-        raise SizeError(f"{megapixels(pixels)} megapixels, more than the limit of {megapixels(limit)}; {advice}")
+        raise ImageTooLargeError(
+            f"{format_megapixels(pixels)} megapixels, more than the limit of {format_megapixels(limit)}; {advice}"
+        )
 
 
 def _check_memory(image: ImageFile, data: bytes, factor: int, decoding: DecodingOptions, *, deep: bool) -> int:
     """Return the bytes that decoding takes.
 
     Raises:
-        SizeError: More than the limit.
+        ImageTooLargeError: More than the limit.
     """
     cost = estimate_decoding_bytes(image, data, factor, deep=deep)
     if cost > decoding.max_memory:
-        raise SizeError(
+        raise ImageTooLargeError(
             f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
             f"{format_bytes(decoding.max_memory)}; "
             "make it smaller or raise --max-pixels"
@@ -600,7 +605,7 @@ def _image_errors(decoding: DecodingOptions) -> Iterator[None]:
     except (ImageError, UsageError):
         raise
     except Image.DecompressionBombError as error:  # raised inside a decoder, before the size is known
-        raise SizeError(f"more than the limit of {decoding.max_pixels / 1e6:.0f} megapixels") from error
+        raise ImageTooLargeError(f"more than the limit of {decoding.max_pixels / 1e6:.0f} megapixels") from error
     except MemoryError as error:
         raise ImageError("too large for the available memory") from error
     except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, zlib.error

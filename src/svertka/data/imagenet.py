@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from svertka.errors import DataError
-from svertka.files import read_regular
+from svertka.files import read_regular_file
 
 # Names that two classes share, with WordNet's sense added to make them unique.
 SENSES = {
@@ -119,7 +119,7 @@ def read_validation_labels(file: Path, images: list[str]) -> list[str]:
 
 def _text(file: Path) -> str:
     try:
-        return read_regular(file, LARGEST).decode()
+        return read_regular_file(file, LARGEST).decode()
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise DataError(f"{file} cannot be read as text: {reason}; copy it again") from error

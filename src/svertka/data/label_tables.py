@@ -18,8 +18,8 @@ from typing import Any
 from svertka.data.image_io import SUFFIXES
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError, UsageError
-from svertka.escaping import join_first, quote_words
-from svertka.files import error_reason, read_regular
+from svertka.escaping import join_first, shell_quote
+from svertka.files import error_reason, read_regular_file
 from svertka.text_width import shorten
 
 LARGEST = 2**28  # bytes of a table, several million rows
@@ -135,7 +135,7 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
         DataError: The table cannot be read, lacks a column, or has a row that lacks a path or a label or contradicts
             another.
     """
-    text, encoding = read_text(file)
+    text, encoding = read_text_and_encoding(file)
     notes = [] if encoding == "UTF-8" else [f"{file} is in {encoding}"]
     label: int | str
     separator = ""
@@ -167,7 +167,7 @@ def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
     Raises:
         DataError: The table has changed since it was read.
     """
-    text, _ = read_text(table.file)
+    text, _ = read_text_and_encoding(table.file)
     new = {line: labels[path] for line, path in table.paths.items() if path in labels}
     try:
         if isinstance(table.label, str):
@@ -226,14 +226,14 @@ def _without_repetitions(rows: Sequence[LabelRow]) -> list[LabelRow]:
     return kept
 
 
-def read_text(file: Path) -> tuple[str, str]:
+def read_text_and_encoding(file: Path) -> tuple[str, str]:
     """Read the text of a table and its encoding: UTF-8, or UTF-16 or UTF-32 as its first bytes show.
 
     Raises:
         DataError: The file cannot be read, is too large, or has another encoding.
     """
     try:
-        content = read_regular(file, LARGEST)
+        content = read_regular_file(file, LARGEST)
     except (OSError, ValueError) as error:
         raise _unreadable(file, error) from error
     encoding = "UTF-8"
@@ -391,7 +391,7 @@ def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
     for name, found in values.items():
         words = {value.strip() for value in found} - {""}
         if words and all(map(match_split_name, words)):
-            option = quote_words("--columns", f"part={name}")
+            option = shell_quote("--columns", f"part={name}")
             said.append(
                 f"the column {name} of {file} says {join_first(sorted(words))}: {option} splits the images by it"
             )
@@ -438,7 +438,7 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
             guesses[meaning] = guess
     pairs = ",".join(f"{meaning}={guesses.get(meaning, 'COLUMN')}" for meaning in ("path", "label"))
     listed = shorten(", ".join(names), 400)
-    return f"{file} has no column {column}, but {listed}; name the columns: {quote_words('--columns', pairs)}"
+    return f"{file} has no column {column}, but {listed}; name the columns: {shell_quote('--columns', pairs)}"
 
 
 def _row(values: Mapping[str, str], number: int, file: Path) -> LabelRow:

@@ -14,7 +14,7 @@ from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
 from svertka.data.image_io import DEFAULT, SUFFIXES, DecodingOptions, detect_format, measure_intensity_range, read_bytes
 from svertka.data.label_tables import TABLE_SUFFIXES
-from svertka.data.preprocessing import ImageLike, load_image
+from svertka.data.preprocessing import ImageLike, load_rgb_image
 from svertka.data.rgb_conversion import Range
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import join_first
@@ -50,7 +50,7 @@ def load_pixels(image: Input, decoding: DecodingOptions = DEFAULT) -> Pixels:
     """
     if isinstance(image, ImageError):
         raise image
-    return load_image(image, decoding=decoding)
+    return load_rgb_image(image, decoding=decoding)
 
 
 def find_wrong_suffixes(images: Iterable[Input]) -> list[tuple[str, str]]:
@@ -66,7 +66,7 @@ def find_wrong_suffixes(images: Iterable[Input]) -> list[tuple[str, str]]:
     return found
 
 
-def sample_intensity_range(images: Iterable[Input], decoding: DecodingOptions = DEFAULT) -> list[Range]:
+def sample_intensity_ranges(images: Iterable[Input], decoding: DecodingOptions = DEFAULT) -> list[Range]:
     """Return the lowest and highest value of 16-bit files among `images`; of at most `MEASURED` of them."""
     files = [Path(one) for one in images if isinstance(one, str | PathLike)]
     files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # always 8 bits

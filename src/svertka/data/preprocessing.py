@@ -154,14 +154,14 @@ class Preprocess(BaseModel):
         Raises:
             ImageError: The image cannot be read within the limits of `decoding`.
         """
-        rgb = load_image(image, self.resize, decoding.with_intensity_range(self.intensity_range))
+        rgb = load_rgb_image(image, self.resize, decoding.with_intensity_range(self.intensity_range))
         return self.normalize(torch.from_numpy(self.square(rgb)).permute(2, 0, 1)[None])[0]
 
 
 _AS_EVER = (("fit", "crop"), ("interpolation", "bilinear"), ("intensity_range", None))
 
 
-def check_fit_mode(fit: str | None, boxed: bool) -> Fit | None:
+def parse_fit_mode(fit: str | None, boxed: bool) -> Fit | None:
     """Return `fit` if it is one of FITS; None for None.
 
     Args:
@@ -181,7 +181,7 @@ def check_fit_mode(fit: str | None, boxed: bool) -> Fit | None:
     return known
 
 
-def load_image(image: ImageLike, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
+def load_rgb_image(image: ImageLike, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
     """Return an image as (H, W, 3) uint8, RGB.
 
     Args:

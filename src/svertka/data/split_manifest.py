@@ -14,7 +14,7 @@ import torch
 from svertka.data.dataset import PARTS, Ints
 from svertka.data.deduplicated_split import COPIES, find_copied_parts
 from svertka.errors import RunError
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 DIGEST_BYTES = 16
 INHERITED = "inherited"
@@ -94,7 +94,7 @@ class Manifest:
         Raises:
             RunError: The file is missing or damaged.
         """
-        tensors, _ = read_tensors(path)
+        tensors, _ = read_tensors_and_header(path)
         wanted = {*PARTS, INHERITED}
         if set(tensors) != wanted or any(
             tensor.dtype != torch.uint8 or tensor.dim() != 2 or tensor.shape[1] != DIGEST_BYTES

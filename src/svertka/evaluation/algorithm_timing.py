@@ -72,6 +72,6 @@ def tune(
     trials: list[dict[str, Any]] = []
     with progress("timing", len(layers), "convolutions") as shown:
         for layer in layers.items():
-            trials += autotune.explain_choice(*layer, dtype)
+            trials += autotune.time_algorithms_for_all_passes(*layer, dtype)
             shown.advance()
     return trials

@@ -10,7 +10,7 @@ Counts = npt.NDArray[np.int64]
 SURE = 1.645  # standard deviations; one-sided 95 %
 
 
-def chance_accuracy(confusion: Counts) -> tuple[float, float]:
+def chance_accuracy_mean_and_std(confusion: Counts) -> tuple[float, float]:
     """Return mean and standard deviation of the accuracy if the same predictions were assigned in random order.
 
     A classifier that always predicts one class has a deviation of 0.
@@ -47,9 +47,9 @@ def is_at_chance(confusion: Counts) -> bool | None:
     labels = confusion.sum(1)
     if (labels > 0).sum() < 2:
         return None
-    mean, deviation = chance_accuracy(np.diag(labels))
+    mean, deviation = chance_accuracy_mean_and_std(np.diag(labels))
     if mean + SURE * deviation >= 1:
         return None
-    mean, deviation = chance_accuracy(confusion)
+    mean, deviation = chance_accuracy_mean_and_std(confusion)
     share = float(confusion.trace() / confusion.sum())
     return share <= mean + SURE * deviation

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svertka.classifier import Classifier, names_classifier
+from svertka.classifier import Classifier, is_classifier_name
 from svertka.confidence_intervals import (
     Interval,
     format_p_value,
@@ -30,9 +30,9 @@ from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
 from svertka.files import parse_cache_limit_option
 from svertka.graph.summary import trace
-from svertka.output_paths import HTML, check_output_file
+from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.notebook_block import NotebookBlock
-from svertka.pages.number_format import format_count, format_percent
+from svertka.pages.number_format import count_with_noun, format_percent
 from svertka.run import Run
 from svertka.type_checking import check_types
 
@@ -99,7 +99,7 @@ def compare(
         opened = _open_variants(opened[0], choose_device(device), trust_builder=trust_builder, precision=precision)
     names = [one.origin if isinstance(one, Classifier) else fspath(one) for one in opened]
     _check_runs(names, [name for name, one in zip(names, opened, strict=True) if not isinstance(one, Classifier)])
-    file = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
+    file = None if output is None else prepare_output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
     joint = evaluate_jointly(
         opened,
@@ -279,7 +279,7 @@ class Comparison:
     def sentence(self) -> str:
         """The result in words, with the first run as the reference."""
         first, *others = self.runs
-        images = format_count(self.ensemble.images, f"{PART_ADJECTIVES[self.joint.part]}picture")
+        images = count_with_noun(self.ensemble.images, f"{PART_ADJECTIVES[self.joint.part]}picture")
         wrong = f"A gets {format_percent(first.evaluation.top1_error)} of {images} of {self.joint.dataset.source} wrong"
         against = "; ".join(f"{one.letter} {one.difference.sentence}" for one in others if one.difference)
         return f"{wrong}; {against}."
@@ -322,7 +322,7 @@ def _metrics_dict(evaluation: Evaluation) -> dict[str, Any]:
 def separate_runs_and_source(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """Split the arguments `RUN RUN... [SOURCE]`: the last one is a source unless it is a run."""
     *runs, last = arguments
-    if not runs or names_classifier(last) or Run(last).training.exists():
+    if not runs or is_classifier_name(last) or Run(last).training.exists():
         return [*runs, last], None
     return runs, last
 

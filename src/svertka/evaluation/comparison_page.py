@@ -16,7 +16,14 @@ from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image
-from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_percent, format_three_digits
+from svertka.pages.number_format import (
+    MISSING,
+    NBSP,
+    count_with_noun,
+    format_brief,
+    format_percent,
+    format_three_digits,
+)
 from svertka.pages.svg_curves import LINE_STYLES, CursorReadout, Line, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration, show_spinner
@@ -179,7 +186,7 @@ def _disagreements(comparison: Comparison) -> list[dict[str, Any]]:
     for one in others:
         for wrong, right in ((one, first), (first, one)):
             indices = wrong.evaluation.indices[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
-            title = f"{wrong.letter} wrong, {right.letter} right: {format_count(len(indices), 'picture')}"
+            title = f"{wrong.letter} wrong, {right.letter} right: {count_with_noun(len(indices), 'picture')}"
             if len(indices) > MAX_DISAGREEMENTS:
                 title += f", {MAX_DISAGREEMENTS} of them shown"
                 # Evenly spread, since neighbors in a folder are alike.

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from svertka.evaluation.metrics import Evaluation
-from svertka.pages.number_format import NBSP, format_count
+from svertka.pages.number_format import NBSP, count_with_noun
 from svertka.pages.templates import render_template
 
 MAX_TABLE_CLASSES = 20
@@ -74,7 +74,7 @@ def _matrix(evaluation: Evaluation) -> dict[str, Any]:
         "images": [one.images for one in evaluation.per_class],
         "cells": [[int(rows[k]), int(columns[k]), int(mistakes[rows[k], columns[k]])] for k in order],
     }
-    wrong, evaluated = int(mistakes.sum()), format_count(evaluation.images, "picture")
+    wrong, evaluated = int(mistakes.sum()), count_with_noun(evaluation.images, "picture")
     return {
         "paths": paths,
         "data": json.dumps(data, ensure_ascii=False),

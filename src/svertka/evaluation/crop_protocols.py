@@ -84,7 +84,7 @@ def get_crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess
     return CropProtocol(crops, tuple(scales))
 
 
-def make_crops(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
+def make_1_or_10_crops(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
     """Return the normalized crops of a batch, (B, V, C, size, size), for the protocols "1" and "10".
 
     Args:

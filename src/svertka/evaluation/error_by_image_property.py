@@ -14,7 +14,7 @@ from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.errors import ImageError
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
-from svertka.pages.number_format import NBSP, format_brief, format_count, format_percent
+from svertka.pages.number_format import NBSP, count_with_noun, format_brief, format_percent
 from svertka.pages.svg_curves import CursorReadout, Line, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 
@@ -161,7 +161,7 @@ def _describe(of_property: ErrorByProperty) -> dict[str, Any]:
     title = f"{of_property.name}: {of_property.how}"
     panel = Panel(title, Scale("linear", 0.0, max(high)), lines, lambda share: f"{100 * share:g}{NBSP}%", HEIGHT)
     readings = [
-        CursorReadout(place, name, [f"{format_percent(one.error)} of {format_count(one.images, 'picture')} wrong"])
+        CursorReadout(place, name, [f"{format_percent(one.error)} of {count_with_noun(one.images, 'picture')} wrong"])
         for place, name, one in zip(x, ranges, bins, strict=True)
     ]
     axis = XAxis("group", Scale("linear", 0.5, len(bins) + 0.5), x)

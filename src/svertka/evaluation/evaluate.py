@@ -28,7 +28,7 @@ from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.predictor import Predictor, log_mean_probability
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.files import parse_cache_limit_option
-from svertka.output_paths import HTML, check_output_file
+from svertka.output_paths import HTML, prepare_output_file
 from svertka.progress import progress
 from svertka.run import columns_of_training, read_training_boxes
 from svertka.type_checking import check_types
@@ -97,7 +97,7 @@ def evaluate(
         FetchError: The weights or the data set cannot be downloaded.
         StorageError: `output` or the cache cannot be written.
     """
-    file = None if output is None else check_output_file(output, HTML, overwrite=overwrite)
+    file = None if output is None else prepare_output_file(output, HTML, overwrite=overwrite)
     limit = parse_cache_limit_option(cache_limit)
     joint = evaluate_jointly(
         run,
@@ -204,7 +204,7 @@ def evaluate_jointly(
     columns = columns or columns_of_training(runs[0], source)
     opened = open_source(source, to_train=False, columns=columns, boxes=read_training_boxes(runs[0], source))
     opened = opened.with_decoding(DecodingOptions.up_to(max_pixels))
-    dataset = match_class_names(names, opened)
+    dataset = renumber_labels_by_class_names(names, opened)
     selection = select_held_out_images(
         runs,
         dataset,
@@ -307,7 +307,7 @@ def evaluate_network(
     return result
 
 
-def match_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
+def renumber_labels_by_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     """Return `dataset` with its labels renumbered in the order of `names`.
 
     An ImageNet class may be called by its name or by its WordNet id. A class that differs from one of `names` only in

@@ -16,7 +16,7 @@ from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
-from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
+from svertka.evaluation.chance_level import chance_accuracy_mean_and_std, is_at_chance
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.pages.notebook_block import NotebookBlock
 
@@ -169,7 +169,7 @@ class Evaluation:
         """Return a warning if the classifier is no better than chance, else None."""
         if self.at_chance is False or (self.confusion.sum(1) > 0).sum() < 2:
             return None
-        share, _ = chance_accuracy(self.confusion)
+        share, _ = chance_accuracy_mean_and_std(self.confusion)
         right = 1 - self.top1_error
         if self.images < MIN_IMAGES_FOR_CHANCE_TEST:
             return (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from svertka.classifier import WEIGHTS, Classifier
-from svertka.compiler.accuracy_bound import AccuracyReport, count_needed_images, find_least_bound
-from svertka.compiler.mixed_precision import median_seconds
+from svertka.compiler.accuracy_bound import MixedPrecisionReport, count_needed_images, smallest_testable_max_loss
+from svertka.compiler.mixed_precision import measure_median_seconds
 from svertka.compiler.optimize import DEFAULT_MAX_LOSS, Optimized, optimize
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import UsageError
@@ -18,7 +18,7 @@ from svertka.evaluation.run_images import BATCH_SIZE, CALIBRATION_IMAGES, RunIma
 from svertka.files import parse_cache_limit_option, parse_path
 from svertka.optimized_file import OPTIMIZED, hash_weights
 from svertka.pages.notebook_block import NotebookBlock
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.type_checking import check_types
 
 VALIDATION_IMAGES = 10_000  # at most
@@ -41,7 +41,7 @@ class OptimizedRun:
     path: Path
     network: Optimized
     calibration_images: int
-    accuracy: AccuracyReport
+    accuracy: MixedPrecisionReport
 
     @property
     def sentence(self) -> str:
@@ -117,9 +117,9 @@ def optimize_run(
     held_out, labels = images.load("val", VALIDATION_IMAGES)
     if precision == "auto" and 0 < max_loss < 1 and len(labels) < (needed := count_needed_images(max_loss)):
         raise UsageError(
-            f"{folder} has {format_count(len(labels), 'validation image')}, and a loss of {max_loss:.2%} can be "
-            f"bounded with {needed:,} or more; allow a loss of {find_least_bound(len(labels)):.1%}, or use precision "
-            "int8, bf16 or fp32"
+            f"{folder} has {count_with_noun(len(labels), 'validation image')}, and a loss of {max_loss:.2%} can be "
+            f"bounded with {needed:,} or more; allow a loss of {smallest_testable_max_loss(len(labels)):.1%}, or use "
+            "precision int8, bf16 or fp32"
         )
     calibration = None
     if precision in ("auto", "int8"):
@@ -134,13 +134,13 @@ def optimize_run(
 
 
 @torch.inference_mode()
-def _measure(network: nn.Module, optimized: Optimized, images: Tensor, labels: Tensor) -> AccuracyReport:
+def _measure(network: nn.Module, optimized: Optimized, images: Tensor, labels: Tensor) -> MixedPrecisionReport:
     """Return the accuracy of a network and of its optimized form on labeled images, and their times for one image."""
     floats = optimize(network, images[:1])
     before, after = (
         torch.cat([made(some).argmax(1) for some in torch.split(images, BATCH_SIZE)]) == labels
         for made in (network, optimized)
     )
-    float_seconds, seconds = median_seconds([floats, optimized], images[:1], TIMED_SECONDS)
-    report = AccuracyReport.count(before, after)
+    float_seconds, seconds = measure_median_seconds([floats, optimized], images[:1], TIMED_SECONDS)
+    report = MixedPrecisionReport.count(before, after)
     return replace(report, float_seconds=float_seconds, seconds=seconds, threads=torch.get_num_threads())

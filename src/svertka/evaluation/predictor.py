@@ -12,7 +12,7 @@ from svertka.data.image_disk_cache import PreparedImages, prepare_images
 from svertka.data.parallel_map import map_chunks
 from svertka.device import autocast
 from svertka.errors import DataError, ImageError
-from svertka.evaluation.crop_protocols import CropProtocol, make_144_crops, make_crops, to_normalized_batch
+from svertka.evaluation.crop_protocols import CropProtocol, make_1_or_10_crops, make_144_crops, to_normalized_batch
 from svertka.graph.fully_convolutional import make_fully_convolutional
 
 CROPS_PER_BATCH = 64
@@ -80,7 +80,7 @@ class Predictor:
             self._squares = [self._prepared(scale) for scale in self.protocol.scales]
         for indices in batches:
             squares = [torch.from_numpy(one.rows[indices]).permute(0, 3, 1, 2) for one in self._squares]
-            shown = make_crops(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
+            shown = make_1_or_10_crops(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
             outputs = self._log_probabilities(shown.flatten(0, 1))
             yield log_mean_probability(outputs.view(*shown.shape[:2], -1), 1)
 

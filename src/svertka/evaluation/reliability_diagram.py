@@ -7,7 +7,7 @@ from markupsafe import Markup
 from svertka.confidence_intervals import Z
 from svertka.evaluation.calibration import BINS, MIN_IMAGES, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
-from svertka.pages.number_format import MISSING, NBSP, format_count, format_percent
+from svertka.pages.number_format import MISSING, NBSP, count_with_noun, format_percent
 from svertka.pages.svg_curves import CursorReadout, Line, LineStyle, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 
@@ -22,7 +22,7 @@ def reliability_html(calibration: Calibration) -> Markup:
         return Markup()
     if not calibration.is_meaningful:
         return Markup("<p>{} are too few to compare confidence with accuracy; {} are needed.</p>").format(
-            format_count(images, "picture"), MIN_IMAGES
+            count_with_noun(images, "picture"), MIN_IMAGES
         )
     confidence = sum(one.images * one.confidence for one in calibration.bins) / images
     accuracy = sum(one.images * one.accuracy for one in calibration.bins) / images
@@ -57,7 +57,7 @@ def _curves(calibration: Calibration) -> Markup:
             CursorReadout(
                 100 * one.confidence,
                 between,
-                [f"{format_percent(one.accuracy)} of {format_count(one.images, 'picture')} right"],
+                [f"{format_percent(one.accuracy)} of {count_with_noun(one.images, 'picture')} right"],
             )
         )
     return render_curves([panel], XAxis("%", scale, scale.ticks(5)), readings, None, MISSING)

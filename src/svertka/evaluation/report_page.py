@@ -21,7 +21,7 @@ from svertka.evaluation.training_curves import TrainingCurves
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image, render_strip
-from svertka.pages.number_format import NBSP, format_count, format_percent, format_three_digits
+from svertka.pages.number_format import NBSP, count_with_noun, format_percent, format_three_digits
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration, show_spinner
 
@@ -73,7 +73,7 @@ class Report:
         """The result in words, such as "lenet5 on digits: 1.1 % of 361 test pictures wrong after 20 epochs, 12 s"."""
         what, evaluation, epochs = f"{self.network} on {self.source}", self.evaluation, len(self.curves.epochs)
         if epochs:
-            training = f" after {format_count(epochs, 'epoch')}"
+            training = f" after {count_with_noun(epochs, 'epoch')}"
         elif self.history or evaluation is None:
             training = " before the end of the first epoch"
         else:
@@ -81,12 +81,12 @@ class Report:
         if self.curves.seconds:
             training += f", {format_duration(self.curves.seconds)}"
         if self.cross_validation is not None:
-            pictures = format_count(self.cross_validation.images, "picture")
+            pictures = count_with_noun(self.cross_validation.images, "picture")
             error = format_percent(self.cross_validation.error)
             return f"{what}: {error} of {pictures} wrong in cross-validation{training}."
         if evaluation is None or not evaluation.images:
             return f"{what}: not evaluated yet{training}."
-        pictures = format_count(evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
+        pictures = count_with_noun(evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
         return f"{what}: {format_percent(evaluation.top1_error)} of {pictures} wrong{training}."
 
 
@@ -130,7 +130,7 @@ def _summary(report: Report, evaluation: Evaluation) -> str:
             f"{validated.folds} folds, {validated.repeats} times; each is judged by networks that were trained on the "
             "other folds."
         )
-        pictures = format_count(evaluation.images, f"{PART_ADJECTIVES[report.part]}picture")
+        pictures = count_with_noun(evaluation.images, f"{PART_ADJECTIVES[report.part]}picture")
         error = format_percent(evaluation.top1_error)
         sentences.append(f"Of the {pictures}, the network of this run gets {error} wrong ({interval} {low} to {high}).")
     else:

@@ -13,7 +13,7 @@ from svertka.data.dataset import Dataset
 from svertka.data.image_io import DecodingOptions
 from svertka.data.source_opener import open_source
 from svertka.errors import RunError
-from svertka.evaluation.evaluate import match_class_names
+from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.held_out import select_held_out_images
 from svertka.progress import progress
 from svertka.run import Run, columns_of_training, read_training_boxes
@@ -51,7 +51,7 @@ class RunImages:
 
     def __init__(self, classifier: Classifier, dataset: Dataset, threads: int, cache_limit: int | None) -> None:
         self._classifier, self._threads, self._cache_limit = classifier, threads, cache_limit
-        self._dataset = match_class_names(classifier.names, dataset)
+        self._dataset = renumber_labels_by_class_names(classifier.names, dataset)
 
     def load(self, part: str, most: int) -> tuple[Tensor, Tensor]:
         """Return up to `most` preprocessed images, (N, C, H, W) float32, of a part, evenly spread, and their labels.

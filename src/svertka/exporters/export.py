@@ -28,9 +28,9 @@ from svertka.exporters.calibration_images import load_calibration_images
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import format_bytes, parse_path, write_atomic
 from svertka.optimized_file import list_float_layers
-from svertka.output_paths import check_output_file, check_output_folder
+from svertka.output_paths import prepare_output_file, prepare_output_folder
 from svertka.pages.notebook_block import NotebookBlock
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import show_spinner
 from svertka.run import Run, columns_of_training, read_training_boxes
 from svertka.type_checking import check_types
@@ -77,9 +77,8 @@ class Export:
             return self.int8.sentence
         if not self.images:
             return "a folder with the weights themselves; nothing to check"
-        return (
-            f"checked in ONNX Runtime on {format_count(self.images, 'image')}: largest difference {self.difference:.1g}"
-        )
+        images = count_with_noun(self.images, "image")
+        return f"checked in ONNX Runtime on {images}: largest difference {self.difference:.1g}"
 
     def __repr__(self) -> str:
         return f"Export({str(self.path)!r}, {format_bytes(self.bytes)}; {self.sentence})"
@@ -129,7 +128,7 @@ def export(
         The files written and the result of the check.
 
     Raises:
-        ExportError: ONNX Runtime computes something else, or int8 changes too many classes.
+        ExportMismatchError: ONNX Runtime computes something else, or int8 changes too many classes.
         DataError: None of the images can be read.
         UsageError: A package is missing; `to` is neither a file nor a folder; there are no images to check or calibrate
             on; or int8 is not possible.
@@ -150,9 +149,9 @@ def export(
     classifier = Classifier.open(run, trust_builder=trust_builder)
     origin = classifier.origin
     if is_file:
-        path = check_output_file(path, b"svertka", overwrite=overwrite)
+        path = prepare_output_file(path, b"svertka", overwrite=overwrite)
     else:
-        path = check_output_folder(path, CARD_FILE, FRONT_MATTER.encode(), overwrite=overwrite)
+        path = prepare_output_folder(path, CARD_FILE, FRONT_MATTER.encode(), overwrite=overwrite)
     if not is_file:
         write_hub_folder(path, classifier, origin)
         size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())

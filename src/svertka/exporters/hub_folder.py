@@ -6,13 +6,13 @@ from pathlib import Path
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, Config
 from svertka.errors import RunError
 from svertka.escaping import format_command, to_printable
-from svertka.files import storage_errors, write_atomic, write_json
+from svertka.files import os_error_to_storage_error, write_atomic, write_json
 from svertka.graph.summary import measure_network_size
 from svertka.models.external_builder import GRAPH, BuilderRecord
 from svertka.models.graph_file import write_graph
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.training_report import describe_training
 
 CARD_FILE = "README.md"
@@ -37,7 +37,7 @@ def write_hub_folder(folder: Path, classifier: Classifier, run: str) -> None:
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    with storage_errors(folder):
+    with os_error_to_storage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, classifier.network.state_dict())
     config = _shareable(classifier, folder).model_dump()
@@ -97,7 +97,7 @@ def _what(classifier: Classifier) -> list[str]:
 def _training(run: str, classifier: Classifier) -> list[str]:
     """Return data and recipe; nothing for a network that svertka did not train."""
     try:
-        settings = Settings.of(Run(run))
+        settings = RunSettings.of(Run(run))
     except RunError:
         return []
     # The path on the trainer's disk is private.

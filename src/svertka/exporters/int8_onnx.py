@@ -22,11 +22,11 @@ from svertka.compiler.reference import run_reference
 from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
 from svertka.data.rgb_conversion import shades_to_16_bit
-from svertka.errors import ExportError, UsageError
+from svertka.errors import ExportMismatchError, UsageError
 from svertka.exporters.onnx import IMAGES, PICTURES, complete_model, trace_network
 from svertka.exporters.qdq_steps import make_qdq_steps, quantize_results, separate_epilogues
 from svertka.graph.network_copy import copy_network
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 
 LEAST_AGREEMENT = 0.9  # share of the images that must keep their class
 CHECKED_IMAGES = 100  # of the calibration images, at most
@@ -55,8 +55,8 @@ class Int8Check:
     def sentence(self) -> str:
         """The agreement in words."""
         return (
-            f"{self.int8_layers} of {format_count(self.layers, 'layer')} int8; checked in ONNX Runtime on "
-            f"{format_count(self.images, 'image')}: {self.float_agreement:.1%} keep the class of the float "
+            f"{self.int8_layers} of {count_with_noun(self.layers, 'layer')} int8; checked in ONNX Runtime on "
+            f"{count_with_noun(self.images, 'image')}: {self.float_agreement:.1%} keep the class of the float "
             "network"
         )
 
@@ -84,7 +84,7 @@ def convert_to_int8_onnx(
         pictures: With preprocessing, images of any size to check it on, (H, W, 3) uint8 RGB.
 
     Raises:
-        ExportError: Too many images get another class in ONNX Runtime.
+        ExportMismatchError: Too many images get another class in ONNX Runtime.
         UsageError: The network cannot be captured or quantized, or images have non-finite values.
     """
     network = restore(copy_network(classifier.network)).cpu().float().eval()
@@ -145,7 +145,7 @@ def _check(
     """Return how the classes of `images` in ONNX Runtime agree with those in svertka.
 
     Raises:
-        ExportError: Too many differ.
+        ExportMismatchError: Too many differ.
     """
     runs: dict[str, Callable[[Tensor], Tensor]] = {
         "float": network,
@@ -156,8 +156,8 @@ def _check(
     found = scores["file"].argmax(1)
     of_float, own = (float((found == scores[name].argmax(1)).double().mean()) for name in ("float", "own"))
     if not bool(scores["file"].isfinite().all()) or min(of_float, own) < LEAST_AGREEMENT:
-        raise ExportError(
-            f"in int8 only {of_float:.1%} of {format_count(len(images), 'image')} keep the class of the "
+        raise ExportMismatchError(
+            f"in int8 only {of_float:.1%} of {count_with_noun(len(images), 'image')} keep the class of the "
             f"float network in ONNX Runtime {onnxruntime.__version__} ({own:.1%} that of the same int8 network in "
             f"svertka), less than {LEAST_AGREEMENT:.0%}; no file was written; give more calibration images, keep "
             "layers in float with `svertka optimize --precision auto`, or export in fp32"
@@ -173,7 +173,7 @@ def _check_preprocessing(
     classifier: Classifier,
     pictures: Sequence[Pixels],
 ) -> None:
-    """Raise ExportError unless the preprocessing of the file leads to the classes that svertka's leads to."""
+    """Raise ExportMismatchError unless the preprocessing of the file leads to the classes that svertka's leads to."""
     same = 0
     for picture in pictures:
         values = shades_to_16_bit(picture, classifier.preprocess.intensity_range)
@@ -181,7 +181,7 @@ def _check_preprocessing(
         (wanted,) = inner.run(None, {IMAGES: classifier.preprocess(picture)[None].numpy()})
         same += int(found[0].argmax() == wanted[0].argmax())
     if same < LEAST_AGREEMENT * len(pictures):
-        raise ExportError(
-            f"with its own preprocessing, the file gives {same} of {format_count(len(pictures), 'image')} the class "
+        raise ExportMismatchError(
+            f"with its own preprocessing, the file gives {same} of {count_with_noun(len(pictures), 'image')} the class "
             f"that svertka's preprocessing leads to, less than {LEAST_AGREEMENT:.0%}; no file was written; report it"
         )

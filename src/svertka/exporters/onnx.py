@@ -20,7 +20,7 @@ from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
 from svertka.data.rgb_conversion import shades_to_16_bit
-from svertka.errors import ExportError
+from svertka.errors import ExportMismatchError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 from svertka.graph.network_copy import copy_network
 from svertka.text_width import shorten
@@ -49,7 +49,7 @@ def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
     """Return `network`, which takes the images of `classifier`, as an ONNX model without metadata.
 
     Raises:
-        ExportError: PyTorch's exporter does not support the network.
+        ExportMismatchError: PyTorch's exporter does not support the network.
     """
     preprocess = classifier.preprocess
     example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size)
@@ -66,7 +66,7 @@ def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
             )
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ExportError(
+        raise ExportMismatchError(
             f"PyTorch cannot export {classifier.config.model} to ONNX: {shorten(reason, MAX_REASON)}"
         ) from error
     assert program is not None  # None only if it wrote a file
@@ -104,7 +104,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
         an image, at least 1.
 
     Raises:
-        ExportError: The difference exceeds the tolerance, or a most probable class that leads by more changes.
+        ExportMismatchError: The difference exceeds the tolerance, or a most probable class that leads by more changes.
     """
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     inside = session.get_inputs()[0].name == PICTURES
@@ -129,7 +129,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
         lost = wanted.max(1) - wanted[np.arange(len(wanted)), found.argmax(1)]
         if not (differences <= tolerance).all() or (lost > tolerance * unit).any():
             what = "probability" if inside else "logit"
-            raise ExportError(
+            raise ExportMismatchError(
                 f"a {what} of ONNX Runtime {onnxruntime.__version__} differs by {differences.max():.2g}, more than "
                 f"{tolerance:g}; no file was written; report it with the versions of torch "
                 f"({torch.__version__}) and onnx ({onnx.__version__})"

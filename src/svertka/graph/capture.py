@@ -22,7 +22,7 @@ from svertka.graph.operation_and_value_types import (
     iter_leaves,
     map_leaves,
 )
-from svertka.graph.tensor_views import View, describe_view
+from svertka.graph.tensor_views import ViewWithScatter, make_view_with_scatter
 from svertka.graph.trace_errors import (
     THE_NETWORK,
     TraceRunError,
@@ -79,7 +79,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept: list[Tensor] = []  # keeps ids unique
         self._in_memory: dict[int, set[int]] = {}  # ids of tensors by storage
         self.stale: dict[int, str] = {}  # id of a tensor modified through another -> module that modified it
-        self._views: dict[int, View] = {}  # id of a tensor -> the view that it is
+        self._views: dict[int, ViewWithScatter] = {}  # id of a tensor -> the view that it is
         self._placeholders: dict[int, Tensor] = {}  # id of a tensor with values -> its meta tensor
         self.made: dict[int, Operation] = {}  # value -> operation that computed it
         self._of_images = {0}  # values computed from the input
@@ -307,7 +307,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not (isinstance(base, Tensor) and isinstance(output, Tensor)) or output is base:
                 continue
             if output.untyped_storage()._cdata == base.untyped_storage()._cdata:
-                view = describe_view(base, name, arguments, outputs, index)
+                view = make_view_with_scatter(base, name, arguments, outputs, index)
                 if view is not None:
                     self._views[id(output)] = view
 

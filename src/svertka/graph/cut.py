@@ -57,7 +57,7 @@ def find_stages(network: nn.Module, shape: tuple[int, ...]) -> list[SameShapeSta
     Raises:
         UsageError: The network cannot be traced.
     """
-    return CutPoints(network, shape).stages
+    return CuttableGraph(network, shape).stages
 
 
 def cut_network(network: nn.Module, before: str, shape: tuple[int, ...]) -> PrefixAndRest:
@@ -74,10 +74,10 @@ def cut_network(network: nn.Module, before: str, shape: tuple[int, ...]) -> Pref
         UsageError: There is no such stage or module, more than one tensor flows into it, or the network cannot be
             traced.
     """
-    return CutPoints(network, shape).at(before)
+    return CuttableGraph(network, shape).at(before)
 
 
-class CutPoints:
+class CuttableGraph:
     """The graph of a network with all places where it can be cut.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.graph.receptive_field_rules import Operand
+from svertka.graph.receptive_field_rules import ShapeAndSymbol
 
 
 class DimRole(Enum):
@@ -118,13 +118,16 @@ def map_layout_of_tensor(layout: Layout, shape: Sequence[int], is_read: bool) ->
 
 
 def propagate_layout(
-    operation: Any, arguments: Arguments, operands: Sequence[tuple[Operand, Layout | None]], shape: tuple[int, ...]
+    operation: Any,
+    arguments: Arguments,
+    operands: Sequence[tuple[ShapeAndSymbol, Layout | None]],
+    shape: tuple[int, ...],
 ) -> Layout | None:
     """Return the layout of the result of `operation`.
 
     Args:
         operation: An operation of torch.ops.aten.
-        arguments: Arguments of the operation by name, with an Operand for each tensor.
+        arguments: Arguments of the operation by name, with a ShapeAndSymbol for each tensor.
         operands: The tensors among them, with their layouts.
         shape: Shape of the result.
     """
@@ -144,7 +147,12 @@ def propagate_layout(
 
 
 def reads_image_tokens(
-    operation: Any, arguments: Arguments, operand: Operand, layout: Layout, output: Layout | None, is_output_read: bool
+    operation: Any,
+    arguments: Arguments,
+    operand: ShapeAndSymbol,
+    layout: Layout,
+    output: Layout | None,
+    is_output_read: bool,
 ) -> bool:
     """Return whether the network reads the positions among the tokens of `operand`.
 
@@ -152,7 +160,7 @@ def reads_image_tokens(
 
     Args:
         operation: The operation that reads `operand`.
-        arguments: Arguments of the operation, with an Operand for each tensor.
+        arguments: Arguments of the operation, with a ShapeAndSymbol for each tensor.
         operand: A tensor among them.
         layout: Layout of `operand`.
         output: Layout of the operation's result.

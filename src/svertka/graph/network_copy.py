@@ -58,7 +58,7 @@ def copy_with_meta_tensors(network: nn.Module, *, hooks: bool = True) -> tuple[n
     return twin, named
 
 
-def copy_for_comparison(network: nn.Module) -> nn.Module:
+def copy_sharing_parameters(network: nn.Module) -> nn.Module:
     """Return a copy in inference mode that shares the parameters and has its own buffers.
 
     Raises:

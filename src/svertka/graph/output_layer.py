@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_with_meta_tensors
 from svertka.graph.summary import Layer, trace
-from svertka.graph.trace_errors import describe_error, trace_failure_message
+from svertka.graph.trace_errors import first_line_of_error, trace_failure_message
 
 BATCH = 2  # images; with one, a network that confuses batch and classes would pass
 PROBABILITIES = ("Softmax", "softmax", "Softmin", "softmin", "Sigmoid", "sigmoid")  # kinds of layers
@@ -37,7 +37,7 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
         with torch.inference_mode(), torch.device("meta"):
             output = twin(torch.empty(BATCH, *shape[1:], dtype=next(floating, None)))
     except (Exception, SystemExit) as error:
-        reason = describe_error(error)
+        reason = first_line_of_error(error)
         if isinstance(error, TypeError) and "to numpy" in reason:
             raise UsageError(
                 f"{name} converts a tensor to NumPy, where it cannot be traced; use PyTorch there"
@@ -117,7 +117,7 @@ def is_linear_or_pointwise(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def count_outputs(layer: nn.Module) -> int:
+def layer_out_features(layer: nn.Module) -> int:
     """Return the number of outputs of a layer for which `is_linear_or_pointwise` is true."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features

@@ -19,7 +19,7 @@ Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Operand:
+class ShapeAndSymbol:
     """A tensor among the arguments or results of an operation: its shape, and the `symbol` that identifies it."""
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ def has_field_rule(operation: Any) -> bool:
 
 
 def propagate_field(
-    operation: Any, arguments: Arguments, tensor: Operand, axis: ReceptiveFieldAxis, output: Operand
+    operation: Any, arguments: Arguments, tensor: ShapeAndSymbol, axis: ReceptiveFieldAxis, output: ShapeAndSymbol
 ) -> ReceptiveFieldAxis:
     """Return the axis of `output` that results from `axis` of `tensor`, an argument of `operation`."""
     rule = _rule(operation)
@@ -79,7 +79,7 @@ def propagate_field(
     return moved if fits else axis.gathered()
 
 
-Rule = Callable[[Arguments, Operand, ReceptiveField, int, Operand], ReceptiveFieldAxis]
+Rule = Callable[[Arguments, ShapeAndSymbol, ReceptiveField, int, ShapeAndSymbol], ReceptiveFieldAxis]
 
 
 @cache
@@ -92,7 +92,7 @@ def _rule(operation: Any) -> Rule | None:
     return _along_dim if any(argument.name == "dim" for argument in operation._schema.arguments) else None
 
 
-def _is_data(operation: Any, arguments: Arguments, tensor: Operand) -> bool:
+def _is_data(operation: Any, arguments: Arguments, tensor: ShapeAndSymbol) -> bool:
     """Return whether the rule applies to `tensor`; a convolution's applies to its input, not to computed weights."""
     if torch.Tag.pointwise in operation.tags:
         return True
@@ -104,7 +104,9 @@ def _gathered(field: ReceptiveField) -> ReceptiveFieldAxis:
     return ReceptiveFieldAxis(field.gathered(), None)
 
 
-def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> ReceptiveFieldAxis:
+def _pointwise(
+    _: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     dim += output.ndim - tensor.ndim  # broadcasting aligns the last dimensions
     if len(field.intervals) == 1 and output.shape[dim] > 1:
         return _gathered(field)
@@ -112,7 +114,7 @@ def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, o
 
 
 def _along_dim(
-    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
 ) -> ReceptiveFieldAxis:
     """Return the axis after a reduction, softmax or concatenation along `dim`, or along all dimensions without it."""
     given = arguments["dim"]
@@ -126,7 +128,7 @@ def _along_dim(
 
 
 def _convolution(
-    arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand
+    arguments: Arguments, _: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
 ) -> ReceptiveFieldAxis:
     if dim < 2:
         return ReceptiveFieldAxis(field, 0) if dim == 0 else _gathered(field)
@@ -143,7 +145,7 @@ def _convolution(
 
 def _pooling(dimensions: int) -> Rule:
     def rule(
-        arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+        arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
     ) -> ReceptiveFieldAxis:
         place = dim - (tensor.ndim - dimensions)
         if place < 0:
@@ -157,7 +159,7 @@ def _pooling(dimensions: int) -> Rule:
 
 
 def _adaptive_pooling(
-    _: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+    _: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
 ) -> ReceptiveFieldAxis:
     before, behind = tensor.shape[dim], output.shape[dim]
     if before % behind == 0:
@@ -167,7 +169,7 @@ def _adaptive_pooling(
 
 
 def _padding(
-    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
 ) -> ReceptiveFieldAxis:
     pad: Sequence[int] = arguments["pad"]  # (before, after) of the last dimension, then of the one before it
     place = 2 * (tensor.ndim - 1 - dim)
@@ -175,7 +177,9 @@ def _padding(
     return ReceptiveFieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
 
 
-def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> ReceptiveFieldAxis:
+def _same_order(
+    _: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     """Return the axis after reshaping, which keeps the order of the elements."""
     size, before = tensor.shape[dim], math.prod(tensor.shape[:dim])
     for place, other in enumerate(output.shape):
@@ -184,18 +188,22 @@ def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, 
     return _gathered(field)
 
 
-def _permute(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
+def _permute(
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, _: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     return ReceptiveFieldAxis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
 
 
 def _transpose(
-    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, _: ShapeAndSymbol
 ) -> ReceptiveFieldAxis:
     one, other = arguments["dim0"] % tensor.ndim, arguments["dim1"] % tensor.ndim
     return ReceptiveFieldAxis(field, {one: other, other: one}.get(dim, dim))
 
 
-def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
+def _slice(
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, _: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     if arguments["dim"] % tensor.ndim != dim:
         return ReceptiveFieldAxis(field, dim)
     taken = range(tensor.shape[dim])[arguments["start"] : arguments["end"] : arguments["step"]]
@@ -205,33 +213,43 @@ def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: in
     return ReceptiveFieldAxis(field.reading([[position] for position in taken], grid), dim)
 
 
-def _select(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
+def _select(
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, _: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     chosen = arguments["dim"] % tensor.ndim
     if chosen == dim:
         return ReceptiveFieldAxis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
     return ReceptiveFieldAxis(field, dim - (chosen < dim))
 
 
-def _unbind(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> ReceptiveFieldAxis:
+def _unbind(
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, _: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     chosen = arguments["dim"] % tensor.ndim
     return _gathered(field) if chosen == dim else ReceptiveFieldAxis(field, dim - (chosen < dim))
 
 
-def _stack(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> ReceptiveFieldAxis:
+def _stack(
+    arguments: Arguments, _: ShapeAndSymbol, field: ReceptiveField, dim: int, output: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     return ReceptiveFieldAxis(field, dim + (arguments["dim"] % output.ndim <= dim))
 
 
-def _linear(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, __: Operand) -> ReceptiveFieldAxis:
+def _linear(
+    _: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, __: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     return _gathered(field) if dim == tensor.ndim - 1 else ReceptiveFieldAxis(field, dim)
 
 
-def _batch_norm(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, __: Operand) -> ReceptiveFieldAxis:
+def _batch_norm(
+    arguments: Arguments, _: ShapeAndSymbol, field: ReceptiveField, dim: int, __: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
     computes_statistics = arguments.get("training", False) and dim != 1
     return _gathered(field) if computes_statistics else ReceptiveFieldAxis(field, dim)
 
 
 def _layer_norm(
-    arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, _: ShapeAndSymbol
 ) -> ReceptiveFieldAxis:
     inside = dim >= tensor.ndim - len(arguments["normalized_shape"])
     return _gathered(field) if inside else ReceptiveFieldAxis(field, dim)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svertka.graph.cut import CutPoints, PrefixAndRest
+from svertka.graph.cut import CuttableGraph, PrefixAndRest
 from svertka.graph.fully_convolutional import output_strides, receptive_field_grids
 from svertka.graph.fx_trace import SHAPE
 from svertka.graph.summary import Trace, trace
@@ -32,7 +32,7 @@ class SharedCrops(nn.Module):
         stride: Distance between possible windows, in pixels of the image.
         shape: Shape of the input of `rest`, (C, H, W).
         share: The fraction of the network's multiply-adds that are in `rest`.
-        place: The cut, one of `CutPoints.places`.
+        place: The cut, one of `CuttableGraph.places`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SharedCrops(nn.Module):
         return torch.cat(found)
 
 
-def share_crops(network: nn.Module, shape: tuple[int, ...], place: int | None = None) -> SharedCrops:
+def make_shared_crops(network: nn.Module, shape: tuple[int, ...], place: int | None = None) -> SharedCrops:
     """Cut `network`, with inputs of `shape`, (1, C, H, W), so that windows of larger images share its first layers.
 
     By default it is cut as early as MAX_RECOMPUTED_SHARE allows, but not before the first layer that pads. Before that
@@ -78,7 +78,7 @@ def share_crops(network: nn.Module, shape: tuple[int, ...], place: int | None = 
     Raises:
         UsageError: The network cannot be traced, or its first layers depend on the size of the whole image.
     """
-    cuts, whole = CutPoints(network, shape), trace(network, shape)
+    cuts, whole = CuttableGraph(network, shape), trace(network, shape)
     place = _place(cuts, whole, shape) if place is None else place
     chosen = cuts.halves(place)
     share = trace(chosen.rest, (1, *chosen.shape)).multiply_adds / whole.multiply_adds
@@ -86,7 +86,7 @@ def share_crops(network: nn.Module, shape: tuple[int, ...], place: int | None = 
     return SharedCrops(chosen, (shape[2], shape[3]), stride, share, place)
 
 
-def _place(cuts: CutPoints, whole: Trace, shape: tuple[int, ...]) -> int:
+def _place(cuts: CuttableGraph, whole: Trace, shape: tuple[int, ...]) -> int:
     """Return the default cut of a network."""
     places = [place for place in cuts.places if len(cuts.nodes[place - 1].meta[SHAPE]) == 4]
 

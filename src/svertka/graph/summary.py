@@ -32,8 +32,8 @@ from svertka.graph.operation_and_value_types import (
 )
 from svertka.graph.receptive_field import ReceptiveField
 from svertka.graph.receptive_field_rules import (
-    Operand,
     ReceptiveFieldAxis,
+    ShapeAndSymbol,
     has_field_rule,
     propagate_field,
     unite_field_axes,
@@ -229,7 +229,9 @@ class _LayerAnalysis:
         axes = tuple(ReceptiveFieldAxis(pixels[size], dim) for dim, size in enumerate(shape) if dim >= 2)
         self._origins = {0: _Origin((self._image,), axes)}
         self._layouts: dict[int, Layout | None] = {0: input_layout(shape)}
-        self._reads: list[tuple[Any, dict[str, Any], Operand, int]] = []  # an operation, its operand and its result
+        self._reads: list[
+            tuple[Any, dict[str, Any], ShapeAndSymbol, int]
+        ] = []  # an operation, its operand and its result
         self._unused: set[int] = set()  # further results of operations, such as the means of a norm
         for operation in capture.operations:
             self._read(operation)
@@ -266,7 +268,7 @@ class _LayerAnalysis:
         call, overload = operation.layer, find_operator_by_name(operation.name)
         defaults = {argument.name: argument.default_value for argument in overload._schema.arguments}
         arguments = defaults | map_leaves(dict(operation.arguments), self._operand)
-        operands = [leaf for leaf in iter_leaves(arguments) if isinstance(leaf, Operand)]
+        operands = [leaf for leaf in iter_leaves(arguments) if isinstance(leaf, ShapeAndSymbol)]
         self._unused |= {number for number in operation.results[1:] if number is not None}
         self._unused -= set(operation.inputs)
         origins = [self._origin(operand) for operand in operands]
@@ -297,17 +299,19 @@ class _LayerAnalysis:
         self,
         overload: Any,
         arguments: dict[str, Any],
-        inputs: list[tuple["Operand", _Origin]],
+        inputs: list[tuple["ShapeAndSymbol", _Origin]],
         shape: tuple[int, ...],
     ) -> _Origin:
         """Return the origin of a result of `shape`, given those of the operands."""
         whole = _Origin()
         for operand, origin in inputs:
-            axes = tuple(propagate_field(overload, arguments, operand, axis, Operand(shape)) for axis in origin.axes)
+            axes = tuple(
+                propagate_field(overload, arguments, operand, axis, ShapeAndSymbol(shape)) for axis in origin.axes
+            )
             whole = whole.joined(_Origin(origin.makers, axes, origin.parameters))
         return whole
 
-    def _layout(self, operand: Operand) -> Layout | None:
+    def _layout(self, operand: ShapeAndSymbol) -> Layout | None:
         symbol = operand.symbol
         return self._layouts.get(symbol.number) if isinstance(symbol, Value) else None
 
@@ -332,8 +336,8 @@ class _LayerAnalysis:
         return found
 
     def _operand(self, leaf: Any) -> Any:
-        """Return the Operand for a Value or Constant; other arguments unchanged."""
-        return Operand(self._shape(leaf), leaf) if isinstance(leaf, Value | Constant) else leaf
+        """Return the ShapeAndSymbol of a Value or Constant; other arguments unchanged."""
+        return ShapeAndSymbol(self._shape(leaf), leaf) if isinstance(leaf, Value | Constant) else leaf
 
     def _shape(self, leaf: Value | Constant) -> tuple[int, ...]:
         if isinstance(leaf, Value):
@@ -341,7 +345,7 @@ class _LayerAnalysis:
         own = self._capture.own.get(leaf.name)
         return tuple((self._capture.constants[leaf.name] if own is None else own).shape)
 
-    def _origin(self, operand: Operand) -> _Origin:
+    def _origin(self, operand: ShapeAndSymbol) -> _Origin:
         symbol = operand.symbol
         if isinstance(symbol, Constant):
             parameter = self._parameters.get(symbol.name)

@@ -23,7 +23,7 @@ PARTS |= {"tensor_split.indices", "unsafe_split.Tensor", "unsafe_chunk.default"}
 
 
 @dataclass(frozen=True)
-class View:
+class ViewWithScatter:
     """A view of `base`.
 
     Attributes:
@@ -43,18 +43,18 @@ class View:
         return not self.put_back[0].endswith("_scatter.default")
 
 
-def describe_view(
+def make_view_with_scatter(
     base: Tensor, name: str, arguments: Mapping[str, Any], outputs: Sequence[Any], index: int
-) -> View | None:
+) -> ViewWithScatter | None:
     """Return how `outputs[index]` of the operator `name` is a view of `base`; None if that is not known."""
     rest = {key: value for key, value in arguments.items() if key != "self"}
     if name in RESHAPES:
-        return View(base, (name, rest), ("reshape.default", {"shape": list(base.shape)}))
+        return ViewWithScatter(base, (name, rest), ("reshape.default", {"shape": list(base.shape)}))
     if name in SWAPS:
-        return View(base, (name, rest), (name, rest))
+        return ViewWithScatter(base, (name, rest), (name, rest))
     if name == "permute.default":
         dims = [dim % base.dim() for dim in rest["dims"]]
-        return View(base, (name, rest), (name, {"dims": [dims.index(dim) for dim in range(len(dims))]}))
+        return ViewWithScatter(base, (name, rest), (name, {"dims": [dims.index(dim) for dim in range(len(dims))]}))
     if name in PARTS:
         return _part(base, rest.get("dim", 0), outputs, index)
     if name == "narrow.default":
@@ -63,15 +63,15 @@ def describe_view(
     if name == "unbind.int":
         name, rest = "select.int", {"dim": rest.get("dim", 0), "index": index}
     if name in SCATTERS:
-        return View(base, (name, rest), (SCATTERS[name], rest))
+        return ViewWithScatter(base, (name, rest), (SCATTERS[name], rest))
     return None
 
 
-def _part(base: Tensor, dim: int, outputs: Sequence[Tensor], index: int) -> View:
+def _part(base: Tensor, dim: int, outputs: Sequence[Tensor], index: int) -> ViewWithScatter:
     lengths = [output.shape[dim] for output in outputs]
     return _slice(base, dim, sum(lengths[:index]), lengths[index])
 
 
-def _slice(base: Tensor, dim: int, start: int, length: int) -> View:
+def _slice(base: Tensor, dim: int, start: int, length: int) -> ViewWithScatter:
     settings = {"dim": dim, "start": start, "end": start + length}
-    return View(base, ("slice.Tensor", settings), ("slice_scatter.default", settings))
+    return ViewWithScatter(base, ("slice.Tensor", settings), ("slice_scatter.default", settings))

@@ -13,14 +13,14 @@ class TraceRunError(UsageError):
     """An error of the network or of PyTorch that was raised during a trace."""
 
 
-def describe_error(error: BaseException) -> str:
+def first_line_of_error(error: BaseException) -> str:
     """Return the first line of an error's message, or its class if it has none."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def describe_error_and_type(error: BaseException) -> str:
+def error_type_and_first_line(error: BaseException) -> str:
     """Return the class of an error and the first line of its message, if it has one."""
-    name, reason = type(error).__name__, describe_error(error)
+    name, reason = type(error).__name__, first_line_of_error(error)
     return name if reason == name else f"{name}: {shorten(reason, 200, is_prose=True)}"
 
 
@@ -35,7 +35,7 @@ def trace_failure_message(network: nn.Module, shape: tuple[int, ...], error: Bas
     """
     size = "×".join(map(str, shape))
     return f"{type(network).__name__} cannot be traced with an input of {size}; {where or THE_NETWORK} says: " + (
-        describe_error(error)
+        first_line_of_error(error)
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svertka import torch_internals
-from svertka.device import has_values, network_device
+from svertka.device import is_dense_with_values, network_device
 from svertka.errors import SvertkaError, UsageError
 
 
@@ -40,7 +40,7 @@ def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         UsageError: `images` has another shape, dtype or layout.
     """
-    if not has_values(images):
+    if not is_dense_with_values(images):
         raise UsageError("images are a sparse, nested, quantized or meta tensor; give a dense one with values")
     if images.ndim not in (3, 4):
         raise UsageError(f"images of shape {_format_shape(images)} must have four axes: (N, C, H, W)")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.data.dataset import Ints
-from svertka.device import has_values
+from svertka.device import is_dense_with_values
 from svertka.errors import UsageError
 from svertka.graph.layer_calls import first_tensor
 from svertka.graph.network_copy import copy_with_meta_tensors
@@ -220,7 +220,7 @@ def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
     Raises:
         UsageError: The projections have another shape, dtype or layout.
     """
-    if not has_values(projections):
+    if not is_dense_with_values(projections):
         raise UsageError("projections are a sparse, nested, quantized or meta tensor; to_images() needs a dense one")
     if projections.ndim != 4 or not projections.shape[1] or not projections.is_floating_point():
         raise UsageError(

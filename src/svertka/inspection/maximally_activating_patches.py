@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svertka.data.dataset import Ints
 from svertka.data.loader import Batch, BatchLoader
-from svertka.device import has_values
+from svertka.device import is_dense_with_values
 from svertka.errors import DataError, UsageError
 from svertka.graph.receptive_field import ReceptiveField
 from svertka.graph.summary import Layer
@@ -177,7 +177,7 @@ def _split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _check_four_axes(images: Tensor) -> Tensor:
-    if not has_values(images):
+    if not is_dense_with_values(images):
         raise UsageError("data contains a sparse, nested, quantized or meta tensor; give dense ones with values")
     if images.ndim != 4:
         raise UsageError(

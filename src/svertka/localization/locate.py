@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from svertka.classifier import Classifier
-from svertka.data.box_annotations import Annotation, check_classes, match_to_images, read_boxes
+from svertka.data.box_annotations import Annotation, check_box_classes, match_to_images, read_boxes
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import DecodingOptions, describe_misnamed
 from svertka.data.prediction_inputs import find_wrong_suffixes, list_inputs, load_pixels
@@ -22,9 +22,9 @@ from svertka.localization.heatmap import Region, find_hottest_region, make_heat_
 from svertka.localization.overlays import PAGE, OverlayFolder, describe_pointing_result
 from svertka.localization.pointing_game import Point, PointingGame
 from svertka.localization.score_maps import PatchScorer, average_class_scores
-from svertka.output_paths import HTML, check_output_folder
+from svertka.output_paths import HTML, prepare_output_folder
 from svertka.pages.notebook_block import NotebookBlock, Thumbnail, thumbnail_uri
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import progress, say
 from svertka.type_checking import check_types
 
@@ -77,7 +77,7 @@ class LocatedImage:
 
 
 @dataclass(frozen=True, repr=False)
-class Located:
+class LocatedImages:
     """Images with the classes located in them.
 
     Attributes:
@@ -95,11 +95,11 @@ class Located:
     def sentence(self) -> str:
         """Summary, "12 images, 1 of them not processed"."""
         failed = sum(one.error is not None for one in self.images)
-        return format_count(len(self.images), "image") + (f", {failed:,} of them not processed" if failed else "")
+        return count_with_noun(len(self.images), "image") + (f", {failed:,} of them not processed" if failed else "")
 
     def __repr__(self) -> str:
         page = f"; open {self.page}" if self.page else ""
-        return f"Located({self.sentence}{page})"
+        return f"LocatedImages({self.sentence}{page})"
 
     def _repr_html_(self) -> str:
         sentences = [describe_pointing_result(self.judgement)] if self.judgement else []
@@ -143,7 +143,7 @@ def locate(
     threads: int | None = None,
     max_pixels: int | None = None,
     trust_builder: bool = False,
-) -> Located:
+) -> LocatedImages:
     """Locate the classes with the highest scores in images.
 
     Args:
@@ -175,7 +175,7 @@ def locate(
     scorer = PatchScorer(classifier)
     inputs = list_inputs(images)
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)
-    folder = None if output is None else OverlayFolder(check_output_folder(output, PAGE, HTML, overwrite=overwrite))
+    folder = None if output is None else OverlayFolder(prepare_output_folder(output, PAGE, HTML, overwrite=overwrite))
     game, training_filter = PointingGame(), TrainingImageFilter(classifier.origin, include_training=include_training)
     decoding = DecodingOptions.up_to(max_pixels).with_intensity_range(scorer.preprocess.intensity_range)
     located = []
@@ -198,7 +198,7 @@ def locate(
     if boxes is not None:
         judgement = game.to_dict() | training_filter.scope(", ".join(map(str, images))).to_dict()
     page = None if folder is None else folder.write_page(judgement)
-    return Located(tuple(located), judgement, page)
+    return LocatedImages(tuple(located), judgement, page)
 
 
 def _read_annotations(
@@ -208,7 +208,7 @@ def _read_annotations(
     if boxes is None:
         return {}
     annotations = read_boxes(Path(boxes))
-    check_classes(annotations, names)
+    check_box_classes(annotations, names)
     matched = match_to_images(annotations, paths)
     if not matched:
         raise DataError(f"the boxes in {boxes} belong to none of the images, such as {paths[0]}; check the file names")

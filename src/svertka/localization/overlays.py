@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 
 from svertka.data.box_annotations import Annotation, Box
 from svertka.data.dataset import Pixels
-from svertka.files import storage_errors, write_atomic
+from svertka.files import os_error_to_storage_error, write_atomic
 from svertka.localization.heatmap import HeatMap, Region
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import shrink
-from svertka.pages.number_format import format_count, format_percent
+from svertka.pages.number_format import count_with_noun, format_percent
 from svertka.pages.templates import render_template
 
 PAGE = "index.html"
@@ -42,7 +42,7 @@ class OverlayFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shown: list[dict[str, Any]] = []
-        with storage_errors(folder):
+        with os_error_to_storage_error(folder):
             (folder / "overlays").mkdir(parents=True, exist_ok=True)
 
     def add(
@@ -95,9 +95,9 @@ class OverlayFolder:
 
 
 def describe_pointing_result(judgement: dict[str, Any]) -> str:
-    """Return a judgement of `Located` as a sentence without a capital letter and a period."""
+    """Return a judgement of `LocatedImages` as a sentence without a capital letter and a period."""
     training = judgement.get("training_images", 0)
-    left_out = format_count(training, "picture") + " that trained the network left out (--include-training)"
+    left_out = count_with_noun(training, "picture") + " that trained the network left out (--include-training)"
     if not judgement["images"]:
         reason = left_out if training else "no picture has a box"
         return f"{reason}, so nothing was evaluated"
@@ -112,7 +112,7 @@ def describe_pointing_result(judgement: dict[str, Any]) -> str:
             f"{format_percent(small['covered'])} covered"
         )
     if training:
-        trained = f"{format_count(training, 'picture')} of these trained the network, so these shares are too high"
+        trained = f"{count_with_noun(training, 'picture')} of these trained the network, so these shares are too high"
         text += f"; {trained if judgement['includes_training'] else left_out}"
     return text
 

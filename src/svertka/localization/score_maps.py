@@ -14,7 +14,7 @@ from svertka.data.box_annotations import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.device import network_device
-from svertka.graph.shared_crops import share_crops
+from svertka.graph.shared_crops import make_shared_crops
 from svertka.localization.patch_pyramid import PyramidLevel, pyramid_levels
 
 EXPECTED_PATCHES = 500  # of an image, to decide whether optimizing the network is worthwhile
@@ -52,7 +52,7 @@ class PatchScorer:
 
     def __init__(self, classifier: Classifier) -> None:
         self.preprocess, self._require_finite = classifier.preprocess, classifier.require_finite
-        self.network = share_crops(classifier.network, self.preprocess.input_shape)
+        self.network = make_shared_crops(classifier.network, self.preprocess.input_shape)
         self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, EXPECTED_PATCHES)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
         self.names = tuple(self.index)

@@ -14,7 +14,7 @@ from svertka.errors import UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes
 from svertka.progress import say
-from svertka.tensor_files import describe_nonfinite, machine_memory, read_tensors
+from svertka.tensor_files import describe_nonfinite, machine_memory, read_tensors_and_header
 from svertka.text_width import shorten
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".th", ".bin")
@@ -54,7 +54,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
         raise UsageError(f"{path} is not a weights file; give a file that ends in {' or '.join(SUFFIXES)}")
-    found = _Entry(read_tensors(path)[0] if _is_safetensors(path) else _unpickled(path), [])
+    found = _Entry(read_tensors_and_header(path)[0] if _is_safetensors(path) else _unpickled(path), [])
     for _ in range(MAX_NESTING):
         found = found.unwrapped() or found
     tensors = found.tensors(path)

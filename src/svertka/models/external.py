@@ -17,20 +17,20 @@ from svertka.errors import SvertkaError, UsageError
 from svertka.graph.network_copy import copy_network, copy_with_meta_tensors, named_tensors
 from svertka.graph.output_layer import (
     count_classes,
-    count_outputs,
     find_output_layer,
     is_linear_or_pointwise,
+    layer_out_features,
     resize_output_layer,
 )
-from svertka.graph.trace_errors import describe_error, describe_error_and_type
+from svertka.graph.trace_errors import error_type_and_first_line, first_line_of_error
 from svertka.models import timm_and_torchvision
 from svertka.models.external_builder import (
     GRAPH,
     BuilderRecord,
     absolute_target,
-    describe_function,
     fingerprint_source_code,
     import_function,
+    import_target_and_arguments,
     isolate_builder,
     require_consent,
 )
@@ -71,7 +71,7 @@ def open_model(model: str | nn.Module | Function, *, head_layer: str | None = No
         return _of_builder(BuilderRecord(target=absolute_target(model), head_layer=head_layer), sizes)
     if isinstance(model, nn.Module):
         return _of_module(unwrap_network(model), head_layer, sizes)
-    described = describe_function(model)
+    described = import_target_and_arguments(model)
     target, arguments = described or (GRAPH, {})
     builder = BuilderRecord(target=target, arguments=arguments, head_layer=head_layer)
     name = getattr(model, "__name__", type(model).__name__) if described is None else _short_name(target)
@@ -190,7 +190,7 @@ class _Build:
     def _ignores_classes(self, network: nn.Module) -> bool:
         """Return whether the head has as many outputs as were probed, whatever number of classes was asked for."""
         head = None if self.head_layer is None else dict(network.named_modules()).get(self.head_layer)
-        return head is not None and is_linear_or_pointwise(head) and count_outputs(head) == PROBED_CLASSES
+        return head is not None and is_linear_or_pointwise(head) and layer_out_features(head) == PROBED_CLASSES
 
 
 def _model(facts: _Facts, builder: BuilderRecord, build: _Build, *, has_own_weights: bool) -> Model:
@@ -277,7 +277,8 @@ def _of_module(network: nn.Module, head_layer: str | None, sizes: Sequence[int])
             return restore(copy.deepcopy(network)).train()
         except Exception as error:
             raise UsageError(
-                f"{facts.name} cannot be copied ({describe_error(error)}); remove the attributes that cannot be copied"
+                f"{facts.name} cannot be copied ({first_line_of_error(error)}); remove the attributes that "
+                "cannot be copied"
             ) from error
 
     return _model(
@@ -298,8 +299,8 @@ def _call(function: Function, classes: int, name: str, arguments: Mapping[str, o
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"model={name} fails for {classes} classes ({describe_error_and_type(error)}); it must take the number of "
-            "classes and return a network"
+            f"model={name} fails for {classes} classes ({error_type_and_first_line(error)}); it must take the number "
+            "of classes and return a network"
         ) from error
     if not isinstance(network, nn.Module):
         returned = "None" if network is None else f"an object of type {type(network).__name__}"
@@ -357,7 +358,7 @@ def _probe(
         if published is not None and published.channels != channels:
             published = None
         return _Facts(name, size, channels, classes, head_layer, published)
-    reasons = {describe_error(error.__cause__ or error) for error in errors}
+    reasons = {first_line_of_error(error.__cause__ or error) for error in errors}
     if sizes or len(reasons) < len(errors):  # errors that name their size are about the size
         raise errors[0]
     raise UsageError(f"{errors[0]}; none of the sizes {', '.join(map(str, SIZES))} fits: give the size of its images")

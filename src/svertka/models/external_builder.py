@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.trace_errors import describe_error_and_type
+from svertka.graph.trace_errors import error_type_and_first_line
 from svertka.text_width import shorten
 
 MAX_LENGTH = 4096  # characters of a target, as of a path on Linux
@@ -155,8 +155,8 @@ def _explained(target: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"{shorten(target, 200)} cannot be imported ({describe_error_and_type(error)}); fix it, or install what it "
-            "needs"
+            f"{shorten(target, 200)} cannot be imported ({error_type_and_first_line(error)}); fix it, or install what "
+            "it needs"
         ) from error
 
 
@@ -182,7 +182,7 @@ def isolate_builder() -> Iterator[None]:
         torch.set_grad_enabled(grad)
 
 
-def describe_function(function: Callable[..., Any]) -> tuple[str, dict[str, Argument]] | None:
+def import_target_and_arguments(function: Callable[..., Any]) -> tuple[str, dict[str, Argument]] | None:
     """Return the name under which `function` can be imported, and its keyword arguments if it is a functools.partial.
 
     None if it has no such name, as a lambda or a function inside another, or arguments that JSON cannot hold.

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from svertka.errors import RunError, UsageError
 from svertka.escaping import to_printable
 from svertka.files import error_reason, write_atomic
-from svertka.graph.network_copy import copy_for_comparison
-from svertka.graph.trace_errors import describe_error
+from svertka.graph.network_copy import copy_sharing_parameters
+from svertka.graph.trace_errors import first_line_of_error
 
 BATCH = 2  # images; torch.export makes sizes of 0 and 1 constant
 
@@ -30,7 +30,7 @@ def write_graph(path: Path, network: nn.Module, shape: tuple[int, ...]) -> None:
         UsageError: It cannot be exported.
         StorageError: The file cannot be written.
     """
-    twin = copy_for_comparison(network)
+    twin = copy_sharing_parameters(network)
     if any(tensor.device.type != "cpu" for tensor in twin.state_dict().values()):
         twin = copy.deepcopy(twin).cpu()
     images = torch.zeros(BATCH, *shape[1:])
@@ -40,8 +40,8 @@ def write_graph(path: Path, network: nn.Module, shape: tuple[int, ...]) -> None:
             program = torch.export.export(twin, (images,), dynamic_shapes=({0: batch},))
     except Exception as error:
         raise UsageError(
-            f"{type(network).__name__} cannot be exported ({describe_error(error)}); give the function that builds it, "
-            "in a file that can be imported, instead of the module"
+            f"{type(network).__name__} cannot be exported ({first_line_of_error(error)}); give the function that "
+            "builds it, in a file that can be imported, instead of the module"
         ) from error
     # Weights are stored beside it. Tensors outside the state_dict, such as tables of indices, stay in the graph.
     for name in network.state_dict().keys() & program.state_dict.keys():
@@ -70,7 +70,7 @@ def read_graph(path: Path) -> "ExportedNetwork":
             warnings.simplefilter("ignore")  # of PyTorch about itself
             module = torch.export.load(io.BytesIO(content)).module()
     except Exception as error:
-        reason = to_printable(describe_error(error))[:150]
+        reason = to_printable(first_line_of_error(error))[:150]
         raise RunError(f"{path} is damaged ({reason}); copy it back from the run") from error
     return ExportedNetwork(module).eval()
 

@@ -18,7 +18,7 @@ from svertka.progress import say
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class LoadedWeights:
     """Pretrained weights of a model, and what predictions with them need.
 
     Attributes:
@@ -152,8 +152,8 @@ def _initial_head(network: nn.Module, name: str, initial: torch.Tensor) -> torch
     return torch.zeros_like(initial) if isinstance(layer, nn.Linear) else initial.clone()
 
 
-def load_pretrained(model: Model, text: str) -> Weights:
-    """Load the weights of `model` that `text` names: a key of PRETRAINED, downloaded if needed, or a file.
+def read_pretrained_weights(model: Model, text: str) -> LoadedWeights:
+    """Read the weights of `model` that `text` names: a key of PRETRAINED, downloaded if needed, or a file.
 
     A file gets the class names and the preprocessing of the published weights with the same number of classes.
 
@@ -177,16 +177,16 @@ def load_pretrained(model: Model, text: str) -> Weights:
     preprocess = known.preprocess if known else model.preprocess or default_preprocess(model, title)
     if other_format and other_format.marker in tensors:
         tensors, preprocess = other_format.convert(tensors), other_format.preprocess or preprocess
-    found = Weights(model, tensors, preprocess, None, title, note)
+    found = LoadedWeights(model, tensors, preprocess, None, title, note)
     return _with_class_names(found, known.names if known else imagenet.NAMES)
 
 
-def _published_by_package(model: Model, package: str) -> Weights:
+def _published_by_package(model: Model, package: str) -> LoadedWeights:
     """Return the weights that timm or torchvision publishes for a network of theirs."""
     name = model.name.partition(":")[2]
     tensors = timm_and_torchvision.load_published_state_dict(package, name)
     assert model.preprocess is not None
-    found = Weights(model, tensors, model.preprocess, None, f"{timm_and_torchvision.PRETRAINED} ({model.name})")
+    found = LoadedWeights(model, tensors, model.preprocess, None, f"{timm_and_torchvision.PRETRAINED} ({model.name})")
     return _with_class_names(found, imagenet.NAMES)
 
 
@@ -198,7 +198,7 @@ def head_tensor_names(model: Model) -> frozenset[str]:
     return frozenset(name for name in two if two[name].shape != three[name].shape)
 
 
-def _with_class_names(found: Weights, names: tuple[str, ...]) -> Weights:
+def _with_class_names(found: LoadedWeights, names: tuple[str, ...]) -> LoadedWeights:
     """Return `found` with the class names that fit their number: `names`, ImageNet's, CIFAR-10's or None.
 
     Networks from TensorFlow have a background class before ImageNet's, which is removed.

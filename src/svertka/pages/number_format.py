@@ -29,6 +29,6 @@ def format_brief(value: float) -> str:
     return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
 
 
-def format_count(value: int, noun: str) -> str:
+def count_with_noun(value: int, noun: str) -> str:
     """Return a count with its noun in singular or plural: "1 epoch", "20 epochs", "10,000 images"."""
     return f"{value:,}{NBSP}{noun}{'' if value == 1 else 's'}"

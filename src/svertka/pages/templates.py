@@ -8,11 +8,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from svertka.escaping import replace_forbidden_characters
-from svertka.pages.number_format import format_brief, format_count, format_percent, format_three_digits
+from svertka.pages.number_format import count_with_noun, format_brief, format_percent, format_three_digits
 
 FILTERS = {
     "brief": format_brief,
-    "count": format_count,
+    "count": count_with_noun,
     "integer": "{:,}".format,
     "number": format_three_digits,
     "percent": format_percent,

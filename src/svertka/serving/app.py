@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
-from svertka.errors import FormatError, ImageError, RunError, SizeError
+from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, RunError
 from svertka.serving import docs_page, upload_page
 from svertka.serving.access_control import AccessControl
 from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
@@ -400,7 +400,7 @@ def _convert_errors() -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        status = 415 if isinstance(error, FormatError) else 413 if isinstance(error, SizeError) else 400
+        status = 415 if isinstance(error, ImageFormatError) else 413 if isinstance(error, ImageTooLargeError) else 400
         raise HTTPError(status, f"the image cannot be read: {error}", reason=str(error)) from error
     except RunError as error:
         raise HTTPError(422, str(error)) from error

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from svertka.errors import SizeError
+from svertka.errors import ImageTooLargeError
 from svertka.files import format_bytes
 from svertka.serving.decoder_process import (
     ANSWER,
@@ -111,9 +111,11 @@ class DecoderPool:
             async with account.large:
                 return await second.decode(data, settings, account, then)
         except DecoderDiedError as error:
-            raise SizeError(f"takes more than {LARGE_LIMITS.seconds:.0f} seconds to decode") from error
+            raise ImageTooLargeError(f"takes more than {LARGE_LIMITS.seconds:.0f} seconds to decode") from error
         except LimitExceededError as error:
-            raise SizeError(f"takes more than {format_bytes(LARGE_LIMITS.memory)} of memory to decode") from error
+            raise ImageTooLargeError(
+                f"takes more than {format_bytes(LARGE_LIMITS.memory)} of memory to decode"
+            ) from error
 
 
 class WorkerGroup:
@@ -155,7 +157,9 @@ class WorkerGroup:
             HTTPError: 503, too many wait.
         """
         if account.seconds > REQUEST_SECONDS:
-            raise SizeError(f"the images of this request took more than {REQUEST_SECONDS:.0f} seconds to decode")
+            raise ImageTooLargeError(
+                f"the images of this request took more than {REQUEST_SECONDS:.0f} seconds to decode"
+            )
         await self._turn(account)
         try:
             worker = self._idle.pop() if self._idle else self._started()

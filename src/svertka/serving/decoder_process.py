@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from svertka.data.decode_memory import count_jpeg_scans
 from svertka.data.image_io import DecodingOptions, decode_to_pixels, detect_format, estimate_memory, read_header
-from svertka.errors import FormatError, ImageError, SizeError
+from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError
 from svertka.malloc import give_back_freed_memory
 
 JOB = struct.Struct("<IQ")  # size of the settings in JSON and size of the image in bytes; both follow
@@ -38,8 +38,8 @@ class AnswerKind(IntEnum):
 
     PIXELS = 0
     UNREADABLE = 1  # ImageError
-    FORMAT = 2  # FormatError
-    SIZE = 3  # SizeError
+    FORMAT = 2  # ImageFormatError
+    SIZE = 3  # ImageTooLargeError
     MORE = 4  # LimitExceededError
 
 
@@ -58,8 +58,8 @@ class LimitExceededError(Exception):
 
 ERROR_TYPES: dict[AnswerKind, type[Exception]] = {
     AnswerKind.UNREADABLE: ImageError,
-    AnswerKind.FORMAT: FormatError,
-    AnswerKind.SIZE: SizeError,
+    AnswerKind.FORMAT: ImageFormatError,
+    AnswerKind.SIZE: ImageTooLargeError,
     AnswerKind.MORE: LimitExceededError,
 }
 USABLE_MEMORY = 0.75  # share of the memory limit that an image may need by estimate; the rest is a reserve
@@ -105,7 +105,7 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
             top, left = (height - side) // 2, (width - side) // 2
             pixels = pixels[top : top + side, left : left + side]
         return np.ascontiguousarray(pixels)
-    except SizeError as error:
+    except ImageTooLargeError as error:
         estimate_memory(data, settings.min_side, decoding)  # raises if it is too large for any process
         raise LimitExceededError from error
     except (ImageError, MemoryError) as error:

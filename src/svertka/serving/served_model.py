@@ -19,7 +19,7 @@ from svertka.data.dataset import Pixels
 from svertka.device import network_device
 from svertka.errors import RunError, UsageError
 from svertka.inspection.atlas.image_data import encode_heatmap_overlay
-from svertka.inspection.atlas.top_units import find_top_units, read_largest_activations
+from svertka.inspection.atlas.top_units import find_top_units, read_largest_activations_of_atlas
 from svertka.inspection.saliency import grad_cam
 from svertka.pages.inline_images import encode_webp
 from svertka.run import Run, display_name
@@ -55,7 +55,7 @@ class ServedModel:
         self.name = display_name(run)
         self.key = _make_key(self.name, taken)
         self._fast = self.classifier.optimized_for(MIN_NUM_IMAGES).network
-        self._best = read_largest_activations(self.folder / "atlas") if self.folder is not None else {}
+        self._best = read_largest_activations_of_atlas(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
         """Run once for each batch size, so that no request waits for memory plans and timings.

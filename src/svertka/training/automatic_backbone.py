@@ -14,7 +14,7 @@ import numpy.typing as npt
 from svertka import distributed
 from svertka.confidence_intervals import Interval
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.deduplicated_split import number_related_images
+from svertka.data.deduplicated_split import group_related_images
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.errors import SvertkaError, UsageError
 from svertka.evaluation.cross_validation import corrected_interval
@@ -161,7 +161,7 @@ def _number_groups(dataset: Dataset, digests: list[bytes], images: Ints, threads
     """Return a number for each of `images`, equal for copies, near-duplicates and images of one group."""
     alike = find_near_duplicates(dataset.images, digests, images, threads) or []
     named = None if dataset.groups is None else dataset.groups[images]
-    return number_related_images(images, [digests[index] for index in images.tolist()], alike, named)
+    return group_related_images(images, [digests[index] for index in images.tolist()], alike, named)
 
 
 def _estimate_seconds(features_of: Callable[[Ints], Floats], images: Ints) -> float:

@@ -13,14 +13,14 @@ from torch import nn
 from svertka import distributed
 from svertka.conv import autotune
 from svertka.errors import RunError
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 from svertka.text_width import shorten
 from svertka.training.recipe import first_validation_error
-from svertka.training.training_loop import TrainingState
+from svertka.training.training_loop import TrainingProgress
 from svertka.training.weight_average import WeightAverage
 
 # A file of unknown origin is checked before anything is computed with it.
-_STATE = TypeAdapter(TrainingState)
+_STATE = TypeAdapter(TrainingProgress)
 _NUMBERS = TypeAdapter(dict[str, float])
 _CHOICES = TypeAdapter(dict[str, str])
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
@@ -35,7 +35,7 @@ def save(
     path: Path,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    state: TrainingState,
+    state: TrainingProgress,
     average: WeightAverage | None = None,
     **extra: Any,
 ) -> None:
@@ -66,13 +66,13 @@ def save(
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     path.parent.mkdir(exist_ok=True)
-    header = {"state": asdict(state), "optimizer": numbers, "convolutions": autotune.get_choices()}
+    header = {"state": asdict(state), "optimizer": numbers, "convolutions": autotune.get_choices_of_process()}
     write_tensors(path, tensors, header | extra)
 
 
 def load(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
-) -> tuple[TrainingState, dict[str, Any]]:
+) -> tuple[TrainingProgress, dict[str, Any]]:
     """Restore a checkpoint into `network`, `optimizer`, `average` and PyTorch's random state.
 
     Returns:
@@ -82,7 +82,7 @@ def load(
     Raises:
         RunError: The file is missing, damaged, or of another network.
     """
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors_and_header(path)
     try:
         state = _STATE.validate_python(header.pop("state"))
         numbers = _NUMBERS.validate_python(header.pop("optimizer"))
@@ -107,7 +107,7 @@ def load(
     return state, header | {"convolutions": choices}
 
 
-def _check_state(state: TrainingState, choices: Mapping[str, str]) -> None:
+def _check_state(state: TrainingProgress, choices: Mapping[str, str]) -> None:
     if unknown := set(choices.values()) - autotune.ALGORITHMS.keys():
         raise ValueError(f"convolutions by {unknown.pop()!r}")
     if len(state.sums) != 3 or len(state.recent) != 3 or state.step > MAX_STEPS:

@@ -7,7 +7,7 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import UsageError
 from svertka.models.head_kinds import AdaptationHead, has_head, head_path
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.training.lr_finder import find_stable_rate
 from svertka.training.recipe import Recipe
@@ -36,7 +36,7 @@ def needs_computed_head(classifier: Classifier, recipe: Recipe) -> bool:
     return is_dense and (recipe.head in heads.SOLVERS or recipe.computed_first)
 
 
-def compute_head(classifier: Classifier, settings: Settings, parts: DataSplits, device: torch.device) -> None:
+def compute_head(classifier: Classifier, settings: RunSettings, parts: DataSplits, device: torch.device) -> None:
     """Compute the head of `classifier` from the features of the training images without augmentation, in place.
 
     A head that is then trained with stages below it is computed by logistic regression: a random head would spoil their

@@ -42,7 +42,7 @@ class FeatureCacheSettings(BaseModel):
     half: bool
 
 
-class Settings(BaseModel):
+class RunSettings(BaseModel):
     """All that a resume needs besides the checkpoint; written before the first step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -85,7 +85,7 @@ class Settings(BaseModel):
     versions: dict[str, str] = Field(default_factory=get_versions)
 
     @classmethod
-    def of(cls, run: Run) -> "Settings":
+    def of(cls, run: Run) -> "RunSettings":
         """Return the settings of an existing run.
 
         Raises:

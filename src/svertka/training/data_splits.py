@@ -8,7 +8,7 @@ import torch
 
 from svertka import distributed
 from svertka.data.augmentation import Augmentation
-from svertka.data.box_annotations import BACKGROUND, Annotation, check_classes, match_to_images, read_boxes
+from svertka.data.box_annotations import BACKGROUND, Annotation, check_box_classes, match_to_images, read_boxes
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
@@ -376,7 +376,7 @@ def replace_images_by_patches(
     images = splits.dataset
     names = tuple(name for name in images.names if name != BACKGROUND)
     annotations = read_boxes(boxes)
-    check_classes(annotations, names)
+    check_box_classes(annotations, names)
     found = match_to_images(annotations, [images.images.name(index) for index in range(len(images))])
     if not found:
         raise DataError(
@@ -431,7 +431,7 @@ def _describe_unmatched(
     return notes
 
 
-def choose_network_input(
+def choose_input_size_and_channels(
     dataset: Dataset, model: Model, size: int | None, weights: Preprocess | None = None, fit: Fit = "crop"
 ) -> tuple[int, int, int]:
     """Choose the input of a network for these images.

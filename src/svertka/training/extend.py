@@ -28,7 +28,7 @@ from svertka.evaluation.held_out import read_manifest
 from svertka.files import parse_cache_limit_option, parse_path, write_atomic
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.extended_dataset import ExtendedDataset, extend_dataset
 from svertka.training.train import train
 from svertka.transfer.freeze import ALL
@@ -195,7 +195,7 @@ def extend(
         StorageError: The new run cannot be written.
     """
     base = Run(run)
-    settings = Settings.of(base)
+    settings = RunSettings.of(base)
     base.result()  # raises an error if the training has not finished
     _refuse_without_features(base, settings)
     manifest = read_manifest(base)
@@ -240,7 +240,7 @@ def extend(
     return Extension(made, fspath(run), extended.added, counts, **judged, notes=extended.dataset.account.notes)
 
 
-def _refuse_without_features(base: Run, settings: Settings) -> None:
+def _refuse_without_features(base: Run, settings: RunSettings) -> None:
     """Raise UsageError if the run cannot be extended by its head alone."""
     again = format_command("train", "SOURCE", "--weights", base.folder)
     if settings.recipe.unfreeze == ALL:
@@ -261,7 +261,7 @@ def _groups_error(base: Run, why: str) -> UsageError:
     )
 
 
-def _solver(settings: Settings) -> str:
+def _solver(settings: RunSettings) -> str:
     return settings.recipe.head if settings.recipe.head in SOLVERS else DEFAULT_SOLVER
 
 

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from svertka.data.content_hash import hash_images, unwrap_subset
 from svertka.data.dataset import PARTS, ArrayImages, Dataset, FileImages, Images, Ints
-from svertka.data.deduplicated_split import number_related_images, split_dataset
+from svertka.data.deduplicated_split import group_related_images, split_dataset
 from svertka.data.folder_and_table_sources import natural_sort_key
 from svertka.data.folder_layout import normalize_class_name
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, UsageError
-from svertka.evaluation.evaluate import match_class_names
+from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.evaluation_scope import format_image_count
 
 
@@ -112,7 +112,7 @@ def _take_known(
         parts[some] = part
     kept = np.flatnonzero(parts != "")
     known = replace(source, parts=parts).take(kept)
-    return match_class_names(names, known), [contents[index] for index in kept.tolist()]
+    return renumber_labels_by_class_names(names, known), [contents[index] for index in kept.tolist()]
 
 
 def _take_new(source: Dataset, manifest: Manifest, threads: int) -> tuple[Dataset, list[bytes], list[str]]:
@@ -186,7 +186,7 @@ def _concatenate(old: Dataset, new: Dataset) -> Images:
 
 def _follow_look_alikes(parts: npt.NDArray[np.str_], contents: list[bytes], alike: Sequence[Sequence[int]]) -> None:
     """Give each image without a part that of a look-alike, in place; "train" if it has several."""
-    numbers = number_related_images(np.arange(len(parts), dtype=np.int64), contents, alike)
+    numbers = group_related_images(np.arange(len(parts), dtype=np.int64), contents, alike)
     part_of: dict[int, str] = {}
     for number, part in zip(numbers.tolist(), parts.tolist(), strict=True):
         if part:

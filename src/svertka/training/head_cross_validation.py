@@ -9,7 +9,7 @@ from torch import nn
 
 from svertka import distributed
 from svertka.data.dataset import Ints
-from svertka.data.deduplicated_split import number_related_images
+from svertka.data.deduplicated_split import group_related_images
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.preprocessing import Preprocess
@@ -17,11 +17,11 @@ from svertka.errors import TrainingError
 from svertka.evaluation.cross_validation import FOLDS, REPEATS, CrossValidation, cross_validate, find_class_too_small
 from svertka.graph.network_copy import copy_network
 from svertka.progress import say
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.training.recipe import Recipe
 from svertka.training.trained_part_and_batches import store_features
-from svertka.training.training_loop import Callback, TrainingState, fit, make_optimizer
+from svertka.training.training_loop import Callback, TrainingProgress, fit, make_optimizer
 from svertka.training.weight_average import WeightAverage
 from svertka.transfer.freeze import HEAD, PartiallyFrozen
 from svertka.transfer.logistic_and_nearest_mean_heads import SOLVERS
@@ -73,7 +73,7 @@ def estimate_epoch_seconds(step: float, images: int, batch_size: int) -> float:
 
 
 def cross_validate_head(
-    partial: PartiallyFrozen, settings: Settings, parts: DataSplits, preprocess: Preprocess, device: torch.device
+    partial: PartiallyFrozen, settings: RunSettings, parts: DataSplits, preprocess: Preprocess, device: torch.device
 ) -> CrossValidation | None:
     """Cross-validate the head of a network on the images of train and val.
 
@@ -94,7 +94,7 @@ def cross_validate_head(
     labels, classes = dataset.labels[pooled], len(dataset.names)
     alike = find_near_duplicates(dataset.images, parts.digests, pooled, settings.threads) or []
     own_groups = None if dataset.groups is None else dataset.groups[pooled]
-    groups = number_related_images(pooled, [parts.digests[index] for index in pooled.tolist()], alike, own_groups)
+    groups = group_related_images(pooled, [parts.digests[index] for index in pooled.tolist()], alike, own_groups)
     small = find_class_too_small(labels, groups, classes)
     if small is not None:
         say(f"not cross-validated: all images of {dataset.names[small]} are copies of one another, or of one group")
@@ -126,7 +126,7 @@ class _FoldFeatures:
     def __init__(
         self,
         partial: PartiallyFrozen,
-        settings: Settings,
+        settings: RunSettings,
         parts: DataSplits,
         pooled: Ints,
         preprocess: Preprocess,
@@ -178,7 +178,7 @@ def _predict_by_steps(partial: PartiallyFrozen, features: _FoldFeatures) -> Call
         head, batches = copy_network(initial), features.training_batches(outside)
         average = None if settings.recipe.ema is None else WeightAverage(head, settings.recipe.ema)
         optimizer = make_optimizer(head, settings.recipe)
-        fit(head, optimizer, batches, settings.recipe, TrainingState(), Callback(), average)
+        fit(head, optimizer, batches, settings.recipe, TrainingProgress(), Callback(), average)
         head.eval()
         with torch.no_grad():
             if average is None:

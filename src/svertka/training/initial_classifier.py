@@ -12,28 +12,28 @@ from svertka.data.augmentation import AUTO_AUGMENTATIONS, Augmentation, RandomEr
 from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
-from svertka.files import storage_errors, sync_folder, write_json
+from svertka.files import os_error_to_storage_error, sync_folder, write_json
 from svertka.models.head_kinds import choose_head_kind, has_head, head_path, set_head_kind
 from svertka.models.initialization import init_head, init_weights, signal_vanishes
 from svertka.models.registry import Model
-from svertka.models.weights import Weights, head_tensor_names
+from svertka.models.weights import LoadedWeights, head_tensor_names
 from svertka.run import Run
 from svertka.training import checkpoint
 from svertka.training.computed_initial_head import needs_computed_head
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.training.lr_finder import RangeTest
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.trained_part_and_batches import build_optimizer
-from svertka.training.training_loop import TrainingState
+from svertka.training.training_loop import TrainingProgress
 from svertka.transfer.freeze import ALL, HEAD
 
 INIT_IMAGES = 5000  # training images, for networks that are initialized from data
 PROBED = 64  # training images on which fresh weights are tested
 
 
-def check_frozen_layers(recipe: Recipe, boxes: str | None, *, trained: bool) -> None:
+def check_frozen_layers_and_boxes(recipe: Recipe, boxes: str | None, *, trained: bool) -> None:
     """Check that only trained layers are frozen, and that boxes trains only a head, on pretrained weights.
 
     Args:
@@ -101,7 +101,7 @@ def _ignored(given: Mapping[str, object], why: str) -> list[str]:
 
 def build_initial_classifier(
     model: Model,
-    start: Weights | None,
+    start: LoadedWeights | None,
     parts: DataSplits,
     preprocess: Preprocess,
     recipe: Recipe,
@@ -144,7 +144,7 @@ def build_initial_classifier(
         notes += [start.note, start.load_into(network, names)]
     elif recipe.unfreeze != ALL and model.classes != len(names) and has_head(model):
         for parameter in network.get_submodule(head_path(model)).parameters():
-            nn.init.zeros_(parameter)  # as `Weights.load_into`: random weights would have to be unlearned first
+            nn.init.zeros_(parameter)  # as `LoadedWeights.load_into`: random weights would have to be unlearned first
     if own_head != "linear":
         notes.append(
             f"{model.name} is trained without the ReLU after its class scores: a class that it sets to 0 never learns"
@@ -177,8 +177,8 @@ def _reinitialize_if_vanishing(network: nn.Module, model: Model, images: torch.T
     ]
 
 
-def create_run(
-    run: Run, classifier: Classifier, settings: Settings, manifest: Manifest, found: RangeTest | None
+def write_new_run(
+    run: Run, classifier: Classifier, settings: RunSettings, manifest: Manifest, found: RangeTest | None
 ) -> None:
     """Write the initial weights, the settings and a checkpoint of step 0 into the claimed folder, atomically.
 
@@ -196,7 +196,7 @@ def create_run(
     """
     draft = Run(run.folder.with_name(f".svertka.{os.getpid()}.{run.folder.name[:40]}.tmp"))
     try:
-        with storage_errors(run.folder):
+        with os_error_to_storage_error(run.folder):
             draft.folder.mkdir()
         classifier.save(draft.folder)
         write_json(draft.training, settings.model_dump())
@@ -207,8 +207,8 @@ def create_run(
         if found is not None:
             log.write("range_test", learning_rate=found.rates, loss=found.losses, chosen=found.chosen)
         optimizer = build_optimizer(classifier, settings.recipe)
-        checkpoint.save(draft.checkpoint, classifier.network, optimizer, TrainingState(), log=log.offset)
-        with storage_errors(run.folder):
+        checkpoint.save(draft.checkpoint, classifier.network, optimizer, TrainingProgress(), log=log.offset)
+        with os_error_to_storage_error(run.folder):
             run.lock.rename(draft.lock)
             draft.folder.replace(run.folder)
             sync_folder(run.folder.parent)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svertka.errors import UsageError
-from svertka.files import storage_errors
+from svertka.files import os_error_to_storage_error
 
 
 class MetricsLog:
@@ -25,7 +25,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, offset: int = 0, *, tensorboard: bool = False) -> None:
         self.path = path
-        with storage_errors(path):
+        with os_error_to_storage_error(path):
             path.touch()
             os.truncate(path, min(offset, path.stat().st_size))
         self._board = _open_tensorboard(path.parent / "tensorboard") if tensorboard else None
@@ -38,7 +38,7 @@ class MetricsLog:
     def write(self, kind: str, **values: Any) -> None:
         """Append a line; NaN and infinity become null."""
         line = {"kind": kind} | {name: _finite(value) for name, value in values.items()}
-        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+        with os_error_to_storage_error(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         if self._board is not None and "step" in values:
             for name, value in values.items():

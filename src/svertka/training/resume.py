@@ -31,7 +31,7 @@ from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
 from svertka.training.computed_initial_head import compute_head, needs_computed_head
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits, decode_and_split, replace_images_by_patches
 from svertka.training.head_cross_validation import cross_validate_head, why_not_cross_validated
 from svertka.training.metrics_log import MetricsLog
@@ -44,7 +44,7 @@ from svertka.training.trained_part_and_batches import (
     measure_val_error,
     prepare_evaluation_network_and_batches,
 )
-from svertka.training.training_loop import TrainingState, count_steps, fit
+from svertka.training.training_loop import TrainingProgress, count_total_and_warmup_steps, fit
 from svertka.training.weight_average import WeightAverage
 from svertka.transfer.freeze import PartiallyFrozen
 from svertka.type_checking import check_types
@@ -85,7 +85,7 @@ def resume(
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     run = Run(folder)
-    settings = Settings.of(run)
+    settings = RunSettings.of(run)
     config = read_config(run.folder)
     known = None if model is None else _given_model(model, config)
     if known is None and config.builder is not None and config.builder.is_graph and not run.is_finished:
@@ -129,7 +129,7 @@ def _given_model(model: nn.Module | Callable[..., nn.Module], config: Config) ->
 
 def train_from_checkpoint(
     run: Run,
-    settings: Settings,
+    settings: RunSettings,
     parts: DataSplits,
     place: torch.device,
     *,
@@ -179,7 +179,7 @@ def train_from_checkpoint(
         if state.step == 0 and frozen is not None and not is_repeated:
             settings = _add_cross_validation(run, settings, parts, classifier, frozen, place)
         log = MetricsLog(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
-        total = count_steps(recipe, batches.steps)[0]
+        total = count_total_and_warmup_steps(recipe, batches.steps)[0]
         with progress("training", total, "steps", done=state.step) as shown:
             recorder = Recorder(run, classifier, inputs, optimizer, recipe, state, log, shown, average)
             with recorder.stoppable(), _explained(run, classifier.model, settings, parts, state, log):
@@ -226,12 +226,12 @@ def train_from_checkpoint(
 
 def _add_cross_validation(
     run: Run,
-    settings: Settings,
+    settings: RunSettings,
     parts: DataSplits,
     classifier: Classifier,
     frozen: PartiallyFrozen,
     place: torch.device,
-) -> Settings:
+) -> RunSettings:
     """Cross-validate the head before its first step, if there are few images, and add the result to training.json."""
     why_not = why_not_cross_validated(settings.recipe, parts, stored=settings.cache is not None)
     if why_not is not None:
@@ -260,7 +260,7 @@ def name_resume_command_on_interrupt(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _explained(
-    run: Run, model: Model, settings: Settings, parts: DataSplits, state: TrainingState, log: MetricsLog | None
+    run: Run, model: Model, settings: RunSettings, parts: DataSplits, state: TrainingProgress, log: MetricsLog | None
 ) -> Iterator[None]:
     """Add to the errors of the body what is kept and what to try, also in the report."""
     try:
@@ -285,7 +285,7 @@ def _explained(
         ) from error
 
 
-def _device_of(run: Run, settings: Settings) -> torch.device:
+def _device_of(run: Run, settings: RunSettings) -> torch.device:
     """Return the device of `run`, or another one, with a message, if this machine has no such device."""
     try:
         return choose_device(settings.device)
@@ -302,7 +302,7 @@ def _device_of(run: Run, settings: Settings) -> torch.device:
         return place
 
 
-def _open(run: Run, settings: Settings, source: Source | None) -> Dataset:
+def _open(run: Run, settings: RunSettings, source: Source | None) -> Dataset:
     """Open `source`, or the images that `run` was trained on.
 
     Raises:
@@ -323,7 +323,7 @@ def _open(run: Run, settings: Settings, source: Source | None) -> Dataset:
     return dataset.with_decoding(DecodingOptions.up_to(settings.max_pixels))
 
 
-def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> DataSplits:
+def _split_as_before(run: Run, settings: RunSettings, dataset: Dataset) -> DataSplits:
     """Split the images of `dataset` as when `run` was started."""
     preprocess, manifest = read_config(run.folder).preprocess, read_manifest(run)
 

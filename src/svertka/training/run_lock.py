@@ -12,7 +12,7 @@ from pathlib import Path
 
 from svertka import distributed
 from svertka.errors import RunError, UsageError
-from svertka.files import lock_descriptor, storage_errors
+from svertka.files import lock_descriptor, os_error_to_storage_error
 from svertka.progress import say
 from svertka.run import Run
 
@@ -87,7 +87,7 @@ def _in_use(run: Run) -> Iterator[None]:
     if not run.training.exists():  # not a run; the caller raises the error
         yield
         return
-    with storage_errors(run.lock):
+    with os_error_to_storage_error(run.lock):
         claim = _lock(run)
     if claim is None:
         check_not_locked(run)
@@ -114,7 +114,7 @@ def check_not_locked(run: Run) -> None:
 def _claim(run: Run) -> int | None:
     """Create and lock the folder of `run`; return None if it is not empty or another process holds it."""
     for _ in range(ATTEMPTS):
-        with storage_errors(run.folder):
+        with os_error_to_storage_error(run.folder):
             try:
                 run.folder.mkdir(parents=True)
             except FileExistsError:

@@ -16,14 +16,14 @@ from svertka.errors import Interrupted
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.progress import Progress, format_duration
 from svertka.run import Run
-from svertka.signals import Stopped, StopRequest, defer_stop
+from svertka.signals import Stopped, StopRequest, record_stop
 from svertka.standard_streams import stderr_failure
 from svertka.tensor_files import write_tensors
 from svertka.training import checkpoint, health
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.trained_part_and_batches import TrainingInputs
-from svertka.training.training_loop import Callback, StepMetrics, TrainingState, gradient_to_weight_ratios
+from svertka.training.training_loop import Callback, StepMetrics, TrainingProgress, gradient_to_weight_ratios
 from svertka.training.weight_average import WeightAverage
 from svertka.transfer.freeze import PartiallyFrozen
 
@@ -56,7 +56,7 @@ class Recorder(Callback):
         inputs: TrainingInputs,
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
-        state: TrainingState,
+        state: TrainingProgress,
         log: MetricsLog | None,
         progress: Progress,
         average: WeightAverage | None = None,
@@ -187,7 +187,7 @@ class Recorder(Callback):
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop; a second Ctrl-C stops at once."""
-        with defer_stop() as self._request:
+        with record_stop() as self._request:
             yield
         if self._request.number is not None:  # after the last step
             self.save()

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from svertka import distributed
-from svertka.classifier import Classifier, find_model_of_run, load_initial_weights
+from svertka.classifier import Classifier, read_initial_weights, read_model_of_run
 from svertka.conv.accelerate import accelerate
 from svertka.data.augmentation import merge_augmentations
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.groups_by_filename_regex import assign_groups
 from svertka.data.image_io import DecodingOptions
 from svertka.data.loader import BatchLoader
-from svertka.data.preprocessing import Fit, Preprocess, check_fit_mode
+from svertka.data.preprocessing import Fit, Preprocess, parse_fit_mode
 from svertka.data.source_opener import Source, is_path, open_source
 from svertka.device import choose_device, describe_device, set_memory_format, set_threads
 from svertka.errors import UsageError
@@ -30,18 +30,18 @@ from svertka.models import registry
 from svertka.models.external import open_model
 from svertka.models.published_weights import BACKBONE
 from svertka.models.registry import Model
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.automatic_backbone import AUTO, choose_backbone
 from svertka.training.builtin_recipes import DEFAULTS, default_recipe, find_recipe
 from svertka.training.computed_initial_head import estimate_head_seconds, lower_diverging_rate
-from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, Settings, check_range
+from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, RunSettings, check_range
 from svertka.training.data_splits import (
     DataSplits,
     add_training_statistics,
-    choose_network_input,
+    choose_input_size_and_channels,
     decode_and_split,
     replace_images_by_patches,
     stored_side_for_crops,
@@ -49,10 +49,10 @@ from svertka.training.data_splits import (
 from svertka.training.head_cross_validation import estimate_epoch_seconds, why_not_cross_validated
 from svertka.training.initial_classifier import (
     build_initial_classifier,
-    check_frozen_layers,
+    check_frozen_layers_and_boxes,
     check_patch_augmentation,
-    create_run,
     describe_ignored_settings,
+    write_new_run,
 )
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
@@ -161,7 +161,7 @@ class PreparedTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
+class MeasuredTrainingPlan:
     """How the training will run, decided by timing it.
 
     Attributes:
@@ -208,7 +208,7 @@ def train_run(options: TrainingOptions) -> Run:
             say(sentence)
         with name_resume_command_on_interrupt(run):
             if distributed.is_first():
-                create_run(run, prepared.classifier, settings, parts.manifest, measurement.found)
+                write_new_run(run, prepared.classifier, settings, parts.manifest, measurement.found)
             distributed.barrier()
             return train_from_checkpoint(
                 run,
@@ -233,7 +233,7 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     place, threads = choose_device(options.device), set_threads(options.threads)
     dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
     dataset = dataset.with_decoding(DecodingOptions.up_to(options.max_pixels))
-    fit = check_fit_mode(options.fit, options.boxes is not None)
+    fit = parse_fit_mode(options.fit, options.boxes is not None)
     if options.group is not None:
         dataset = assign_groups(dataset, options.group)
     model, start_from = options.model, options.weights
@@ -242,12 +242,12 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
         model, start_from = _choose_backbone(options, dataset, threads, budget)
     if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
         model, start_from = BACKBONE
-    known = None if start_from is None else find_model_of_run(start_from, trust_builder=options.trust_builder)
+    known = None if start_from is None else read_model_of_run(start_from, trust_builder=options.trust_builder)
     found = _find_model(options, dataset, model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     # The weights that a network comes with may be pretrained or not: all of it is trained by default.
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
     recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=trained)
-    check_frozen_layers(recipe, options.boxes, trained=trained or found.has_own_weights)
+    check_frozen_layers_and_boxes(recipe, options.boxes, trained=trained or found.has_own_weights)
     if options.boxes is not None:
         check_patch_augmentation(recipe)
     check_range("seed", options.seed, 0, MAX_SEED)
@@ -289,7 +289,7 @@ def _choose_backbone(options: TrainingOptions, dataset: Dataset, threads: int, b
             f"model=auto compares pretrained networks as they are, and {contradicted[0]} asks for another; leave "
             "out one of the two"
         )
-    weights = load_initial_weights(registry.find_model(BACKBONE[0]), BACKBONE[1])
+    weights = read_initial_weights(registry.find_model(BACKBONE[0]), BACKBONE[1])
     parts = decode_and_split(
         dataset,
         weights.preprocess,
@@ -344,10 +344,10 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     """
     options, model, place, threads = resolved.options, resolved.model, resolved.device, resolved.threads
     dataset, boxes = resolved.dataset, options.boxes
-    start = None if resolved.start_from is None else load_initial_weights(model, resolved.start_from)
+    start = None if resolved.start_from is None else read_initial_weights(model, resolved.start_from)
     given = model.preprocess if start is None else start.preprocess
     fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
-    side, resize, channels = choose_network_input(dataset, model, options.size, given, fit)
+    side, resize, channels = choose_input_size_and_channels(dataset, model, options.size, given, fit)
     with torch.device("meta"):  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
     if model.reference is not None:
@@ -406,13 +406,13 @@ def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tu
     found = count_classes(network, shape)
     if found != len(dataset.names):
         raise UsageError(
-            f"{model.name} computes {format_count(found, 'class score')}, and {dataset.source} has "
+            f"{model.name} computes {count_with_noun(found, 'class score')}, and {dataset.source} has "
             f"{len(dataset.names)} classes; name its last linear layer with head_layer, or give a function of the "
             "number of classes"
         )
 
 
-def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder: Path) -> TrainingPlan:
+def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder: Path) -> MeasuredTrainingPlan:
     """Time the training on the real network, and decide what depends on it.
 
     `folder` is on the disk of the run.
@@ -483,7 +483,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch + validating)
         recipe = recipe.with_changes(epochs=distributed.broadcast(epochs))
-    return TrainingPlan(
+    return MeasuredTrainingPlan(
         recipe=recipe,
         memory_format=timing.memory_format,
         accelerate=accelerated,
@@ -494,10 +494,10 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
     )
 
 
-def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement: TrainingPlan) -> Settings:
+def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement: MeasuredTrainingPlan) -> RunSettings:
     """Collect the content of training.json."""
     options, parts, place = resolved.options, prepared.parts, resolved.device
-    return Settings(
+    return RunSettings(
         source=resolved.dataset.source,
         fingerprint=parts.fingerprint,
         parts=parts.sizes(),
@@ -554,7 +554,7 @@ def _first_stage(resolved: ResolvedOptions, folder: Path) -> Run:
     if not run.folder.exists():
         recipe = options.recipe or resolved.recipe_name
         return train_run(replace(options, model=model, recipe=recipe, output=run.folder))
-    settings = Settings.of(run)
+    settings = RunSettings.of(run)
     expected = resolved.dataset.source, resolved.recipe_name, options.seed
     if (settings.source, settings.recipe_name, settings.seed) != expected:
         raise UsageError(f"{run.folder} belongs to another training; remove it, or choose another --output")

@@ -13,12 +13,12 @@ from svertka.device import set_memory_format
 from svertka.errors import DataError, ImageError
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.report_page import SHOWN_SIDE
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import make_optimizer
 from svertka.transfer import freeze
-from svertka.transfer.feature_cache import cache_features
+from svertka.transfer.feature_cache import cache_on_disk_or_in_memory
 from svertka.transfer.freeze import PartiallyFrozen
 
 TIMED_READS = 4  # images by which reading is timed
@@ -65,7 +65,11 @@ def build_optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optim
 
 
 def build_training_inputs(
-    classifier: Classifier, partial: PartiallyFrozen | None, settings: Settings, parts: DataSplits, device: torch.device
+    classifier: Classifier,
+    partial: PartiallyFrozen | None,
+    settings: RunSettings,
+    parts: DataSplits,
+    device: torch.device,
 ) -> TrainingInputs:
     """Return what the training loop trains, after computing and storing features if the settings say so.
 
@@ -99,7 +103,7 @@ def build_training_inputs(
 
 
 def store_features(
-    partial: PartiallyFrozen, settings: Settings, parts: DataSplits, batches: BatchLoader, title: str
+    partial: PartiallyFrozen, settings: RunSettings, parts: DataSplits, batches: BatchLoader, title: str
 ) -> BatchLoader:
     """Compute the features of `batches` and store them on disk, or in memory if the disk has no room.
 
@@ -115,7 +119,7 @@ def store_features(
     """
     assert settings.cache is not None
     variants = settings.cache.variants if batches.augmentations else 1
-    return cache_features(
+    return cache_on_disk_or_in_memory(
         batches,
         partial.frozen,
         partial.shape,
@@ -128,7 +132,7 @@ def store_features(
 
 
 def prepare_evaluation_network_and_batches(
-    classifier: Classifier, settings: Settings, parts: DataSplits, part: str, device: torch.device
+    classifier: Classifier, settings: RunSettings, parts: DataSplits, part: str, device: torch.device
 ) -> tuple[nn.Module, BatchLoader]:
     """Return the network of `classifier`, compiled if that pays off, and the images of `part`."""
     network = set_memory_format(classifier.network, settings.layout)
@@ -138,7 +142,7 @@ def prepare_evaluation_network_and_batches(
     return network, batches
 
 
-def measure_val_error(classifier: Classifier, settings: Settings, parts: DataSplits, device: torch.device) -> float:
+def measure_val_error(classifier: Classifier, settings: RunSettings, parts: DataSplits, device: torch.device) -> float:
     """Return the top-1 error of `classifier` on the validation set, 0 to 1."""
     network, batches = prepare_evaluation_network_and_batches(classifier, settings, parts, "val", device)
     return evaluate_network(network, batches, classifier.names, "scoring val").top1_error

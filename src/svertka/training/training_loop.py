@@ -23,7 +23,7 @@ DIVERGED = 10.0  # loss relative to the first reading
 
 
 @dataclass
-class TrainingState:
+class TrainingProgress:
     """Progress of a training; with the network and the optimizer, all that a resume needs.
 
     Attributes:
@@ -110,7 +110,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     batches: BatchLoader,
     recipe: Recipe,
-    state: TrainingState,
+    state: TrainingProgress,
     callback: Callback,
     average: WeightAverage | None = None,
 ) -> None:
@@ -131,7 +131,7 @@ def fit(
         TrainingError: The loss diverged; the message names the steps between which it happened.
     """
     loss_of = Loss(recipe)
-    total, warmup = count_steps(recipe, batches.steps)
+    total, warmup = count_total_and_warmup_steps(recipe, batches.steps)
     recent = torch.tensor(state.recent, dtype=torch.float64, device=batches.device)
     network.train()
     replica = None
@@ -249,7 +249,7 @@ class Loss(nn.Module):
         return torch.stack([loss.detach().double(), wrong.double(), wrong.new_tensor(len(labels)).double()])
 
 
-def count_steps(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
+def count_total_and_warmup_steps(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
     """Return the number of steps of a training, and of its warm-up, which takes at most a quarter of them."""
     total = max(1, round(recipe.epochs * steps_per_epoch))
     return total, min(round(recipe.warmup * steps_per_epoch), round(WARMUP_SHARE * total))
@@ -383,7 +383,7 @@ def update_lookahead(optimizer: torch.optim.Optimizer, progress: float, steps: i
             weights.copy_(slow)
 
 
-def _read_metrics(state: TrainingState, sums: list[float], rate: float, callback: Callback) -> None:
+def _read_metrics(state: TrainingProgress, sums: list[float], rate: float, callback: Callback) -> None:
     """Check the loss of the last steps, add it to the sums of the epoch and pass the metrics on.
 
     Raises:

@@ -11,13 +11,13 @@ from svertka.graph.summary import measure_network_size
 from svertka.models.registry import Model
 from svertka.progress import format_duration
 from svertka.run import Run
-from svertka.training.config import Settings
+from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.transfer.freeze import split_at_frozen
 
 
 def write_training_report(
-    run: Run, model: Model, settings: Settings, parts: DataSplits, evaluation: Evaluation | None, part: str
+    run: Run, model: Model, settings: RunSettings, parts: DataSplits, evaluation: Evaluation | None, part: str
 ) -> None:
     """Write report.html into the folder of a run.
 
@@ -53,7 +53,7 @@ def write_training_report(
 
 
 def describe_training(
-    classifier: Classifier, settings: Settings, seconds: float | None = None
+    classifier: Classifier, settings: RunSettings, seconds: float | None = None
 ) -> list[tuple[str, str]]:
     """Return what is trained on what, how and where, as (label, text); `seconds` is the estimated time."""
     recipe, preprocess = settings.recipe, classifier.preprocess

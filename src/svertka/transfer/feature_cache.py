@@ -117,7 +117,7 @@ def cache_in_memory(
     return _replace_images(batches, variants, fetch)
 
 
-def cache_features(
+def cache_on_disk_or_in_memory(
     batches: BatchLoader,
     frozen: FrozenPrefix,
     shape: tuple[int, ...],

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.errors import UsageError
-from svertka.graph.cut import CutPoints, SameShapeStage
+from svertka.graph.cut import CuttableGraph, SameShapeStage
 
 HEAD, LAST, ALL = "head", "last", "all"
 
@@ -112,7 +112,7 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
     """
     if unfreeze == ALL:
         return None
-    cuts = CutPoints(network, shape)
+    cuts = CuttableGraph(network, shape)
     is_stage = unfreeze.isdigit() or unfreeze in {HEAD, LAST, *(stage.name for stage in cuts.stages)}
     is_module = not is_stage and unfreeze in dict(network.named_modules())
     before = unfreeze if is_module else first_trainable_stage(cuts.stages, unfreeze)
@@ -142,7 +142,7 @@ def split_before_head(network: nn.Module, head: str, shape: tuple[int, ...]) -> 
     partial, layer = split_at_frozen(network, HEAD, shape), network.get_submodule(head)
     if partial is None or not isinstance(layer, nn.Linear) or math.prod(partial.shape) == layer.in_features:
         return partial
-    halves = CutPoints(network, shape).before_layer(head)
+    halves = CuttableGraph(network, shape).before_layer(head)
     assert halves.prefix is not None
     return PartiallyFrozen(FrozenPrefix(halves.prefix), halves.rest, halves.shape, head)
 
@@ -169,7 +169,7 @@ def parameter_stage_depths(network: nn.Module, shape: tuple[int, ...]) -> dict[s
     Raises:
         UsageError: The network cannot be cut.
     """
-    cuts = CutPoints(network, shape)
+    cuts = CuttableGraph(network, shape)
     below: dict[int, int] = {}
     for depth, stage in enumerate(reversed(cuts.stages)):
         for parameter in cuts.at(stage.name).rest.parameters():

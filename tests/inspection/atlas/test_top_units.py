@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import svertka
-from svertka.inspection.atlas.top_units import UNITS_PER_LAYER, find_top_units, read_largest_activations
+from svertka.inspection.atlas.top_units import UNITS_PER_LAYER, find_top_units, read_largest_activations_of_atlas
 from svertka.run import Run
 
 
@@ -51,7 +51,7 @@ def test_units_are_ranked_by_share_of_the_recorded_maximum(network: nn.Sequentia
 def test_largest_activations_are_read_from_an_atlas(digit_folder: Path, tmp_path: Path, quiet: None) -> None:
     run: Run = svertka.train(digit_folder, model="lenet5", epochs=1, output=tmp_path / "run")
     svertka.look(run, images=40)
-    best = read_largest_activations(run.folder / "atlas")
+    best = read_largest_activations_of_atlas(run.folder / "atlas")
     assert {name: len(values) for name, values in best.items()} == {"c1": 6, "c3": 16, "c5": 120}
     assert all((values >= 0).all() for values in best.values())
     picture = run.classifier().preprocess(next(digit_folder.rglob("*.png")))
@@ -64,6 +64,6 @@ def test_largest_activations_are_read_from_an_atlas(digit_folder: Path, tmp_path
     "content", [b"", b"<html>", b'<script type="application/json" id="facts">{}</script>', b"\xff"]
 )
 def test_other_folders_give_no_activations(tmp_path: Path, content: bytes) -> None:
-    assert read_largest_activations(tmp_path) == {}
+    assert read_largest_activations_of_atlas(tmp_path) == {}
     (tmp_path / "index.html").write_bytes(content)
-    assert read_largest_activations(tmp_path) == {}
+    assert read_largest_activations_of_atlas(tmp_path) == {}

@@ -34,7 +34,7 @@ from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.deconvnet import Deconvnet, describe_missing_relu_pooling
 from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
 from svertka.pages.notebook_block import NotebookBlock
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import format_duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
@@ -73,8 +73,8 @@ class Atlas:
     def sentence(self) -> str:
         """Summary, "3 layers, 142 units, 1 dead, 384 images; 1.2 MB"."""
         dead = f", {self.dead:,} dead" if self.dead else ""
-        counts = f"{format_count(self.layers, 'layer')}, {format_count(self.units, 'unit')}{dead}"
-        return f"{counts}, {format_count(self.images, 'image')}; {format_bytes(self.bytes)}"
+        counts = f"{count_with_noun(self.layers, 'layer')}, {count_with_noun(self.units, 'unit')}{dead}"
+        return f"{counts}, {count_with_noun(self.images, 'image')}; {format_bytes(self.bytes)}"
 
     def __repr__(self) -> str:
         return f"Atlas({str(self.page)!r}: {self.network}, {self.sentence})"

@@ -13,20 +13,20 @@ from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
 from svertka.progress import progress
-from svertka.tensor_files import read_tensors, write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 PASS_FILE = "patches.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetPass:
+class DatasetPassResult:
     """The result of a pass: the `patches` of each layer by its name, and `seconds_per_image`."""
 
     patches: dict[str, LayerPatches]
     seconds_per_image: float
 
 
-def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Sequence[str]) -> DatasetPass:
+def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Sequence[str]) -> DatasetPassResult:
     """Run all images through the network, or read the results of an earlier pass from `folder`.
 
     Raises:
@@ -36,9 +36,9 @@ def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Seque
     path = folder.path / PASS_FILE
     if PASS_FILE in folder:
         try:
-            tensors, header = read_tensors(path)
+            tensors, header = read_tensors_and_header(path)
             patches = {name: _read_layer(name, tensors, header[name]) for name in layers}
-            return DatasetPass(patches, header["seconds_per_image"])
+            return DatasetPassResult(patches, header["seconds_per_image"])
         except (RunError, KeyError, TypeError):
             pass  # damaged: repeat the pass
     started = time.monotonic()
@@ -52,7 +52,7 @@ def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Seque
                 shown.advance()
 
         patches = top_patches(inputs.classifier.network, with_progress(), layers)
-    result = DatasetPass(patches, (time.monotonic() - started) / len(inputs))
+    result = DatasetPassResult(patches, (time.monotonic() - started) / len(inputs))
     tensors = {}
     header = {"seconds_per_image": result.seconds_per_image}
     for name, one in patches.items():

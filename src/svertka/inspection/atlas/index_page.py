@@ -21,7 +21,7 @@ from svertka.inspection.atlas.network_diagram import (
 )
 from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, UNITS_PER_SHEET, images_per_row
 from svertka.pages.html_page import render_page
-from svertka.pages.number_format import format_count
+from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template
 
 PAPER = "https://arxiv.org/abs/1311.2901"
@@ -78,8 +78,9 @@ class IndexPage:
         trained = f", trained on {_last_part(source)}" if source else ""
         dead = f", {self.num_dead:,} of them dead" if self.num_dead else ""
         return (
-            f"{self.name}{trained}: {format_count(len(self.layers), 'layer')} with "
-            f"{format_count(self.num_units, 'unit')}{dead}; patches from {format_count(len(self.inputs), 'image')}."
+            f"{self.name}{trained}: {count_with_noun(len(self.layers), 'layer')} with "
+            f"{count_with_noun(self.num_units, 'unit')}{dead}; patches from "
+            f"{count_with_noun(len(self.inputs), 'image')}."
         )
 
     def render(self) -> str:
@@ -114,10 +115,10 @@ class IndexPage:
             "scaling": "crisp" if layer.tile.crisp else "smooth",
             "receptive_field": render_receptive_field(node.extent, size, EXAMPLE),
             "facts": [
-                format_count(layer.num_units, "unit") + dead,
+                count_with_noun(layer.num_units, "unit") + dead,
                 format_feature_map_shape(node),
                 f"sees {_describe_extent(layer)}",
-                format_count(node.parameters, "parameter"),
+                count_with_noun(node.parameters, "parameter"),
             ],
             "num_alive": num_alive,
             "strip_width": min(STRIP_PATCHES, num_alive) * (height + 1) - 1,

@@ -15,7 +15,7 @@ from svertka.inspection.atlas.sprite_sheets import (
     UNITS_PER_SHEET,
     TileFormat,
     align_patch_in_tile,
-    choose_tile,
+    choose_tile_format,
     encode_sheet,
     to_rgb,
 )
@@ -85,12 +85,12 @@ class AtlasLayer:
     @cached_property
     def tile(self) -> TileFormat:
         """Tile of the layer's patches."""
-        return choose_tile(max(self.extent), self.image_size)
+        return choose_tile_format(max(self.extent), self.image_size)
 
     @cached_property
     def projection_tile(self) -> TileFormat:
         """Tile of the layer's projections."""
-        return choose_tile(max(self.extent), self.image_size, side=PROJECTION_SIDE)
+        return choose_tile_format(max(self.extent), self.image_size, side=PROJECTION_SIDE)
 
 
 def take_first_units(patches: LayerPatches, num_units: int | None) -> LayerPatches:
@@ -197,7 +197,7 @@ def _encode_strip(layer: AtlasLayer, inputs: AtlasInputs) -> bytes:
     if not len(alive):
         return encode_webp(np.zeros((1, 1, 4), np.uint8), exact=True)
     units = alive[np.linspace(0, len(alive) - 1, min(STRIP_PATCHES, len(alive))).round().astype(int)]
-    tile = choose_tile(max(layer.extent), layer.image_size, side=PIXEL_DENSITY * STRIP_SIDE)
+    tile = choose_tile_format(max(layer.extent), layer.image_size, side=PIXEL_DENSITY * STRIP_SIDE)
     images, boxes = inputs.pixels(layer.patches.images[units, 0]), layer.patches.boxes[units, 0]
     tiles = [align_patch_in_tile(_crop(image, box), box, tile) for image, box in zip(images, boxes, strict=True)]
     if tile.crisp:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from svertka.errors import UsageError
-from svertka.files import read_json, storage_errors, write_atomic, write_json
+from svertka.files import os_error_to_storage_error, read_json, write_atomic, write_json
 
 STATE_FILE = "atlas.json"  # marks a folder as an atlas
 
@@ -32,7 +32,7 @@ class ResumableFolder:
         if state is None:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise UsageError(f"{path} exists and is not an atlas; choose another --output")
-            with storage_errors(path):
+            with os_error_to_storage_error(path):
                 path.mkdir(parents=True, exist_ok=True)
             write_json(path / STATE_FILE, {"identity": fingerprint})
         elif state["identity"] != fingerprint:
@@ -50,7 +50,7 @@ class ResumableFolder:
             StorageError: The disk is full or the folder cannot be written.
         """
         path = self.path / name
-        with storage_errors(path):
+        with os_error_to_storage_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
 

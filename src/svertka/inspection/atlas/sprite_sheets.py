@@ -42,7 +42,7 @@ class TileFormat:
         return asdict(self)
 
 
-def choose_tile(extent: int, image_size: int, *, side: int = TILE_SIDE) -> TileFormat:
+def choose_tile_format(extent: int, image_size: int, *, side: int = TILE_SIDE) -> TileFormat:
     """Return the tile for a receptive field of `extent` pixels in images of side `image_size`.
 
     Patches too large to be crisp are stored with at most `side` pixels.

@@ -48,9 +48,9 @@ def find_top_units(network: nn.Module, image: Tensor, largest: LargestActivation
     Args:
         network: Any nn.Module.
         image: (C, H, W), as the network takes it.
-        largest: Activations recorded in an atlas, from `read_largest_activations`. Units are ranked by their activation
-            relative to their largest one, and only recorded layers are included. Empty: units are ranked by
-            activation.
+        largest: Activations recorded in an atlas, from `read_largest_activations_of_atlas`. Units are ranked by their
+            activation relative to their largest one, and only recorded layers are included. Empty: units are ranked
+            by activation.
 
     Raises:
         UsageError: The network cannot be traced.
@@ -100,7 +100,7 @@ def _box(layer: Layer, row: int, column: int) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def read_largest_activations(atlas: Path) -> dict[str, npt.NDArray[np.float64]]:
+def read_largest_activations_of_atlas(atlas: Path) -> dict[str, npt.NDArray[np.float64]]:
     """Read the largest activation of each unit, (units,) by layer, from an atlas; empty if `atlas` is not one.
 
     Dead units have 0.
