@@ -115,14 +115,15 @@ struct Lines {
     Index blocks = ceil_div(shape.y.out_size, height);
     Index memory = floats(((height - 1) * shape.y.stride + reach) * pitch);  // floats of the copied lines
 
-    void compute(Index block, float* room, std::int32_t* sums) const {
+    // A block of outputs, of the panels from `first_panel` to `last_panel`.
+    void compute(Index block, Index first_panel, Index last_panel, float* room, std::int32_t* sums) const {
         const Index image = block / blocks, first = block % blocks * height;
         const Index count = min(height, shape.y.out_size - first), apart = shape.x.stride * shape.in_channels * number_size;
         Byte* const lines = reinterpret_cast<Byte*>(room);
         const Index top = first * shape.y.stride - shape.y.pad;
         for (Index y = 0; y < (count - 1) * shape.y.stride + reach; ++y) copy(image, top + y, lines + y * pitch);
         const Index per = tile_rows(shape.x.out_size), of_line = ceil_div(shape.x.out_size, per);
-        for (Index number = 0; number < panels; ++number) {
+        for (Index number = first_panel; number < last_panel; ++number) {
             const Factor* const b = weights + number * steps * NR;
             for (Index y = 0, tile = 0; y < count; ++y)
                 for (Index x = 0; x < shape.x.out_size; x += per, ++tile) {
@@ -168,9 +169,13 @@ struct Lines {
 void in_lines(const Lines& lines, int threads) {
     const Index own = lines.memory + MR * NR;
     float* const memory = scratch(threads * own);
-    parallel_for(lines.shape.batch * lines.blocks, threads, [&](Index block, int thread) {
+    // Where blocks are few, threads divide the panels.
+    const Index blocks = lines.shape.batch * lines.blocks, pieces = blocks < 4 * threads ? min(threads, lines.panels) : 1;
+    parallel_for(blocks * pieces, threads, [&](Index task, int thread) {
+        const Index piece = task % pieces;
         float* const mine = memory + thread * own;
-        lines.compute(block, mine, reinterpret_cast<std::int32_t*>(mine + lines.memory));
+        lines.compute(task / pieces, lines.panels * piece / pieces, lines.panels * (piece + 1) / pieces, mine,
+                      reinterpret_cast<std::int32_t*>(mine + lines.memory));
     });
 }
 

@@ -126,10 +126,10 @@ def test_convolutions_are_those_of_integers(instructions: str, large_count: Call
             continue
         stored = target.view(torch.uint8)[third : third + residual.numel()]
         found = stored.reshape(shape[0], *size, -1).permute(0, 3, 1, 2).double()
-        off = (found - after.quantize(exact)).abs()
+        off, ties = (found - after.quantize(exact)).abs(), ((exact / after.scale) % 1 - 0.5).abs() < 1e-3
         assert off.max() <= 1, f"seed {seed}: off by {int(off.max())}"
-        different, all_results = different + int((off > 0).sum()), all_results + off.numel()
-    assert different < 0.001 * all_results  # only ties are rounded otherwise
+        different, all_results = different + int((off > 0)[~ties].sum()), all_results + off.numel()
+    assert different < 1e-4 * all_results  # only ties are rounded otherwise
 
 
 def test_pools_are_those_of_integers(instructions: str, large_count: Callable[[int, int], int]) -> None:
