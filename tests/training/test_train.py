@@ -41,6 +41,8 @@ def test_a_run_holds_what_the_design_says(finished: Run) -> None:
         "images_per_second",
         "never_predicted",
         "at_chance",
+        "part",
+        "images",
     }
     assert 0 <= result["val_error"] <= 1
     assert 0 <= result["test_error"] <= 1

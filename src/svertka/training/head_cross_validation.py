@@ -1,6 +1,7 @@
 """Cross-validation of a head on the stored features of few images, trained in each fold as the deployed one is."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -175,18 +176,31 @@ def _predict_by_steps(partial: PartiallyFrozen, features: _FoldFeatures) -> Call
 
     def predict(outside: Ints, inside: Ints) -> Ints:
         torch.manual_seed(settings.seed)
-        head, batches = copy_network(initial), features.training_batches(outside)
-        average = None if settings.recipe.ema is None else WeightAverage(head, settings.recipe.ema)
-        optimizer = make_optimizer(head, settings.recipe)
-        fit(head, optimizer, batches, settings.recipe, TrainingProgress(), Callback(), average)
-        head.eval()
-        with torch.no_grad():
-            if average is None:
-                scores = head(features.values[torch.from_numpy(inside)])
-            else:
-                with average.applied():
-                    scores = head(features.values[torch.from_numpy(inside)])
-        predicted: Ints = scores.argmax(1).cpu().numpy()
-        return predicted
+        return train_and_predict(
+            copy_network(initial),
+            features.training_batches(outside),
+            settings.recipe,
+            features.values[torch.from_numpy(inside)],
+        )
 
     return predict
+
+
+def train_and_predict(head: nn.Module, batches: BatchLoader, recipe: Recipe, features: torch.Tensor) -> Ints:
+    """Train a head as the recipe says, to the last epoch, and return the classes that it predicts, (N,) int64.
+
+    Args:
+        head: The head with its first weights, trained in place.
+        batches: Batches of features.
+        recipe: The recipe.
+        features: Features of the images to predict, (N, …) float32.
+
+    Raises:
+        TrainingError: The loss diverged.
+    """
+    average = None if recipe.ema is None else WeightAverage(head, recipe.ema)
+    fit(head, make_optimizer(head, recipe), batches, recipe, TrainingProgress(), Callback(), average)
+    head.eval()
+    with torch.no_grad(), nullcontext() if average is None else average.applied():
+        predicted: Ints = head(features).argmax(1).cpu().numpy()
+    return predicted
