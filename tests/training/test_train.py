@@ -18,7 +18,7 @@ from svertka.models.registry import MODELS
 from svertka.run import Run
 
 SMALL: dict[str, Any] = {"model": "resnet20", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
-STEPS = 7  # an epoch of 221 pictures in batches of 32
+STEPS = 7  # an epoch of 216 pictures in batches of 32
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_a_disk_that_fills_keeps_the_run(
         ({"time": "soon"}, UsageError, "time=soon is not a length of time; write 90s, 10m or 1.5h"),
         ({"time": "0.01s"}, UsageError, "is too short"),
         ({"size": 4}, UsageError, "size=4 is too small for resnet20; use at least 8 pixels"),
-        ({"batch_size": 1000}, UsageError, "batch_size=1000 exceeds the 221 images"),
+        ({"batch_size": 1000}, UsageError, "batch_size=1000 exceeds the 216 images"),
         ({"device": "tpu"}, UsageError, "device=tpu is not on this machine; use auto or one of: cpu"),
         ({"threads": 0}, UsageError, "threads=0 must be at least 1"),
         ({"val": 0.7, "test": 0.5}, UsageError, "val=0.7 and test=0.5"),
