@@ -6,7 +6,7 @@ the rest, at random or by `choose_uncertain_and_diverse`, and it is fitted again
 Accuracy is that on test images, the mean over the seeds.
 
 - `cats-dogs`: 1,399 photographs of 2 classes, 400 of them, drawn for each seed, for the test.
-- `cifar10`: the first 16,000 training images and the first 4,000 test images.
+- `cifar10`: the first 8,000 training images and the first 2,000 test images.
 
 Needs SVERTKA_DATA.
 """
@@ -33,7 +33,7 @@ Choice = Callable[[Floats, Floats, int, int], Ints]
 PER_CLASS = 200  # random labels whose accuracy is to be reached
 STEP = 10  # labels of each class before the first choice, and on average of each further one
 STRENGTH = 1e-3  # inverse L2 penalty of every fit, the best of 10^k by cross-validation on 200 labels a class
-CIFAR_POOL, CIFAR_TEST, CATS_DOGS_TEST = 16_000, 4_000, 400
+CIFAR_POOL, CIFAR_TEST, CATS_DOGS_TEST = 8000, 2000, 400
 
 
 def choose_at_random(features: Floats, probabilities: Floats, count: int, seed: int) -> Ints:
