@@ -1,25 +1,21 @@
 """Labels that somebody has decided on, kept beside a source, so that the next check does not doubt them again."""
 
-import csv
-import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from svertka.curation.corrections import HEADER, read_correction_rows
 from svertka.data.builtin import NAMES
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path
-from svertka.escaping import escape_csv_cell, escape_csv_path
-from svertka.files import parse_path, write_atomic
+from svertka.errors import DataError
+from svertka.files import error_reason, parse_path, read_json, write_json
 
-SUFFIX = ".confirmed.csv"
-
-Decision = tuple[str, str]  # path in the source and class, as CSV cells
+SUFFIX = ".confirmed.json"  # not CSV, which would be read as a table of labels
+LARGEST = 2**28  # bytes, as of a table of labels
 
 
 def find_confirmed_file(source: Source) -> Path | None:
-    """Return where the decisions on `source` are kept: photos.confirmed.csv beside photos/ or photos.csv.
+    """Return where the decisions on `source` are kept: photos.confirmed.json beside photos/ or photos.csv.
 
     None for images in memory and built-in data sets.
     """
@@ -30,16 +26,22 @@ def find_confirmed_file(source: Source) -> Path | None:
     return place.with_name(stem + SUFFIX) if stem else None
 
 
-def read_confirmed(source: Source) -> frozenset[Decision]:
-    """Return the decisions on `source`; none if there is no file of them.
+def read_confirmed(source: Source) -> Mapping[str, str]:
+    """Return the decisions on `source`, path -> class; none if there is no file of them.
 
     Raises:
         DataError: The file cannot be read.
     """
     file = find_confirmed_file(source)
     if file is None or not file.exists():
-        return frozenset()
-    return frozenset((row["path"], row["corrected"]) for _, row in read_correction_rows(file))
+        return {}
+    try:
+        found = read_json(file, LARGEST)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error_reason(error)}); fix or remove it") from error
+    if not isinstance(found, dict) or not all(isinstance(label, str) for label in found.values()):
+        raise DataError(f"{file} must be a JSON object of paths and class names; fix or remove it")
+    return found
 
 
 def add_confirmed(source: Source, decided: Iterable[tuple[str, str]]) -> Path | None:
@@ -52,13 +54,8 @@ def add_confirmed(source: Source, decided: Iterable[tuple[str, str]]) -> Path | 
         DataError: The file cannot be read.
         StorageError: It cannot be written.
     """
-    file = find_confirmed_file(source)
-    new = {escape_csv_path(path): escape_csv_cell(label) for path, label in decided}
+    file, new = find_confirmed_file(source), dict(decided)
     if file is None or not new:
         return None
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(HEADER)
-    rows.writerows((path, label, label) for path, label in (dict(sorted(read_confirmed(source))) | new).items())
-    write_atomic(file, text.getvalue().encode())
+    write_json(file, {**read_confirmed(source), **new})
     return file

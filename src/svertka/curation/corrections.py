@@ -88,7 +88,7 @@ def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
     classes = {*labels.values(), *(normalize_unicode_name(PurePosixPath(path).name) for path in listing.empty_classes)}
     names = {escape_csv_cell(name): name for name in classes} | {name: name for name in classes}
     found: dict[str, Correction] = {}
-    for number, row in read_correction_rows(file):
+    for number, row in _rows(file):
         where = f"line {number} of {file}"
         path = paths.get(row["path"]) or paths.get(row["path"].replace("\\", "/").removeprefix("./"))
         if path is None:
@@ -138,7 +138,7 @@ def plan_moves(listing: FolderListing, corrections: Iterable[Correction]) -> lis
     return moves
 
 
-def read_correction_rows(file: Path) -> Iterable[tuple[int, dict[str, str]]]:
+def _rows(file: Path) -> Iterable[tuple[int, dict[str, str]]]:
     """Return the number and the cells of each row by column.
 
     Raises:

@@ -39,7 +39,7 @@ from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodable, to_printable
+from svertka.escaping import escape_undecodable, to_printable
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -332,11 +332,9 @@ def _without_confirmed(found: LabelFindings, dataset: Dataset, source: Source) -
     if not confirmed:
         return found
     listed = {one.index: one.label for one in found.errors} | {one.index: one.label for one in found.outliers}
-    cells = {
-        index: (escape_csv_path(name_in_source(dataset, index)), escape_csv_cell(label))
-        for index, label in listed.items()
-    }
-    return found.without([index for index, cell in cells.items() if cell in confirmed])
+    return found.without(
+        [index for index, label in listed.items() if confirmed.get(name_in_source(dataset, index)) == label]
+    )
 
 
 def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, list[str]]:
