@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,24 @@ def choose_at_random(features: Floats, probabilities: Floats, count: int, seed: 
     return np.random.default_rng(seed).choice(len(features), count, replace=False)
 
 
-def cats_dogs(seed: int) -> tuple[Floats, Ints, Ints]:
-    """Return features, labels and the places of the test images, drawn anew for each seed."""
+@cache
+def cats_dogs() -> tuple[Floats, Ints, Ints | None]:
+    """Return features and labels; the test images are drawn anew for each seed."""
     dataset = open_source(Path(os.environ["SVERTKA_DATA"]) / "cats-dogs")
     found = compute_backbone_features(dataset, np.arange(len(dataset)))
-    tested = np.random.default_rng(1000 + seed).choice(len(found.indices), CATS_DOGS_TEST, replace=False)
-    return found.values, dataset.labels[found.indices], np.sort(tested)
+    return found.values, dataset.labels[found.indices], None
 
 
-def cifar10(seed: int) -> tuple[Floats, Ints, Ints]:
-    """Return features, labels and the places of the test images, the same for each seed."""
+@cache
+def cifar10() -> tuple[Floats, Ints, Ints | None]:
+    """Return features, labels and the places of the test images."""
     dataset = open_source("cifar10")
     pool, test = np.flatnonzero(dataset.parts != "test"), np.flatnonzero(dataset.parts == "test")
-    indices = np.concatenate([pool[:CIFAR_POOL], test[:CIFAR_TEST]])
-    found = compute_backbone_features(dataset, indices)
+    found = compute_backbone_features(dataset, np.concatenate([pool[:CIFAR_POOL], test[:CIFAR_TEST]]))
     return found.values, dataset.labels[found.indices], np.flatnonzero(dataset.parts[found.indices] == "test")
 
 
-SETS: dict[str, Callable[[int], tuple[Floats, Ints, Ints]]] = {"cats-dogs": cats_dogs, "cifar10": cifar10}
+SETS: dict[str, Callable[[], tuple[Floats, Ints, Ints | None]]] = {"cats-dogs": cats_dogs, "cifar10": cifar10}
 
 
 def learning_curve(features: Floats, labels: Ints, tested: Ints, choice: Choice, most: int, seed: int) -> list[float]:
@@ -83,7 +84,9 @@ def labels_needed(name: str, seeds: int) -> dict[str, Any]:
     curves: dict[str, list[list[float]]] = {"random": [], "suggest": []}
     began = time.process_time()
     for seed in range(seeds):
-        values, labels, tested = SETS[name](seed)
+        values, labels, tested = SETS[name]()
+        if tested is None:
+            tested = np.sort(np.random.default_rng(1000 + seed).choice(len(labels), CATS_DOGS_TEST, replace=False))
         features = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
         most = PER_CLASS * (int(labels.max()) + 1)
         for kind, choice in (("random", choose_at_random), ("suggest", choose_uncertain_and_diverse)):

@@ -76,7 +76,10 @@ def test_the_classes_and_scores_are_those_of_the_run(run: Path, images: Path) ->
         first, second = (label["probability"] for label in predicted)
         assert [share for _, share in one.classes] == pytest.approx([first, second], abs=1e-5)
         assert one.score == pytest.approx(1 - (first - second), abs=1e-5)
-    assert found.suggestions[0].similarity is None
+    first, second, _ = found.suggestions
+    assert first.similarity is None
+    assert first.reason == ", ".join(f"{name} {100 * share:.0f} %" for name, share in first.classes)
+    assert second.reason.endswith(f"; at most {second.similarity:.2f} similar to the suggestions before it")
     assert all(-1 <= one.similarity <= 1.001 for one in found.suggestions[1:] if one.similarity is not None)
 
 

@@ -51,9 +51,10 @@ class Suggestion:
     def reason(self) -> str:
         """Why it is suggested, such as "cat 52 %, dog 46 %; at most 0.71 similar to the suggestions before it"."""
         unsure = ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
-        if self.similarity is None:
-            return f"{unsure}; the most uncertain of all"
-        return f"{unsure}; at most {self.similarity:.2f} similar to the suggestions before it"
+        alike = (
+            "" if self.similarity is None else f"; at most {self.similarity:.2f} similar to the suggestions before it"
+        )
+        return unsure + alike
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
