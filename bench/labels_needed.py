@@ -84,9 +84,9 @@ def labels_needed(name: str, seeds: int) -> dict[str, Any]:
     curves: dict[str, list[list[float]]] = {"random": [], "suggest": []}
     began = time.process_time()
     for seed in range(seeds):
-        values, labels, tested = SETS[name]()
-        if tested is None:
-            tested = np.sort(np.random.default_rng(1000 + seed).choice(len(labels), CATS_DOGS_TEST, replace=False))
+        values, labels, given = SETS[name]()
+        drawn = np.random.default_rng(1000 + seed).choice(len(labels), CATS_DOGS_TEST, replace=False)
+        tested = np.sort(drawn) if given is None else given
         features = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
         most = PER_CLASS * (int(labels.max()) + 1)
         for kind, choice in (("random", choose_at_random), ("suggest", choose_uncertain_and_diverse)):
