@@ -149,6 +149,29 @@ def test_a_cached_algorithm_that_no_longer_exists_is_timed_again(fresh, timed):
     assert len(timed) == 2
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_choice_of_an_installation_with_kernels_is_made_again_without(fresh, timed, monkeypatch, pinned):
+    description = autotune._describe(
+        ("forward", SHAPE, torch.contiguous_format, torch.get_num_threads(), torch.float32, False)
+    )
+    monkeypatch.setattr(native_support, "MISSING", "no kernels here")
+    fresh()
+    if pinned:
+        autotune._pinned[description] = "native_direct"
+    else:
+        save_choice(describe_timing_environment(autotune.ALGORITHMS), description, "native_direct")
+    x, weight = torch.rand(SHAPE.input), torch.rand(SHAPE.weight)
+    torch.testing.assert_close(conv2d(x, weight, padding=1), torch.nn.functional.conv2d(x, weight, padding=1))
+    assert len(timed) == 1
+
+
+def test_without_kernels_another_part_of_the_cache_is_used(monkeypatch):
+    monkeypatch.setattr(native_support, "MISSING", None)
+    before = describe_timing_environment(["aten"])
+    monkeypatch.setattr(native_support, "MISSING", "no kernels here")
+    assert describe_timing_environment(["aten"]) != before
+
+
 def test_an_unwritable_cache_costs_only_time(fresh, timed, monkeypatch, tmp_path):
     fresh()
     (tmp_path / "file").write_bytes(b"")

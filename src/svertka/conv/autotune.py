@@ -447,18 +447,20 @@ def _describe(key: Key) -> str:
 
 
 def _look_up(key: Key) -> str | None:
-    """Return the pinned or cached choice for `key`, or None."""
+    """Return the pinned or cached choice for `key`, or None; also None if it needs kernels that are not here."""
     description = _describe(key)
+    _, shape, _, _, dtype, _ = key
     name = _pinned.get(description) or load_choices(describe_timing_environment(ALGORITHMS)).get(description)
-    return name if name in ALGORITHMS else None
+    return name if name in ALGORITHMS and ALGORITHMS[name].why_not(shape, dtype) is None else None
 
 
 # The cache on disk: choices by environment, then by description of the convolution.
 
 
 def describe_timing_environment(names: Iterable[str]) -> str:
-    """Return what timings depend on besides the shape: the CPU, PyTorch's version and the algorithms `names`."""
-    return f"{cpu_name()}, torch {torch.__version__}, algorithms {', '.join(names)}"
+    """Return what timings depend on besides the shape: CPU, PyTorch's version, kernels and the algorithms `names`."""
+    without = ", without kernels" if native_support.MISSING else ""
+    return f"{cpu_name()}, torch {torch.__version__}, algorithms {', '.join(names)}{without}"
 
 
 def replace_former_algorithm_names(choices: Mapping[str, Any]) -> dict[str, str]:
