@@ -50,7 +50,7 @@ def test_a_budget_becomes_epochs() -> None:
         Recipe(),
         "mlp of this test",
     )
-    assert estimate_validation_seconds(timing, batch_size=8, val_images=80) == 4 * timing.step
+    assert estimate_validation_seconds(timing, batch_size=8, val_images=80) == pytest.approx(4 * timing.step)
     one = 104 * timing.step
     assert count_epochs_within_time(10 * one, 0, 0, one) == 9
     assert count_epochs_within_time(10 * one + 70, 50, 20, one) == 9

@@ -22,6 +22,7 @@ from svertka.transfer.feature_cache import (
     available_cache_bytes,
     cache_in_memory,
     cache_on_disk,
+    count_missing,
     feature_bytes_per_image,
 )
 from svertka.transfer.freeze import FrozenPrefix, split_at_frozen
@@ -122,6 +123,21 @@ def test_cached_features_are_not_computed_again(frozen: Counting) -> None:
     assert frozen.seen == PICTURES + 1
     expected = frozen(batches(pictures).images(np.array([7]), 0))
     assert torch.allclose(features.images(np.array([7]), 0), expected, rtol=0, atol=1e-5 * float(expected.max()))
+
+
+def test_missing_features_are_counted_without_computing_any(frozen: Counting) -> None:
+    pictures = rows()
+    some, every = batches(pictures[:30]), batches(pictures)
+    names = digests(pictures)
+    assert count_missing(every, frozen, SHAPE, names) == PICTURES
+    cache_on_disk(some, frozen, SHAPE, names)
+    frozen.seen = 0
+    assert count_missing(some, frozen, SHAPE, names) == 0
+    assert count_missing(every, frozen, SHAPE, names) == 10
+    assert count_missing(every, frozen, SHAPE, names, half=True) == PICTURES
+    mirrored = batches(pictures, augmentations=(Flip(),))
+    assert count_missing(mirrored, frozen, SHAPE, names, variants=3) == 3 * PICTURES
+    assert frozen.seen == 0
 
 
 def test_other_weights_or_preprocessing_miss_the_cache(frozen: Counting) -> None:

@@ -59,6 +59,7 @@ from svertka.training.recipe import Recipe
 from svertka.training.resume import name_resume_command_on_interrupt, resume, train_from_checkpoint
 from svertka.training.run_lock import claim_run_folder
 from svertka.training.trained_part_and_batches import (
+    count_missing_features,
     estimate_final_evaluation_seconds,
     freeze_classifier,
     optimize_frozen,
@@ -466,8 +467,13 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
                 recipe, one_epoch, options.variants, options.half_features, allowed, is_timed=is_timed
             )
             notes = [*notes, why]
-        once, each = frozen_cost.cost(cache)
-        one_epoch += each
+        if cache is None:
+            one_epoch += frozen_cost.each_epoch
+        else:
+            limit = options.cache_limit
+            of_val = parts.eval_batches("val", prepared.preprocess, place, torch.channels_last)
+            missing = [count_missing_features(frozen, cache, limit, parts, some) for some in (batches, of_val)]
+            once = a_picture * sum(missing)
     validating = 0.0  # seconds of cross-validation for each epoch
     if not options.is_repeated and why_not_cross_validated(recipe, parts, stored=cache is not None) is None:
         validating = estimate_epoch_seconds(timing.step, sum(sizes), recipe.batch_size)
@@ -478,7 +484,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
     around = once + estimate_head_seconds(
         classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing
     )
-    around += estimate_final_evaluation_seconds(parts.whole_images(), forward)
+    around += estimate_final_evaluation_seconds(parts.whole_images(), forward) + optimizing  # which is done again
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch + validating)

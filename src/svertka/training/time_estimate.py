@@ -217,11 +217,10 @@ class FrozenLayersCost:
             f"takes {format_duration(once)}{repeated}"
         )
 
-    def cost(self, cache: FeatureCacheSettings | None) -> tuple[float, float]:
-        """Return the seconds that the frozen layers take before the first epoch, and in each epoch."""
-        if cache is None:
-            return 0.0, self.seconds * (self.train + self.val)
-        return self.seconds * (self.train * cache.variants + self.val), 0.0
+    @property
+    def each_epoch(self) -> float:
+        """Seconds that the frozen layers take in each epoch if features are not stored."""
+        return self.seconds * (self.train + self.val)
 
 
 def estimate_validation_seconds(timing: StepTiming, batch_size: int, val_images: int) -> float:

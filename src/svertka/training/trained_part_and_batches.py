@@ -13,12 +13,12 @@ from svertka.device import set_memory_format
 from svertka.errors import DataError, ImageError
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.report_page import SHOWN_SIDE
-from svertka.training.config import RunSettings
+from svertka.training.config import FeatureCacheSettings, RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import make_optimizer
 from svertka.transfer import freeze
-from svertka.transfer.feature_cache import cache_on_disk_or_in_memory
+from svertka.transfer.feature_cache import cache_on_disk_or_in_memory, count_missing
 from svertka.transfer.freeze import PartiallyFrozen
 
 TIMED_READS = 4  # images by which reading is timed
@@ -128,6 +128,21 @@ def store_features(
         half=settings.cache.half,
         limit=settings.cache_limit,
         title=title,
+    )
+
+
+def count_missing_features(
+    partial: PartiallyFrozen, cache: FeatureCacheSettings, limit: int | None, parts: DataSplits, batches: BatchLoader
+) -> int:
+    """Return how many features `store_features` would compute for `batches`."""
+    return count_missing(
+        batches,
+        partial.frozen,
+        partial.shape,
+        parts.digests,
+        variants=cache.variants if batches.augmentations else 1,
+        half=cache.half,
+        limit=limit,
     )
 
 

@@ -63,15 +63,10 @@ def cache_on_disk(
     Raises:
         StorageError: The disk is full or cannot be written.
     """
-    changed, prepared = bool(batches.augmentations), _preprocessing_digest(batches)
-    keys = [
-        {index: _row_key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()}
-        for variant in range(variants)
-    ]
-    name = f"{_network_digest(frozen)}-{'x'.join(map(str, shape))}-{'half' if half else 'single'}-version-{VERSION}"
+    keys = _row_keys(batches, digests, variants)
     store, fault = None, None
     try:
-        store = ArrayStore(cache_folder("features") / name, shape, np.float16 if half else np.float32, limit)
+        store = _open_store(frozen, shape, half=half, limit=limit)
         _compute_missing(store, keys, batches, title, frozen)
     except StorageError as error:
         fault = error
@@ -90,6 +85,44 @@ def cache_on_disk(
             return again(indices, chosen)
 
     return _replace_images(batches, variants, fetch)
+
+
+def count_missing(
+    batches: BatchLoader,
+    frozen: FrozenPrefix,
+    shape: tuple[int, ...],
+    digests: Sequence[bytes],
+    *,
+    variants: int = 1,
+    half: bool = False,
+    limit: int | None = None,
+) -> int:
+    """Return how many features `cache_on_disk`, with the same arguments, would compute: those that are not stored."""
+    keys = _row_keys(batches, digests, variants)
+    try:
+        store = _open_store(frozen, shape, half=half, limit=limit)
+        return sum(int((store.find(list(some.values())) < 0).sum()) for some in keys)
+    except StorageError:
+        return variants * len(batches.indices)
+
+
+def _row_keys(batches: BatchLoader, digests: Sequence[bytes], variants: int) -> list[dict[int, bytes]]:
+    """Return for each variant the key of the features of each row of `batches`."""
+    changed, prepared = bool(batches.augmentations), _preprocessing_digest(batches)
+    return [
+        {index: _row_key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()}
+        for variant in range(variants)
+    ]
+
+
+def _open_store(frozen: FrozenPrefix, shape: tuple[int, ...], *, half: bool, limit: int | None) -> ArrayStore:
+    """Return the store of the features that `frozen` computes.
+
+    Raises:
+        StorageError: The cache folder cannot be used.
+    """
+    name = f"{_network_digest(frozen)}-{'x'.join(map(str, shape))}-{'half' if half else 'single'}-version-{VERSION}"
+    return ArrayStore(cache_folder("features") / name, shape, np.float16 if half else np.float32, limit)
 
 
 def cache_in_memory(
