@@ -79,7 +79,9 @@ def train(
 ) -> Run | Any:  # a Repeats if `repeats` is given; as a union, every use of a Run would have to be narrowed
     """Train a network on `source` and return the finished run, or the runs if `repeats` is given.
 
-    The options are those of `svertka train`. Settings of the recipe that are None keep the recipe's value.
+    The options are those of `svertka train`. Settings of the recipe that are None keep the recipe's value. With fewer
+    than 500 labeled images and all layers frozen but the head, the head is also cross-validated, on train and val:
+    `Run.cross_validation` returns the error and its interval.
 
     Args:
         source: Labeled images, as one of
