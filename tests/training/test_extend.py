@@ -16,6 +16,7 @@ from svertka.data.dataset import FileImages
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.held_out import read_manifest
 from svertka.run import Run
+from svertka.training.extend import Extension
 
 OPTIONS = {"unfreeze": "head", "head": "nearest-mean", "augment": False, "val": 0.2, "threads": 1}
 
@@ -52,16 +53,25 @@ def new(digit_folder: Path, tmp_path: Path) -> Path:
     return copy_digits(digit_folder, tmp_path / "new", ("one",), range(30, 35))
 
 
+@pytest.fixture(scope="module")
+def extended(base: Run, digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Extension, Path]:
+    """The run with threes and more ones, and the folder of these."""
+    folder, before = tmp_path_factory.mktemp("extended"), contents(base.folder)
+    copy_digits(digit_folder, folder / "new", ("three",), range(20))
+    copy_digits(digit_folder, folder / "new", ("one",), range(30, 35))
+    made = svertka.extend(base, folder / "new", output=folder / "run", threads=1)
+    assert contents(base.folder) == before
+    return made, folder / "new"
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_class_is_added_and_the_accuracies_are_those_on_the_held_out_images(
-    base: Run, new: Path, tmp_path: Path
+    base: Run, extended: tuple[Extension, Path]
 ) -> None:
-    before = contents(base.folder)
-    made = svertka.extend(base, new, output=tmp_path / "extended", threads=1)
-    assert contents(base.folder) == before
+    made, new = extended
     assert made.added == ("three",)
     assert sum(made.new_images.values()) == 25
     assert made.run.classifier().names == ("one", "two", "three")
@@ -78,14 +88,16 @@ def test_a_class_is_added_and_the_accuracies_are_those_on_the_held_out_images(
     assert (made.added_accuracy.images, made.added_accuracy.right) == (held.images, held.images - held.wrong.sum())
 
 
-def test_images_keep_their_parts_and_the_new_run_knows_where_they_are(base: Run, new: Path, tmp_path: Path) -> None:
-    made = svertka.extend(base, new, output=tmp_path / "extended", threads=1)
+def test_images_keep_their_parts_and_the_new_run_knows_where_they_are(
+    base: Run, extended: tuple[Extension, Path], tmp_path: Path
+) -> None:
+    made, _ = extended
     old, now = read_manifest(base), read_manifest(made.run)
     assert old is not None
     assert now is not None
     assert all(old.parts[part] <= now.parts[part] for part in ("train", "val", "test"))
     source = made.run.settings()["source"]
-    assert source == str(tmp_path / "extended" / "images.csv")
+    assert source == str(made.run.folder / "images.csv")
     assert svertka.evaluate(made.run, source, part="val", threads=1).images == len(now.parts["val"])
     again = svertka.extend(made.run, copy_digits_four(base, tmp_path), output=tmp_path / "again", threads=1)
     assert again.run.classifier().names == ("one", "two", "three", "four")
@@ -178,14 +190,16 @@ def test_what_cannot_be_extended_is_refused_and_leaves_nothing(
     assert not list(tmp_path.glob("*-extended*"))
 
 
-def test_the_command_prints_json(base: Run, new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["extend", str(base.folder), str(new), "--threads", "1", "--output"]
-    assert main([*arguments, str(tmp_path / "one"), "--json"]) == 0
+def test_the_result_in_words_and_the_command_as_json(
+    base: Run, extended: tuple[Extension, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, new = extended
+    first, second, *_ = made.sentences()
+    assert first == "new classes: three; 25 images added"
+    assert second.startswith("old classes: ")
+    assert (
+        main(["extend", str(base.folder), str(new), "--threads", "1", "--output", str(tmp_path / "x"), "--json"]) == 0
+    )
     found = json.loads(capsys.readouterr().out)
-    assert found["added"] == ["three"]
+    assert found == made.to_dict() | {"run": str(tmp_path / "x"), "base": str(base.folder)}
     assert set(found["before"]) == {"images", "right", "share", "interval"}
-    assert main([*arguments, str(tmp_path / "two")]) == 0
-    shown = capsys.readouterr().out
-    assert "new classes: three; 25 images added" in shown
-    assert "old classes: " in shown
-    assert f"the run is in {tmp_path / 'two'}" in shown
