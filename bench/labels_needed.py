@@ -33,7 +33,7 @@ Choice = Callable[[Floats, Floats, int, int], Ints]
 
 PER_CLASS = 200  # random labels whose accuracy is to be reached
 STEP = 10  # labels of each class before the first choice, and on average of each further one
-STRENGTH = 1e-3  # inverse L2 penalty of every fit, the best of 10^k by cross-validation on 200 labels a class
+STRENGTH = 1e-3  # inverse L2 penalty of every fit
 CIFAR_POOL, CIFAR_TEST, CATS_DOGS_TEST = 8000, 2000, 400
 
 
