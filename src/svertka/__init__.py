@@ -8,8 +8,9 @@ Each name is imported when first used, so that `import svertka` is fast.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from svertka import package_version
 
 if TYPE_CHECKING:
     from svertka import conv as conv
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from svertka.training.resume import resume as resume
     from svertka.training.train import train as train
 
-    __version__: str
+__version__ = package_version.VERSION
 
 _HOMES = {
     "Classifier": "svertka.classifier",
@@ -74,8 +75,6 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return version("svertka")
     if name in _PACKAGES:
         return import_module(f"svertka.{name}")
     if name not in _HOMES:

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version as installed_version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +32,7 @@ from svertka.cli.train import train
 from svertka.errors import SvertkaError, UsageError
 from svertka.escaping import to_printable
 from svertka.malloc import keep_freed_memory
+from svertka.package_version import VERSION
 from svertka.signals import StopRequest, raise_on_stop
 from svertka.standard_streams import OutputLostError, guard_streams
 from svertka.text_width import shorten
@@ -61,7 +61,7 @@ class GroupedCommand(TyperCommand):
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"svertka {installed_version('svertka')}")
+        print(f"svertka {VERSION}")
         raise typer.Exit
 
 

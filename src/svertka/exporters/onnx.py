@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +22,7 @@ from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ExportMismatchError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 from svertka.graph.network_copy import copy_network
+from svertka.package_version import VERSION
 from svertka.text_width import shorten
 
 IMAGES, LOGITS = "images", "logits"  # without preprocessing
@@ -86,7 +86,7 @@ def complete_model(model: ModelProto, classifier: Classifier, *, preprocessing: 
 
 def write_metadata(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> None:
     """Write producer, class names, preprocessing and a description of the input into the metadata of `model`."""
-    model.producer_name, model.producer_version = "svertka", version("svertka")
+    model.producer_name, model.producer_version = "svertka", VERSION
     metadata = {
         "names": json.dumps(classifier.names),
         "preprocess": classifier.preprocess.model_dump_json(),

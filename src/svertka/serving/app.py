@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import parse_qs
 
@@ -23,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, RunError
+from svertka.package_version import VERSION
 from svertka.serving import docs_page, upload_page
 from svertka.serving.access_control import AccessControl
 from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
@@ -134,7 +134,7 @@ class App:
         )
         self.asgi = FastAPI(
             title="svertka",
-            version=version("svertka"),
+            version=VERSION,
             servers=[{"url": root or "/"}],
             openapi_url=None,  # and so neither /docs nor /redoc, whose scripts come from a CDN
             redirect_slashes=False,

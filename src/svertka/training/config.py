@@ -1,7 +1,6 @@
 """The content of training.json: all settings of a training, and the data that it was started with."""
 
 import platform
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.cross_validation import CrossValidation
+from svertka.package_version import VERSION
 from svertka.run import FORMAT, Run
 from svertka.text_width import shorten
 from svertka.training.recipe import MANY, Recipe, first_validation_error
@@ -19,7 +19,7 @@ MAX_SIDE = 3072  # pixels of a network's input; it is cut out of squares of up t
 
 def get_versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
-    return {"svertka": version("svertka"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"svertka": VERSION, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def check_range(name: str, value: int | None, least: int, most: int) -> None:
