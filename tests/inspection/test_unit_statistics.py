@@ -12,7 +12,7 @@ UNITS, PICTURES, CLASSES = 9, 700, 4
 
 @pytest.fixture(scope="module")
 def maps() -> Tensor:
-    """(700, 9, 3, 5): unit 4 is dead, 5 is always 2, 7 correlates with 1, 8 is rarely active; some images are equal."""
+    """(700, 9, 3, 5): unit 4 is negative, 5 is always 2, 7 correlates with 1, 8 is rarely active; some images equal."""
     generator = torch.Generator().manual_seed(1)
     maps = torch.randn(PICTURES, UNITS, 3, 5, generator=generator).exp() - 2
     maps *= 10.0 ** torch.arange(-4, 5)[:, None, None]
@@ -42,14 +42,15 @@ def statistics(maps, labels) -> UnitStatistics:
 @pytest.fixture(scope="module")
 def values(maps) -> np.ndarray:
     """(700, 9)."""
-    return maps.numpy().max(axis=(2, 3)).clip(min=0)
+    return maps.numpy().max(axis=(2, 3))
 
 
 def test_strongest_values_match_a_full_sort(statistics, maps, values):
     order = np.argsort(-values, axis=0, kind="stable")[:9].T
     assert np.array_equal(statistics.values, np.take_along_axis(values.T, order, axis=1))
-    there = statistics.values.numpy() > 0
-    assert there.sum(1).tolist() == [9, 9, 9, 9, 0, 9, 9, 9, 8]
+    assert statistics.has_patch().all()
+    assert not statistics.is_dead().any()
+    there = statistics.values.numpy() > -np.inf
     assert np.array_equal(statistics.images.numpy()[there], 2 * order[there])
     places = maps.numpy().reshape(PICTURES, UNITS, 15).argmax(axis=2).T
     assert np.array_equal(statistics.positions.numpy()[there], np.take_along_axis(places, order, axis=1)[there])
@@ -80,8 +81,9 @@ def test_values_out_of_range_fall_into_the_outermost_bins(value):
 def test_class_shares_match_numpy(statistics, labels, values):
     shares, base = statistics.class_shares()
     for label in range(CLASSES):
-        of_class = values[labels.numpy() == label].astype(np.float64)
-        expected = of_class.sum(0) / np.where(values.any(0), values.sum(0, dtype=np.float64), 1)
+        positive = values.clip(min=0).astype(np.float64)
+        of_class = positive[labels.numpy() == label]
+        expected = of_class.sum(0) / np.where(positive.any(0), positive.sum(0), 1)
         np.testing.assert_allclose(shares[:, label], expected, rtol=1e-6)
         np.testing.assert_allclose(base[label], len(of_class) / PICTURES)
     assert not shares[4].any()
@@ -89,7 +91,7 @@ def test_class_shares_match_numpy(statistics, labels, values):
 
 def test_similar_units_have_the_highest_correlations(statistics, values):
     units, correlations = statistics.similar_units()
-    constant = [4, 5]
+    constant = [5]
     varying = [unit for unit in range(UNITS) if unit not in constant]
     expected = np.corrcoef(values[:, varying].T.astype(np.float64))
     np.fill_diagonal(expected, -2)
@@ -112,8 +114,33 @@ def test_few_units_have_fewer_similar_units():
     assert np.isnan(correlations[0]).sum() == 4
 
 
+@pytest.mark.parametrize("slope", [0, 0.1])
+def test_dead_units_are_constant_and_never_above_zero(slope):
+    """Units: always below 0, always −2, below 0 but for one image, below 0 and equal in all images but the last."""
+    maps = -1 - torch.rand(50, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    maps[:, 1] = -2
+    maps[7, 2, 1, 1] = 1
+    maps[:, 3] = -1
+    maps[-1, 3, 0, 0] = -1.01
+    statistics = UnitStatistics(4, count=3)
+    statistics.observe(torch.nn.functional.leaky_relu(maps, slope))
+    statistics.update(torch.arange(50), None)
+    assert statistics.is_dead().tolist() == ([True, True, False, True] if slope == 0 else [False, True, False, False])
+    assert statistics.has_patch().sum(1).tolist() == ([0, 0, 1, 0] if slope == 0 else [3, 0, 3, 3])
+
+
+def test_a_unit_whose_largest_output_is_always_zero_is_not_dead_if_it_varies():
+    maps = torch.nn.functional.hardswish(-6 * torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    maps[:, 0, 0, 0] = 0
+    statistics = UnitStatistics(1, count=1)
+    statistics.observe(maps)
+    statistics.update(torch.arange(20), None)
+    assert (statistics.is_dead().tolist(), statistics.values.tolist()) == ([False], [[0]])
+
+
 def test_nan_and_minus_infinity_count_as_inactive():
     statistics = UnitStatistics(1, count=2)
     statistics.observe(torch.tensor([torch.nan, 1.0, -torch.inf]).view(3, 1, 1, 1))
     statistics.update(torch.arange(3), None)
-    assert (statistics.values.tolist(), statistics.images[0, 0].item()) == ([[1, 0]], 1)
+    assert (statistics.values.tolist(), statistics.images[0, 0].item()) == ([[1, -torch.inf]], 1)
+    assert statistics.has_patch().tolist() == [[True, False]]

@@ -43,8 +43,10 @@ MAX_COUNT = 10_000  # largest number of patches per unit
 class LayerPatches:
     """The patches that activate the units of one layer most, and statistics of the units.
 
-    The activation of a unit in an image is the maximum of its feature map. Values of 0 or less count as inactive: a
-    ReLU gives 0 there, and SiLU, Hardswish, GELU and Mish give −0.31 to 0.
+    The activation of a unit in an image is the maximum of its feature map. An image activates a unit if it is above 0.
+    A unit is dead if it is never above 0 and constant over the images, to 1e-5 of the layer's largest activation. After
+    ReLU, this is a unit that is always 0. After SiLU, Hardswish or GELU, a unit can be negative and vary: it is not
+    dead, and its patches show its largest activations.
 
     Attributes:
         layer: Name of the layer that was requested.
@@ -52,7 +54,8 @@ class LayerPatches:
         feature_map_size: (rows, columns).
         num_images: Images in the data set.
         values: (units, k) float32, the activations in the `k` strongest images, strongest first, equal ones in the
-            order of the images; NaN where fewer images activate the unit.
+            order of the images; NaN for dead units and, unless the layer has negative outputs, where fewer images
+            activate the unit.
         images: (units, k) int64, indices in the data set; −1 where there are fewer, as in the next two.
         positions: (units, k, 2) int64, row and column in the feature map.
         boxes: (units, k, 4) int64, the receptive field of the position in pixels: top, left, bottom, right, the last
@@ -85,8 +88,8 @@ class LayerPatches:
 
     @property
     def is_dead(self) -> npt.NDArray[np.bool_]:
-        """Whether no image activates the unit, (units,) bool."""
-        return np.equal(self.activation_rate, 0)
+        """Whether the unit is never above 0 and constant over the images, (units,) bool."""
+        return np.less(self.images[:, 0], 0)
 
 
 class _ImageBatch(NamedTuple):
@@ -237,7 +240,7 @@ def _run_pass(
 
 def _to_layer_patches(name: str, layer: Layer, statistics: UnitStatistics) -> LayerPatches:
     rows, columns = feature_map_size(layer)
-    found = statistics.values > 0
+    found = statistics.has_patch()
     flat_positions = statistics.positions.where(found, -1).numpy()
     histogram, edges = statistics.histogram()
     class_shares, class_frequencies = statistics.class_shares()

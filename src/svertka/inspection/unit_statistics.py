@@ -10,12 +10,15 @@ NUM_SIMILAR = 6  # similar units reported per unit
 BINS_PER_OCTAVE = 4  # linearly spaced
 LOWEST_EXPONENT, OCTAVES = -24, 48  # the histogram starts at 2^-24; values outside fall into the outermost bins
 TINY = 1e-300  # to avoid division by zero
+# Outputs that differ by less, relative to the layer's largest one, are equal: float32 rounds means to about 1e-6.
+CONSTANT_TOLERANCE = 1e-5
 
 
 class UnitStatistics:
     """The strongest images of each unit, and sums over all images.
 
-    The activation of a unit in an image is the maximum of its feature map; values of 0 or less count as 0.
+    The activation of a unit in an image is the maximum of its feature map. The histogram and the class shares count
+    values of 0 or less as 0.
 
     Args:
         num_units: Channels of the layer.
@@ -24,8 +27,8 @@ class UnitStatistics:
 
     def __init__(self, num_units: int, count: int) -> None:
         self.num_images = 0
-        # Strongest first. A value of 0 marks an empty slot.
-        self.values = torch.zeros(num_units, count)
+        # Strongest first. A value of -inf marks an empty slot.
+        self.values = torch.full((num_units, count), -torch.inf)
         self.images = torch.full((num_units, count), -1)
         self.positions = torch.full((num_units, count), -1)
         self.bin_counts = torch.zeros(num_units, OCTAVES * BINS_PER_OCTAVE, dtype=torch.int64)
@@ -34,6 +37,9 @@ class UnitStatistics:
         self._products = torch.zeros(num_units, num_units, dtype=torch.float64)
         self._sums_by_class = torch.zeros(0, num_units, dtype=torch.float64)
         self._class_counts = torch.zeros(0, dtype=torch.int64)
+        self._has_negative_outputs = False
+        # The lowest and the highest over the images of each unit's maximum and mean.
+        self._lowest, self._highest = torch.full((2, num_units), torch.inf), torch.full((2, num_units), -torch.inf)
         self._pending: list[tuple[Tensor, Tensor]] = []
 
     def observe(self, output: Tensor) -> None:
@@ -42,6 +48,12 @@ class UnitStatistics:
         # amax alone takes twice as long for 64 units and twenty times as long for 16.
         values, positions = F.adaptive_max_pool2d(output, 1, return_indices=True)
         self._pending.append((values.flatten(1), positions.flatten(1)))
+        # After ReLU, a unit that is never above 0 is constant, so only its maxima are needed.
+        self._has_negative_outputs = self._has_negative_outputs or bool(output.amin() < 0)
+        means = output.float().mean((2, 3)) if self._has_negative_outputs else values.flatten(1)
+        both = torch.stack([values.flatten(1), means]).float().cpu().nan_to_num(0, 0, 0)
+        self._lowest = torch.minimum(self._lowest, both.amin(1))
+        self._highest = torch.maximum(self._highest, both.amax(1))
 
     def update(self, images: Tensor, labels: Tensor | None) -> None:
         """Add the maxima stored since the last update to the statistics.
@@ -50,14 +62,16 @@ class UnitStatistics:
             images: (n,) int64, the indices of these images in the data set.
             labels: (n,) int64, or None.
         """
-        values = torch.cat([values for values, _ in self._pending]).float().cpu().clamp_(min=0)
-        values[values.isnan()] = 0
+        values = torch.cat([values for values, _ in self._pending]).float().cpu()
+        values[values.isnan()] = -torch.inf
         positions = torch.cat([positions for _, positions in self._pending]).cpu()
         self._pending.clear()
         self._keep_strongest(values.T, positions.T, images)
-        self._count_values(values)
+        values[values.isneginf()] = 0
+        positive = values.clamp(min=0)
+        self._count_values(positive)
         if labels is not None:
-            self._add_to_classes(values, labels)
+            self._add_to_classes(positive, labels)
         if not self.num_images:
             self._offset = values.mean(0)
         self.num_images += len(values)
@@ -88,6 +102,27 @@ class UnitStatistics:
         self._sums_by_class = F.pad(self._sums_by_class, (0, 0, 0, num_new)).index_add_(0, labels, values.double())
         counts = labels.bincount(minlength=len(self._sums_by_class))
         self._class_counts = F.pad(self._class_counts, (0, num_new)) + counts
+
+    def is_dead(self) -> Tensor:
+        """Return whether each unit is never above 0 and constant, (num_units,) bool.
+
+        Constant means that its maximum and its mean vary over the images by at most `CONSTANT_TOLERANCE` of the
+        layer's largest absolute maximum or mean. After ReLU, this is a unit that is always 0.
+        """
+        largest = torch.maximum(self._lowest.abs(), self._highest.abs()).amax()
+        varies = (self._highest - self._lowest > CONSTANT_TOLERANCE * largest).any(0)
+        return (self.values[:, 0] <= 0) & ~varies
+
+    def has_patch(self) -> Tensor:
+        """Return which of the strongest images show a unit at work, (num_units, count) bool.
+
+        These are images with an activation above 0 and, in a layer with negative outputs, all images of a unit that is
+        not dead.
+        """
+        shown = self.values > 0
+        if self._has_negative_outputs:
+            shown |= ~self.is_dead()[:, None] & self.values.isfinite()
+        return shown
 
     def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the histogram of activations over the range of bins in use.

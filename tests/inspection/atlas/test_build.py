@@ -104,7 +104,8 @@ def test_strongest_units_are_closest_to_their_own_maximum(run: Run, atlas: Atlas
     name = data(atlas, "pictures")["names"][0][0]
     image = run.classifier().preprocess(Path(run.settings()["source"]) / name)
     alone = top_patches(run.classifier().network, image[None], "c3", count=1)["c3"]
-    shares = np.nan_to_num(alone.values[:, 0] / np.array([row[0] for row in found["values"]], float), nan=-1)
+    largest = np.array([row[0] for row in found["values"]], float)
+    shares = np.nan_to_num(alone.values[:, 0] / np.where(largest > 0, largest, np.nan), nan=-1)
     order = np.argsort(-shares)[:6]
     order = order[shares[order] > 0]
     assert len(order)

@@ -27,7 +27,7 @@ from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atl
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
 from svertka.inspection.atlas.image_data import select_atlas_images, write_image_data
 from svertka.inspection.atlas.index_page import IndexPage
-from svertka.inspection.atlas.layer_data import AtlasLayer, take_first_units, write_layer_data
+from svertka.inspection.atlas.layer_data import DEAD, AtlasLayer, take_first_units, write_layer_data
 from svertka.inspection.atlas.network_diagram import build_diagram
 from svertka.inspection.atlas.remaining_time import RemainingTime
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
@@ -39,7 +39,7 @@ from svertka.progress import format_duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
 
-FORMAT_VERSION = 2  # an atlas of another version is not resumed
+FORMAT_VERSION = 3  # an atlas of another version is not resumed
 PAGE = "index.html"
 
 
@@ -52,7 +52,7 @@ class Atlas:
         network: Name of the model.
         layers: Number of layers.
         units: Number of units.
-        dead: Number of units that no image activates.
+        dead: Number of units that are never above 0 and constant over the images; see `LayerPatches`.
         images: Number of images in the data set.
         bytes: Size of the folder.
         seconds: Duration of this call.
@@ -71,8 +71,8 @@ class Atlas:
 
     @property
     def sentence(self) -> str:
-        """Summary, "3 layers, 142 units, 1 dead, 384 images; 1.2 MB"."""
-        dead = f", {self.dead:,} dead" if self.dead else ""
+        """Summary, "3 layers, 142 units, 1 dead (constant, never above 0), 384 images; 1.2 MB"."""
+        dead = f", {self.dead:,} dead ({DEAD})" if self.dead else ""
         counts = f"{count_with_noun(self.layers, 'layer')}, {count_with_noun(self.units, 'unit')}{dead}"
         return f"{counts}, {count_with_noun(self.images, 'image')}; {format_bytes(self.bytes)}"
 

@@ -143,7 +143,8 @@ def _max_hook(maxima: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
 def _strongest_units(maxima: Tensor, layer: AtlasLayer) -> list[list[tuple[int, float, int, int]]]:
     """Return, for each image, the units closest to their own maximum: (unit, share of it, row, column)."""
     values, positions = maxima.numpy()
-    largest = np.nan_to_num(layer.patches.values[:, 0], nan=np.inf)
+    largest = layer.patches.values[:, 0]
+    largest = np.where(largest > 0, largest, np.inf)  # a unit that is never above 0 has no share
     shares = values[:, : layer.num_units] / largest
     order = np.argsort(-shares, axis=1, kind="stable")[:, :UNITS_PER_LAYER]
     width = layer.patches.feature_map_size[1]

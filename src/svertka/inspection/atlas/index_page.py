@@ -12,7 +12,7 @@ from markupsafe import Markup
 from svertka.graph.receptive_field import ReceptiveField
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.image_data import IMAGES_PER_SCRIPT, AtlasImages
-from svertka.inspection.atlas.layer_data import PATCHES_PER_UNIT, STRIP_PATCHES, STRIP_SIDE, AtlasLayer
+from svertka.inspection.atlas.layer_data import DEAD, PATCHES_PER_UNIT, STRIP_PATCHES, STRIP_SIDE, AtlasLayer
 from svertka.inspection.atlas.network_diagram import (
     NetworkDiagram,
     format_feature_map_shape,
@@ -68,7 +68,7 @@ class IndexPage:
 
     @property
     def num_dead(self) -> int:
-        """Number of units shown that no image activates."""
+        """Number of units shown that are dead."""
         return sum(layer.num_dead for layer in self.layers)
 
     @property
@@ -76,7 +76,7 @@ class IndexPage:
         """Summary, "lenet5, trained on digits: 3 layers with 142 units, 2 of them dead; patches from 361 images."."""
         source = self.inputs.training_source
         trained = f", trained on {_last_part(source)}" if source else ""
-        dead = f", {self.num_dead:,} of them dead" if self.num_dead else ""
+        dead = f", {self.num_dead:,} of them dead ({DEAD})" if self.num_dead else ""
         return (
             f"{self.name}{trained}: {count_with_noun(len(self.layers), 'layer')} with "
             f"{count_with_noun(self.num_units, 'unit')}{dead}; patches from "

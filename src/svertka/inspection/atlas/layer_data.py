@@ -31,6 +31,7 @@ PATCHES_PER_UNIT = 9
 CLASSES_PER_UNIT = 6
 STRIP_PATCHES = 12  # units that represent a layer on the index page
 STRIP_SIDE = 64  # CSS pixels of each
+DEAD = "constant, never above 0"  # what "dead" means; see `LayerPatches`
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class AtlasLayer:
 
     @property
     def num_dead(self) -> int:
-        """Number of units shown that no image activates."""
+        """Number of units shown that are dead."""
         return int(self.patches.is_dead.sum())
 
     @property

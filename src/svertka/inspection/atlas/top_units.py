@@ -103,7 +103,7 @@ def _box(layer: Layer, row: int, column: int) -> tuple[int, int, int, int]:
 def read_largest_activations_of_atlas(atlas: Path) -> dict[str, npt.NDArray[np.float64]]:
     """Read the largest activation of each unit, (units,) by layer, from an atlas; empty if `atlas` is not one.
 
-    Dead units have 0.
+    Units that are never above 0 have 0.
     """
     try:
         facts = loads(_text_between(atlas / "index.html", '<script type="application/json" id="facts">', "</script>"))
@@ -111,7 +111,7 @@ def read_largest_activations_of_atlas(atlas: Path) -> dict[str, npt.NDArray[np.f
         for index, layer in enumerate(facts["layers"]):
             path = atlas / "data" / f"layer-{index}.js"
             values = loads(_text_between(path, f'["layer-{index}"]=', ";\n"))["values"]
-            found[str(layer["name"])] = np.array([row[0] or 0.0 for row in values], dtype=np.float64)
+            found[str(layer["name"])] = np.array([max(0.0, row[0] or 0.0) for row in values], dtype=np.float64)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
     return found

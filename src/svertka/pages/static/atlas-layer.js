@@ -24,7 +24,7 @@
   };
 
   atlas.describeUnit = (layer, data, unit) => {
-    if (layer.dead.includes(unit)) return `Unit ${unit}, dead: no picture activates it`;
+    if (layer.dead.includes(unit)) return `Unit ${unit}, dead: never above zero and the same for all pictures`;
     const preferred = atlas.preferredClasses(data, unit).map((name) => atlas.facts.classes[name]);
     return `Unit ${unit}, active in ${atlas.percent(data.active[unit])} of the pictures` +
       (preferred.length ? `; prefers ${preferred.join(", ")}` : "");

@@ -25,11 +25,11 @@
         make("p", { class: "trail" }, make("a", { href: atlas.address("layer", layer.name) }, atlas.named(layer.name)),
           make("span", {}, neighbor(-1, "← previous", "Previous"), " ", neighbor(1, "next →", "Next"))),
         make("h1", { tabindex: -1 }, ...sentence(layer, data, unit)),
-        ...(layer.dead.includes(unit) ? [make("p", { class: "how" }, "No picture of the data set activates it: its activation is never above zero.")] : [
+        ...(layer.dead.includes(unit) ? [make("p", { class: "how" }, "Its output is never above zero and is the same for all pictures of the data set.")] : [
           atlas.how(`Each pair shows a patch and its projection: the pixels that activate the unit, on gray${layer.note ? `. ${layer.note.replace(/\.$/, "")}` : ""}`, atlas.PAPER, "Zeiler & Fergus 2014, §2.1"),
           pairs(layer, data, unit, pictures)]),
         make("div", { class: "facts" },
-          layer.dead.includes(unit) ? null : make("section", {}, make("h2", {}, "Activations"), histogram(data, unit)),
+          data.histogram[unit].some(Boolean) ? make("section", {}, make("h2", {}, "Activations"), histogram(data, unit)) : null,
           data.classes[unit].length ? make("section", {}, make("h2", {}, "Preferred classes"), preferences(data, unit)) : null),
         similar.length ? make("section", {}, make("h2", {}, "Similar units"),
           make("p", { class: "how" }, "The units whose activations over all pictures correlate most with its own."),
@@ -91,7 +91,7 @@
     const low = edges[0], high = edges[edges.length - 1];
     const bars = counts.map((count, k) => svg("rect", {
       x: `${k * width}%`, width: `${Math.max(0.4, width - 0.4)}%`, y: HEIGHT - height(count), height: height(count) }));
-    const marks = data.values[unit].filter((value) => value !== null).map((value) => {
+    const marks = data.values[unit].filter((value) => value > 0).map((value) => {
       const bin = Math.max(0, Math.min(counts.length - 1, edges.findIndex((edge) => edge > value) - 1));
       const inside = edges[bin + 1] > edges[bin] ? (value - edges[bin]) / (edges[bin + 1] - edges[bin]) : 0.5;
       const x = `${Math.min(100, Math.max(0, (bin + Math.min(1, Math.max(0, inside))) * width))}%`;
