@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.graph.cut import cut_network, find_stages
@@ -131,3 +132,36 @@ def test_global_layers_see_the_whole_window() -> None:
     places = np.array([(0, 0), (3, 9), (14, 2)])
     expected = torch.cat([network(crop) for crop in crops(image, parts, places)])
     torch.testing.assert_close(parts(image, places), expected, rtol=1e-5, atol=1e-6)
+
+
+class SizeBound(nn.Module):
+    """A network whose layers after the first see the whole image; optionally with a branch that no graph holds."""
+
+    def __init__(self, *, branches: bool) -> None:
+        super().__init__()
+        self.branches = branches
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8)
+        self.up, self.head = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=4), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.branches and images.mean() < -100:
+            images = -images
+        maps = F.silu(self.norm(self.stem(images)))
+        scores: Tensor = self.head(F.silu(self.up(maps)).mean((2, 3)))
+        return scores
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@torch.inference_mode()
+def test_layers_that_see_the_whole_image_run_per_window(*, branches: bool) -> None:
+    torch.manual_seed(0)
+    network, image = SizeBound(branches=branches).eval(), torch.rand(1, 3, 60, 50)
+    parts = make_shared_crops(network, (1, 3, 32, 32))
+    assert parts.stride == ((1, 1) if branches else (2, 2))
+    places = np.array([(0, 0), (6, 9), (14, 2)])
+    expected = torch.cat([network(crop) for crop in crops(image, parts, places)])
+    found = parts(image, places)
+    if branches:
+        torch.testing.assert_close(found, expected)
+    else:  # windows see pixels around them where crops see zeros, in the first layer alone
+        assert (found - expected).abs().max() < 0.1 * expected.abs().max()

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from svertka.errors import UsageError
 from svertka.graph.cut import CuttableGraph, PrefixAndRest
 from svertka.graph.fully_convolutional import output_strides, receptive_field_grids
 from svertka.graph.fx_trace import SHAPE
@@ -36,12 +37,18 @@ class SharedCrops(nn.Module):
     """
 
     def __init__(
-        self, halves: PrefixAndRest, window: tuple[int, int], stride: tuple[int, int], share: float, place: int
+        self,
+        first: nn.Module | None,
+        rest: nn.Module,
+        shape: tuple[int, ...],
+        window: tuple[int, int],
+        stride: tuple[int, int],
+        share: float,
+        place: int,
     ) -> None:
         super().__init__()
-        self.first = halves.prefix or nn.Identity()
-        self.rest: nn.Module = halves.rest
-        self.shape, self.side = halves.shape, halves.shape[1:]
+        self.first, self.rest = first or nn.Identity(), rest
+        self.shape, self.side = shape, shape[1:]
         self.window, self.stride, self.share, self.place = window, stride, share, place
         self.eval()
 
@@ -70,20 +77,30 @@ def make_shared_crops(network: nn.Module, shape: tuple[int, ...], place: int | N
     layer, the feature maps of a crop are a part of those of the image, so a network without padding gives the results
     of separate crops. Dense layers are not counted, so that the cut does not depend on the head.
 
+    Layers that depend on the size of the whole image, such as GroupNorm, run per window. A network whose graph cannot
+    be traced runs per window as a whole.
+
     Args:
         network: Any nn.Module.
         shape: Shape of the input, (1, C, H, W).
         place: The cut, from a network with the same first layers. None: the default.
 
     Raises:
-        UsageError: The network cannot be traced, or its first layers depend on the size of the whole image.
+        UsageError: A `place` is given, and the network cannot be traced, or its layers before `place` depend on the
+            size of the whole image.
     """
-    cuts, whole = CuttableGraph(network, shape), trace(network, shape)
+    window = shape[2], shape[3]
+    try:
+        cuts, whole = CuttableGraph(network, shape), trace(network, shape)
+    except UsageError:
+        if place is not None:
+            raise
+        return SharedCrops(None, network, shape[1:], window, (1, 1), share=1.0, place=1)
     place = _place(cuts, whole, shape) if place is None else place
     chosen = cuts.halves(place)
     share = trace(chosen.rest, (1, *chosen.shape)).multiply_adds / whole.multiply_adds
     stride = (1, 1) if chosen.prefix is None else output_strides(chosen.prefix, shape)
-    return SharedCrops(chosen, (shape[2], shape[3]), stride, share, place)
+    return SharedCrops(chosen.prefix, chosen.rest, chosen.shape, window, stride, share, place)
 
 
 def _place(cuts: CuttableGraph, whole: Trace, shape: tuple[int, ...]) -> int:
@@ -96,7 +113,11 @@ def _place(cuts: CuttableGraph, whole: Trace, shape: tuple[int, ...]) -> int:
 
     early = min(bisect_left(places, True, key=is_small), len(places) - 1)
     exact = bisect_left(places, True, lo=early, key=lambda place: not _is_exact(cuts.halves(place), shape)) - 1
-    return places[max(early, exact)]
+    chosen = max(early, exact)
+    if _is_evenly_spaced(cuts.halves(places[chosen]), shape):
+        return places[chosen]
+    uneven = bisect_left(places, True, hi=chosen, key=lambda place: not _is_evenly_spaced(cuts.halves(place), shape))
+    return places[uneven - 1]
 
 
 def _of_maps(traced: Trace) -> int:
@@ -104,10 +125,22 @@ def _of_maps(traced: Trace) -> int:
     return sum(layer.multiply_adds for layer in traced.layers if len(layer.shape) == 4)
 
 
+def _is_evenly_spaced(halves: PrefixAndRest, shape: tuple[int, ...]) -> bool:
+    """Return whether the prefix's outputs are evenly spaced, so that windows can share them."""
+    if halves.prefix is None:
+        return True
+    try:
+        return None not in receptive_field_grids(halves.prefix, shape)
+    except UsageError:  # it takes images of one size only
+        return False
+
+
 def _is_exact(halves: PrefixAndRest, shape: tuple[int, ...]) -> bool:
     """Return whether the receptive fields of the prefix's outputs lie inside an input of `shape`."""
     if halves.prefix is None:
         return True
+    if not _is_evenly_spaced(halves, shape):
+        return False
     fields = receptive_field_grids(halves.prefix, shape)
     sides = zip(fields, halves.shape[1:], shape[2:], strict=True)
     return all(
