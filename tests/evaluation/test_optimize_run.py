@@ -14,6 +14,7 @@ from PIL import Image
 import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
+from svertka.compiler.accuracy_bound import ValidationImages
 from svertka.compiler.optimize import Optimized
 from svertka.conv import native_support
 from svertka.data.split_manifest import Manifest
@@ -167,6 +168,12 @@ def test_a_file_of_another_network_is_refused(copied: Run, digit_folder: Path) -
 def test_what_cannot_be_bounded_is_refused(trained: Run, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         svertka.optimize_run(trained, threads=1, **settings)
+
+
+def test_a_run_that_has_not_learned_is_told_to_train_longer(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ValidationImages, "find_right", lambda images, *_: (torch.arange(len(images)) % 9 == 0, 9))
+    with pytest.raises(UsageError, match=r"digits has not learned: .* no better than chance .*; train it longer or on"):
+        svertka.optimize_run(trained, max_loss=0.1, threads=1)
 
 
 def test_a_run_without_training_images_is_refused(trained: Run, tmp_path: Path) -> None:

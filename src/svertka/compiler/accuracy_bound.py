@@ -24,6 +24,18 @@ INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 EXPECTED = "give (images, labels) or an iterable of such batches; images (N, C, H, W) float32, labels (N) whole numbers"
 
 
+class ChanceLevelError(UsageError):
+    """A float network is no better than chance on the validation images, so it has no accuracy to lose.
+
+    Attributes:
+        finding: What was measured, without what to do.
+    """
+
+    def __init__(self, finding: str) -> None:
+        super().__init__(f"{finding}; order the labels as its outputs, and preprocess the images as for its training")
+        self.finding = finding
+
+
 @dataclass(frozen=True)
 class MixedPrecisionReport:
     """What a mixture of precisions costs in accuracy, on the same validation images, and gains in time.
@@ -192,13 +204,12 @@ class ValidationImages:
         return MixedPrecisionReport.count(before, after, self.max_loss)
 
     def require_better_than_chance(self, name: str, right: Tensor, classes: int) -> None:
-        """Raise UsageError if the float network, called `name`, is not better than chance, so has nothing to lose."""
+        """Raise ChanceLevelError if the float network, called `name`, is no better than chance."""
         count = int(right.sum())
         if wilson_interval(count, len(self))[0] <= 1 / classes:
-            raise UsageError(
+            raise ChanceLevelError(
                 f"{name} classifies {count:,} of {count_with_noun(len(self), 'validation image')} correctly, which is "
-                f"no better than chance among {classes:,} classes; order the labels as its outputs, and preprocess the "
-                "images as for its training"
+                f"no better than chance among {classes:,} classes"
             )
 
     def _check(self, batch: Any) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from svertka.classifier import WEIGHTS, Classifier
-from svertka.compiler.accuracy_bound import MixedPrecisionReport, count_needed_images, smallest_testable_max_loss
+from svertka.compiler.accuracy_bound import (
+    ChanceLevelError,
+    MixedPrecisionReport,
+    count_needed_images,
+    smallest_testable_max_loss,
+)
 from svertka.compiler.mixed_precision import measure_median_seconds
 from svertka.compiler.optimize import DEFAULT_MAX_LOSS, Optimized, optimize
 from svertka.device import set_threads, with_preserved_settings
@@ -125,7 +130,10 @@ def optimize_run(
     if precision in ("auto", "int8"):
         calibration, _ = images.load("train", CALIBRATION_IMAGES)
     bound: dict[str, Any] = {"validation": (held_out, labels), "max_loss": max_loss} if precision == "auto" else {}
-    optimized = optimize(classifier.network, held_out[:1], precision=precision, calibration=calibration, **bound)
+    try:
+        optimized = optimize(classifier.network, held_out[:1], precision=precision, calibration=calibration, **bound)
+    except ChanceLevelError as error:
+        raise UsageError(f"{folder} has not learned: {error.finding}; train it longer or on more images") from error
     report = optimized.accuracy or _measure(classifier.network, optimized, held_out, labels)
     optimized.compiled[0].info = replace(optimized.info, accuracy=report, weights_hash=hash_weights(folder / WEIGHTS))
     path = folder / OPTIMIZED
