@@ -49,6 +49,7 @@ class MixedPrecisionReport:
         float_seconds: Median time of the network in float32 for a batch of the example's size.
         seconds: That of the mixture.
         threads: The threads with which both were measured.
+        batch_size: The images of the example's batch.
         untried: Layers of which the time limit of the search left a lower precision untried.
     """
 
@@ -60,6 +61,7 @@ class MixedPrecisionReport:
     float_seconds: float = math.nan
     seconds: float = math.nan
     threads: int = 1
+    batch_size: int = 1
     untried: int = 0
 
     @classmethod
@@ -110,7 +112,8 @@ class MixedPrecisionReport:
         )
         if not math.isfinite(self.seconds):
             return accuracy
-        speed = f"{1000 * self.seconds:.2f} ms a batch, {1000 * self.float_seconds:.2f} ms in fp32"
+        batch = f"batch of {count_with_noun(self.batch_size, 'image')}"
+        speed = f"{1000 * self.seconds:.2f} ms for a {batch}, {1000 * self.float_seconds:.2f} ms in fp32"
         limit = f"; the time limit left a lower precision of {count_with_noun(self.untried, 'layer')} untried"
         return f"{accuracy}; {speed}{limit if self.untried else ''}"
 
@@ -122,7 +125,10 @@ class MixedPrecisionReport:
 
 
 def count_needed_images(max_loss: float) -> int:
-    """Return the fewest images whose interval lies within `max_loss` if no image changes its class."""
+    """Return the fewest images whose interval lies within `max_loss` if no image changes its class.
+
+    With no change, the interval of `paired_difference_interval` ends at Z · √2 / (images + 2).
+    """
     return max(1, math.ceil(Z * math.sqrt(2) / max_loss) - 2)
 
 

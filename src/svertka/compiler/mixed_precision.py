@@ -168,8 +168,15 @@ class MixedPrecisionSearch:
         for seconds, network in sorted(zip(times, networks, strict=True), key=lambda pair: pair[0]):
             report = self._report(network)
             if isinstance(report, MixedPrecisionReport) and report.is_within_bound:
-                made = replace(report, float_seconds=float_seconds, seconds=seconds, threads=torch.get_num_threads())
-                return MixedNetwork(network, replace(made, untried=untried))
+                made = replace(
+                    report,
+                    float_seconds=float_seconds,
+                    seconds=seconds,
+                    threads=torch.get_num_threads(),
+                    batch_size=self.batch_size,
+                    untried=untried,
+                )
+                return MixedNetwork(network, made)
         reason = self._report(self.uniform["fp32"])
         if isinstance(reason, UsageError):
             raise reason

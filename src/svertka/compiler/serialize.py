@@ -226,7 +226,8 @@ def _decode_accuracy(written: Any) -> MixedPrecisionReport | None:
     if written is None:
         return None
     report = MixedPrecisionReport(**written)
-    counts = report.images, report.right, report.only_float, report.only_mixed, report.threads, report.untried
+    sizes = report.images, report.threads, report.batch_size
+    counts = *sizes, report.right, report.only_float, report.only_mixed, report.untried
     numbers = (0.0 if report.max_loss is None else report.max_loss), report.float_seconds, report.seconds
     good = all(map(_is_size, counts)) and all(isinstance(one, float) and one >= 0 for one in numbers)
     good = good and math.isfinite(sum(numbers)) and report.images > 0

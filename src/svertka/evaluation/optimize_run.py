@@ -123,8 +123,8 @@ def optimize_run(
     if precision == "auto" and 0 < max_loss < 1 and len(labels) < (needed := count_needed_images(max_loss)):
         raise UsageError(
             f"{folder} has {count_with_noun(len(labels), 'validation image')}, and a loss of {max_loss:.2%} can be "
-            f"bounded with {needed:,} or more; allow a loss of {smallest_testable_max_loss(len(labels)):.1%}, or use "
-            "precision int8, bf16 or fp32"
+            f"bounded with {needed:,} or more; use --max-loss {smallest_testable_max_loss(len(labels)):.1%} "
+            f"(max_loss={smallest_testable_max_loss(len(labels)):g}), or --precision int8, bf16 or fp32"
         )
     calibration = None
     if precision in ("auto", "int8"):
