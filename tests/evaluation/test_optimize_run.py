@@ -113,12 +113,19 @@ def test_commands_use_the_optimized_network(copied: Run, digit_folder: Path) -> 
     torch.testing.assert_close(served.probabilities([classifier.preprocess(path)])[0], expected)
 
 
-def test_compare_tables_the_two_networks_of_a_run(copied: Run, digit_folder: Path) -> None:
-    result = svertka.compare([copied], digit_folder, threads=1)
+def test_compare_tables_the_two_networks_of_a_run(copied: Run, digit_folder: Path, tmp_path: Path) -> None:
+    result = svertka.compare([copied], digit_folder, threads=1, output=tmp_path / "page.html")
     assert [one.precision for one in result.runs] == ["fp32", "int8"]
     assert result.runs[1].difference is not None
-    assert [one["precision"] for one in result.to_dict()["runs"]] == ["fp32", "int8"]
-    with pytest.raises(UsageError, match="has nothing to be compared with; name two runs or more"):
+    told = result.to_dict()
+    assert [(one["precision"], one["optimized"]) for one in told["runs"]] == [("fp32", False), ("int8", True)]
+    assert told["together"] is None
+    page = (tmp_path / "page.html").read_text()
+    assert ", optimized (int8)" in page
+    assert "ensemble" not in page.lower()
+    with pytest.raises(
+        UsageError, match="; name two runs or more, or one with an optimized network, which svertka opt"
+    ):
         svertka.compare([copied], digit_folder, precision="fp32", threads=1)
 
 

@@ -86,13 +86,14 @@ def compare(
     errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
     rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
     rows += [(_name(one), *_errors(one.evaluation), *_rest(one)) for one in result.runs]
-    rows.append(("   ensemble", *_errors(result.ensemble), *("",) * 6))
+    if not result.is_of_one_run:
+        rows.append(("   ensemble", *_errors(result.ensemble), *("",) * 6))
     print_table(rows, right=range(1, 10), shrink=(0,), drop=(7, 6, 8, 9, 3, 2, 5))
 
 
 def _name(one: "ComparedRun") -> str:
-    """Return the letter and name of a run, and its precision if that is not the usual one."""
-    return f"{one.letter}  {one.run}" + ("" if one.precision == "fp32" else f", {one.precision}")
+    """Return the letter and name of a run, and whether its optimized network was used."""
+    return f"{one.letter}  {one.run}{one.suffix}"
 
 
 def _errors(evaluation: "Evaluation") -> tuple[str, str, str]:

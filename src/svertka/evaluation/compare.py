@@ -126,6 +126,7 @@ def compare(
                 run=name,
                 network=classifier.config.model,
                 precision=classifier.precision,
+                is_optimized=classifier.optimized is not None,
                 evaluation=joint.per_run[number],
                 parameters=layers.parameters,
                 multiply_adds=layers.multiply_adds,
@@ -217,6 +218,7 @@ class ComparedRun:
         run: The run as it was named.
         network: Name of its network, such as "resnet20".
         precision: That of its predictions, "fp32" or that of its optimized network.
+        is_optimized: Whether its optimized network was used.
         evaluation: Its evaluation.
         parameters: Parameters of the network.
         multiply_adds: Multiply-adds of the network for one image.
@@ -230,6 +232,7 @@ class ComparedRun:
     run: str
     network: str
     precision: str
+    is_optimized: bool
     evaluation: Evaluation
     parameters: int
     multiply_adds: int
@@ -238,8 +241,14 @@ class ComparedRun:
     settings: Mapping[str, Any]
     difference: Difference | None
 
+    @property
+    def suffix(self) -> str:
+        """What follows its name, such as ", optimized (int8)"; empty if its weights were used as they are."""
+        return f", optimized ({self.precision})" if self.is_optimized else ""
+
     def __repr__(self) -> str:
-        return f"ComparedRun({self.letter}: {self.run!r}, {self.network}, top-1 error {self.evaluation.top1_error:.2%})"
+        error = f"top-1 error {self.evaluation.top1_error:.2%}"
+        return f"ComparedRun({self.letter}: {self.run!r}{self.suffix}, {self.network}, {error})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as in the output of `svertka compare --json`."""
@@ -247,6 +256,7 @@ class ComparedRun:
             "run": self.run,
             "model": self.network,
             "precision": self.precision,
+            "optimized": self.is_optimized,
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "seconds_per_image": self.speed.seconds,
@@ -271,6 +281,12 @@ class Comparison:
     device: str
 
     @property
+    def is_of_one_run(self) -> bool:
+        """Whether a run is compared with its own optimized network, whose ensemble is of no use."""
+        names, optimized = {one.run for one in self.runs}, {one.is_optimized for one in self.runs}
+        return len(names) == 1 and len(optimized) == 2
+
+    @property
     def ensemble(self) -> Evaluation:
         """The evaluation of the mean of the runs' class probabilities."""
         return self.joint.ensemble
@@ -290,7 +306,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = [
             (
-                f"{one.letter} {one.run}",
+                f"{one.letter} {one.run}{one.suffix}",
                 one.network,
                 one.precision,
                 f"{one.evaluation.top1_error:.2%}",
@@ -310,7 +326,7 @@ class Comparison:
             "images": self.ensemble.images,
             "device": self.device,
             "runs": [one.to_dict() for one in self.runs],
-            "together": _metrics_dict(self.ensemble),
+            "together": None if self.is_of_one_run else _metrics_dict(self.ensemble),
         }
 
 
@@ -340,7 +356,10 @@ def _open_variants(
 def _check_runs(runs: Sequence[str], loaded: Sequence[str]) -> None:
     """Raise UsageError unless `runs` are 2 to 26 names, and those to be loaded, `loaded`, all differ."""
     if len(runs) < 2:
-        raise UsageError(f"{' '.join(runs) or 'nothing'} has nothing to be compared with; name two runs or more")
+        raise UsageError(
+            f"{' '.join(runs) or 'nothing'} has nothing to be compared with; name two runs or more, or one with an "
+            "optimized network, which svertka optimize makes"
+        )
     if len(runs) > len(ascii_uppercase):
         raise UsageError(f"{len(runs)} runs are too many to compare at once; name at most {len(ascii_uppercase)}")
     repeated = next((run for run in loaded if loaded.count(run) > 1), None)

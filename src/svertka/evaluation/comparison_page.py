@@ -44,7 +44,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    title = " and ".join(display_name(one.run) for one in comparison.runs[:2])
+    title = " and ".join(display_name(one.run) + one.suffix for one in comparison.runs[:2])
     more = len(comparison.runs) - 2
     document = render_page(f"{title}{f' and {more} more' if more > 0 else ''} – svertka", _body(comparison))
     write_atomic(path, document.encode())
@@ -60,7 +60,7 @@ def _body(comparison: Comparison) -> Markup:
     return render_template(
         "comparison.html",
         comparison=comparison,
-        names=", ".join(f"{one.letter}{NBSP}is {display_name(one.run)}" for one in runs),
+        names=", ".join(f"{one.letter}{NBSP}is {display_name(one.run)}{one.suffix}" for one in runs),
         letters=[one.letter for one in runs],
         runs=[_describe_run(one, largest_error, reach) for one in runs],
         ensemble_bar=_bar(
@@ -89,7 +89,7 @@ def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[
     return {
         "letter": one.letter,
         "run": one.run,
-        "name": display_name(one.run),
+        "name": display_name(one.run) + one.suffix,
         "evaluation": one.evaluation,
         "error_bar": _bar(
             one.evaluation.top1_interval, one.evaluation.top1_error, (0.0, largest_error), format_percent
