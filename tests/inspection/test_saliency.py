@@ -247,3 +247,15 @@ def test_grad_cam_rejects_a_last_stage_of_unknown_positions():
 
     with pytest.raises(UsageError, match="outputs in the image, which are not known for layer=head"):
         grad_cam(Reordered(has_class_token=False), torch.zeros(1, 3, 16, 16), 0)
+
+
+def test_guided_backpropagation_without_relu_says_that_it_is_the_gradient():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    images = torch.randn(2, 3, 8, 8, requires_grad=True)
+    with pytest.warns(
+        UserWarning, match="Sequential has no ReLU, so guided backpropagation returns the plain gradient"
+    ):
+        found = guided_backpropagation(network, images.detach(), 1)
+    (expected,) = torch.autograd.grad(network(images)[:, 1].sum(), images)
+    torch.testing.assert_close(found, expected)

@@ -45,6 +45,23 @@ def backward_with_relu_rule(
         return torch.autograd.grad(outputs, inputs, gradient, retain_graph=retain_graph)[0]
 
 
+def contains_relu(output: Tensor | None) -> bool:
+    """Return whether the autograd graph of `output` contains a ReLU, whose derivative a rule can replace."""
+    return any(name.startswith(("Relu", "Threshold", "Hardtanh")) for name in autograd_node_names(output))
+
+
+def autograd_node_names(output: Tensor | None) -> set[str]:
+    """Return the names of all nodes in the autograd graph of `output`."""
+    found, waiting, seen = set(), [None if output is None else output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(node.name())
+            waiting += [before for before, _ in node.next_functions]
+    return found
+
+
 class _ReLUBackwardMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, rule: ReLURule) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ from svertka.inspection.activations import (
     list_layers,
     unit_count,
 )
-from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
+from svertka.inspection.backward_rules import ReLURule, autograd_node_names, backward_with_relu_rule, contains_relu
 from svertka.inspection.checked_forward_pass import (
     StopForward,
     prepare_input,
@@ -237,8 +237,8 @@ def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
     return bytes_.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def describe_missing_relu_pooling(network: nn.Module, shape: tuple[int, ...]) -> str | None:
-    """Return a sentence on what projections show in a network without ReLU or max-pooling; None if it has both.
+def find_relu_and_max_pooling(network: nn.Module, shape: tuple[int, ...]) -> tuple[bool, bool]:
+    """Return whether a network has ReLU, and whether it has max-pooling.
 
     Args:
         network: Any nn.Module; nothing is computed.
@@ -249,9 +249,12 @@ def describe_missing_relu_pooling(network: nn.Module, shape: tuple[int, ...]) ->
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
         # A clone, since the first layer may modify its input in place.
         output = first_tensor(copy(torch.empty(shape, dtype=floating, requires_grad=True).clone()))
-    kinds = _autograd_node_names(output)
-    has_relu = any(kind.startswith(("Relu", "Threshold", "Hardtanh")) for kind in kinds)
-    has_max_pooling = any("MaxPool" in kind for kind in kinds)
+    return contains_relu(output), any("MaxPool" in kind for kind in autograd_node_names(output))
+
+
+def describe_missing_relu_pooling(network: nn.Module, shape: tuple[int, ...]) -> str | None:
+    """Return a sentence on what projections show in a network without ReLU or max-pooling; None if it has both."""
+    has_relu, has_max_pooling = find_relu_and_max_pooling(network, shape)
     name = type(network).__name__
     if has_relu and has_max_pooling:
         return None
@@ -360,15 +363,3 @@ def _check_range(what: str, numbers: Ints, count: int) -> None:
     wrong = numbers[(numbers < 0) | (numbers >= count)]
     if len(wrong):
         raise UsageError(f"{wrong[0]} is not {what}; use 0 to {count - 1}")
-
-
-def _autograd_node_names(output: Tensor | None) -> set[str]:
-    """Return the names of all nodes in the autograd graph of `output`."""
-    found, waiting, seen = set(), [None if output is None else output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            found.add(node.name())
-            waiting += [before for before, _ in node.next_functions]
-    return found

@@ -1,6 +1,7 @@
 """Saliency maps of a class score: guided backpropagation, Grad-CAM and occlusion."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from svertka.errors import UsageError
 from svertka.graph.map_layout import MapLayout
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import hook_layers, list_layers
-from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
+from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule, contains_relu
 from svertka.inspection.checked_forward_pass import (
     floating_point_dtype,
     prepare_input,
@@ -30,7 +31,8 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
 
     A ReLU passes back the positive part of the gradient where its input was positive. The score is the value before a
     final sigmoid or softmax. The network runs in evaluation mode and is left unchanged; a `torch.no_grad()` inside it
-    is ignored.
+    is ignored. A network without ReLU, such as one with SiLU or GELU, has nothing to rectify: the result is the plain
+    gradient, and a warning says so.
 
     Args:
         network: Any classifier; one with a single score has only class 0.
@@ -60,6 +62,11 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
                 return compute_class_scores(network, leaf.clone(), batch_targets).select(batch_targets), leaf
 
             scores, leaf = run_with_gradients_enabled(network, forward)
+            if len(found) == 1 and not contains_relu(scores):
+                warnings.warn(
+                    f"{type(network).__name__} has no ReLU, so guided backpropagation returns the plain gradient",
+                    stacklevel=3,
+                )
             found.append(backward_with_relu_rule(scores, leaf, torch.ones_like(scores), ReLURule.GUIDED))
     return torch.cat(found).to(images.device)
 

@@ -1,5 +1,6 @@
 """Files of the images in an atlas: sprite sheets, predictions, the strongest units, and saliency overlays."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,7 +184,9 @@ def _write_overlays(
     best = [records[slot - chunk.start]["best"][0] for slot in slots]
     labels = torch.tensor([label for label, _ in best])
     probabilities = torch.tensor([probability for _, probability in best])
-    saliency = to_images(guided_backpropagation(network, network_inputs, labels))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* has no ReLU")  # the page says so
+        saliency = to_images(guided_backpropagation(network, network_inputs, labels))
     cam = F.interpolate(grad_cam(network, network_inputs, labels)[:, None], (size, size), mode="bilinear")[:, 0]
     drops = probabilities[:, None, None] - occlusion(network, network_inputs, labels, side, stride).cpu()
     for index, slot in enumerate(slots.tolist()):

@@ -20,6 +20,7 @@ from svertka.inspection.atlas.network_diagram import (
     render_receptive_field,
 )
 from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, UNITS_PER_SHEET, images_per_row
+from svertka.inspection.deconvnet import find_relu_and_max_pooling
 from svertka.pages.html_page import render_page
 from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template
@@ -132,6 +133,7 @@ class IndexPage:
         numbers = {name: k for k, name in enumerate(names)}
         return {
             "name": self.name,
+            "relu": find_relu_and_max_pooling(inputs.classifier.network, inputs.input_shape)[0],
             "looked_at": len(inputs),
             "classes": inputs.dataset.names,
             "class_counts": inputs.dataset.counts().tolist(),

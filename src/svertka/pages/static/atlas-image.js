@@ -108,7 +108,9 @@
 
   const MAPS = {
     picture: { name: "Picture", said: () => "" },
-    saliency: { name: "Saliency", said: (guess) => `Guided backpropagation (Springenberg et al. 2014): the pixels that raise the score of ${guess}; gray has no influence.` },
+    saliency: { name: "Saliency", said: (guess) => atlas.facts.relu ?
+      `Guided backpropagation (Springenberg et al. 2014): the pixels that raise the score of ${guess}; gray has no influence.`
+      : `Gradient: the pixels that change the score of ${guess}; gray has no influence. The network has no ReLU, so guided backpropagation has nothing to rectify.` },
     occlusion: { name: "Occlusion", said: (guess, { occlusion }) => occlusion ?
       `Occlusion (Zeiler & Fergus 2014, §4.2): clear where covering the picture lowers the probability of ${guess} most, by up to ${atlas.percent(occlusion)}; gray where it does not.`
       : `Occlusion (Zeiler & Fergus 2014, §4.2): no covered part lowers the probability of ${guess}.` },
