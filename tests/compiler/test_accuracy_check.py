@@ -37,6 +37,21 @@ def test_rounding_like_pytorch_is_accepted_and_larger_errors_are_not() -> None:
         measure_error(off, network, x, {2}, {"fp32"})
 
 
+class Cancelling(nn.Module):
+    """Rounds to 1/128 in float32, and not at all on whole numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 65536) - 65536
+
+
+@pytest.mark.parametrize(("error", "is_refused"), [(0.01, False), (0.1, True)])
+def test_rounding_is_judged_by_several_draws(error: float, *, is_refused: bool) -> None:
+    example = (torch.arange(-32.0, 32) / 8).round().view(1, 1, 8, 8)
+    refused = pytest.raises(UsageError, match="computes something else") if is_refused else nullcontext()
+    with torch.no_grad(), refused:
+        measure_error(lambda x: x + error, Cancelling(), example, set(), {"fp32"})
+
+
 def test_the_message_names_the_error_that_is_checked() -> None:
     example = torch.ones(1, 2, 4, 4)
     example[:, 0] = 0.05
