@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,17 +43,26 @@ def losses(run: Run) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def uneven(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits of which two processes cannot share every part evenly."""
+    source = Path(shutil.copytree(digit_folder, tmp_path_factory.mktemp("uneven") / "digits"))
+    for path in sorted((source / "one").iterdir())[:5]:
+        path.unlink()
+    return source
+
+
+@pytest.fixture(scope="module")
+def alone(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("alone") / "run"
     changes = {"epochs": 3, "batch_size": 32, "lr": 0.05} | MIXED
-    return svertka.train(digit_folder, output=folder, model="mlp", size=8, threads=1, test=0.13, **changes)
+    return svertka.train(uneven, output=folder, model="mlp", size=8, threads=1, test=0.13, **changes)
 
 
-def test_two_processes_compute_what_one_does(digit_folder: Path, tmp_path: Path, alone: Run) -> None:
+def test_two_processes_compute_what_one_does(uneven: Path, tmp_path: Path, alone: Run) -> None:
     run = Run(tmp_path / "run")
     mixed = [text for name, value in MIXED.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     process = torchrun(
-        *("train", str(digit_folder), "--output", str(run.folder), *OPTIONS, *mixed),
+        *("train", str(uneven), "--output", str(run.folder), *OPTIONS, *mixed),
         *("--epochs", "3", "--test", "0.13", "--json"),
     )
     stdout, stderr = process.communicate()

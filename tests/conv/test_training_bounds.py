@@ -100,10 +100,10 @@ def test_convolutions_and_their_gradients_stay_inside(
     large_count: Callable[[int, int], int],
 ) -> None:
     checked = 0
-    for seed in range(large_count(16, 2000)):
+    for seed in range(large_count(30, 2000)):
         choose = random.Random(seed)
         shape = drawn_shape(choose, algorithm)
-        if algorithm.why_not(shape, torch.float32) is not None:
+        if algorithm.why_not(shape, torch.float32) is not None or checked == large_count(8, 2000):
             continue
         torch.set_num_threads(choose.choice((1, 2, 3)))
         case = normal(shape, seed)
