@@ -1,4 +1,6 @@
 import pytest
+import torch
+from torch import nn
 
 import svertka
 from svertka.errors import UsageError
@@ -17,6 +19,16 @@ def test_a_convolution_is_timed_by_every_algorithm_and_one_is_taken_for_each_pas
 def test_a_network_is_timed_layer_by_layer() -> None:
     layers = {trial["layer"] for trial in svertka.tune("lenet5", batch=1, threads=1)}
     assert {"c1", "c5"} <= layers
+
+
+def test_a_convolution_that_is_not_timed_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("svertka.conv.autotune.time_algorithms_for_all_passes", lambda layer, *_: [{"layer": layer}])
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 2, groups=4), nn.Flatten(), nn.LazyLinear(2))
+    network(torch.zeros(1, 3, 8, 8))
+    assert svertka.tune(network, batch=1, size=8, threads=1) == [{"layer": "0"}]
+    assert "no algorithm for them: 1 (ConvTranspose2d)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

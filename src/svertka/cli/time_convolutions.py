@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from svertka.cli.option_types import AsJson, Threads
-from svertka.cli.printing import print_json, print_table, show_import_spinner
+from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
 from svertka.errors import UsageError
 
 
@@ -35,6 +35,7 @@ def tune(
     Example: svertka tune resnet18
     """
     with show_import_spinner():
+        from svertka.evaluation.algorithm_timing import describe_choice
         from svertka.evaluation.algorithm_timing import tune as time_algorithms
 
     found = time_algorithms(
@@ -55,6 +56,7 @@ def tune(
         return
     header: tuple[str, ...] = ("layer", "pass", "algorithm", "ms", "GFLOP/s", "error", "")
     print_table([header, *map(_row, found)], right=(3, 4, 5), shrink=(6, 0), drop=(5, 4), prose=(6,))
+    print_line(describe_choice())
 
 
 def _sizes(option: str, text: str) -> tuple[int, ...]:

@@ -10,9 +10,9 @@ from svertka.conv import autotune
 from svertka.conv_shape import ConvShape
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import UsageError
-from svertka.graph.summary import trace
+from svertka.graph.summary import Trace, trace
 from svertka.models.external import open_model
-from svertka.progress import progress
+from svertka.progress import progress, say
 from svertka.type_checking import check_types
 
 
@@ -67,7 +67,9 @@ def tune(
         side = size or model.size
         with torch.device("meta"):
             network = model.build(size=side)
-        layers = trace(network, (batch, model.channels, side, side)).convolutions
+        traced = trace(network, (batch, model.channels, side, side))
+        layers = traced.convolutions
+        _say_what_is_left_out(traced)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     trials: list[dict[str, Any]] = []
     with progress("timing", len(layers), "convolutions") as shown:
@@ -75,3 +77,24 @@ def tune(
             trials += autotune.time_algorithms_for_all_passes(*layer, dtype)
             shown.advance()
     return trials
+
+
+def describe_choice() -> str:
+    """Return a sentence on which algorithm is taken, with the thresholds."""
+    milliseconds = {name: 1000 * overhead for name, overhead in autotune.CALL_OVERHEAD.items()}
+    return (
+        f"Taken is the fastest algorithm if, with {milliseconds['forward']:g} ms for the call in the forward pass and "
+        f"{milliseconds['input_gradient']:g} ms in the others, it needs less than {autotune.REQUIRED_RATIO:.0%} of the "
+        "time of PyTorch's own, aten; otherwise aten."
+    )
+
+
+def _say_what_is_left_out(traced: Trace) -> None:
+    """Name the convolutions for which there is only PyTorch's algorithm, such as transposed ones."""
+    left_out = [
+        f"{layer.name} ({layer.kind})"
+        for layer in traced.layers
+        if layer.multiply_adds and "conv" in layer.kind.lower() and layer.conv_arguments is None
+    ]
+    if left_out:
+        say(f"not timed, since svertka has no algorithm for them: {', '.join(left_out)}")
