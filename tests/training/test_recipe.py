@@ -39,3 +39,9 @@ def test_a_value_that_cannot_be_is_one_sentence(change: dict[str, object], sente
     with pytest.raises(UsageError, match=sentence) as caught:
         Recipe().with_changes(**change)
     assert "\n" not in str(caught.value)
+
+
+def test_a_decay_of_0_switches_off_the_average_of_a_recipe() -> None:
+    modern = RECIPES["modern"]
+    assert modern.averages_weights
+    assert not modern.with_changes(ema=0).averages_weights

@@ -207,7 +207,7 @@ def train(
         typer.Option(
             metavar="DECAY",
             help="Decay of an exponential moving average of the weights, which is validated and saved instead of the "
-            "weights. A typical value is 0.999.",
+            "weights. A typical value is 0.999; 0 switches off the average of a recipe.",
             rich_help_panel=OPTIMIZATION,
         ),
     ] = None,

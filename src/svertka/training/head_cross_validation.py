@@ -198,7 +198,7 @@ def train_and_predict(head: nn.Module, batches: BatchLoader, recipe: Recipe, fea
     Raises:
         TrainingError: The loss diverged.
     """
-    average = None if recipe.ema is None else WeightAverage(head, recipe.ema)
+    average = WeightAverage(head, recipe.ema) if recipe.ema else None
     fit(head, make_optimizer(head, recipe), batches, recipe, TrainingProgress(), Callback(), average)
     head.eval()
     with torch.no_grad(), nullcontext() if average is None else average.applied():

@@ -76,10 +76,10 @@ class Recipe(BaseModel):
     gradual: bool = Field(default=False, description="unfreeze one more stage each epoch, from the head down")
     ema: float | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         lt=1,
         description="share that an exponential moving average of the weights keeps at each step, such as 0.999; the "
-        "average is validated and saved. None: the weights themselves",
+        "average is validated and saved. 0 or None: the weights themselves",
     )
     mixup: float = Field(
         default=0.0, ge=0, le=100, description="mix pairs of images, with weights from Beta(mixup, mixup); 0: do not"
@@ -112,6 +112,11 @@ class Recipe(BaseModel):
     def is_computed(self) -> bool:
         """Whether the head is fitted directly to the features and nothing else is trained: there are no steps."""
         return self.unfreeze == HEAD and self.head in SOLVERS
+
+    @property
+    def averages_weights(self) -> bool:
+        """Whether the moving average of the weights is validated and saved instead of them."""
+        return bool(self.ema) and not self.is_computed
 
     @property
     def mixing(self) -> MixupAndCutmix:

@@ -166,7 +166,8 @@ def train_from_checkpoint(
     recipe = settings.recipe
     optimizer = build_optimizer(classifier, recipe)
     average = None
-    if recipe.ema is not None and not recipe.is_computed:
+    if recipe.averages_weights:
+        assert recipe.ema is not None
         average = WeightAverage(classifier.network, recipe.ema)
     state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer, average)
     with autotune.pin_choices(extra["convolutions"]):

@@ -142,7 +142,7 @@ def train(
         weight_decay: Weight decay, as PyTorch's optimizers define it.
         label_smoothing: Label smoothing, at least 0 and below 1.
         ema: Share that an exponential moving average of the weights keeps at each step, such as 0.999; the averaged
-            weights are validated and saved.
+            weights are validated and saved. 0: no average, also where the recipe has one.
         clip: Norm to which gradients are clipped.
         accumulate: Number of parts in which each batch is computed, to save memory.
         class_weights: Weight classes by inverse frequency.

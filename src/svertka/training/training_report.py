@@ -82,7 +82,7 @@ def describe_training(
     ]
     if recipe.mixing:
         lines.append(("training error", "of mixed images, which is higher than that of the images themselves"))
-    if recipe.ema is not None and not recipe.is_computed:
+    if recipe.averages_weights:
         lines.append(("weights kept", "their moving average, which the validation error is of"))
     if settings.weights is not None:
         lines.insert(2, ("weights", f"start from {settings.weights}"))
