@@ -217,9 +217,12 @@ class Classifier:
         if expected != found:
             different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             listed = ", ".join(f"{name} {found.get(name, 'missing')}" for name in different[:3])
+            advice = "copy both files from the same run"
+            if model.is_builder_changed:
+                advice = f"restore the code of {config.model} as it was when {folder} was trained"
             raise RunError(
                 f"{weights} does not fit {config.model} with {len(config.names)} classes "
-                f"({len(different)} tensors differ: {listed}); copy both files from the same run"
+                f"({len(different)} tensors differ: {listed}); {advice}"
             )
         tensors = _finite(weights, read_tensors_and_header(weights)[0])
         used = config if of_patches else config.of_whole_images()

@@ -13,7 +13,7 @@ from torch import nn
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.errors import SvertkaError, UsageError
+from svertka.errors import RunError, SvertkaError, UsageError
 from svertka.models.external_builder import GRAPH
 from svertka.serving.served_model import ServedModel
 from svertka.tensor_files import read_tensors_and_header
@@ -190,6 +190,16 @@ def test_a_changed_builder_is_a_warning(of_file: Path, capsys: pytest.CaptureFix
     finally:
         file.write_text(SOURCE)
     assert f"own.py:build or a layer that it uses has changed since {of_file} was trained" in capsys.readouterr().err
+
+
+def test_a_builder_that_no_longer_fits_the_weights_is_to_be_restored(of_file: Path) -> None:
+    file = Path(json.loads((of_file / "config.json").read_text())["builder"]["target"].rpartition(":")[0])
+    try:
+        file.write_text(SOURCE.replace("16", "24"))
+        with pytest.raises(RunError, match=r"tensors differ: .*; restore the code of .*own.py:build as it was when"):
+            Classifier.load(of_file, trust_builder=True)
+    finally:
+        file.write_text(SOURCE)
 
 
 @pytest.mark.parametrize(("unfreeze", "frozen"), [("head", "0. 1. 3."), ("last", "0. 1."), ("2", "")])

@@ -128,9 +128,10 @@ def open_model_of_run(
     model = _of_builder(builder.model_copy(update={"fingerprint": None}), (size,))
     assert model.reference is not None
     now = model.reference.fingerprint
-    if builder.fingerprint not in (None, now):
+    is_changed = builder.fingerprint not in (None, now)
+    if is_changed:
         say(f"{builder.target} or a layer that it uses has changed since {folder} was trained; its scores may differ")
-    return replace(model, reference=builder)
+    return replace(model, reference=builder, is_builder_changed=is_changed)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Model:
         reference: How config.json names a network that is not in the registry. None: a network of the registry.
         preprocess: Published preprocessing of a network that is not in the registry. None: unknown.
         is_exported: The network is an exported graph, which ends in the head that it was trained with.
+        is_builder_changed: The code that builds the network of a run is not that which it was trained with.
         has_own_weights: The network is built with weights that training starts from, which may be pretrained.
     """
 
@@ -66,6 +67,7 @@ class Model:
     preprocess: Preprocess | None = None
     has_own_weights: bool = False
     is_exported: bool = False
+    is_builder_changed: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
