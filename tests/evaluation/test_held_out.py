@@ -425,3 +425,9 @@ def test_other_16_bit_intensity_ranges_are_reported(tmp_path: Path) -> None:
     assert said(8, 12).startswith("16 images judged have 16 bits and use values of 0 to 4,095, while to the network")
     assert "0 is black and 4,095 is white" in said(12, 16)
     assert said(12, 12) == said(8, 16) == said(8, 8) == ""
+
+
+def test_one_copy_and_one_near_duplicate_are_told_in_the_singular() -> None:
+    sentence = EvaluationScope("photos", "new", near_duplicates=1, copies=1).sentence
+    assert "1 image judged looks the same as training images" in sentence
+    assert "1 image judged is a copy of another judged" in sentence

@@ -69,13 +69,11 @@ class EvaluationScope:
                 f"{format_image_count(self.training_images)} that trained the network left out (--include-training)"
             )
         if self.near_duplicates:
-            said.append(
-                f"{format_image_count(self.near_duplicates)} judged look the same as training images (near-duplicates)"
-            )
+            look, judged = "looks" if self.near_duplicates == 1 else "look", format_image_count(self.near_duplicates)
+            said.append(f"{judged} judged {look} the same as training images (near-duplicates)")
         if self.copies:
-            said.append(
-                f"{format_image_count(self.copies)} judged are copies of others judged: the interval is too narrow"
-            )
+            are = "is a copy of another" if self.copies == 1 else "are copies of others"
+            said.append(f"{format_image_count(self.copies)} judged {are} judged: the interval is too narrow")
         if self.unreadable:
             said.append(f"{format_image_count(self.unreadable)} could not be read{self._names()}")
         return (*self.optimized, *said, *([self.note] if self.note else []), *self.account.sentences())
