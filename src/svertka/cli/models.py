@@ -16,7 +16,8 @@ def models(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Network whose layers are listed, also timm:NAME or torchvision:NAME (default: list all networks).",
+            help="Network whose layers are listed, also timm:NAME, torchvision:NAME, file.py:function or "
+            "module:function (default: list all networks).",
         ),
     ] = None,
     as_json: AsJson = False,
