@@ -76,7 +76,7 @@ def test_it_opens_without_complaint_and_fits(opened: Opened, pages: dict[str, Pa
         assert page.evaluate(wide) == []
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), pytest.param(1280, "light", marks=pytest.mark.large)])
 def test_axe_finds_no_violation(
     opened: Opened, axe_violations: Callable[[Any], list[str]], pages: dict[str, Path], scheme: str, width: int
 ) -> None:

@@ -21,7 +21,7 @@ from svertka.training import checkpoint, metrics_log, resume, run_recorder, sing
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PLAIN = ["--model", "mlp", "--size", "8", "--epochs", "2", "--threads", "1"]
-COMPUTED = ["--model", "resnet20", "--recipe", "frozen", "--head", "logistic", "--size", "8", "--threads", "1"]
+COMPUTED = ["--model", "resnet20", "--recipe", "frozen", "--head", "nearest-mean", "--size", "8", "--threads", "1"]
 STOPPED_EARLY = [*PLAIN, "--epochs", "9", "--early-stop", "1", "--lr", "1e-6"]
 
 # Where a signal comes: owner and name of what is called in this phase, at which call.
