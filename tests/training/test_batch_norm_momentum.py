@@ -10,12 +10,11 @@ def run_batches(layer: nn.BatchNorm2d, count: int) -> torch.Tensor:
     """Take `count` steps and return the mean of each batch, (count, 3)."""
     torch.manual_seed(0)
     momentum, means = BatchNormMomentum(layer), []
-    with momentum.restored():
-        for _ in range(count):
-            images = torch.randn(4, 3, 5, 5) * 2 + 7
-            momentum.prepare_step()
+    for _ in range(count):
+        images = torch.randn(4, 3, 5, 5) * 2 + 7
+        with momentum.raised():
             layer(images)
-            means.append(images.mean((0, 2, 3)))
+        means.append(images.mean((0, 2, 3)))
     return torch.stack(means)
 
 
@@ -48,5 +47,5 @@ def test_statistics_of_pretrained_weights_are_kept(counted: int) -> None:
 def test_frozen_layers_and_means_over_all_batches_are_left_alone() -> None:
     frozen, cumulative = nn.BatchNorm2d(3, momentum=0.01).eval(), nn.BatchNorm2d(3, momentum=None)
     momentum = BatchNormMomentum(nn.Sequential(frozen, cumulative))
-    momentum.prepare_step()
-    assert (frozen.momentum, cumulative.momentum) == (0.01, None)
+    with momentum.raised():
+        assert (frozen.momentum, cumulative.momentum) == (0.01, None)

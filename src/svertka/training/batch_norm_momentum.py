@@ -34,23 +34,18 @@ class BatchNormMomentum:
             if not int(counter) and _are_pretrained(layer):  # some files of weights do not count the batches
                 counter.fill_(math.ceil(2 / self._own[layer]))
 
-    def prepare_step(self) -> None:
-        """Set the momentum for the next step, from the number of batches that each layer has seen."""
-        if not self._raised:
-            return
-        counts = torch.stack(list(self._raised.values())).tolist()
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Use, in the body, the momentum for one step, from the number of batches that each layer has seen."""
+        counts = torch.stack(list(self._raised.values())).tolist() if self._raised else []
         for layer, count in zip(self._raised, counts, strict=True):
             layer.momentum = max(self._own[layer], 2 / (2 + count))
         self._raised = {layer: one for layer, one in self._raised.items() if layer.momentum != self._own[layer]}
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Give the layers their own momentum back after the body."""
         try:
             yield
         finally:
-            for layer, momentum in self._own.items():
-                layer.momentum = momentum
+            for layer in self._raised:
+                layer.momentum = self._own[layer]
 
 
 def _are_pretrained(layer: Layer) -> bool:

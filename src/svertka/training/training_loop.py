@@ -136,51 +136,50 @@ def fit(
     recent = torch.tensor(state.recent, dtype=torch.float64, device=batches.device)
     network.train()
     momentum = BatchNormMomentum(network)
-    with momentum.restored():
-        replica = None
-        while state.step < total:
-            epoch, first = divmod(state.step, batches.steps)
-            if unfreeze_scheduled(optimizer, epoch) or replica is None:
-                replica = distributed.data_parallel(network)
-            for batch in batches.epoch(epoch, first):
-                rate = learning_rate(
-                    recipe.schedule,
-                    recipe.lr,
-                    step=state.step,
-                    total=total,
-                    warmup=warmup,
-                    warmup_rate=recipe.warmup_rate,
-                    val_errors=state.val_errors,
-                )
-                set_learning_rate(optimizer, rate)
-                momentum.prepare_step()
+    replica = None
+    while state.step < total:
+        epoch, first = divmod(state.step, batches.steps)
+        if unfreeze_scheduled(optimizer, epoch) or replica is None:
+            replica = distributed.data_parallel(network)
+        for batch in batches.epoch(epoch, first):
+            rate = learning_rate(
+                recipe.schedule,
+                recipe.lr,
+                step=state.step,
+                total=total,
+                warmup=warmup,
+                warmup_rate=recipe.warmup_rate,
+                val_errors=state.val_errors,
+            )
+            set_learning_rate(optimizer, rate)
+            with momentum.raised():
                 recent += take_step(replica, optimizer, batch, loss_of, recipe)
-                state.step += 1
-                if recipe.lookahead and (state.step % recipe.lookahead == 0 or state.step == total):
-                    update_lookahead(optimizer, state.step / total, recipe.lookahead)
-                if average is not None:
-                    average.update(state.step)
-                epoch_over = state.step % batches.steps == 0 or state.step == total
-                reading_due = epoch_over or state.step % LOG_EVERY == 0
-                stop = callback.wants_stop()
-                if reading_due:
-                    *seen, stops = distributed.all_reduce(torch.cat([recent, recent.new_tensor([stop])])).tolist()
-                    recent.zero_()
-                    stop = stops > 0
-                    _read_metrics(state, seen, rate, callback)
-                elif distributed.world_size() > 1:
-                    stop = False  # other processes learn of it at the next reading
-                if epoch_over:
-                    loss, wrong, count = state.sums
-                    state.sums = [0.0, 0.0, 0.0]
-                    if callback.on_epoch_end(epoch + 1, loss / count, wrong / count):
-                        return
-                    network.train()
-                if reading_due or stop:
-                    state.recent = recent.tolist()
-                    callback.save_or_stop(stop=stop)
-                if state.step == total:
+            state.step += 1
+            if recipe.lookahead and (state.step % recipe.lookahead == 0 or state.step == total):
+                update_lookahead(optimizer, state.step / total, recipe.lookahead)
+            if average is not None:
+                average.update(state.step)
+            epoch_over = state.step % batches.steps == 0 or state.step == total
+            reading_due = epoch_over or state.step % LOG_EVERY == 0
+            stop = callback.wants_stop()
+            if reading_due:
+                *seen, stops = distributed.all_reduce(torch.cat([recent, recent.new_tensor([stop])])).tolist()
+                recent.zero_()
+                stop = stops > 0
+                _read_metrics(state, seen, rate, callback)
+            elif distributed.world_size() > 1:
+                stop = False  # other processes learn of it at the next reading
+            if epoch_over:
+                loss, wrong, count = state.sums
+                state.sums = [0.0, 0.0, 0.0]
+                if callback.on_epoch_end(epoch + 1, loss / count, wrong / count):
                     return
+                network.train()
+            if reading_due or stop:
+                state.recent = recent.tolist()
+                callback.save_or_stop(stop=stop)
+            if state.step == total:
+                return
 
 
 class Loss(nn.Module):
