@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svertka.curation.active_learning import choose_uncertain_and_diverse, scale_to_unit_length, score_uncertainty
+from svertka.curation.active_learning import choose_uncertain_and_diverse, score_uncertainty
 
 
 def pool() -> tuple[np.ndarray, np.ndarray]:
@@ -45,8 +45,3 @@ def test_each_image_is_chosen_once_even_if_all_are_alike_or_certain() -> None:
 def test_the_uncertainty_is_one_minus_the_margin() -> None:
     probabilities = np.array([[0.5, 0.5, 0.0], [0.1, 0.7, 0.2], [0.0, 0.0, 1.0]], np.float32)
     assert score_uncertainty(probabilities) == pytest.approx([1.0, 0.5, 0.0])
-
-
-def test_features_of_zero_stay_zero() -> None:
-    scaled = scale_to_unit_length(np.array([[3, 4], [0, 0]], np.float32))
-    assert scaled.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0]]

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Ints
+from svertka.transfer.image_features import scale_to_unit_length
 from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 
 CANDIDATES = 5  # uncertain images of which one is chosen
@@ -63,8 +64,3 @@ def score_uncertainty(probabilities: Floats) -> Doubles:
     """
     highest = np.partition(probabilities.astype(np.float64), -2, axis=1)[:, -2:]
     return np.asarray(1 - (highest[:, 1] - highest[:, 0]), np.float64)
-
-
-def scale_to_unit_length(features: Floats) -> Floats:
-    """Return features (N, D) with a norm of 1 each; 0 stays 0."""
-    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12), np.float32)

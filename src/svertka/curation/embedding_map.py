@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from svertka.transfer.image_features import scale_to_unit_length
 from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 
 FEWEST, MOST = 10, 5000  # images; of more, t-SNE takes minutes
@@ -27,7 +28,7 @@ def place_on_map(features: Floats, seed: int = 0) -> Floats | None:
     count = len(features)
     if not FEWEST <= count <= MOST:
         return None
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = scale_to_unit_length(features)
     # Without variance, as of images that are all alike, the positions would be NaN.
     unit = unit + np.random.default_rng(seed).normal(scale=1e-6, size=unit.shape).astype(np.float32)
     reduced = PCA(min(COMPONENTS, *unit.shape), random_state=seed).fit_transform(unit)

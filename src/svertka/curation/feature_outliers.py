@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Ints
+from svertka.transfer.image_features import scale_to_unit_length
 from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 
 NEIGHBORS = 10  # whose mean distance decides: more than a handful of foreign images that resemble each other
@@ -39,7 +40,7 @@ def find_neighbors(features: Floats, copies: Ints, count: int = NEIGHBORS) -> Ne
     """
     from sklearn.neighbors import NearestNeighbors
 
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = scale_to_unit_length(features)
     _, first = np.unique(copies, return_index=True)
     first = np.sort(first)
     count = min(count, len(first) - 1)

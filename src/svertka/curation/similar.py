@@ -9,7 +9,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from svertka.classifier import Classifier
-from svertka.curation.active_learning import scale_to_unit_length
 from svertka.data.builtin import NAMES
 from svertka.data.content_hash import hash_images
 from svertka.data.dataset import Dataset, Images
@@ -26,7 +25,7 @@ from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.evaluation.held_out import compute_content_hash
 from svertka.files import parse_cache_limit_option, parse_path
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
-from svertka.transfer.image_features import ImageFeatures, compute_features
+from svertka.transfer.image_features import ImageFeatures, compute_features, scale_to_unit_length
 from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 from svertka.type_checking import check_types
 

@@ -10,7 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from svertka.classifier import Classifier
-from svertka.curation.active_learning import choose_uncertain_and_diverse, scale_to_unit_length, score_uncertainty
+from svertka.curation.active_learning import choose_uncertain_and_diverse, score_uncertainty
 from svertka.curation.class_folder_copies import check_copy_target, copy_into_class_folders
 from svertka.data.content_hash import hash_images
 from svertka.data.dataset import Dataset, Ints
@@ -24,7 +24,7 @@ from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import parse_cache_limit_option, parse_path
 from svertka.pages.notebook_block import NotebookBlock
-from svertka.transfer.image_features import ImageFeatures, compute_features
+from svertka.transfer.image_features import ImageFeatures, compute_features, scale_to_unit_length
 from svertka.type_checking import check_types
 
 

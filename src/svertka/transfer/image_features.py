@@ -112,3 +112,8 @@ def compute_features(
     cached = cache_on_disk_or_in_memory(batches, partial.frozen, partial.shape, prepared.digests, limit=cache_limit)
     values, _ = collect_feature_batches(cached)
     return ImageFeatures(readable, values.reshape(len(readable), -1), prepared.bad, classifier, partial)
+
+
+def scale_to_unit_length(features: Floats) -> Floats:
+    """Return features (N, D) with a norm of 1 each; 0 stays 0."""
+    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12), np.float32)
