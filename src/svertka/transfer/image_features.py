@@ -13,7 +13,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.device import network_device
 from svertka.errors import UsageError
 from svertka.models.head_kinds import head_path
-from svertka.transfer.feature_cache import cache_on_disk_or_in_memory, feature_batch_size
+from svertka.transfer.feature_cache import cache_on_disk_or_in_memory, count_missing, feature_batch_size
 from svertka.transfer.freeze import PartiallyFrozen, split_before_head
 from svertka.transfer.logistic_and_nearest_mean_heads import Floats, collect_feature_batches
 
@@ -108,7 +108,8 @@ def compute_features(
         device=place,
     )
     if place.type == "cpu":
-        partial.frozen.optimize(preprocess.input_shape[1:], len(readable))
+        missing = count_missing(batches, partial.frozen, partial.shape, prepared.digests, limit=cache_limit)
+        partial.frozen.optimize(preprocess.input_shape[1:], missing)
     cached = cache_on_disk_or_in_memory(batches, partial.frozen, partial.shape, prepared.digests, limit=cache_limit)
     values, _ = collect_feature_batches(cached)
     return ImageFeatures(readable, values.reshape(len(readable), -1), prepared.bad, classifier, partial)
