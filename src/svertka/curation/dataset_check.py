@@ -13,6 +13,7 @@ import numpy as np
 from svertka.curation.check_page import name_in_source, write_check_page
 from svertka.curation.confirmed_labels import read_confirmed
 from svertka.curation.label_check import LabelFindings, check_labels
+from svertka.curation.unreadable_images import name_unreadable
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import unwrap_subset
@@ -284,7 +285,7 @@ def check(
     findings = Findings(
         source=escape_undecodable(dataset.source),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
-        bad=tuple((escape_undecodable(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
+        bad=name_unreadable(dataset, bad),
         duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
         near_duplicates=_copies(dataset, parts, alike),
         split=per_class,

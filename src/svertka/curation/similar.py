@@ -9,6 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from svertka.classifier import Classifier
+from svertka.curation.unreadable_images import describe_unreadable, name_unreadable
 from svertka.data.builtin import NAMES
 from svertka.data.content_hash import hash_images
 from svertka.data.dataset import Dataset, Images
@@ -80,11 +81,7 @@ class SimilarImages:
         found = [f"the {len(self.images):,} most similar of {format_image_count(self.compared)}, by {self.run}"]
         if self.copies:
             found.append(f"{self.image} itself is in {self.source}: {join_first(self.copies)}")
-        if self.bad:
-            path, reason = self.bad[0]
-            more = f"; and {len(self.bad) - 1:,} more" if len(self.bad) > 1 else ""
-            found.append(f"left out: {format_image_count(len(self.bad))} that cannot be read: {path}: {reason}{more}")
-        return found
+        return [*found, *describe_unreadable(self.bad)]
 
     def __repr__(self) -> str:
         return f"SimilarImages({self.image!r}: {self.sentences()[0]})"
@@ -186,7 +183,7 @@ def similar(
         images=images,
         compared=len(features.indices),
         copies=tuple(escape_undecodable(dataset.images.name(index)) for index in copies),
-        bad=tuple((escape_undecodable(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
+        bad=name_unreadable(dataset, bad),
         pixels=dataset.images,
     )
 

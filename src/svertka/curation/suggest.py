@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from svertka.classifier import Classifier
 from svertka.curation.active_learning import choose_uncertain_and_diverse, score_uncertainty
 from svertka.curation.class_folder_copies import check_copy_target, copy_into_class_folders
+from svertka.curation.unreadable_images import describe_unreadable, name_unreadable
 from svertka.data.content_hash import hash_images
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.image_io import DecodingOptions
@@ -100,11 +101,7 @@ class Suggestions:
         if self.copies:
             are = "that is a copy of another one" if self.copies == 1 else "that are copies of others"
             found.append(f"left out: {format_image_count(self.copies)} {are}")
-        if self.bad:
-            path, reason = self.bad[0]
-            more = f"; and {len(self.bad) - 1:,} more" if len(self.bad) > 1 else ""
-            found.append(f"left out: {format_image_count(len(self.bad))} that cannot be read: {path}: {reason}{more}")
-        return [*found, *self.notes]
+        return [*found, *describe_unreadable(self.bad), *self.notes]
 
     def __repr__(self) -> str:
         return f"Suggestions({self.run!r}, {self.source!r}: {self.sentences()[0]})"
@@ -202,7 +199,7 @@ def suggest(
         compared=len(features.indices),
         known=pool.known,
         copies=pool.copies,
-        bad=tuple((escape_undecodable(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
+        bad=name_unreadable(dataset, bad),
         notes=tuple(map(to_printable, notes)),
     )
 
