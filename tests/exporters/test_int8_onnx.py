@@ -148,7 +148,7 @@ def test_layers_that_stay_float_are_float_in_the_file(tmp_path: Path) -> None:
 def test_a_file_that_changes_classes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)), images_of(20)
-    monkeypatch.setattr(int8_onnx, "_open_session", lambda _: _Wrong())
+    monkeypatch.setattr(int8_onnx, "open_session", lambda _: _Wrong())
     with pytest.raises(ExportMismatchError, match=r"^in int8 only \d+\.\d% of 20.images keep the class of the float "):
         converted(network, images)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.data.dataset import Dataset
+from svertka.data.dataset import Dataset, Ints
 from svertka.data.image_io import DecodingOptions
 from svertka.data.source_opener import open_source
 from svertka.errors import RunError
@@ -21,6 +21,11 @@ from svertka.run import Run, columns_of_training, read_training_boxes
 CALIBRATION_IMAGES = 256  # at most, evenly spread over the training images
 IMAGE_BYTES = 2**30  # at most, of preprocessed images in memory
 BATCH_SIZE = 32
+
+
+def spread_evenly(count: int, most: int) -> Ints:
+    """Return up to `most` of the numbers 0 to `count` − 1, (n,) int64, ascending and evenly spread."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
 def open_images_of_run(folder: Path, source: str | PathLike[str] | None, max_pixels: int | None) -> Dataset:
@@ -65,7 +70,7 @@ class RunImages:
             threads=self._threads, cache_limit=self._cache_limit,
         )  # fmt: skip
         found = selection.indices
-        chosen = found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(np.int64)]
+        chosen = found[spread_evenly(len(found), most)]
         batches = []
         with progress("reading images", len(chosen), "images") as shown:
             for start in range(0, len(chosen), BATCH_SIZE):

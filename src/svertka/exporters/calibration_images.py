@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from svertka.data.prediction_inputs import expand_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
 from svertka.device import set_threads
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.evaluation.run_images import CALIBRATION_IMAGES, RunImages, open_images_of_run
+from svertka.evaluation.run_images import CALIBRATION_IMAGES, RunImages, open_images_of_run, spread_evenly
 from svertka.progress import progress
 from svertka.run import Run
 
@@ -48,7 +47,7 @@ def load_calibration_images(
 
 def _load_given(classifier: Classifier, given: Sequence[ImageLike]) -> Tensor:
     inputs = list(expand_inputs(given))
-    chosen = np.linspace(0, len(inputs) - 1, min(CALIBRATION_IMAGES, len(inputs))).astype(np.int64)
+    chosen = spread_evenly(len(inputs), CALIBRATION_IMAGES)
     decoding = DecodingOptions(intensity_range=classifier.preprocess.intensity_range)
     found, reasons = [], []
     with progress("reading calibration images", len(chosen), "images") as shown:

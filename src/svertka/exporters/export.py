@@ -10,7 +10,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +23,7 @@ from svertka.data.rgb_conversion import Range
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
+from svertka.evaluation.run_images import spread_evenly
 from svertka.exporters.calibration_images import load_calibration_images
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import format_bytes, parse_path, write_atomic
@@ -259,9 +259,9 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
         ) from error
 
     found = []
-    for index in np.linspace(0, len(dataset) - 1, min(MAX_CHECKED_IMAGES, len(dataset))).astype(int):
+    for index in spread_evenly(len(dataset), MAX_CHECKED_IMAGES).tolist():
         with suppress(ImageError):  # which training left out, too
-            found.append(dataset.images.read(int(index)))
+            found.append(dataset.images.read(index))
     if not found:
         raise DataError(
             f"no image of {source} can be read; name others: {format_command('export', Path(run))} IMAGE... --to …"

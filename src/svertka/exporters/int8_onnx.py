@@ -4,7 +4,6 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 from onnx import ModelProto
@@ -19,13 +18,12 @@ from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.packing import separate_shared_weights
 from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.reference import run_reference
-from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
 from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ExportMismatchError, UsageError
-from svertka.exporters.onnx import IMAGES, PICTURES, complete_model, trace_network
+from svertka.evaluation.run_images import spread_evenly
+from svertka.exporters.onnx import IMAGES, PICTURES, complete_model, copy_float_network, open_session, trace_network
 from svertka.exporters.qdq_steps import make_qdq_steps, quantize_results, separate_epilogues
-from svertka.graph.network_copy import copy_network
 from svertka.pages.number_format import count_with_noun
 
 LEAST_AGREEMENT = 0.9  # share of the images that must keep their class
@@ -87,17 +85,17 @@ def convert_to_int8_onnx(
         ExportMismatchError: Too many images get another class in ONNX Runtime.
         UsageError: The network cannot be captured or quantized, or images have non-finite values.
     """
-    network = restore(copy_network(classifier.network)).cpu().float().eval()
+    network = copy_float_network(classifier)
     name = classifier.config.model
     with explain_constants(network), torch.no_grad():
         quantized = _quantize(network, name, images, float_layers)
     model = trace_network(_QdqModule(make_qdq_steps(quantized)).eval(), classifier)
-    chosen = np.linspace(0, len(checked) - 1, min(CHECKED_IMAGES, len(checked))).astype(np.int64)
-    session = _open_session(model)
+    chosen = spread_evenly(len(checked), CHECKED_IMAGES)
+    session = open_session(model)
     check = _check(session, network, quantized, checked[chosen])
     complete_model(model, classifier, preprocessing=preprocessing)
     if preprocessing:
-        _check_preprocessing(session, _open_session(model), classifier, pictures)
+        _check_preprocessing(session, open_session(model), classifier, pictures)
     return model, check
 
 
@@ -132,10 +130,6 @@ class _QdqModule(nn.Module):
     def forward(self, x: Tensor) -> Any:
         tensors = {name: getattr(self, own) for name, own in self._names.items()}
         return run_reference(replace(self._fused, tensors=tensors), tensors.__getitem__, x)
-
-
-def _open_session(model: ModelProto) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 @torch.inference_mode()

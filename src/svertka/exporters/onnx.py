@@ -41,8 +41,13 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
     (N, H, W, 3) RGB of any size, to `probabilities`, (N, K); they are uint8, or uint16 if the classifier has an
     intensity range. The metadata has `names` and `preprocess` as JSON, `model`, and `input`, a sentence.
     """
-    network = restore(copy_network(classifier.network)).cpu().float().eval()
+    network = copy_float_network(classifier)
     return complete_model(trace_network(network, classifier), classifier, preprocessing=preprocessing)
+
+
+def copy_float_network(classifier: Classifier) -> nn.Module:
+    """Return a copy of the network, float32 on the CPU, in inference mode and with PyTorch's convolutions."""
+    return restore(copy_network(classifier.network)).cpu().float().eval()
 
 
 def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
@@ -106,10 +111,10 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
     Raises:
         ExportMismatchError: The difference exceeds the tolerance, or a most probable class that leads by more changes.
     """
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model)
     inside = session.get_inputs()[0].name == PICTURES
     tolerance = PROBABILITY_TOLERANCE if inside else LOGIT_TOLERANCE
-    network = restore(copy_network(classifier.network)).cpu().float().eval()
+    network = copy_float_network(classifier)
     largest = 0.0
     for some in _batches(pictures):
         images = torch.stack([classifier.preprocess(picture) for picture in some])
@@ -136,6 +141,11 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
             )
         largest = max(largest, float(differences.max()))
     return largest
+
+
+def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
+    """Return a session of ONNX Runtime that runs `model` on the CPU."""
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def _batches(pictures: Sequence[Pixels]) -> Iterator[Sequence[Pixels]]:
