@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from svertka.confidence_intervals import mcnemar_p_value, paired_difference_interval, wilson_interval
+from svertka.confidence_intervals import error_interval, mcnemar_p_value, paired_difference_interval, wilson_interval
 
 
 @given(images=st.integers(1, 60_000), share=st.floats(0, 1))
@@ -14,6 +14,13 @@ def test_wilson_interval_matches_scipy(images: int, share: float) -> None:
     count = round(share * images)
     expected = stats.binomtest(count, images).proportion_ci(0.95, method="wilson")
     assert wilson_interval(count, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(images=st.integers(1, 60_000), share=st.floats(0, 1))
+def test_an_error_has_the_interval_of_its_count(images: int, share: float) -> None:
+    count = round(share * images)
+    assert error_interval(count / images, images) == wilson_interval(count, images)
+    assert all(map(math.isnan, error_interval(share, 0)))
 
 
 @given(first=st.integers(0, 3000), second=st.integers(0, 3000))

@@ -30,6 +30,11 @@ def wilson_interval(count: float, images: float) -> Interval:
     return (low if count else 0.0), (high if count < images else 1.0)
 
 
+def error_interval(error: float, images: int) -> Interval:
+    """Return the Wilson interval of an error, 0 to 1, that was measured on so many images; NaN without images."""
+    return wilson_interval(round(error * images) if images else 0, images)
+
+
 def paired_difference_interval(only_first: int, only_second: int, images: int) -> Interval:
     """Return the interval of the difference between two errors on the same images, the first minus the second.
 

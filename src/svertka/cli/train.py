@@ -23,7 +23,7 @@ from svertka.cli.option_types import (
     parse_pixel_count,
 )
 from svertka.cli.printing import print_json, print_line, show_import_spinner
-from svertka.confidence_intervals import wilson_interval
+from svertka.confidence_intervals import error_interval
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 
@@ -368,7 +368,7 @@ def _describe_error(part: str, error: float, images: int | None) -> str:
     """Return the error on a part of the images in words."""
     if not images:
         return f"{part} error {error:.2%}"
-    low, high = wilson_interval(round(error * images), images)
+    low, high = error_interval(error, images)
     return f"{part} error {error:.2%}, 95 % interval {low:.2%} to {high:.2%}, on {images:,} images of {part}"
 
 

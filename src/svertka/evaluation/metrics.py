@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from svertka import distributed
-from svertka.confidence_intervals import Interval, wilson_interval
+from svertka.confidence_intervals import Interval, error_interval
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
@@ -110,12 +110,12 @@ class Evaluation:
     @property
     def top1_interval(self) -> Interval:
         """95 % confidence interval of the top-1 error."""
-        return _interval(self.top1_error, self.images)
+        return error_interval(self.top1_error, self.images)
 
     @property
     def top5_interval(self) -> Interval | None:
         """95 % confidence interval of the top-5 error; None below 6 classes."""
-        return None if self.top5_error is None else _interval(self.top5_error, self.images)
+        return None if self.top5_error is None else error_interval(self.top5_error, self.images)
 
     @property
     def sentence(self) -> str:
@@ -373,10 +373,6 @@ def _place_in_group(group: Tensor) -> Tensor:
     places = torch.empty_like(order)
     places[order] = torch.arange(len(group)) - torch.searchsorted(ordered, ordered)
     return places
-
-
-def _interval(error: float, images: int) -> Interval:
-    return wilson_interval(round(error * images), images) if images else wilson_interval(0, 0)
 
 
 def _with_interval(error: float, interval: Interval) -> str:

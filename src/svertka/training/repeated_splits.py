@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from svertka.confidence_intervals import wilson_interval
+from svertka.confidence_intervals import error_interval
 from svertka.data.source_opener import is_path, open_source
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
@@ -167,8 +167,7 @@ def _summarize(runs: list[Run], source: str, folder: Path, varies: str) -> Repea
     sizes = [run.settings()["parts"] for run in runs]
     limits = confidence_interval(errors, float(np.mean([size[part] / size["train"] for size in sizes])))
     if len(set(errors)) == 1:  # no spread to estimate from: the interval of a single split
-        images = min(size[part] for size in sizes)
-        limits = wilson_interval(round(errors[0] * images), images)
+        limits = error_interval(errors[0], min(size[part] for size in sizes))
     if varies == TRAINED_ON and len({manifest.parts[part] for run in runs if (manifest := read_manifest(run))}) > 1:
         varies = BOTH  # the part that the source names held only copies and was drawn anew
     return Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), limits, varies)

@@ -450,10 +450,10 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
     timing = time_estimate.time_training_steps(trained, batch, recipe, label)
     sizes = len(parts.indices["train"]), len(parts.indices["val"])
     one_epoch = batches.steps * timing.step
+    val = parts.eval_batches("val", prepared.preprocess, place, torch.contiguous_format)
     if frozen is None:
         one_epoch += time_estimate.estimate_validation_seconds(timing, recipe.batch_size, sizes[1])
     elif sizes[1]:
-        val = parts.eval_batches("val", prepared.preprocess, place, torch.contiguous_format)
         one_epoch += time_estimate.time_head_validation(trained, batch.images, val, classifier.names)
     one_epoch += time_estimate.time_epoch_end(classifier.network, trained, batch, folder)
     cache, once = None, 0.0
@@ -471,8 +471,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
             one_epoch += frozen_cost.each_epoch
         else:
             limit = options.cache_limit
-            of_val = parts.eval_batches("val", prepared.preprocess, place, torch.channels_last)
-            missing = [count_missing_features(frozen, cache, limit, parts, some) for some in (batches, of_val)]
+            missing = [count_missing_features(frozen, cache, limit, parts, some) for some in (batches, val)]
             once = a_picture * sum(missing)
     validating = 0.0  # seconds of cross-validation for each epoch
     if not options.is_repeated and why_not_cross_validated(recipe, parts, stored=cache is not None) is None:
