@@ -43,7 +43,7 @@ from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.evaluation.cross_validation import cross_validate
-from svertka.training.builtin_recipes import find_recipe
+from svertka.training.builtin_recipes import find_recipe_by_name
 from svertka.training.head_cross_validation import train_and_predict
 from svertka.transfer.backbone_features import compute_backbone_features
 
@@ -126,7 +126,7 @@ class Heads:
 
     def predict(self, train: Ints, others: Ints, seed: int) -> Ints:
         """Return the predictions for `others` of a head that is trained on `train`."""
-        recipe = find_recipe("frozen")
+        recipe = find_recipe_by_name("frozen")
         batches = BatchLoader(
             np.empty((len(self.labels), 1, 1, 1), np.uint8),
             self.labels,

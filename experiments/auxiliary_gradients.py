@@ -22,11 +22,11 @@ from training_helpers import batches, learn, normalized, pictures
 
 from svertka.models.initialization import init_weights
 from svertka.models.registry import find_model
-from svertka.training.builtin_recipes import find_recipe
+from svertka.training.builtin_recipes import find_recipe_by_name
 
 SEEDS = (0, 1, 2)
 STEPS, BATCH, PROBED = 20, 16, 32
-RECIPE = find_recipe("googlenet").with_changes(epochs=1, batch_size=BATCH, bfloat16=True, schedule="constant")
+RECIPE = find_recipe_by_name("googlenet").with_changes(epochs=1, batch_size=BATCH, bfloat16=True, schedule="constant")
 WEIGHT = RECIPE.auxiliary
 MOMENTS = {
     "start": "at the start, Glorot's numbers",

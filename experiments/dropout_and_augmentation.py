@@ -20,11 +20,11 @@ from training_helpers import batches, error, learn, normalized, per_cent, pictur
 
 from svertka.data.augmentation import Flip, PadCrop
 from svertka.device import set_memory_format
-from svertka.training.builtin_recipes import find_recipe
+from svertka.training.builtin_recipes import find_recipe_by_name
 
 SEEDS = (0, 1, 2)
 LEARNED, JUDGED = 2_000, 10_000
-RECIPE = find_recipe("plain").with_changes(epochs=100, bfloat16=True)
+RECIPE = find_recipe_by_name("plain").with_changes(epochs=100, bfloat16=True)
 AUGMENTATIONS = (PadCrop(pixels=2), Flip())
 WAYS = tuple(product((True, False), repeat=2))  # (dropout, augmentation)
 

@@ -36,12 +36,12 @@ from training_helpers import batches, error, learn, normalized, per_cent, pictur
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.device import set_memory_format
-from svertka.training.builtin_recipes import find_recipe
+from svertka.training.builtin_recipes import find_recipe_by_name
 
 NETWORKS = ("max", "stride", "blur", "max overall")
 SEEDS = (0, 1, 2)
 LEARNED, JUDGED, FRAME = 5_000, 2_000, 2
-RECIPE = find_recipe("plain").with_changes(epochs=4)
+RECIPE = find_recipe_by_name("plain").with_changes(epochs=4)
 MOVES = tuple(product((-2, 0, 2), repeat=2))
 NEIGHBORS = tuple(move for move in product((-1, 0, 1), repeat=2) if move != (0, 0))
 

@@ -29,11 +29,11 @@ from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.exporters.export import Export
 from svertka.inspection.atlas.build import Atlas
 from svertka.localization.locate import LocatedClass, LocatedImage, LocatedImages
-from svertka.training.extend import Extension, HeldOutAccuracy
+from svertka.training.extend import AccuracyEstimate, Extension
 
 RESULTS = (
     MixedPrecisionReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Extension,
-    GlobalOutlier, Findings, HeldOutAccuracy, LabelError, LabelFindings, LocatedImages, LocatedClass, LocatedImage,
+    GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LocatedImages, LocatedClass, LocatedImage,
     Neighbor, OptimizedRun, Predictions, SimilarImage, SimilarImages, Suggestion, Suggestions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")

@@ -21,7 +21,7 @@ from svertka.data.augmentation import (
     augment,
     merge_augmentations,
 )
-from svertka.data.per_image_random import PerImageRandom
+from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import INTERPOLATIONS, Preprocess
 from svertka.data.rand_augment_operations import OPERATIONS, TRIVIAL_AUGMENT, apply_operation
@@ -43,7 +43,7 @@ def random_images(count, side, channels=3):
 
 
 def draws(count, epoch=0):
-    return PerImageRandom(11, epoch, np.arange(count))
+    return PerImageRandomNumbers(11, epoch, np.arange(count))
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=KINDS)
@@ -51,7 +51,7 @@ def test_an_image_is_changed_alike_in_any_batch_and_memory_order(augmentation):
     images, order = random_images(12, 40), np.random.default_rng(1).permutation(12)
     whole = augmentation(images, draws(12), 32)
     for some in np.array_split(order, 5):
-        part = augmentation(images[some].contiguous(), PerImageRandom(11, 0, some), 32)
+        part = augmentation(images[some].contiguous(), PerImageRandomNumbers(11, 0, some), 32)
         assert torch.equal(part, whole[some])
     assert not torch.equal(augmentation(images, draws(12, epoch=1), 32), whole)
 
@@ -126,7 +126,7 @@ def windows(augmentation, side, count):
     first, last = side // 4, side - side // 4  # away from the edges, where the line is cut off
     boxes = []
     for some in np.array_split(np.arange(count), -(-count // 50)):
-        results = augmentation(image.expand(len(some), -1, -1, -1), PerImageRandom(11, 0, some), side).double()
+        results = augmentation(image.expand(len(some), -1, -1, -1), PerImageRandomNumbers(11, 0, some), side).double()
         for values in (results[:, 0, first, [first, last]], results[:, 1, [first, last], first]):
             slope = (values[:, 1] - values[:, 0]) / (last - first)
             boxes.append(torch.stack((values[:, 0] + 0.5 - slope * (first + 0.5), slope * side)))

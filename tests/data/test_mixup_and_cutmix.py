@@ -4,13 +4,13 @@ import torch
 from scipy import stats
 
 from svertka.data.mixup_and_cutmix import MixupAndCutmix
-from svertka.data.per_image_random import PerImageRandom
+from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 
 
 def mix_black_with_white(mixing, count, size=24):
     """Mix black images with white ones: (mixed images, shares of the black ones)."""
     black = torch.zeros(count, 3, size, size)
-    return mixing.mix(black, black + 1, PerImageRandom(5, 0, np.arange(count)))
+    return mixing.mix(black, black + 1, PerImageRandomNumbers(5, 0, np.arange(count)))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_the_share_of_a_label_is_that_of_its_image(mixing):
 def test_mixup_is_the_weighted_mean_with_weights_of_the_beta_distribution():
     images = torch.randn(2000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     others = images.roll(1, 0)
-    mixed, shares = MixupAndCutmix(mixup=0.2).mix(images, others, PerImageRandom(5, 0, np.arange(2000)))
+    mixed, shares = MixupAndCutmix(mixup=0.2).mix(images, others, PerImageRandomNumbers(5, 0, np.arange(2000)))
     for number in range(0, 2000, 100):
         share = float(shares[number])
         assert torch.allclose(mixed[number], share * images[number] + (1 - share) * others[number], atol=1e-6)
@@ -35,7 +35,7 @@ def test_mixup_is_the_weighted_mean_with_weights_of_the_beta_distribution():
 def test_cutmix_pastes_one_rectangle():
     images = torch.rand(200, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     others = images.roll(1, 0)
-    mixed, shares = MixupAndCutmix(cutmix=1.0).mix(images, others, PerImageRandom(5, 0, np.arange(200)))
+    mixed, shares = MixupAndCutmix(cutmix=1.0).mix(images, others, PerImageRandomNumbers(5, 0, np.arange(200)))
     for image, other, result, share in zip(images, others, mixed, shares.tolist(), strict=True):
         pasted = (result != image).any(0)
         assert torch.equal(pasted, pasted.any(1)[:, None] & pasted.any(0)[None])
@@ -55,7 +55,7 @@ def test_cutmix_pastes_one_rectangle():
     ],
 )
 def test_rectangles_and_shares_are_those_of_timm(weight, row, column, box, share):
-    class Known(PerImageRandom):
+    class Known(PerImageRandomNumbers):
         def for_augmentation(self, place):
             return self
 

@@ -6,7 +6,14 @@ from torch import nn
 
 from svertka.classifier import Classifier, Config, read_initial_weights
 from svertka.data.preprocessing import Preprocess
-from svertka.models.head_kinds import AdaptationHead, CosineHead, HeadKind, choose_head_kind, head_path, set_head_kind
+from svertka.models.head_kinds import (
+    AdaptationHead,
+    CosineHead,
+    HeadKind,
+    head_kind_without_relu,
+    head_path,
+    set_head_kind,
+)
 from svertka.models.registry import MODELS
 from svertka.models.weights import LoadedWeights
 
@@ -111,7 +118,7 @@ def test_no_network_is_trained_with_scores_that_are_cut_off_at_0(name: str) -> N
     torch.manual_seed(0)
     with torch.device("meta"):
         network = model.build(2, model.channels, size)
-        set_head_kind(network, model, choose_head_kind(model, "linear"), 2)
+        set_head_kind(network, model, head_kind_without_relu(model, "linear"), 2)
     head = network.get_submodule(head_path(model))
     seen: list[nn.Module] = []
     for module in network.modules():

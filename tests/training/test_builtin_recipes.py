@@ -4,7 +4,7 @@ from svertka.data.builtin import NAMES
 from svertka.errors import UsageError
 from svertka.models.published_weights import BACKBONE
 from svertka.models.registry import MODELS
-from svertka.training.builtin_recipes import DEFAULTS, RECIPES, default_recipe, find_recipe
+from svertka.training.builtin_recipes import DEFAULTS, RECIPES, default_recipe, find_recipe_by_name
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.training_loop import count_total_and_warmup_steps
 
@@ -34,11 +34,11 @@ def test_every_network_has_a_recipe_on_every_source(source: str, model: str) -> 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
     with pytest.raises(UsageError, match="recipe=fast is not known; use one of: plain, "):
-        find_recipe("fast")
+        find_recipe_by_name("fast")
 
 
 def rates(recipe: str, steps_per_epoch: int, steps: list[int], val_errors: list[float] | None = None) -> list[float]:
-    chosen = find_recipe(recipe)
+    chosen = find_recipe_by_name(recipe)
     total, warmup = count_total_and_warmup_steps(chosen, steps_per_epoch)
     return [
         learning_rate(
@@ -66,7 +66,7 @@ def test_the_110_layers_warm_up_for_400_steps() -> None:
 
 @pytest.mark.parametrize("recipe", ["alexnet", "vgg", "resnet"])
 def test_those_of_the_challenge_divide_by_ten_when_the_val_error_stalls(recipe: str) -> None:
-    base = find_recipe(recipe).lr
+    base = find_recipe_by_name(recipe).lr
     stalled = [0.5, *[0.6] * 5]
     assert rates(recipe, 100, [700], stalled[:-1]) == [base]
     assert rates(recipe, 100, [700], stalled) == pytest.approx([base / 10])
@@ -78,5 +78,5 @@ def test_cifar10_fast_is_airbench_s_triangle() -> None:
 
 
 def test_stages_name_networks() -> None:
-    assert find_recipe("vgg").start == "vgg11"
+    assert find_recipe_by_name("vgg").start == "vgg11"
     assert all(recipe.start is None or recipe.start in MODELS for recipe in RECIPES.values())

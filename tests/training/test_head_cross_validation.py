@@ -14,7 +14,7 @@ from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.tensor_files import read_tensors_and_header
 from svertka.training import head_cross_validation, resume
-from svertka.training.builtin_recipes import find_recipe
+from svertka.training.builtin_recipes import find_recipe_by_name
 from svertka.training.data_splits import DataSplits
 from svertka.training.head_cross_validation import cross_validate_head, pool_images, why_not_cross_validated
 
@@ -91,11 +91,12 @@ def test_cross_validation_changes_nothing_of_the_training(
 def test_what_is_not_cross_validated_says_why(
     spied: dict[str, Any], changes: dict[str, Any], reason: str | None
 ) -> None:
-    assert why_not_cross_validated(find_recipe("frozen").with_changes(**changes), spied["parts"], stored=True) == reason
+    recipe = find_recipe_by_name("frozen").with_changes(**changes)
+    assert why_not_cross_validated(recipe, spied["parts"], stored=True) == reason
 
 
 def test_neither_unstored_features_nor_images_known_before_are_cross_validated(spied: dict[str, Any]) -> None:
-    parts, recipe = spied["parts"], find_recipe("frozen")
+    parts, recipe = spied["parts"], find_recipe_by_name("frozen")
     assert why_not_cross_validated(recipe, parts, stored=False) == "the features are not stored"
     inherited = replace(parts.manifest, inherited=frozenset(parts.digests[:3]))
     known = why_not_cross_validated(recipe, replace(parts, manifest=inherited), stored=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.training.builtin_recipes import find_recipe
+from svertka.training.builtin_recipes import find_recipe_by_name
 from svertka.training.health import (
     are_all_the_same,
     divergence_advice,
@@ -183,7 +183,7 @@ FAULTS: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found_and_the_advice_is_right(fault: str) -> None:
     history = HISTORIES[fault]["epochs"]
-    recipe = find_recipe("plain").with_changes(**HISTORIES[fault]["settings"])
+    recipe = find_recipe_by_name("plain").with_changes(**HISTORIES[fault]["settings"])
     said: dict[str, str] = {}
     for count in range(1, len(history) + 1):
         for finding in find_problems(history[:count], 10, recipe, is_normalized=fault.endswith("_bn")):

@@ -17,7 +17,7 @@ from svertka.errors import Interrupted, UsageError
 from svertka.models.published_weights import BACKBONE
 from svertka.models.registry import MODELS
 from svertka.run import Run
-from svertka.training.builtin_recipes import find_recipe
+from svertka.training.builtin_recipes import find_recipe_by_name
 from svertka.training.computed_initial_head import estimate_head_seconds
 from svertka.training.recipe import Recipe
 from svertka.transfer import logistic_and_nearest_mean_heads
@@ -79,7 +79,11 @@ def test_dead_units_are_those_of_trained_layers(trained: Run, digit_folder: Path
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("options", [
     {"unfreeze": "head"},
-    {"unfreeze": "last", "augment": False, "recipe": find_recipe("fine-tuning").with_changes(computed_first=False)},
+    {
+        "unfreeze": "last",
+        "augment": False,
+        "recipe": find_recipe_by_name("fine-tuning").with_changes(computed_first=False),
+    },
     {"head": "nearest-mean"},
 ])  # fmt: skip
 def test_stored_features_learn_what_pictures_would(

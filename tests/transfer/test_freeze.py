@@ -13,7 +13,7 @@ from svertka.graph.cut import find_stages
 from svertka.models.registry import MODELS
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Callback, TrainingProgress, fit, make_optimizer
-from svertka.transfer.freeze import first_trainable_stage, freeze_and_split, parameter_stage_depths, split_at_frozen
+from svertka.transfer.freeze import freeze_and_split, parameter_stage_depths, parse_unfreeze, split_at_frozen
 
 SHAPE = (1, 1, 8, 8)
 
@@ -92,24 +92,19 @@ def test_auxiliary_classifiers_of_a_frozen_network_are_frozen() -> None:
 def test_first_trainable_stage() -> None:
     found = find_stages(resnet20(), SHAPE)
     names = [stage.name for stage in found]
-    assert first_trainable_stage(found, "head") == names[-1] == "linear"
+    assert parse_unfreeze(found, "head") == names[-1] == "linear"
+    assert parse_unfreeze(found, "last") == parse_unfreeze(found, "1") == parse_unfreeze(found, names[-2]) == names[-2]
     assert (
-        first_trainable_stage(found, "last")
-        == first_trainable_stage(found, "1")
-        == first_trainable_stage(found, names[-2])
-        == names[-2]
-    )
-    assert (
-        first_trainable_stage(found, "all")
-        is first_trainable_stage(found, names[0])
-        is first_trainable_stage(found, str(len(names) - 1))
+        parse_unfreeze(found, "all")
+        is parse_unfreeze(found, names[0])
+        is parse_unfreeze(found, str(len(names) - 1))
         is None
     )
     for wrong in ("top", "99", "-1", ""):
         with pytest.raises(
             UsageError, match=f"unfreeze={wrong} is not a part.*the lowest.*: conv1, layer2, layer3, linear"
         ):
-            first_trainable_stage(found, wrong)
+            parse_unfreeze(found, wrong)
 
 
 def test_depths_count_stages_from_the_head() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from svertka.compiler.calibration_batches import BATCH_SIZE, to_float_image_batch
+from svertka.compiler.calibration_batches import BATCH_SIZE, require_float_images
 from svertka.confidence_intervals import (
     Interval,
     Z,
@@ -221,7 +221,7 @@ class ValidationImages:
     def _check(self, batch: Any) -> tuple[Tensor, Tensor]:
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
             raise UsageError(f"validation= has a batch that is no pair of images and labels; {EXPECTED}")
-        images, labels = to_float_image_batch("validation", batch[0], self._shape), batch[1]
+        images, labels = require_float_images("validation", batch[0], self._shape), batch[1]
         if labels.dim() != 1 or labels.dtype not in INTEGERS or len(labels) != len(images):
             raise UsageError(
                 f"validation= has labels of shape {tuple(labels.shape)} {str(labels.dtype).removeprefix('torch.')} for "

@@ -53,7 +53,7 @@ class CalibrationBatches:
         size = self._batch_size or BATCH_SIZE
         rest = self.kept
         for batch in self._batches:
-            images = to_float_image_batch(
+            images = require_float_images(
                 "calibration", batch[0] if isinstance(batch, tuple | list) and batch else batch, self._shape
             )
             if len(images):
@@ -79,7 +79,7 @@ def describe_few_images(count: int) -> str:
     )
 
 
-def to_float_image_batch(argument: str, batch: Any, shape: tuple[int, ...]) -> Tensor:
+def require_float_images(argument: str, batch: Any, shape: tuple[int, ...]) -> Tensor:
     """Return a batch of images as a plain tensor, (N, C, H, W) float32.
 
     Args:

@@ -35,8 +35,7 @@ class PackedWeights:
         numbers: The packed weights. "winograd" and "direct": (group or 3×3 kernel, output panel, …, output in panel),
             the middle being (input, tap) for "winograd" and (tap, input) for "direct"; float32 or bfloat16. Two
             consecutive bfloat16 numbers of a direct kernel are adjacent, and an odd number of few inputs is followed by
-            zeros. "grouped" and "depthwise": (tap y, tap x,
-            input in group, output), always float32.
+            zeros. "grouped" and "depthwise": (tap y, tap x, input in group, output), always float32.
     """
 
     kernel: str

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from svertka.curation.confirmed_labels import name_in_source
 from svertka.curation.label_check import LabelFindings, Neighbor
 from svertka.curation.map_section import describe_map
-from svertka.data.content_hash import unwrap_subset
-from svertka.data.dataset import Dataset, FileImages, Pixels
+from svertka.data.dataset import Dataset, Pixels
 from svertka.data.parallel_map import map_chunks
 from svertka.errors import ImageError
 from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodable, format_command, to_printable
@@ -190,9 +190,3 @@ class _Images:
         """Return the path that a CSV file of corrections has; "" if the name has characters that text cannot hold."""
         path = name_in_source(self.dataset, index)
         return escape_csv_path(path) if to_printable(path) == path else ""
-
-
-def name_in_source(dataset: Dataset, index: int) -> str:
-    """Return how the source itself names an image: the path relative to its folder, or else its name."""
-    source, where = unwrap_subset(dataset.images)
-    return source.paths[where[index]] if isinstance(source, FileImages) else source.name(int(where[index]))

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from svertka.data.builtin import NAMES
+from svertka.data.content_hash import unwrap_subset
+from svertka.data.dataset import Dataset, FileImages
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path
 from svertka.errors import DataError
@@ -59,3 +61,9 @@ def add_confirmed(source: Source, decided: Iterable[tuple[str, str]]) -> Path | 
         return None
     write_json(file, {**read_confirmed(source), **new})
     return file
+
+
+def name_in_source(dataset: Dataset, index: int) -> str:
+    """Return how the source itself names an image: the path relative to its folder, or else its name."""
+    source, where = unwrap_subset(dataset.images)
+    return source.paths[where[index]] if isinstance(source, FileImages) else source.name(int(where[index]))

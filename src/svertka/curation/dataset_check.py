@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from svertka.curation.check_page import name_in_source, write_check_page
-from svertka.curation.confirmed_labels import read_confirmed
+from svertka.curation.check_page import write_check_page
+from svertka.curation.confirmed_labels import name_in_source, read_confirmed
 from svertka.curation.label_check import LabelFindings, check_labels
 from svertka.curation.unreadable_images import name_unreadable
 from svertka.data.builtin import NAMES

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from svertka.data.dataset import Ints
-from svertka.data.per_image_random import PerImageRandom
+from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import Interpolation, Preprocess
 from svertka.data.rand_augment_operations import (
@@ -48,7 +48,7 @@ class _Augmentation(BaseModel, ABC):
         return self
 
     @abstractmethod
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the augmented batch, (B, C, S', S')."""
 
 
@@ -66,7 +66,7 @@ class PadCrop(_Augmentation):
     pixels: int = Field(default=4, ge=1, le=64)
     outside: Literal["black", "reflection"] = "black"
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the batch shifted; S' is S."""
         side = images.shape[-1]
         if self.outside == "black":
@@ -85,7 +85,7 @@ class RandomCrop(_Augmentation):
 
     kind: Literal["random_crop"] = "random_crop"
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the crops; S' is `size`."""
         return _random_crops(images, size, draws)
 
@@ -102,7 +102,7 @@ class Flip(_Augmentation):
     kind: Literal["flip"] = "flip"
     in_turns: bool = False
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the batch with about half of its images flipped; S' is S."""
         if self.in_turns:
             mirrored = (draws.in_epoch(0).uniform(0) < 0.5) ^ (draws.epoch % 2 == 1)
@@ -136,7 +136,7 @@ class PCAColor(_Augmentation):
         axes = axes.T * np.sqrt(np.maximum(variances, 0))[:, None]
         return self.model_copy(update={"axes": tuple(tuple(axis) for axis in axes.tolist())})
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the shifted batch, float32; S' is S."""
         if self.axes is None:
             raise UsageError("pca_colour needs the statistics of the training images; call fit() first")
@@ -159,7 +159,7 @@ class _ResizedCrop(_Augmentation):
         return self.model_copy(update={"interpolation": interpolation})
 
     def _crop_and_resize(
-        self, images: torch.Tensor, height: torch.Tensor, width: torch.Tensor, draws: PerImageRandom, size: int
+        self, images: torch.Tensor, height: torch.Tensor, width: torch.Tensor, draws: PerImageRandomNumbers, size: int
     ) -> torch.Tensor:
         """Return a random window of each image, resized to (B, C, size, size).
 
@@ -194,7 +194,7 @@ class ScaleJitter(_ResizedCrop):
         """Return the side at the largest scale, so that nothing is enlarged."""
         return max(preprocess.side, round(self.high * preprocess.size))
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the crops; S' is `size`."""
         scale = self.low + (self.high - self.low) * draws.uniform(2)
         return self._crop_and_resize(images, 1 / scale, 1 / scale, draws, size)
@@ -216,7 +216,7 @@ class AreaCrop(_ResizedCrop):
     area: float = Field(default=0.08, gt=0, le=1)
     aspect: float = Field(default=4 / 3, ge=1, le=4)
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the crops; S' is `size`."""
         area = self.area + (1 - self.area) * draws.uniform(2)
         root = torch.exp((draws.uniform(3) - 0.5) * math.log(self.aspect))
@@ -238,7 +238,7 @@ class RandAugment(_Augmentation):
     operations: int = Field(default=2, ge=1, le=14)
     magnitude: int = Field(default=9, ge=0, le=LEVELS - 1)
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the changed batch; S' is S."""
         levels = np.full(len(images), self.magnitude)
         for turn in range(self.operations):
@@ -255,7 +255,7 @@ class TrivialAugment(_Augmentation):
 
     kind: Literal["trivial_augment"] = "trivial_augment"
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the changed batch; S' is S."""
         return _apply_random_operation(images, draws, 0, draws.below(2, LEVELS).numpy(), TRIVIAL_AUGMENT)
 
@@ -286,7 +286,7 @@ class RandomErasing(_Augmentation):
             raise ValueError(f"area={self.area} must be two shares above 0 to 1, the lower first")
         return self
 
-    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandomNumbers, size: int) -> torch.Tensor:
         """Return the changed batch; S' is S."""
         images, side = images.clone(), images.shape[-1]
         chosen = torch.nonzero(draws.uniform(0) < self.probability).flatten().tolist()
@@ -352,7 +352,7 @@ def merge_augmentations(
 
 
 def augment(
-    images: torch.Tensor, augmentations: Sequence[Augmentation], draws: PerImageRandom, size: int
+    images: torch.Tensor, augmentations: Sequence[Augmentation], draws: PerImageRandomNumbers, size: int
 ) -> torch.Tensor:
     """Apply augmentations in order, each with its own random numbers.
 
@@ -371,7 +371,7 @@ def augment(
 
 
 def _apply_random_operation(
-    images: torch.Tensor, draws: PerImageRandom, stream: int, levels: Ints, magnitudes: MaxMagnitudes
+    images: torch.Tensor, draws: PerImageRandomNumbers, stream: int, levels: Ints, magnitudes: MaxMagnitudes
 ) -> torch.Tensor:
     """Return the images after one random operation each.
 
@@ -394,7 +394,7 @@ def _apply_random_operation(
     return torch.from_numpy(results).permute(0, 3, 1, 2).to(images)
 
 
-def _random_crops(images: torch.Tensor, side: int, draws: PerImageRandom) -> torch.Tensor:
+def _random_crops(images: torch.Tensor, side: int, draws: PerImageRandomNumbers) -> torch.Tensor:
     """Return a random square of `side` pixels of each image, (B, C, side, side)."""
     room = images.shape[-1] - side + 1
     top, left = draws.below(0, room).to(images.device), draws.below(1, room).to(images.device)

@@ -14,7 +14,7 @@ import torch
 from svertka.data.augmentation import Augmentation, augment
 from svertka.data.dataset import Ints
 from svertka.data.mixup_and_cutmix import MixupAndCutmix
-from svertka.data.per_image_random import PerImageRandom
+from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
@@ -198,7 +198,7 @@ class BatchLoader:
         # The partner does not depend on the number of processes.
         partners = np.roll(whole, 1)[self.rank :: self.world]
         others = images.roll(1, 0) if self.world == 1 else self.images(partners, epoch)
-        images, shares = self.mixing.mix(images, others, PerImageRandom(self.seed, epoch, indices))
+        images, shares = self.mixing.mix(images, others, PerImageRandomNumbers(self.seed, epoch, indices))
         other_labels, other_weights = self._targets(partners)
         return Batch(images, labels, indices, len(whole), weights, MixedLabels(other_labels, shares, other_weights))
 
@@ -211,7 +211,7 @@ class BatchLoader:
     def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
         """Return the images at `indices` as they are in an epoch, normalized."""
         images = self._to_device(torch.from_numpy(self.rows[indices])).permute(0, 3, 1, 2)
-        draws = PerImageRandom(self.seed, epoch, indices)
+        draws = PerImageRandomNumbers(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
         # Reordering is cheaper here, at one byte per value, than after normalization.
         images = self.preprocess.normalize(images.contiguous(memory_format=self.memory_format))

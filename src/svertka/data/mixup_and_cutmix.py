@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from scipy import special
 
-from svertka.data.per_image_random import PerImageRandom
+from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 
 PLACE = 1_000_000  # of the random numbers, behind those of all augmentations
 
@@ -30,7 +30,7 @@ class MixupAndCutmix:
         return bool(self.mixup or self.cutmix)
 
     def mix(
-        self, images: torch.Tensor, others: torch.Tensor, draws: PerImageRandom
+        self, images: torch.Tensor, others: torch.Tensor, draws: PerImageRandomNumbers
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix `images` with `others`.
 
@@ -61,7 +61,7 @@ def _beta_quantile(probabilities: torch.Tensor, alpha: float) -> torch.Tensor:
 
 
 def _rectangles(
-    shares: torch.Tensor, height: int, width: int, draws: PerImageRandom
+    shares: torch.Tensor, height: int, width: int, draws: PerImageRandomNumbers
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which pixels a rectangle covers, (B, H, W) bool, and their share of the image, (B,) float64.
 

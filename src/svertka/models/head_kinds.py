@@ -48,7 +48,7 @@ class AdaptationHead(nn.Sequential):
         self.fcb = nn.Linear(ADAPTATION_UNITS, classes)
 
 
-def choose_head_kind(model: Model, kind: HeadKind) -> HeadKind:
+def head_kind_without_relu(model: Model, kind: HeadKind) -> HeadKind:
     """Return the kind of head that `model` is trained with if `kind` is requested.
 
     A network whose logits pass through a ReLU, such as SqueezeNet, gets a "pooled" head instead of its own: with the

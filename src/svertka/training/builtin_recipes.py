@@ -259,7 +259,7 @@ def _has_batch_norm(model: str) -> bool:
         return any(isinstance(layer, nn.BatchNorm2d) for layer in MODELS[model].build().modules())
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe_by_name(name: str) -> Recipe:
     """Return the recipe called `name`.
 
     Raises:

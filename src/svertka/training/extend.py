@@ -43,7 +43,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class HeldOutAccuracy:
+class AccuracyEstimate:
     """How many of some held-out images a network classifies correctly.
 
     Attributes:
@@ -55,7 +55,7 @@ class HeldOutAccuracy:
     right: int
 
     @classmethod
-    def of(cls, right: Flags) -> "HeldOutAccuracy | None":
+    def of(cls, right: Flags) -> "AccuracyEstimate | None":
         """Return the accuracy on N images; None if N is 0.
 
         Args:
@@ -105,11 +105,11 @@ class Extension:
     added: tuple[str, ...]
     new_images: dict[str, int]
     part: str
-    before: HeldOutAccuracy | None
-    after: HeldOutAccuracy | None
+    before: AccuracyEstimate | None
+    after: AccuracyEstimate | None
     lost: int
     gained: int
-    added_accuracy: HeldOutAccuracy | None
+    added_accuracy: AccuracyEstimate | None
     notes: tuple[str, ...]
 
     def sentences(self) -> list[str]:
@@ -311,9 +311,9 @@ def _judge(
     was, now = judge(before, old), judge(after, old)
     return {
         "part": part,
-        "before": HeldOutAccuracy.of(was),
-        "after": HeldOutAccuracy.of(now),
+        "before": AccuracyEstimate.of(was),
+        "after": AccuracyEstimate.of(now),
         "lost": int((was & ~now).sum()),
         "gained": int((now & ~was).sum()),
-        "added_accuracy": HeldOutAccuracy.of(judge(after, new)),
+        "added_accuracy": AccuracyEstimate.of(judge(after, new)),
     }

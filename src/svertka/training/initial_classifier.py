@@ -13,7 +13,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
 from svertka.files import os_error_to_storage_error, sync_folder, write_json
-from svertka.models.head_kinds import choose_head_kind, has_head, head_path, set_head_kind
+from svertka.models.head_kinds import has_head, head_kind_without_relu, head_path, set_head_kind
 from svertka.models.initialization import init_head, init_weights, signal_vanishes
 from svertka.models.registry import Model
 from svertka.models.weights import LoadedWeights, head_tensor_names
@@ -138,7 +138,7 @@ def build_initial_classifier(
         notes += _reinitialize_if_vanishing(network, model, parts.first_training_images(preprocess, PROBED).to(device))
     if model.init_from_data is not None:
         model.init_from_data(network, parts.first_training_images(preprocess, INIT_IMAGES).to(device))
-    own_head = choose_head_kind(model, "linear")
+    own_head = head_kind_without_relu(model, "linear")
     set_head_kind(network, model, own_head, len(names))
     if start is not None:
         notes += [start.note, start.load_into(network, names)]
@@ -149,7 +149,7 @@ def build_initial_classifier(
         notes.append(
             f"{model.name} is trained without the ReLU after its class scores: a class that it sets to 0 never learns"
         )
-    kind = choose_head_kind(model, recipe.head_kind)
+    kind = head_kind_without_relu(model, recipe.head_kind)
     if kind != own_head:
         set_head_kind(network, model, kind, len(names))
     config = Config(

@@ -35,7 +35,7 @@ from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.automatic_backbone import AUTO, choose_backbone
-from svertka.training.builtin_recipes import DEFAULTS, default_recipe, find_recipe
+from svertka.training.builtin_recipes import DEFAULTS, default_recipe, find_recipe_by_name
 from svertka.training.computed_initial_head import estimate_head_seconds, lower_diverging_rate
 from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, RunSettings, check_range
 from svertka.training.data_splits import (
@@ -325,7 +325,7 @@ def _recipe(options: TrainingOptions, source: str, model: str, *, trained: bool)
     else:
         default = default_recipe(source, model, unfreeze=changes.get("unfreeze"), trained=trained)
         name = options.recipe or (default if options.boxes is None else "patches")
-        recipe = find_recipe(name)
+        recipe = find_recipe_by_name(name)
     augmentations = recipe.augmentations
     if not options.augment or options.boxes is not None:  # patches overlap, which is augmentation enough
         augmentations = ()

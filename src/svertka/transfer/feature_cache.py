@@ -10,7 +10,7 @@ from svertka import distributed
 from svertka.data.dataset import Ints
 from svertka.data.disk_cache import INDEX_ENTRY, ArrayStore, report_disk_use
 from svertka.data.loader import BatchLoader
-from svertka.data.per_image_random import PerImageRandom
+from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 from svertka.errors import StorageError
 from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress, say
@@ -177,9 +177,8 @@ def _replace_images(batches: BatchLoader, variants: int, fetch: Fetch) -> BatchL
     """Return batches of what `fetch` returns: variant k in epoch k, and a random one after the last."""
 
     def read(indices: Ints, epoch: int) -> torch.Tensor:
-        drawn = (
-            PerImageRandom(batches.seed, epoch, indices, place=len(batches.augmentations)).below(0, variants).numpy()
-        )
+        draws = PerImageRandomNumbers(batches.seed, epoch, indices, place=len(batches.augmentations))
+        drawn = draws.below(0, variants).numpy()
         chosen = np.full(len(indices), epoch) if epoch < variants else drawn
         features = fetch(indices, chosen).to(batches.device).float()
         layout = batches.memory_format if features.dim() == 4 else torch.contiguous_format

@@ -74,7 +74,7 @@ class PartiallyFrozen(nn.Module):
         return scores
 
 
-def first_trainable_stage(found: Sequence[SameShapeStage], unfreeze: str) -> str | None:
+def parse_unfreeze(found: Sequence[SameShapeStage], unfreeze: str) -> str | None:
     """Return the name of the lowest trainable stage; None if all are trainable.
 
     Args:
@@ -104,7 +104,7 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
 
     Args:
         network: The network.
-        unfreeze: As for `first_trainable_stage`, or the name of any module, such as a block of a transformer.
+        unfreeze: As for `parse_unfreeze`, or the name of any module, such as a block of a transformer.
         shape: Shape of its input.
 
     Raises:
@@ -115,7 +115,7 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
     cuts = CuttableGraph(network, shape)
     is_stage = unfreeze.isdigit() or unfreeze in {HEAD, LAST, *(stage.name for stage in cuts.stages)}
     is_module = not is_stage and unfreeze in dict(network.named_modules())
-    before = unfreeze if is_module else first_trainable_stage(cuts.stages, unfreeze)
+    before = unfreeze if is_module else parse_unfreeze(cuts.stages, unfreeze)
     if before is None:
         return None
     halves = cuts.at(before)

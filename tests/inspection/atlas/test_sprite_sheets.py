@@ -13,10 +13,10 @@ from sklearn.datasets import load_sample_image
 from svertka.inspection.atlas.sprite_sheets import (
     MAX_CRISP_IMAGE,
     UNITS_PER_SHEET,
-    TileFormat,
+    TileSizes,
     align_patch_in_tile,
     assemble_sheet,
-    choose_tile_format,
+    choose_tile_sizes,
     encode_sheet,
     images_per_row,
 )
@@ -25,13 +25,13 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def test_small_patches_keep_every_pixel_and_large_ones_are_reduced() -> None:
-    assert choose_tile_format(3, 224) == TileFormat(window=3, kept=3, shown=48, crisp=True)
-    assert choose_tile_format(7, 224).shown == 49
-    assert choose_tile_format(15, 224).shown == 45
-    assert choose_tile_format(31, 224) == TileFormat(window=31, kept=31, shown=48, crisp=False)
-    assert choose_tile_format(300, 224) == TileFormat(window=224, kept=48, shown=48, crisp=False)
-    assert choose_tile_format(300, 224, side=96).kept == 96
-    assert choose_tile_format(40, 32) == TileFormat(window=32, kept=32, shown=64, crisp=True)
+    assert choose_tile_sizes(3, 224) == TileSizes(window=3, kept=3, shown=48, crisp=True)
+    assert choose_tile_sizes(7, 224).shown == 49
+    assert choose_tile_sizes(15, 224).shown == 45
+    assert choose_tile_sizes(31, 224) == TileSizes(window=31, kept=31, shown=48, crisp=False)
+    assert choose_tile_sizes(300, 224) == TileSizes(window=224, kept=48, shown=48, crisp=False)
+    assert choose_tile_sizes(300, 224, side=96).kept == 96
+    assert choose_tile_sizes(40, 32) == TileSizes(window=32, kept=32, shown=64, crisp=True)
 
 
 @given(st.data())
@@ -46,7 +46,7 @@ def test_clipped_patch_keeps_its_place_in_the_receptive_field(data: st.DataObjec
     top, left = (max(0, one) for one in start)
     bottom, right = (min(size, one + window) for one in start)
     found = align_patch_in_tile(
-        picture[top:bottom, left:right], (top, left, bottom, right), choose_tile_format(window, size)
+        picture[top:bottom, left:right], (top, left, bottom, right), choose_tile_sizes(window, size)
     )
     assert np.array_equal(found[..., 3] == 255, expected > 0)
     assert np.array_equal(found[..., 0], expected)
@@ -60,7 +60,7 @@ def test_tiles_are_laid_out_row_by_row() -> None:
 def test_crisp_sheet_is_lossless_with_alpha() -> None:
     flower = load_sample_image("flower.jpg")
     tiles = [
-        align_patch_in_tile(flower[k : k + 20, :24], (1, 0, 21, 24), choose_tile_format(24, 200))
+        align_patch_in_tile(flower[k : k + 20, :24], (1, 0, 21, 24), choose_tile_sizes(24, 200))
         for k in range(0, 200, 20)
     ]
     read = Image.open(io.BytesIO(encode_sheet(tiles, 5, crisp=True, quality=55)))
@@ -73,7 +73,7 @@ def test_crisp_sheet_is_lossless_with_alpha() -> None:
 def test_lossy_sheet_is_small_and_close_to_the_original() -> None:
     flower = load_sample_image("flower.jpg")
     tiles = [
-        align_patch_in_tile(flower[k : k + 100, 200:300], (1, 1, 101, 101), choose_tile_format(100, 224))
+        align_patch_in_tile(flower[k : k + 100, 200:300], (1, 1, 101, 101), choose_tile_sizes(100, 224))
         for k in range(0, 270, 10)
     ]
     content = encode_sheet(tiles, 9, crisp=False, quality=55)

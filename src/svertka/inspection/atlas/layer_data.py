@@ -13,9 +13,9 @@ from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.atlas.sprite_sheets import (
     UNITS_PER_SHEET,
-    TileFormat,
+    TileSizes,
     align_patch_in_tile,
-    choose_tile_format,
+    choose_tile_sizes,
     encode_sheet,
     to_rgb,
 )
@@ -84,14 +84,14 @@ class AtlasLayer:
         return rows, columns
 
     @cached_property
-    def tile(self) -> TileFormat:
+    def tile(self) -> TileSizes:
         """Tile of the layer's patches."""
-        return choose_tile_format(max(self.extent), self.image_size)
+        return choose_tile_sizes(max(self.extent), self.image_size)
 
     @cached_property
-    def projection_tile(self) -> TileFormat:
+    def projection_tile(self) -> TileSizes:
         """Tile of the layer's projections."""
-        return choose_tile_format(max(self.extent), self.image_size, side=PROJECTION_SIDE)
+        return choose_tile_sizes(max(self.extent), self.image_size, side=PROJECTION_SIDE)
 
 
 def take_first_units(patches: LayerPatches, num_units: int | None) -> LayerPatches:
@@ -175,7 +175,7 @@ def _crop(image: Pixels, box: Ints) -> Pixels:
     return image[top:bottom, left:right]
 
 
-def _draw_projection(projection: Projection, box: Ints, tile: TileFormat) -> Pixels:
+def _draw_projection(projection: Projection, box: Ints, tile: TileSizes) -> Pixels:
     """Return the part of `projection` inside `box` as an image at the scale of `tile`; outside its pixels it is 0."""
     top, left, bottom, right = (int(edge) for edge in box)
     pixels, first_row, first_column = projection
@@ -198,7 +198,7 @@ def _encode_strip(layer: AtlasLayer, inputs: AtlasInputs) -> bytes:
     if not len(alive):
         return encode_webp(np.zeros((1, 1, 4), np.uint8), exact=True)
     units = alive[np.linspace(0, len(alive) - 1, min(STRIP_PATCHES, len(alive))).round().astype(int)]
-    tile = choose_tile_format(max(layer.extent), layer.image_size, side=PIXEL_DENSITY * STRIP_SIDE)
+    tile = choose_tile_sizes(max(layer.extent), layer.image_size, side=PIXEL_DENSITY * STRIP_SIDE)
     images, boxes = inputs.pixels(layer.patches.images[units, 0]), layer.patches.boxes[units, 0]
     tiles = [align_patch_in_tile(_crop(image, box), box, tile) for image, box in zip(images, boxes, strict=True)]
     if tile.crisp:

@@ -17,7 +17,7 @@ IMAGE_SHEET_SIDE = 640  # pixels, approximately
 
 
 @dataclass(frozen=True)
-class TileFormat:
+class TileSizes:
     """How the patches of a layer are stored and shown.
 
     Attributes:
@@ -33,7 +33,7 @@ class TileFormat:
     crisp: bool
 
     @property
-    def reduced(self) -> "TileFormat":
+    def reduced(self) -> "TileSizes":
         """The same tile, for patches that already have the scale of the file."""
         return replace(self, window=self.kept)
 
@@ -42,18 +42,18 @@ class TileFormat:
         return asdict(self)
 
 
-def choose_tile_format(extent: int, image_size: int, *, side: int = TILE_SIDE) -> TileFormat:
+def choose_tile_sizes(extent: int, image_size: int, *, side: int = TILE_SIDE) -> TileSizes:
     """Return the tile for a receptive field of `extent` pixels in images of side `image_size`.
 
     Patches too large to be crisp are stored with at most `side` pixels.
     """
     window = min(extent, image_size)
     if image_size > MAX_CRISP_IMAGE and window > MAX_CRISP_PATCH:
-        return TileFormat(window, min(window, side), TILE_SIDE, crisp=False)
-    return TileFormat(window, window, window * max(1, round(TILE_SIDE / window)), crisp=True)
+        return TileSizes(window, min(window, side), TILE_SIDE, crisp=False)
+    return TileSizes(window, window, window * max(1, round(TILE_SIDE / window)), crisp=True)
 
 
-def align_patch_in_tile(patch: Pixels, box: Sequence[int], tile: TileFormat) -> Pixels:
+def align_patch_in_tile(patch: Pixels, box: Sequence[int], tile: TileSizes) -> Pixels:
     """Draw a patch into a tile, transparent where the receptive field exceeds the image.
 
     Args:

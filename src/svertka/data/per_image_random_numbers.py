@@ -14,7 +14,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True, eq=False)
-class PerImageRandom:
+class PerImageRandomNumbers:
     """Random numbers for the images of a batch in one epoch.
 
     Each number is a hash of the seed, the epoch, the place (which of several augmentations asks), the stream (which of
