@@ -1,6 +1,7 @@
 """16-bit values of every kind of file, brought to 8 bits by the range that is used."""
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svertka.data.image_io import DecodingOptions, decode_to_pixels, measure_intensity_range, to_rgb
+from svertka.data.image_io import DecodingOptions, decode_to_pixels, measure_intensity_range, read_header, to_rgb
 from svertka.data.rgb_conversion import FULL, make_shade_table, shades_to_16_bit
 from svertka.errors import ImageError
 
@@ -114,6 +115,14 @@ def test_the_values_that_an_image_uses():
             assert 0 <= low < top * 0.001 + 2
             assert top * 0.999 - 2 <= high <= top
     assert measure_intensity_range(png(np.full((3, 3, 1), 700, np.uint16))) == (700, 700)
+
+
+@pytest.mark.parametrize(("kind", "bands"), [("PNG", 2), *itertools.product(KINDS, (1, 3, 4))])
+def test_the_header_names_the_16_bit_files_whose_values_are_measured(kind, bands):
+    values = RNG.integers(0, 1024, (37, 23, bands)).astype(np.uint16)
+    data = KINDS[kind](values)
+    assert read_header(data).deep
+    assert measure_intensity_range(data)[1] <= 1023
 
 
 def test_8_bits_and_files_that_say_their_range_use_no_values():

@@ -295,8 +295,8 @@ def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader
         ImageError: The header cannot be read.
     """
     with _image_errors(decoding), _open(data, decoding.max_memory) as image:
+        deep = ImageWithRawMode.of(image).deep  # first: Pillow loads a PNG to find its orientation
         orientation = _orientation(image)
-        deep = ImageWithRawMode.of(image).deep
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
         orientation = orientation if orientation in range(1, 9) else 1
         return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep)
