@@ -309,6 +309,14 @@ def test_of_several_tables_with_other_columns_the_training_one_is_named(tmp_path
         list_folder(tmp_path)
 
 
+def test_a_table_that_names_none_of_the_images_beside_it_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "train/0001.jpg", "train/0002.jpg", "test/0003.jpg")
+    (tmp_path / "test.csv").write_text("id\n0003\n")
+    (tmp_path / "train.csv").write_text("id,label\n1,cat\n2,dog\n")  # a spreadsheet dropped the zeros
+    with pytest.raises(DataError, match=r"train\.csv names no image in .*: there is no 1; correct its paths"):
+        list_folder(tmp_path)
+
+
 def test_empty_rows_of_a_spreadsheet_are_none(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "all.csv").write_text("path,label,part\na.jpg,cat,train\n,,\nb.jpg,dog,test\n,,\n , ,\n")

@@ -8,7 +8,7 @@ val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation im
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -93,7 +93,8 @@ class FolderListing:
             )
             found.append(f"{self.source} has images in {_in_order(self.names())} outside class folders; {to_do}")
         elif len(names) < 2:
-            needed = f"a classifier needs two or more{f'; {in_names}' if in_names else ''}"
+            to_do = self._suggest_wrapped_classes() or in_names
+            needed = f"a classifier needs two or more{f'; {to_do}' if to_do else ''}"
             found.append(f"{self.source} has only one class, {first}; {needed}")
         classes = self._classes()
         if not classes["train"]:
@@ -126,6 +127,15 @@ class FolderListing:
         names = set(self.names())
         unlearned = [path for path in self.empty_classes if normalize_unicode_name(Path(path).name) not in names]
         return {path: f"{self.root / path} holds no image{self._left_out_in(path)}" for path in unlearned}
+
+    def _suggest_wrapped_classes(self) -> str:
+        """Return advice if the only class folder holds several folders with images, which may be the classes."""
+        folders = {PurePath(entry.path).parent.parts[:2] for entry in self.entries}
+        if self.tables or len(folders) < 2 or len({parts[:1] for parts in folders}) > 1:
+            return ""
+        inside = join_first(sorted(parts[1] for parts in folders if len(parts) > 1))
+        wrapper = self.root / min(folders)[0]
+        return f"if the folders in it ({inside}) are the classes, give {wrapper} as SOURCE"
 
     def _has_unread(self, folder: str) -> bool:
         """Return whether `folder` has images in unsupported formats, so that it was meant as a class."""

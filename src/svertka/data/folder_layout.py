@@ -301,6 +301,9 @@ class _Reader:
                 continue
             if any(folder.inside(row.path) in images for row in table.rows):
                 found.append(table)
+            elif suffix != ".txt":
+                none = f"{table.file} names no image in {folder.path}: there is no {table.rows[0].path}; correct its paths"
+                self.reasons.append((match_split_name(table.file.stem) != "train", none))
         return found
 
     def _use_table(self, table: Table, folder: Folder, part: str) -> None:
