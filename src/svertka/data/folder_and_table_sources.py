@@ -93,8 +93,8 @@ class FolderListing:
             )
             found.append(f"{self.source} has images in {_in_order(self.names())} outside class folders; {to_do}")
         elif len(names) < 2:
-            to_do = self._suggest_wrapped_classes() or in_names
-            needed = f"a classifier needs two or more{f'; {to_do}' if to_do else ''}"
+            advice = self._suggest_wrapped_classes() or in_names
+            needed = f"a classifier needs two or more{f'; {advice}' if advice else ''}"
             found.append(f"{self.source} has only one class, {first}; {needed}")
         classes = self._classes()
         if not classes["train"]:

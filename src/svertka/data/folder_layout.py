@@ -302,8 +302,9 @@ class _Reader:
             if any(folder.inside(row.path) in images for row in table.rows):
                 found.append(table)
             elif suffix != ".txt":
-                none = f"{table.file} names no image in {folder.path}: there is no {table.rows[0].path}; correct its paths"
-                self.reasons.append((match_split_name(table.file.stem) != "train", none))
+                missing = f"there is no {table.rows[0].path}; correct its paths"
+                reason = f"{table.file} names no image in {folder.path}: {missing}"
+                self.reasons.append((match_split_name(table.file.stem) != "train", reason))
         return found
 
     def _use_table(self, table: Table, folder: Folder, part: str) -> None:
