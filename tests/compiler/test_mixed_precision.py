@@ -236,6 +236,7 @@ def test_a_file_keeps_the_report_and_refuses_an_impossible_one(network: nn.Modul
             Optimized.load(path)
 
 
+@pytest.mark.large
 @pytest.mark.timeout(600)
 def test_resnet20_keeps_its_accuracy_on_photographs(shared_data: Path) -> None:
     """On 600 test images of CIFAR-10 that neither calibrated the network nor bounded its loss."""

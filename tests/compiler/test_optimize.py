@@ -227,7 +227,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Conv2d, tuple[int, ...]]:
 
 
 def test_random_convolutions_agree_with_float64(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    @settings(max_examples=large_count(40, 2000), deadline=None)
+    @settings(max_examples=large_count(15, 2000), deadline=None)
     @given(drawn=layers(), seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(drawn: tuple[nn.Conv2d, tuple[int, ...]], seed: int, threads: int) -> None:
         torch.set_num_threads(threads)

@@ -140,6 +140,7 @@ def test_a_head_learns_where_digits_are(boxed_run: Run, scenes: Scenes) -> None:
     assert judgement["classes"]["one"]["average_precision"] > 0.8
 
 
+@pytest.mark.large
 @pytest.mark.usefixtures("quiet")
 def test_two_processes_learn_what_one_does(backbone: Run, scenes: Scenes, tmp_path: Path) -> None:
     """The same patches in the same batches, each shared by both; only sums are added up in another order."""

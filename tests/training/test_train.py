@@ -378,6 +378,7 @@ def test_a_published_name_is_no_folder_of_that_name(
 # ---- recipes in stages
 
 
+@pytest.mark.large
 @pytest.mark.usefixtures("quiet")
 def test_a_recipe_trains_its_first_stage_once_and_goes_on_where_it_stopped(
     digit_folder: Path,

@@ -49,8 +49,8 @@ def weights(run: Run) -> dict[str, Tensor]:
     ({"unfreeze": "last"}, ("linear.", "layer3.")),
     ({"unfreeze": "2", "gradual": True, "epochs": 3}, ("linear.", "layer3.", "layer2.")),
     ({"head": "logistic"}, ("linear.",)),
-    ({"head": "cosine"}, ("linear.",)),
-    ({"head": "adaptation"}, ("linear.",)),
+    pytest.param({"head": "cosine"}, ("linear.",), marks=pytest.mark.large),
+    pytest.param({"head": "adaptation"}, ("linear.",), marks=pytest.mark.large),
 ])  # fmt: skip
 def test_what_is_frozen_stays_to_the_bit(
     trained: Run, digit_folder: Path, tmp_path: Path, options: dict[str, Any], learns: tuple[str, ...]
@@ -167,19 +167,35 @@ def test_pictures_of_one_s_own_start_from_the_bundled_backbone(
     assert "of 12 pictures wrong in cross-validation" in run.report.read_text().replace("\xa0", " ")
 
 
+CACHED: dict[str, Any] = {"model": "resnet20", "recipe": "frozen", "size": 8, "epochs": 2, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def trained_with_cache(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path, Path]:
+    """Return a run whose features were stored, the weights that it started from, and the cache."""
+    folder = tmp_path_factory.mktemp("cached")
+    torch.manual_seed(0)
+    torch.save(MODELS["resnet20"].build().state_dict(), folder / "x.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        run = svertka.train(digit_folder, output=folder / "whole", weights=folder / "x.pth", **CACHED)
+    assert run.settings()["cache"] is not None
+    return run, folder / "x.pth", folder / "cache"
+
+
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("kind", ["below a file", "no home", "full", "hostile"])
 def test_a_cache_that_cannot_be_written_is_a_warning(
-    digit_folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    digit_folder: Path,
+    tmp_path: Path,
+    kind: str,
+    trained_with_cache: tuple[Run, Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whatever is wrong with it, the same is learned."""
-    torch.manual_seed(0)
-    torch.save(MODELS["resnet20"].build().state_dict(), tmp_path / "x.pth")
-    options: dict[str, Any] = {"weights": tmp_path / "x.pth", "model": "resnet20", "recipe": "frozen", "size": 8}
-    options |= {"epochs": 2, "threads": 1}
+    whole, start, cache = trained_with_cache
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    whole = svertka.train(digit_folder, output=tmp_path / "whole", **options)
-    assert whole.settings()["cache"] is not None
     reason = "cannot write"
     if kind == "below a file":
         (tmp_path / "file").write_text("")
@@ -194,18 +210,18 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        shutil.rmtree(tmp_path / "cache")
         monkeypatch.setattr("svertka.data.disk_cache._write", full)
         reason = "no space left on device"
     else:
         oddities: list[Callable[[Path], object]] = [Path.mkdir, lambda path: path.symlink_to(path.name), os.mkfifo]
+        shutil.copytree(cache, tmp_path / "cache")
         files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
         for number, path in enumerate(files):
             path.unlink()
             oddities[number % 3](path)
         reason = ""
     capsys.readouterr()
-    run = svertka.train(digit_folder, output=tmp_path / "run", **options)
+    run = svertka.train(digit_folder, output=tmp_path / "run", weights=start, **CACHED)
     assert reason in capsys.readouterr().err
     assert run.result()["val_error"] == whole.result()["val_error"]
     kept, expected = run.classifier().network.state_dict(), whole.classifier().network.state_dict()
