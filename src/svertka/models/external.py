@@ -183,8 +183,8 @@ class _Build:
         if self.head_layer is None:
             raise UsageError(
                 f"{type(network).__name__} computes scores for {self.own_classes} classes, without a linear layer or "
-                f"1×1 convolution at its end that could be replaced for {classes}; name the layer with head_layer, or "
-                "give a function of the number of classes"
+                f"1×1 convolution at its end that could be replaced for {classes}; name the layer with "
+                "--head-layer (in Python head_layer=), or give a function of the number of classes"
             )
         return resize_output_layer(network, self.head_layer, classes)
 

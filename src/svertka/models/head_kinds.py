@@ -105,7 +105,7 @@ def head_path(model: Model) -> str:
         if model.reference.head_layer is None:
             raise UsageError(
                 f"{model.name} has no linear layer or 1×1 convolution that computes its class scores; name the layer "
-                "with head_layer, or train all of it with head=linear"
+                "with --head-layer (in Python head_layer=), or train all of it with --head linear"
             )
         return model.reference.head_layer
     with torch.device("meta"):

@@ -408,8 +408,8 @@ def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tu
     if found != len(dataset.names):
         raise UsageError(
             f"{model.name} computes {count_with_noun(found, 'class score')}, and {dataset.source} has "
-            f"{len(dataset.names)} classes; name its last linear layer with head_layer, or give a function of the "
-            "number of classes"
+            f"{len(dataset.names)} classes; name its last linear layer with --head-layer (in Python head_layer=), or "
+            "give a function of the number of classes"
         )
 
 
