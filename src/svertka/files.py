@@ -97,6 +97,20 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         sync_folder(path.parent)
 
 
+def rename_to_new(source: Path, target: Path) -> None:
+    """Rename the file `source` to `target`, which must not exist: a file that appeared meanwhile is not overwritten.
+
+    Raises:
+        OSError: `target` exists, or the file cannot be moved.
+    """
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    try:
+        source.replace(target)
+    except BaseException:
+        target.unlink()
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; in UTF-8 unless a name has lone surrogates."""
     try:

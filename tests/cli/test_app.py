@@ -21,6 +21,7 @@ VERBS = (
     "locate",
     "export",
     "serve",
+    "studio",
     "optimize",
     "suggest",
     "similar",

@@ -146,7 +146,7 @@ def test_paths(
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize(("verb", "option"), [case for case in numeric() if case[0] not in ("serve",)])
+@pytest.mark.parametrize(("verb", "option"), [case for case in numeric() if case[0] not in ("serve", "studio")])
 def test_numbers(
     verb: str,
     option: str,

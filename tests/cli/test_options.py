@@ -10,22 +10,26 @@ from typer.core import TyperOption
 
 import svertka
 from svertka.cli.app import app
+from svertka.studio.studio import run_studio
 from svertka.training.recipe import Recipe
 from svertka.training.single_run import TrainingOptions
 from svertka.training.train import RECIPE_SETTINGS
 
 COMMANDS = {str(command.callback.__name__): command.callback for command in app.registered_commands if command.callback}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: getattr(svertka, {"models": "list_models", "optimize": "optimize_run"}.get(name, name)) for name in COMMANDS
-}
+    name: getattr(svertka, {"models": "list_models", "optimize": "optimize_run"}.get(name, name))
+    for name in COMMANDS
+    if name != "studio"
+} | {"studio": run_studio}  # for browsers alone, and so not a function of svertka itself
 PRINTING = {"as_json", "as_csv"}  # how the command line prints a result
 DIFFERENT = {
     "check": {"apply", "write"},  # curation.apply_corrections, so that svertka.check changes nothing
     "compare": {"source"},  # the last of RUN RUN... [SOURCE]
     "serve": {"ready"},  # a callback; the command line prints the address
+    "studio": {"ready"},
     "train": {"resume"},  # svertka.resume, so that svertka.train always needs a source
 }
-OPTIONAL = {("train", "source")}  # not needed with --resume
+OPTIONAL = {("train", "source"), ("studio", "folders")}  # not needed with --resume; photos/
 SPELLED = {"as_json": "--json", "as_csv": "--csv"}
 
 every_command = pytest.mark.parametrize("name", COMMANDS)
@@ -72,7 +76,7 @@ def test_every_argument_of_a_function_has_a_type_and_is_documented(name: str) ->
 def test_every_command_is_compared() -> None:
     assert set(COMMANDS) == {
         "check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune",
-        "optimize", "suggest", "similar", "extend",
+        "studio", "optimize", "suggest", "similar", "extend",
     }  # fmt: skip
 
 

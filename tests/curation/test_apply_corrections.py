@@ -148,14 +148,14 @@ def test_a_file_that_is_no_corrections(photos: Path, tmp_path: Path, text: str) 
 def test_what_was_moved_is_moved_back_if_a_file_cannot_be(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, real = contents(photos), applying._rename_to_new
+    before, real = contents(photos), applying.rename_to_new
 
     def failing(source: Path, target: Path) -> None:
         if source.name == "2.png":
             raise OSError(28, "No space left on device", str(target))
         real(source, target)
 
-    monkeypatch.setattr(applying, "_rename_to_new", failing)
+    monkeypatch.setattr(applying, "rename_to_new", failing)
     with pytest.raises(StorageError, match="no space left on device"):
         apply_corrections(photos, fixes(tmp_path, *(f"cat/{place}.png,cat,dog" for place in range(3))), write=True)
     assert contents(photos) == before
@@ -164,7 +164,7 @@ def test_what_was_moved_is_moved_back_if_a_file_cannot_be(
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(photos: Path) -> None:
     with pytest.raises(FileExistsError):
-        applying._rename_to_new(photos / "cat" / "0.png", photos / "dog" / "0.png")
+        applying.rename_to_new(photos / "cat" / "0.png", photos / "dog" / "0.png")
     assert sorted(contents(photos)) == sorted(f"{label}/{place}.png" for label in ("cat", "dog") for place in range(3))
 
 

@@ -104,7 +104,7 @@ def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
     def running(*runs: Any, hosts: frozenset[str] | None = LOOPBACK, **options: Any) -> Iterator[Live]:
         api = App(runs, hosts=hosts, threads=2, **({"token": None} | options))
         up = threading.Event()
-        server = ServerReturningOnSignal(build_config(api), up.set)
+        server = ServerReturningOnSignal(build_config(api.asgi), up.set)
         sock = bind_socket("127.0.0.1", 0)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
         thread.start()

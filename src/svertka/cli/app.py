@@ -26,6 +26,7 @@ from svertka.cli.optimize import optimize
 from svertka.cli.predict import predict
 from svertka.cli.serve import serve
 from svertka.cli.similar import similar
+from svertka.cli.studio import studio
 from svertka.cli.suggest import suggest
 from svertka.cli.time_convolutions import tune
 from svertka.cli.train import train
@@ -88,6 +89,7 @@ SUMMARIES: dict[
     extend: "Add classes to a run in seconds, as a new run.",
     export: "Export a network as an ONNX file, or as a folder to publish.",
     serve: "Serve predictions on a web page and over HTTP.",
+    studio: "Collect images, train, try and export on web pages.",
     models: "List the networks, or the layers of one network.",
     tune: "Time the convolution algorithms on this machine.",
 }

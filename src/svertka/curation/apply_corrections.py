@@ -24,7 +24,7 @@ from svertka.curation.corrections import (
 from svertka.data.folder_and_table_sources import FolderListing
 from svertka.data.label_tables import replace_labels
 from svertka.escaping import escape_csv_cell, escape_csv_path, format_command
-from svertka.files import os_error_to_storage_error, parse_path, write_atomic
+from svertka.files import os_error_to_storage_error, parse_path, rename_to_new, write_atomic
 
 
 @dataclass(frozen=True)
@@ -176,23 +176,13 @@ def _move_all(root: Path, moves: Sequence[Move], undo: Path) -> None:
             target = root / one.destination
             with os_error_to_storage_error(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _rename_to_new(root / one.path, target)
+                rename_to_new(root / one.path, target)
             done.append(one)
     except BaseException:
         for one in reversed(done):
-            _rename_to_new(root / one.destination, root / one.path)
+            rename_to_new(root / one.destination, root / one.path)
         with suppress(OSError):
             undo.unlink()
-        raise
-
-
-def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename `source` to `target`, which must not exist: a file that appeared meanwhile is not overwritten."""
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    try:
-        source.replace(target)
-    except BaseException:
-        target.unlink()
         raise
 
 

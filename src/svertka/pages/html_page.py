@@ -17,6 +17,7 @@ _STYLES = {
     "upload": ("base.css", "components.css", "upload.css"),
     "check": ("base.css", "components.css", "check.css"),
     "docs": ("base.css", "docs.css"),
+    "studio-collect": ("base.css", "components.css", "studio.css", "studio-collect.css"),
 }
 _SCRIPTS = {
     "report": ("base.js",),
@@ -33,6 +34,7 @@ _SCRIPTS = {
     "upload": ("base.js", "dom.js", "upload.js"),
     "check": ("base.js", "dom.js", "check.js", "check-map.js"),
     "docs": ("base.js",),
+    "studio-collect": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-collect.js", "studio-camera.js"),
 }
 
 
@@ -47,7 +49,7 @@ def render_page(title: str, body: str, *, kind: str = "report", beside: bool = F
     Args:
         title: Text.
         body: HTML.
-        kind: "report", "atlas", "overlays", "upload", "check" or "docs"; selects style and scripts.
+        kind: "report", "atlas", "overlays", "upload", "check", "docs" or "studio-…"; selects style and scripts.
         beside: See `content_security_policy`.
         served: See `content_security_policy`.
     """
@@ -68,11 +70,11 @@ def content_security_policy(kind: str = "report", *, beside: bool = False, serve
     Args:
         kind: As for `render_page`.
         beside: Also allow images and scripts from the folder of the page.
-        served: Also allow requests to the server of the page, and images chosen by the user.
+        served: Also allow requests to the server of the page, its images, and images chosen by the user.
     """
     # A page opened from disk has no origin: files beside it are allowed by their scheme.
     folder = " 'self' file:" if beside else ""
-    requests = " blob:; connect-src 'self'" if served else ""
+    requests = " 'self' blob:; connect-src 'self'" if served else ""
     return (
         f"default-src 'none'; img-src data:{folder}{requests}; style-src '{_digest(_style(kind))}'; "
         f"script-src '{_digest(_script(kind))}'{folder}; base-uri 'none'; form-action 'none'"

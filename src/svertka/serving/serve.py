@@ -89,7 +89,7 @@ def serve(
         token = None if here else secrets.token_urlsafe(24)
         hosts = LOOPBACK if here else None
         api = App(served, hosts=hosts, allowed=allowed, token=token, threads=count, root=root)
-        run_server(api, sock, lambda: ready(_server_address(sock, host, token, list(api.runs))))
+        run_server(api.asgi, sock, lambda: ready(server_address(sock, host, token, list(api.runs))))
 
 
 def _parse_root_path(path: str) -> str:
@@ -110,7 +110,8 @@ def _parse_host_name(name: object) -> str:
     return found[1].rstrip(".")
 
 
-def _server_address(sock: socket.socket, host: str, token: str | None, runs: Sequence[str]) -> ServerAddress:
+def server_address(sock: socket.socket, host: str, token: str | None, runs: Sequence[str]) -> ServerAddress:
+    """Return the address of a server that listens on `sock`, which was bound to `host`."""
     address = ipaddress.ip_address(sock.getsockname()[0])
     # 0.0.0.0 cannot be opened in a browser; the name of the machine can.
     name = socket.gethostname() if address.is_unspecified else f"[{address}]" if address.version == 6 else host

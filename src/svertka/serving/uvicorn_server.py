@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from svertka.errors import UsageError
-from svertka.serving.app import App
 from svertka.serving.connection_limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, LimitedConnection
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -20,10 +20,15 @@ STOP_SECONDS = 20  # for requests in progress to end
 BACKLOG = 1024
 
 
-def run_server(app: App, sock: socket.socket, ready: Callable[[], object]) -> None:
-    """Serve `app` on `sock` until SIGINT, SIGTERM or SIGHUP; call `ready` at the start, finish requests at the end."""
+def run_server(
+    app: ASGIApp, sock: socket.socket, ready: Callable[[], object], stopping: Callable[[], object] = lambda: None
+) -> None:
+    """Serve `app` on `sock` until SIGINT, SIGTERM or SIGHUP.
+
+    Call `ready` at the start and `stopping` at the end, and then finish the requests in progress.
+    """
     _raise_file_limit(4 * MAX_CONNECTIONS)
-    server = ServerReturningOnSignal(build_config(app), ready)
+    server = ServerReturningOnSignal(build_config(app), ready, stopping)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve([sock]))
 
@@ -42,15 +47,22 @@ def _raise_file_limit(count: int) -> None:
 class ServerReturningOnSignal(uvicorn.Server):
     """uvicorn's server, which returns after a signal instead of raising it again."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], object], stopping: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__(config)
-        self.ready = ready
+        self.ready, self.stopping = ready, stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to serve, and call `ready`."""
         await super().startup(sockets)
         if not self.should_exit:
             self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Call `stopping`, so that endless responses end, and finish the requests in progress."""
+        self.stopping()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -66,12 +78,12 @@ class ServerReturningOnSignal(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def build_config(app: App) -> uvicorn.Config:
+def build_config(app: ASGIApp) -> uvicorn.Config:
     """Return the configuration of uvicorn for `app`."""
     # Without warnings such as "Invalid HTTP request", which are the client's fault; errors of the server are logged.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     return uvicorn.Config(
-        app.asgi,
+        app,
         http=LimitedConnection,
         ws="none",
         lifespan="on",

@@ -1,0 +1,37 @@
+// What all pages of the studio share: requests, sentences about what happened, errors.
+"use strict";
+(() => {
+  const htmx = self.htmx;
+  Object.assign(htmx.config, { includeIndicatorStyles: false, allowEval: false, allowScriptTags: false, historyEnabled: false, refreshOnHistoryMiss: true });
+  const SHOWN = 6000; // milliseconds
+  const studio = self.studio = {};
+  let timer = 0;
+
+  studio.say = (sentence) => {
+    const place = document.getElementById("said");
+    place.textContent = sentence.replaceAll("image", "picture");
+    clearTimeout(timer);
+    timer = setTimeout(() => { place.textContent = ""; }, SHOWN);
+  };
+
+  // The answer of the server as JSON; an error is an Error with its sentence.
+  studio.ask = async (address, options = {}) => {
+    for (let turn = 0; ; turn += 1) {
+      let response;
+      try { response = await fetch(address, options); } catch { throw new Error("the server does not answer"); }
+      if (response.status === 503 && turn < 5) {
+        await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
+        continue;
+      }
+      const value = await response.json();
+      if (!response.ok) throw new Error(value.error);
+      return value;
+    }
+  };
+  studio.query = (address, fields) => `${address}?${new URLSearchParams(fields)}`;
+
+  const sentence = (text) => { try { return JSON.parse(text).error; } catch { return "the server does not answer"; } };
+  document.addEventListener("said", (event) => studio.say(event.detail.value ?? event.detail));
+  document.addEventListener("htmx:responseError", (event) => studio.say(`${sentence(event.detail.xhr.responseText)}.`));
+  document.addEventListener("htmx:sendError", () => studio.say("The server does not answer."));
+})();

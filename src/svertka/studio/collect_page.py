@@ -1,0 +1,296 @@
+"""The page Collect: the classes of a data set and their images."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from svertka.errors import DataError, ImageError, UsageError
+from svertka.files import format_bytes, os_error_to_storage_error
+from svertka.serving.http_error import HTTPError
+from svertka.serving.request_body_limits import BodyReader
+from svertka.studio.collection import TRASH, Change, CollectedImage
+from svertka.studio.request_fields import Fields, read_form, read_query
+from svertka.studio.studio_page import add_routes, render_fragment, render_studio_page, said
+from svertka.studio.thumbnails import SIDES
+from svertka.studio.workspace import Workspace
+from svertka.studio.zip_images import read_zip_images
+
+MAX_ZIP_BYTES = 4 << 30
+SHOWN_REASONS = 20  # images of a zip file that were left out, by name
+
+
+class ClassField(Fields):
+    """A class."""
+
+    label: str
+
+
+class AddFields(Fields):
+    """Where an image is added, and what it is called."""
+
+    label: str = ""
+    name: str = Field(default="image", max_length=1000)
+
+
+class RenameFields(Fields):
+    """A class and its new name."""
+
+    label: str
+    to: str
+
+
+class PathsField(Fields):
+    """Images."""
+
+    path: tuple[str, ...] = Field(min_length=1)
+
+
+class MoveFields(PathsField):
+    """Images, and the class to move them to."""
+
+    label: str
+
+
+class UndoField(Fields):
+    """The change to undo."""
+
+    key: str
+
+
+class CountField(Fields):
+    """The number that was agreed to."""
+
+    count: int
+
+
+class ThumbnailFields(Fields):
+    """An image, its stamp, and the side of the thumbnail in pixels."""
+
+    path: str
+    v: str = Field(max_length=80)
+    side: Literal["192", "1024"] = "192"
+
+
+@dataclass(frozen=True)
+class AddedImage:
+    """What became of an image that was sent: its path, "" if it was not added; and a reason or remark."""
+
+    path: str
+    note: str
+
+
+class CollectPage:
+    """Routes of the page Collect of one workspace.
+
+    Args:
+        workspace: The data set.
+        bodies: Reader of bodies, which limits those of all requests together.
+    """
+
+    def __init__(self, workspace: Workspace, bodies: BodyReader) -> None:
+        self._workspace, self._bodies = workspace, bodies
+        self._collection, self._marks = workspace.collection, workspace.marks
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Add the routes to `app`."""
+        pages: dict[str, Callable[..., Any]] = {
+            "collect": self._page,
+            "classes": self._classes,
+            "images": self._images,
+            "thumbnail": self._thumbnail,
+        }
+        forms: dict[str, Callable[..., Any]] = {
+            "add": self._add,
+            "add-zip": self._add_zip,
+            "added": self._added,
+            "add-class": self._add_class,
+            "rename-class": self._rename_class,
+            "delete-class": self._delete_class,
+            "move": self._move,
+            "delete": self._delete,
+            "undo": self._undo,
+            "empty-trash": self._empty_trash,
+        }
+        add_routes(app, self._workspace, pages, forms)
+
+    async def _page(self) -> Response:
+        await run_in_threadpool(self._marks.read_unknown)
+        return render_studio_page(self._workspace, "collect", **await run_in_threadpool(self._describe_classes))
+
+    async def _classes(self) -> Response:
+        return await self._classes_after()
+
+    async def _classes_after(self, **events: Any) -> Response:
+        """Return the list of classes, which replaces that of the page."""
+        shown = await run_in_threadpool(self._describe_classes)
+        return render_fragment("studio_classes.html", events, **shown)
+
+    def _describe_classes(self) -> dict[str, Any]:
+        counts = self._collection.counts()
+        return {
+            "counts": counts,
+            "total": sum(counts.values()),
+            "change": self._collection.last_change(),
+            "trash": self._collection.trash_count(),
+        }
+
+    async def _images(self, request: Request) -> Response:
+        """Answer the images of a class as rows of name, stamp, kind of mark and reason."""
+        label = read_query(request, ClassField).label
+        await run_in_threadpool(self._marks.read_unknown)
+        return JSONResponse({"images": await run_in_threadpool(self._rows, label), "reading": self._marks.is_reading})
+
+    def _rows(self, label: str) -> list[list[str]]:
+        images = self._collection.images(label)
+        marks = self._marks.of(images)
+        rows = []
+        for one in images:
+            mark = marks.get(one.path)
+            rows.append([one.name, one.stamp, *((mark.kind, mark.reason) if mark else ())])
+        return rows
+
+    async def _thumbnail(self, request: Request) -> Response:
+        wanted = read_query(request, ThumbnailFields)
+        file = await run_in_threadpool(self._collection.file, wanted.path)
+        try:
+            content = await self._workspace.thumbnails.of_file(file, wanted.v, int(wanted.side))
+        except ImageError as error:
+            self._marks.add_problem(wanted.path, str(error))
+            raise
+        # The address has the stamp of the file, so that it names these bytes for ever.
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return Response(content, media_type="image/webp", headers=headers)
+
+    async def _add(self, request: Request) -> Response:
+        wanted = read_query(request, AddFields)
+        async with self._bodies.read(request) as body:
+            try:
+                added = await self._add_one(wanted.label, wanted.name, body)
+            except ImageError as error:
+                added = AddedImage("", str(error))
+        return JSONResponse({"path": added.path, "note": added.note})
+
+    async def _add_one(self, label: str, name: str, data: bytes | bytearray) -> AddedImage:
+        """Add an image that can be decoded; its thumbnail is then ready.
+
+        Raises:
+            ImageError: It cannot be decoded; it is not added. UsageError: The class name is impossible.
+            StorageError: The disk is full.
+        """
+        copies = await run_in_threadpool(self._marks.copies, data)
+        known = next((path for path in copies if path.partition("/")[0] == label), None)
+        if known is not None:
+            return AddedImage("", f"already there as {known}")
+        thumbnail = await self._workspace.thumbnails.encode(data, SIDES[0])
+        path = await run_in_threadpool(self._collection.add_image, label, name, data)
+        stamp = self._collection.stamp(path)
+        self._workspace.thumbnails.keep(self._collection.folder / path, stamp, SIDES[0], thumbnail)
+        self._marks.add(CollectedImage(path, stamp), data)
+        return AddedImage(path, f"the same file as {copies[0]}" if copies else "")
+
+    async def _add_zip(self, request: Request) -> Response:
+        """Add the images of a zip file; those in folders are of the class with the folder's name."""
+        wanted = read_query(request, AddFields)
+        trash = self._collection.folder / TRASH
+        with os_error_to_storage_error(trash):
+            trash.mkdir(exist_ok=True)
+            file = tempfile.TemporaryFile(dir=trash)  # noqa: SIM115 - closed below
+        with file:
+            size = await _write_body(request, file, trash)
+            added, left_out, problem = [], [], ""
+            members = iter(read_zip_images(file, size))
+            while True:
+                try:
+                    one = await run_in_threadpool(next, members, None)
+                except DataError as error:
+                    problem = str(error)
+                    break
+                if one is None:
+                    break
+                try:
+                    if one.data is None:
+                        raise ImageError(one.reason)
+                    result = await self._add_one(one.label or wanted.label, one.name, one.data)
+                except (DataError, UsageError) as error:  # of one image, or of the name of its folder
+                    result = AddedImage("", str(error))
+                added += [result.path] if result.path else []
+                left_out += [] if result.path else [f"{one.name}: {result.note}"]
+        if problem and not added:
+            raise HTTPError(400, problem)
+        notes = [*([problem] if problem else []), *left_out[:SHOWN_REASONS]]
+        return JSONResponse({"paths": added, "left_out": len(left_out), "notes": notes})
+
+    async def _added(self, request: Request) -> Response:
+        """Make the images that a page has sent one change that can be undone."""
+        paths = (await read_form(request, PathsField)).path
+        for path in paths:
+            await run_in_threadpool(self._collection.file, path)
+        return await self._changed(partial(self._collection.record_added, paths))
+
+    async def _add_class(self, request: Request) -> Response:
+        label = (await read_form(request, ClassField)).label
+        made = await run_in_threadpool(self._collection.add_class, label)
+        return await self._classes_after(chosen=made, **said(f"class {made} added"))
+
+    async def _rename_class(self, request: Request) -> Response:
+        wanted = await read_form(request, RenameFields)
+        change = await run_in_threadpool(self._collection.rename_class, wanted.label, wanted.to)
+        return await self._classes_after(chosen=change.moves[0][1], **said(change.sentence))
+
+    async def _delete_class(self, request: Request) -> Response:
+        label = (await read_form(request, ClassField)).label
+        change = await run_in_threadpool(self._collection.delete_class, label)
+        return await self._classes_after(chosen="", **said(change.sentence))
+
+    async def _move(self, request: Request) -> Response:
+        wanted = await read_form(request, MoveFields)
+        return await self._changed(partial(self._collection.move, wanted.path, wanted.label))
+
+    async def _delete(self, request: Request) -> Response:
+        wanted = await read_form(request, PathsField)
+        return await self._changed(partial(self._collection.delete, wanted.path))
+
+    async def _changed(self, make: Callable[[], Change | None]) -> Response:
+        """Make a change, and return the list of classes, which says what was done."""
+        change = await run_in_threadpool(make)
+        await run_in_threadpool(self._marks.read_unknown)
+        return await self._classes_after(changed="", **said(change.sentence if change else "nothing was added"))
+
+    async def _undo(self, request: Request) -> Response:
+        key = (await read_form(request, UndoField)).key
+        sentence = await run_in_threadpool(self._collection.undo, key)
+        await run_in_threadpool(self._marks.read_unknown)
+        return await self._classes_after(changed="", **said(sentence))
+
+    async def _empty_trash(self, request: Request) -> Response:
+        count = (await read_form(request, CountField)).count
+        sentence = await run_in_threadpool(self._collection.empty_trash, count)
+        return await self._classes_after(**said(sentence))
+
+
+async def _write_body(request: Request, file: Any, folder: Path) -> int:
+    """Write the body of a request to `file`, in `folder`, as it arrives, and return its size in bytes.
+
+    Raises:
+        HTTPError: 413, it is too large; 400, the client disconnected. StorageError: The disk is full.
+    """
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > MAX_ZIP_BYTES:
+                raise HTTPError(413, f"a zip file may have at most {format_bytes(MAX_ZIP_BYTES)}")
+            with os_error_to_storage_error(folder):
+                await run_in_threadpool(file.write, chunk)
+    except ClientDisconnect as error:
+        raise HTTPError(400, "the client disconnected") from error
+    return size
