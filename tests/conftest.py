@@ -253,8 +253,9 @@ def first_paint() -> Callable[[Any], float]:
 def axe_violations() -> Callable[[Any], list[str]]:
     """Violations of accessibility rules that axe-core finds in a tab, one text per element."""
     script = (Path(__file__).parent / "vendor/axe-core/axe.min.js").read_text(encoding="utf-8")
-    run = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations.flatMap(one =>
-        one.nodes.map(node => `${one.id}: ${node.html.slice(0, 120)}`))"""
+    # Without preload: it asks for style sheets again, which pages from disk may not.
+    run = """async () => (await axe.run(document, {resultTypes: ['violations'], preload: false})).violations
+        .flatMap(one => one.nodes.map(node => `${one.id}: ${node.html.slice(0, 120)}`))"""
 
     def violations(tab: Any) -> list[str]:
         tab.wait_for_load_state("networkidle")
