@@ -96,7 +96,7 @@ def main() -> None:
                     )
                     judged = svertka.evaluate(run.folder, held_out, threads=options.threads, part="all")
                     val_errors.append(run.result()["val_error"])
-                errors.append(judged.top1_error)
+                errors.append(judged.error)
                 images += judged.images
             mean = sum(errors) / len(errors)
             variance = mean * (1 - mean) / images

@@ -34,9 +34,10 @@ from svertka.data.preprocessing import Preprocess, resize_shorter_side
 from svertka.data.source_opener import open_source
 from svertka.evaluation.crop_protocols import get_crop_protocol, to_normalized_batch
 from svertka.evaluation.metrics import MetricAccumulator
-from svertka.evaluation.predictor import CROPS_PER_BATCH, Predictor, log_mean_probability
+from svertka.evaluation.predictor import CROPS_PER_BATCH, Predictor
 from svertka.graph.fully_convolutional import make_fully_convolutional
 from svertka.models.registry import find_model
+from svertka.tasks import SINGLE_LABEL
 from turns import in_turns, ratios, seconds
 
 CPU = torch.device("cpu")
@@ -118,7 +119,7 @@ def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Te
             crops = torch.cat([shown[..., y : y + size, x : x + size] for y, x in places])
             scores = torch.cat([one.network(some) for some in crops.split(CROPS_PER_BATCH)])  # type: ignore[no-untyped-call]
             said.append(scores.mean(0).log_softmax(0))
-    return log_mean_probability(torch.stack(said), 0)
+    return SINGLE_LABEL.average(torch.stack(said), 0)
 
 
 def positions(image: Tensor, size: int, stride: tuple[int, int]) -> list[tuple[int, int]]:

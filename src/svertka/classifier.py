@@ -40,6 +40,7 @@ from svertka.models.weights import LoadedWeights
 from svertka.optimized_file import read_optimized
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say, show_spinner
+from svertka.tasks import SINGLE_LABEL, MultiLabel, Regression, Task
 from svertka.tensor_files import (
     describe_nonfinite,
     read_tensor_shapes,
@@ -75,12 +76,22 @@ class Config(BaseModel):
     patches_only: tuple[str, ...] = Field(
         default=(), description="the last of names, which only patches of images show: no whole image is named so"
     )
+    task: Task = Field(default=SINGLE_LABEL, description="what the network predicts of an image")
 
     @model_serializer(mode="wrap")
-    def _without_builder(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `builder` if there is none, so that earlier versions read the file, too."""
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `builder` and `task` if they say nothing, so that earlier versions read the file, too."""
         fields: dict[str, Any] = dump(self)
-        return {name: value for name, value in fields.items() if (name, value) != ("builder", None)}
+        unsaid = {"builder": None, "task": SINGLE_LABEL.model_dump()}
+        return {name: value for name, value in fields.items() if name not in unsaid or value != unsaid[name]}
+
+    @model_validator(mode="after")
+    def _has_outputs_of_task(self) -> Self:
+        if isinstance(self.task, MultiLabel) and self.task.thresholds and len(self.task.thresholds) != len(self.names):
+            raise ValueError("thresholds of task must be as many as names")
+        if isinstance(self.task, Regression) and len(self.names) != 1:
+            raise ValueError("names must be the one of the number")
+        return self
 
     @model_validator(mode="after")
     def _ends_in_patches_only(self) -> Self:
@@ -137,7 +148,8 @@ class Classifier:
     Attributes:
         network: As given.
         config: As given.
-        names: The K class names, in the order of the logits.
+        names: The K class names or labels, in the order of the logits; or the name of a number.
+        task: What the network predicts: one class, several labels, or a number.
         preprocess: Maps an image to a tensor (C, H, W) float32.
         origin: As given, or the name of the model in angle brackets. Commands find the training images by it.
         optimized: The optimized network in the run folder, which computes predictions instead of `network`; or None.
@@ -151,7 +163,7 @@ class Classifier:
         self, network: torch.nn.Module, config: Config, model: registry.Model | None = None, origin: str | None = None
     ) -> None:
         self.network, self.config = network, config
-        self.names, self.preprocess = config.names, config.preprocess
+        self.names, self.preprocess, self.task = config.names, config.preprocess, config.task
         self._model = model
         self.origin = origin or f"<{config.model}>"
         self.optimized: Optimized | None = None
@@ -321,6 +333,18 @@ class Classifier:
             classifier.optimized = read_optimized(folder, folder / WEIGHTS, shape, len(classifier.names))
         return classifier
 
+    def require_single_label(self, what: str, to_do: str = "use evaluate, predict, export or serve") -> None:
+        """Raise UsageError unless the network predicts one class an image.
+
+        Args:
+            what: The command or option that needs it.
+            to_do: The advice.
+        """
+        if not self.task.is_single_label:
+            raise UsageError(
+                f"{what} works with runs of one class an image, and {self.origin} predicts {self.task.phrase}; {to_do}"
+            )
+
     @property
     def precision(self) -> str:
         """The precision of predictions: "fp32", or that of the optimized network."""
@@ -404,16 +428,45 @@ class Classifier:
         best = probabilities.topk(min(top, len(self.names)))
         return [(self.names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
+    @check_types
+    def describe(self, probabilities: torch.Tensor, top: int = 5) -> dict[str, Any]:
+        """Return what is predicted of one image as JSON values, with the keys of `svertka predict --json`.
+
+        Args:
+            probabilities: A row of what `probabilities` returns, (K,).
+            top: Number of classes, at least 1; labels are all listed.
+
+        Returns:
+            `labels`, a list of dicts with `name` and `probability`, most probable first; if an image has several
+            labels, also `predicted`, whether the probability reaches the threshold of the label. Or no labels, and
+            `number`, a dict with `name` and `value`.
+
+        Raises:
+            UsageError: As `rank`.
+        """
+        if isinstance(self.task, Regression):
+            ((name, value),) = self.rank(probabilities, 1)
+            return {"labels": [], "number": {"name": name, "value": value}}
+        if isinstance(self.task, MultiLabel):
+            place = {name: label for label, name in enumerate(self.names)}
+            return {
+                "labels": [
+                    {"name": name, "probability": share, "predicted": share >= self.task.threshold(place[name])}
+                    for name, share in self.rank(probabilities, len(self.names))
+                ]
+            }
+        return {"labels": [{"name": name, "probability": share} for name, share in self.rank(probabilities, top)]}
+
     @torch.inference_mode()
     @check_types
     def probabilities(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return class probabilities of preprocessed images.
+        """Return class probabilities of preprocessed images, or what else the network predicts.
 
         Args:
             images: N tensors (C, H, W) float32, as `preprocess` returns them.
 
         Returns:
-            Probabilities (N, K) float32 on the CPU.
+            Probabilities (N, K) of the classes or labels, float32 on the CPU; or the number, (N, 1) float64.
 
         Raises:
             UsageError: A tensor has another shape, type or layout.
@@ -435,7 +488,7 @@ class Classifier:
                 )
         batch = torch.stack(list(images)).to(network_device(self.network) or "cpu")
         logits: torch.Tensor = self.network(batch)
-        return self.require_finite(logits.float().softmax(1).cpu())
+        return self.require_finite(self.task.activate(logits.float()).cpu())
 
     @check_types
     def require_finite(self, probabilities: torch.Tensor) -> torch.Tensor:
@@ -488,8 +541,9 @@ def predict(
 
     Returns:
         A list of dicts, one per image in the order given: `path`, and `labels`, a list of dicts with `name` and
-        `probability` (0 to 1), most probable first. An image that cannot be read has no labels, and the reason as
-        `error`.
+        `probability` (0 to 1), most probable first. If an image has several labels, all are listed, with `predicted`;
+        if the network predicts a number, there are no labels, and `number` has its `name` and `value`. An image that
+        cannot be read has no labels, and the reason as `error`.
 
     Raises:
         UsageError: There is no image, `top` is below 1, or the network, weights or device do not exist.
@@ -557,7 +611,15 @@ class Predictions(list[dict[str, Any]]):
 def _label_lines(prediction: dict[str, Any]) -> list[str]:
     if "error" in prediction:
         return [f"cannot be read: {prediction['error']}"]
-    return [f"{label['name']} {label['probability']:.1%}" for label in prediction["labels"]]
+    return describe_prediction(prediction)
+
+
+def describe_prediction(prediction: dict[str, Any]) -> list[str]:
+    """Return what is predicted of an image in words: its most probable classes, its labels, or its number."""
+    if "number" in prediction:
+        return [f"{prediction['number']['name']} {prediction['number']['value']:.6g}"]
+    labels = [label for label in prediction["labels"] if label.get("predicted", True)]
+    return [f"{label['name']} {label['probability']:.1%}" for label in labels] or ["no label"]
 
 
 def _thumbnail_address(image: Input, decoding: DecodingOptions) -> str | None:
@@ -599,14 +661,13 @@ def _predict_batches(
                 pool.map(partial(_preprocess_or_error, classifier.preprocess, decoding), (image for _, image in some))
             )
             good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
-            ranked = iter(classifier.rank(row, top) for row in classifier.probabilities(good))
+            described = iter(classifier.describe(row, top) for row in classifier.probabilities(good))
             batch: list[dict[str, Any]] = []
             for (path, _), tensor in zip(some, tensors, strict=True):
                 if isinstance(tensor, str):
                     batch.append({"path": path, "labels": [], "error": tensor})
                 else:
-                    labels = [{"name": name, "probability": probability} for name, probability in next(ranked)]
-                    batch.append({"path": path, "labels": labels, **precision})
+                    batch.append({"path": path, **next(described), **precision})
             yield batch
             shown.advance(len(batch))
     if sentence := describe_misnamed(find_wrong_suffixes(image for _, image in inputs)):

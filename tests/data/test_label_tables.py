@@ -324,13 +324,16 @@ def test_empty_rows_of_a_spreadsheet_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["0", "1.0"])
-def test_a_column_for_each_class_is_named(key: str, tmp_path: Path) -> None:
+def test_one_hot_columns_with_one_1_in_each_row_are_classes(key: str, tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     one, zero = ("1", "0") if key == "0" else ("1.0", "0.0")
     rows = f"a.jpg,{one},{zero},{zero}\nb.jpg,{zero},{one},{zero}\nc.jpg,{zero},{zero},{one}\n"
     (tmp_path / "all.csv").write_text(f"image_id,healthy,rust,scab\n{rows}")
-    with pytest.raises(DataError, match=r"one-hot columns \(healthy, rust, scab\); write the name"):
-        list_folder(tmp_path / "all.csv")
+    listing = list_folder(tmp_path / "all.csv")
+    assert found(listing) == [("a.jpg", "healthy", ""), ("b.jpg", "rust", ""), ("c.jpg", "scab", "")]
+    assert listing.kind == "single-label"
+    with pytest.raises(DataError, match="are in several columns; correct them there by hand"):
+        replace_labels(read_table(tmp_path / "all.csv"), {"a.jpg": "rust"})
 
 
 @pytest.mark.parametrize(

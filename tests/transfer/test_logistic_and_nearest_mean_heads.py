@@ -64,7 +64,7 @@ def test_the_nearest_mean_has_the_highest_score() -> None:
 
 def test_fit_head_changes_the_head_in_place(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, head = digit_batches(500), nn.Linear(64, 10)
-    fit_head(head, "logistic", batches, 10)
+    fit_head(head, lambda *given: fit_logistic_regression(*given, 10), batches)
     features, labels = collect_feature_batches(batches)
     assert len(features) == 500
     right = head(torch.from_numpy(features)).argmax(1).numpy() == labels

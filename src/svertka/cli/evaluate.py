@@ -58,6 +58,7 @@ def evaluate(
     """
     with show_import_spinner():
         from svertka.evaluation.evaluate import evaluate as evaluate_runs
+        from svertka.evaluation.metrics import Evaluation
 
     result = evaluate_runs(
         run,
@@ -82,6 +83,9 @@ def evaluate(
     scope = () if result.scope is None else (result.scope.sentence,)
     for sentence in (result.sentence, *scope, *result.warnings):
         print_line(sentence)
+    if not isinstance(result, Evaluation):
+        print_table(result.table(), right=tuple(range(1, len(result.table()[0]))), shrink=(0,))
+        return
     shown = [("class", "images", "recall", "precision")]
     for one in result.per_class:
         if not one.images:  # a folder may contain a few of ImageNet's thousand classes

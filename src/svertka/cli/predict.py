@@ -28,6 +28,8 @@ from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 Batch = list[dict[str, Any]]
 Write = Callable[[Batch], None]
 
+CLASS_COLUMNS = ("path", "rank", "name", "probability", "error")
+
 
 def predict(
     run: RunArgument,
@@ -41,12 +43,15 @@ def predict(
     as_csv: Annotated[
         bool,
         typer.Option(
-            "--csv", help="Print CSV with the columns path, rank, name, probability and error.", rich_help_panel=OUTPUT
+            "--csv",
+            help="Print CSV with the columns path, rank, name, probability and error; for a number: path, name, value "
+            "and error.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images. Predictions are printed as soon as they are computed.
+    """Predict the class of images, their labels, or a number. Results are printed as soon as they are computed.
 
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """
@@ -100,20 +105,27 @@ def _json_form() -> Iterator[Write]:
 
 @contextmanager
 def _csv_form() -> Iterator[Write]:
-    """Write one CSV row per class, or one row with the error for an image that cannot be read."""
+    """Write one CSV row per class, predicted label or number, or one row for an image without any."""
     table = csv.writer(sys.stdout, lineterminator="\n")
     is_begun = False
 
     def write(batch: Batch) -> None:
         nonlocal is_begun
+        is_number = any("number" in one for one in batch)
         if not is_begun:
-            table.writerow(("path", "rank", "name", "probability", "error"))
+            table.writerow(("path", "name", "value", "error") if is_number else CLASS_COLUMNS)
             is_begun = True
         for one in batch:
             path = escape_csv_path(one["path"])
-            if "error" in one:
-                table.writerow((path, "", "", "", escape_csv_cell(one["error"])))
-            for rank, label in enumerate(one["labels"], start=1):
+            error = escape_csv_cell(one.get("error", ""))
+            if is_number:
+                number = one.get("number", {"name": "", "value": ""})
+                table.writerow((path, escape_csv_cell(number["name"]), number["value"], error))
+                continue
+            labels = [label for label in one["labels"] if label.get("predicted", True)]
+            if not labels:  # it cannot be read, or no label is predicted
+                table.writerow((path, "", "", "", error))
+            for rank, label in enumerate(labels, start=1):
                 table.writerow((path, rank, escape_csv_cell(label["name"]), f"{label['probability']:.6f}", ""))
 
     yield write
@@ -121,7 +133,12 @@ def _csv_form() -> Iterator[Write]:
 
 @contextmanager
 def _table_form() -> Iterator[Write]:
-    """Write one row per image, the most probable class first. Columns widen as later batches need."""
+    """Write one row per image: the most probable class first, the predicted labels, or the number.
+
+    Columns widen as later batches need.
+    """
+    from svertka.classifier import describe_prediction
+
     widths: list[int] = []
 
     def write(batch: Batch) -> None:
@@ -131,10 +148,11 @@ def _table_form() -> Iterator[Write]:
                 for one in some:
                     print_table([(one["path"], f"cannot be read: {one['error']}")], shrink=(0, 1), prose=(1,))
                 continue
-            rows = [
-                (one["path"], *(f"{label['name']} {label['probability']:.1%}" for label in one["labels"]))
-                for one in some
-            ]
+            described = [(one["path"], describe_prediction(one), one) for one in some]
+            is_ranked = not any(
+                "number" in one or any("predicted" in label for label in one["labels"]) for _, _, one in described
+            )
+            rows = [(path, *(lines if is_ranked else [", ".join(lines)])) for path, lines, _ in described]
             labels = range(1, len(rows[0]))
             widths = print_table(rows, shrink=(0, *reversed(labels)), drop=labels[:0:-1], widths=widths)
 

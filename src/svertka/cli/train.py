@@ -354,6 +354,8 @@ def _describe_errors(run: "Run") -> list[str]:
     from svertka.evaluation.cross_validation import CrossValidation
 
     result, settings = run.result(), run.settings()
+    if (sentence := result.get("sentence")) is not None:  # several labels, or a number
+        return [f"{result['part']}: {sentence}"]
     # Counts in training.json are of patches, if the network was trained on these.
     counts = {} if settings.get("boxes") else dict(settings.get("parts", {}))
     counts |= {result.get("part"): result.get("images")}

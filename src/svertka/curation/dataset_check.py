@@ -348,6 +348,7 @@ def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, 
         dataset, listing = open_source(source, columns=columns), FolderListing(Path(), Path(), ())
         one_class = f"{dataset.source} has only one class, {dataset.names[0]}; a classifier needs two or more"
         problems = [one_class] if len(dataset.names) < 2 else []
+    dataset.require_single_label("check", "train reports unreadable images, copies and overlaps of parts, too")
     return dataset, listing, problems
 
 

@@ -37,7 +37,7 @@ class SimilarImage:
 
     Attributes:
         path: Its path.
-        label: Its class; None if the source has no labels.
+        label: Its class, labels or number; None if the source has no labels.
         similarity: Cosine of the features of both, −1 to 1.
         index: Index in the source.
     """
@@ -213,7 +213,7 @@ def _find_nearest(wanted: Floats, features: ImageFeatures, dataset: Dataset, cou
     return tuple(
         SimilarImage(
             path=escape_undecodable(dataset.images.name(number)),
-            label=dataset.names[dataset.labels[number]] if has_labels else None,
+            label=dataset.label_text(number) if has_labels else None,
             similarity=1 - distance,
             index=number,
         )

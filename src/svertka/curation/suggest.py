@@ -171,6 +171,7 @@ def suggest(
         raise UsageError(f"count={count} must be at least 1")
     place, workers, limit = choose_device(device), set_threads(threads), parse_cache_limit_option(cache_limit)
     classifier = Classifier.load(run, place, trust_builder=trust_builder)
+    classifier.require_single_label("suggest")
     if len(classifier.names) < 2:
         raise UsageError(f"{classifier.origin} has a single class, so that no image is uncertain; use another run")
     dataset = open_unlabeled(unlabeled).with_decoding(DecodingOptions.up_to(max_pixels))

@@ -13,6 +13,8 @@ from svertka.data import image_io
 from svertka.data.file_accounting import FileAccount
 from svertka.data.image_io import DEFAULT, DecodedImage, DecodingOptions, decode_image, read_image_size
 from svertka.data.rgb_conversion import Range
+from svertka.errors import DataError
+from svertka.tasks import SINGLE_LABEL, AnyTask, Targets
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -137,29 +139,46 @@ class Dataset:
 
     Attributes:
         source: What `open_source` takes to open the data set again.
-        names: Class names.
+        names: Names of the classes or labels; of a number, the name of its column.
         images: The images.
-        labels: Class of each image, (N,) int64, an index into `names`.
+        labels: Target of each image in its row: its class, (N,) int64, an index into `names`; for several labels 0 or 1
+            for each of `names`, (N, K) float32; or a number, (N,) float64.
         parts: Part of each image as the source names it, (N,): "train", "val", "test", or "".
         account: Files of the source that are not used, and why.
         groups: Group of each image, such as the patient, (N,); images of one group stay in one part. "" for an image
             without a group; None if the source has no groups.
+        task: What a network predicts of these images.
     """
 
     source: str
     names: tuple[str, ...]
     images: Images
-    labels: Ints
+    labels: Targets
     parts: npt.NDArray[np.str_]
     account: FileAccount = field(default_factory=FileAccount)
     groups: npt.NDArray[np.str_] | None = None
+    task: AnyTask = SINGLE_LABEL
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def counts(self) -> Ints:
-        """Return the number of images of each class, (classes,)."""
-        return np.bincount(self.labels, minlength=len(self.names)).astype(np.int64)
+        """Return the number of images of each class or with each label, (K,)."""
+        return self.task.counts(self.labels, len(self.names))
+
+    def label_text(self, index: int) -> str:
+        """Return the target of an image in words: its class, its labels joined by |, or its number."""
+        return self.task.text(self.labels[index], self.names)
+
+    def require_single_label(self, what: str, to_do: str = "use train, evaluate, predict, export or serve") -> None:
+        """Raise DataError unless each image has one class.
+
+        Args:
+            what: The command or option that needs it.
+            to_do: The advice.
+        """
+        if not self.task.is_single_label:
+            raise DataError(f"{what} works with one class an image, and {self.source} has {self.task.phrase}; {to_do}")
 
     def with_decoding(self, decoding: DecodingOptions) -> "Dataset":
         """Return the data set with its files decoded as `decoding` says."""

@@ -74,7 +74,7 @@ def split_by_content_as_before(
 ) -> DatasetSplit:
     """Split by content only, as runs did before they recorded their images."""
     contents = reseed_digests([digests[i] for i in good.tolist()], turn)
-    chosen = split_by_hash(contents, dataset.labels[good], dataset.parts[good], val, test)
+    chosen = split_by_hash(contents, dataset.task.strata(dataset.labels[good]), dataset.parts[good], val, test)
     return DatasetSplit({part: good[places] for part, places in chosen.items()})
 
 
@@ -109,7 +109,7 @@ def split_dataset(
         DataError: The groups cannot be split.
     """
     contents = [digests[i] for i in good.tolist()]
-    labels, named = dataset.labels[good], dataset.parts[good]
+    labels, named = dataset.task.strata(dataset.labels[good]), dataset.parts[good]
     void = find_copied_parts(contents, named, inherited)
     named = np.where(np.isin(named, list(void)), COPIES, named)
     notes = _contradictions(dataset, good, contents)
@@ -192,17 +192,20 @@ def _most_alike(images: int) -> float:
 
 
 def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list[str]:
-    """Return a sentence on images that are copies of an image of another class, if there are any."""
+    """Return a sentence on images that are copies of an image with another label, if there are any."""
     first: dict[bytes, int] = {}
     pairs = []
     for index, content in zip(good.tolist(), contents, strict=True):
         other = first.setdefault(content, index)
-        if dataset.labels[other] != dataset.labels[index]:
+        if (dataset.labels[other] != dataset.labels[index]).any():
             pairs.append(f"{dataset.images.name(other)} = {dataset.images.name(index)}")
     if not pairs:
         return []
     are = "image is a copy" if len(pairs) == 1 else "images are copies"
-    return [f"{len(pairs):,} {are} of one of another class, so that one label is wrong: {join_first(pairs)}"]
+    which = "of another class, so that one label is wrong"
+    if not dataset.task.is_single_label:
+        which = "with another target, so that one of the two is wrong"
+    return [f"{len(pairs):,} {are} of one {which}: {join_first(pairs)}"]
 
 
 def _units(contents: list[bytes], alike: list[list[int]], groups: npt.NDArray[np.str_] | None) -> Ints:

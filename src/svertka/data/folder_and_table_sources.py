@@ -6,7 +6,7 @@ val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation im
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
@@ -26,9 +26,11 @@ from svertka.data.folder_layout import (
 )
 from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import match_split_name
+from svertka.data.target_columns import Kind
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, shell_quote
 from svertka.files import parse_path
+from svertka.tasks import SEPARATOR, SINGLE_LABEL, AnyTask, MultiLabel, Regression, Targets
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
 OWN_FOLDERS = "put the images of each class into a folder of its own, such as photos/cat and photos/dog"
@@ -63,9 +65,20 @@ class FolderListing:
     account: FileAccount = field(default_factory=FileAccount)
     tables: tuple[tuple[Table, str], ...] = ()
 
+    @property
+    def kind(self) -> Kind:
+        """What the label of an entry is, as in `tasks`: several labels if it is so in one of the tables."""
+        return next((table.kind for table, _ in self.tables if table.kind != "single-label"), "single-label")
+
     def names(self) -> tuple[str, ...]:
-        """Return the class names in natural order."""
-        return tuple(sorted({entry.label for entry in self.entries}, key=natural_sort_key))
+        """Return the names of the classes or labels in natural order; of a number, its column."""
+        if self.kind == "regression":
+            return (self.tables[0][0].target,)
+        return tuple(sorted({name for entry in self.entries for name in self._labels(entry)}, key=natural_sort_key))
+
+    def _labels(self, entry: LabeledImage) -> Sequence[str]:
+        """Return the class of an image, or its labels."""
+        return [name for name in entry.label.split(SEPARATOR) if name] if self.kind == "multi-label" else [entry.label]
 
     def problems(self) -> list[str]:
         """Return why training is impossible, a sentence per problem; empty if it is possible."""
@@ -79,6 +92,10 @@ class FolderListing:
                 + (f" ({left_out})" if left_out else "")
             ]
         names = self.names()
+        if (mixture := self._mixture()) is not None:
+            return [mixture]
+        if self.kind == "regression":
+            return []
         found = [
             f"{sentence}; add some or remove the folder"
             for path, sentence in self._without_images().items()
@@ -92,6 +109,11 @@ class FolderListing:
                 "classes in a CSV file of path,label,part"
             )
             found.append(f"{self.source} has images in {_in_order(self.names())} outside class folders; {to_do}")
+        elif len(names) < 2 and self.kind == "multi-label":
+            listed = f"only one label, {names[0]}" if names else "no label"
+            found.append(
+                f"{self.source} has {listed}; several labels need two names or more, and yes or no needs two classes"
+            )
         elif len(names) < 2:
             advice = self._suggest_wrapped_classes() or in_names
             needed = f"a classifier needs two or more{f'; {advice}' if advice else ''}"
@@ -108,8 +130,24 @@ class FolderListing:
                 )
         return found
 
+    def _mixture(self) -> str | None:
+        """Return why the tables, which label the images in different ways, cannot be used together; None if they can.
+
+        A table of one class an image can be one of several labels in which no image has two.
+        """
+        kinds = {table.kind for table, _ in self.tables}
+        numbers = {table.target for table, _ in self.tables if table.kind == "regression"}
+        if kinds <= {"single-label", "multi-label"} or (kinds == {"regression"} and len(numbers) == 1):
+            return None
+        listed = "; ".join(
+            f"{table.file} has {table.target or table.kind.replace('-', ' ')}" for table, _ in self.tables
+        )
+        return f"the tables of {self.source} label images in different ways ({listed}); use one way in all of them"
+
     def warnings(self) -> list[str]:
         """Return what may be wrong, a sentence per finding."""
+        if self.kind == "regression":
+            return list(self.account.warnings)
         classes = self._classes()
         missing = [
             f"{part} of {self.source} has no image of {_in_order(only)}, so it does not measure the error on it"
@@ -142,8 +180,11 @@ class FolderListing:
         return any(one.reason == UNREAD_FORMAT and one.path.startswith(f"{folder}/") for one in self.account.left_out)
 
     def _classes(self) -> dict[str, set[str]]:
-        """Return the classes in each part."""
-        return {part: {entry.label for entry in self.entries if (entry.part or "train") == part} for part in PARTS}
+        """Return the classes or labels in each part."""
+        return {
+            part: {name for entry in self.entries if (entry.part or "train") == part for name in self._labels(entry)}
+            for part in PARTS
+        }
 
     def _containers(self) -> str | None:
         """Return a sentence on archives and files that may hold images; None if there are none."""
@@ -161,20 +202,42 @@ class FolderListing:
         return f" that can be used ({said})" if said else ""
 
     def dataset(self) -> Dataset:
-        """Return the images by class, part and path, regardless of `problems`."""
+        """Return the images by class, part and path, or by part and path, regardless of `problems`.
+
+        Raises:
+            DataError: The tables label the images in different ways.
+        """
+        if (mixture := self._mixture()) is not None:
+            raise DataError(mixture)
         names = self.names()
         index = {name: number for number, name in enumerate(names)}
         parts = ("", *PARTS)
-        entries = sorted(self.entries, key=lambda entry: (index[entry.label], parts.index(entry.part), entry.path))
+        places = index if self.kind == "single-label" else {}
+        entries = sorted(
+            self.entries, key=lambda entry: (places.get(entry.label, 0), parts.index(entry.part), entry.path)
+        )
+        task, targets = self._targets(entries, index)
         return Dataset(
             source=str(self.source.absolute()),
             names=names,
             images=FileImages(self.root, [entry.path for entry in entries]),
-            labels=np.array([index[entry.label] for entry in entries], dtype=np.int64),
+            labels=targets,
             parts=np.array([entry.part for entry in entries], dtype="<U5"),
             account=replace(self.account, warnings=tuple(self.warnings())),
             groups=np.array([entry.group for entry in entries], dtype=np.str_) if len(self._groups()) > 1 else None,
+            task=task,
         )
+
+    def _targets(self, entries: Sequence[LabeledImage], index: Mapping[str, int]) -> tuple[AnyTask, Targets]:
+        """Return the task and the targets of `entries`, as in `Dataset`; `index`: name -> number."""
+        if self.kind == "regression":
+            return Regression(), np.array([float(entry.label) for entry in entries], dtype=np.float64)
+        if self.kind == "single-label":
+            return SINGLE_LABEL, np.array([index[entry.label] for entry in entries], dtype=np.int64)
+        targets = np.zeros((len(entries), len(index)), np.float32)
+        for row, entry in zip(targets, entries, strict=True):
+            row[[index[name] for name in self._labels(entry)]] = 1
+        return MultiLabel(), targets
 
     def _groups(self) -> set[str]:
         return {entry.group for entry in self.entries}
@@ -222,9 +285,11 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> F
     if suffix not in TABLE_SUFFIXES:
         raise UsageError(f"{path} is a file; give a folder of class folders, or a .csv file of path,label,part")
     table = read_table(path, columns)
-    entries, notes, warnings = merge_class_spellings(
-        [LabeledImage(row.path, normalize_unicode_name(row.label), row.part, row.group) for row in table.rows]
-    )
+    entries = [LabeledImage(row.path, normalize_unicode_name(row.label), row.part, row.group) for row in table.rows]
+    notes: list[str] = []
+    warnings: list[str] = []
+    if table.kind == "single-label":
+        entries, notes, warnings = merge_class_spellings(entries)
     account = FileAccount(notes=(*table.notes, *notes), warnings=tuple(warnings))
     return FolderListing(source=path, root=path.parent, entries=tuple(entries), account=account, tables=((table, ""),))
 

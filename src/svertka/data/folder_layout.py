@@ -43,7 +43,7 @@ class LabeledImage:
 
     Attributes:
         path: Path of the image.
-        label: Class name.
+        label: Class name; several labels, joined by |; or a number.
         part: "train", "val", "test" or "".
         group: Group, or "".
     """
@@ -162,9 +162,10 @@ class _Reader:
                 self._read_classes(top.folders, "")
         self._keep_once()
         self._name_wordnet_ids(top)
-        self.layout.entries, notes, warnings = merge_class_spellings(self.layout.entries)
-        self.layout.notes += notes
-        self.layout.warnings += warnings
+        if all(table.kind == "single-label" for table, _ in self.layout.tables):
+            self.layout.entries, notes, warnings = merge_class_spellings(self.layout.entries)
+            self.layout.notes += notes
+            self.layout.warnings += warnings
         self._note_rest(top, parts)
         self._question_masks()
 
@@ -353,7 +354,7 @@ class _Reader:
     def _question_tables(self, tables: Sequence[Table], top: Folder) -> None:
         """Warn of tables whose labels differ from the folders of the images."""
         labels = {entry.path: entry.label for entry, _ in self.found}
-        for table in tables:
+        for table in (one for one in tables if one.kind == "single-label"):
             rows = [(labels.get(top.inside(row.path)), row) for row in table.rows]
             other = next(
                 (

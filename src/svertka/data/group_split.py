@@ -32,7 +32,7 @@ def split_groups(
     Args:
         dataset: Data set whose class names and source appear in messages.
         keys: Key of each image, (N,); images with equal keys stay in one part.
-        labels: Class of each image, (N,) int64.
+        labels: Class or stratum of each image, (N,) int64.
         parts: Part that the source names for each image, (N,).
         val, test: Shares, as for `split_by_hash`.
         turn: Another number splits differently.
@@ -102,7 +102,8 @@ def _why_not(dataset: Dataset, keys: list[bytes], labels: Ints, chosen: npt.NDAr
     groups_of: dict[int, set[bytes]] = {}
     for place in pool:
         groups_of.setdefault(int(labels[place]), set()).add(keys[place])
-    alone = [dataset.names[label] for label, some in sorted(groups_of.items()) if len(some) == 1]
+    strata = sorted(groups_of.items()) if dataset.task.is_single_label else ()
+    alone = [dataset.names[label] for label, some in strata if len(some) == 1]
     reason = f"{alone[0]} has only one group" if alone else f"{len({keys[place] for place in pool})} groups are too few"
     return (
         f"{dataset.source} cannot be split by groups: {reason}, and {part} needs one besides those in train; add "

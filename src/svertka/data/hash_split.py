@@ -98,7 +98,7 @@ def reseed_digests(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
 def compute_dataset_fingerprint(
     dataset: Dataset, digests: Sequence[bytes], good: Ints, indices: dict[str, Ints]
 ) -> str:
-    """Compute a digest of the contents, classes and parts of images, independent of their paths and order.
+    """Compute a digest of the contents, labels and parts of images, independent of their paths and order.
 
     Args:
         dataset: The images.
@@ -108,8 +108,7 @@ def compute_dataset_fingerprint(
     """
     part_of = {index: part for part, some in indices.items() for index in some.tolist()}
     lines = sorted(
-        f"{digests[index].hex()} {dataset.names[dataset.labels[index]]} {part_of.get(index, '')}"
-        for index in good.tolist()
+        f"{digests[index].hex()} {dataset.label_text(index)} {part_of.get(index, '')}" for index in good.tolist()
     )
     return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 

@@ -4,28 +4,32 @@ photos.csv              path,label[,part][,group]; paths are relative to the tab
 metadata.csv, .jsonl    file_name and label, as on Hugging Face
 train.csv               id,label, as on Kaggle: images/ID.jpg or train/ID.jpg beside it
 val_annotations.txt     name, tab, class, as in Tiny-ImageNet; a table without a header whose first column names files
+
+The label may be several labels or a number: see `target_columns`.
 """
 
 import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from svertka.data.image_io import SUFFIXES
 from svertka.data.split_names import match_split_name
+from svertka.data.target_columns import KINDS, Kind, TargetColumns, find_target_columns
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, shell_quote
 from svertka.files import error_reason, read_regular_file
+from svertka.tasks import SEPARATOR
 from svertka.text_width import shorten
 
 LARGEST = 2**28  # bytes of a table, several million rows
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 SEPARATORS = (",", ";", "\t", "|")
-MEANINGS = ("path", "label", "part", "group")
+MEANINGS = ("path", *KINDS, "part", "group")
 KNOWN = {
     "path": (
         "path",
@@ -65,7 +69,7 @@ class LabelRow:
 
     Attributes:
         path: Path of the image as the table has it.
-        label: Class name.
+        label: Class name; several labels, joined by |; or a number.
         part: "train", "val", "test" or "".
         group: Group, or "".
         where: Place of the row for messages: "line 2 of photos.csv".
@@ -90,8 +94,10 @@ class Table:
         rows: The rows, without repetitions.
         notes: The sentences.
         paths: Path of the image in each line, by the number of the line, repetitions included.
-        label: Where a line has its label: the place of a cell, or a key of JSON.
+        label: Where a line has its label: the place of a cell, or a key of JSON. None: in several columns.
         separator: What separates cells.
+        kind: What the label of a row is, as in `tasks`.
+        target: The column of a number; "" for other labels.
     """
 
     file: Path
@@ -99,8 +105,10 @@ class Table:
     rows: tuple[LabelRow, ...]
     notes: tuple[str, ...] = ()
     paths: Mapping[int, str] = field(default_factory=dict)
-    label: int | str = 1
+    label: int | str | None = 1
     separator: str = ","
+    kind: Kind = "single-label"
+    target: str = ""
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -137,24 +145,28 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     """
     text, encoding = read_text_and_encoding(file)
     notes = [] if encoding == "UTF-8" else [f"{file} is in {encoding}"]
-    label: int | str
+    label: int | str | None
     separator = ""
     if file.suffix.lower() in (".jsonl", ".ndjson"):
-        rows, label, unused = _json_rows(text, file, columns or {})
+        rows, targets, unused = _json_rows(text, file, columns or {})
+        label = None if targets.is_one_hot else targets.columns[0]
     else:
-        rows, label, separator, unused = _delimited_rows(text, file, columns or {})
+        rows, targets, label, separator, unused = _delimited_rows(text, file, columns or {})
         if separator != ",":
             named = {"\t": "a tab", " ": "a space"}.get(separator, separator)
             notes.append(f"the columns of {file} are separated by {named}")
-    notes += unused
+    notes += [*targets.note(file), *unused]
     if not rows:
         raise DataError(f"{file} has only a first line; write a line of path,label for each image")
+    if targets.kind == "multi-label" and (bare := sum(not row.label for row in rows)):
+        notes.append(f"{bare:,} of {len(rows):,} rows of {file} have no label, which counts as an image without any")
     found, where = _locate(file, rows)
     kept = _without_repetitions(found)
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept)} rows of {file} are repeated; each counts once")
     paths = {row.line: row.path for row in found}
-    return Table(file, file.parent, tuple(kept), (*notes, *where), paths, label, separator)
+    target = targets.columns[0] if targets.kind == "regression" else ""
+    return Table(file, file.parent, tuple(kept), (*notes, *where), paths, label, separator, targets.kind, target)
 
 
 def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
@@ -165,8 +177,10 @@ def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
         labels: Path of an image, as in the table's rows -> its new label.
 
     Raises:
-        DataError: The table has changed since it was read.
+        DataError: The table has changed since it was read, or has its labels in several columns.
     """
+    if table.label is None:
+        raise DataError(f"the labels of {table.file} are in several columns; correct them there by hand")
     text, _ = read_text_and_encoding(table.file)
     new = {line: labels[path] for line, path in table.paths.items() if path in labels}
     try:
@@ -219,7 +233,7 @@ def _without_repetitions(rows: Sequence[LabelRow]) -> list[LabelRow]:
         if before.label != row.label:
             raise DataError(
                 f"{row.where} gives {row.path} the label {row.label}, and {before.where} {before.label}; "
-                "an image has one label: remove one of the lines"
+                "remove one of the lines, or write several labels into one, joined by |"
             )
         if before is row or (before.part, before.group) != (row.part, row.group):
             kept.append(row)
@@ -259,21 +273,33 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} cannot be read as {kind} in UTF-8: {shorten(reason, 200)}; save it in that format")
 
 
-def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], str, list[str]]:
-    """Return the rows, the key of the labels, and notes on unused keys."""
+def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], TargetColumns, list[str]]:
+    """Return the rows, the keys of the labels, and notes on unused keys."""
     objects = list(_json_objects(text, file))
     keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some keys
-    meanings = _meanings(keys, columns, file) if objects else {}
-    rows = [
-        _row(
-            {meaning: _scalar(value.get(key), key, f"line {number} of {file}") for meaning, key in meanings.items()},
-            number,
-            file,
-        )
-        for number, value in objects
-    ]
-    values = {key: {str(value.get(key, "")) for _, value in objects} for key in _unused(keys, meanings)}
-    return rows, meanings.get("label", ""), _on_unused(values, file)
+    if not objects:
+        return [], TargetColumns("single-label", ("label",)), []
+
+    def cells(key: str) -> list[str]:
+        return [_as_cell(value.get(key)) for _, value in objects]
+
+    meanings, targets = _meanings(keys, columns, cells, file)
+    used = (*meanings.values(), *targets.columns)
+    rows = []
+    for number, value in objects:
+        where = f"line {number} of {file}"
+        read = {key: _scalar(value.get(key), key, where, targets) for key in used}
+        shown = [read[key] for key in targets.columns]
+        rows.append(_row({meaning: read[key] for meaning, key in meanings.items()}, shown, targets, number, file))
+    values = {key: {str(value.get(key, "")) for _, value in objects} for key in keys if key and key not in used}
+    return rows, targets, _on_unused(values, file)
+
+
+def _as_cell(value: Any) -> str:
+    """Return a value of JSON as a table would have it; a list as its items joined by |."""
+    if isinstance(value, list):
+        return SEPARATOR.join(map(str, value)) + SEPARATOR * (len(value) < 2)
+    return "" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _json_objects(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -295,18 +321,25 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else shorten(str(error), 100)
 
 
-def _scalar(value: Any, key: str, where: str) -> str:
+def _scalar(value: Any, key: str, where: str, targets: TargetColumns) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
         return value
+    if key in targets.columns:
+        if isinstance(value, list) and targets.kind == "multi-label" and not targets.is_one_hot:
+            return _as_cell(value)
+        if isinstance(value, float) and (targets.is_one_hot or targets.kind == "regression"):
+            return _as_cell(value)
     if isinstance(value, int) and abs(value) < 2**63:
         return str(value)
     raise DataError(f"{where} has {key}={shorten(repr(value))}; give a string or an integer")
 
 
-def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], int, str, list[str]]:
-    """Return the rows, the place of the labels, the separator, and notes on unused columns."""
+def _delimited_rows(
+    text: str, file: Path, columns: Mapping[str, str]
+) -> tuple[list[LabelRow], TargetColumns, int | None, str, list[str]]:
+    """Return the rows, the columns of the labels and their place, the separator, and notes on unused columns."""
     told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # written by Excel
     first = next((line for line in text.splitlines()[told:] if line.strip()), "")
     separator = text[4] if told else _separator(first, columns)
@@ -320,20 +353,29 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
         numbered = [(lines.line_num, line) for line in lines if any(map(str.strip, line))]  # Excel writes empty rows
         headless = not columns and _is_row(names, file.parent)
         if headless:
-            places = _places_without_header(names)
             numbered.insert(0, (first_line, header))
+            shown: tuple[int, ...] = (1,)
+            places = _places_without_header(names)
+            targets, unused = TargetColumns("single-label", ("label",)), []
         else:
             body = [line for _, line in numbered]
-            if not columns and (classes := _one_hot(names, body)):
-                raise DataError(
-                    f"{file} has one-hot columns ({join_first(classes)}); write the name of the column that is 1 "
-                    "into a column label instead"
-                )
-            meanings = _meanings(names, columns, file)
+
+            def cells(name: str) -> list[str]:
+                place = names.index(name)
+                return [line[place] if len(line) > place else "" for line in body]
+
+            meanings, targets = _meanings(names, columns, cells, file)
             places = {meaning: names.index(column) for meaning, column in meanings.items()}
-            unused = _on_unused({name: _column(names.index(name), body) for name in _unused(names, meanings)}, file)
-        rows = [_cells(line, len(names), places, number, file) for number, line in numbered]
-        return rows, places["label"], separator, [] if headless else unused
+            shown = tuple(names.index(column) for column in targets.columns)
+            used = (*meanings.values(), *targets.columns)
+            unused = _on_unused({name: set(cells(name)) for name in names if name and name not in used}, file)
+        rows = []
+        for number, line in numbered:
+            _check_width(line, len(names), number, file)
+            padded = [*line, *[""] * (len(names) - len(line))]
+            read = {meaning: padded[place] for meaning, place in places.items()}
+            rows.append(_row(read, [padded[place] for place in shown], targets, number, file))
+        return rows, targets, None if targets.is_one_hot else shown[0], separator, unused
     except csv.Error as error:
         unclosed = "a double quote is not closed" if "end of data" in str(error) else str(error)
         raise DataError(f"line {lines.line_num} of {file} is not CSV: {unclosed}; correct it") from error
@@ -360,27 +402,16 @@ def _is_row(names: list[str], folder: Path) -> bool:
 
 def _places_without_header(first: list[str]) -> dict[str, int]:
     """Return meaning -> column of a table without a header; the third column is the part if it names one."""
-    return {"path": 0, "label": 1} | ({"part": 2} if len(first) > 2 and match_split_name(first[2]) else {})
+    return {"path": 0} | ({"part": 2} if len(first) > 2 and match_split_name(first[2]) else {})
 
 
-def _cells(line: list[str], width: int, places: Mapping[str, int], number: int, file: Path) -> LabelRow:
-    """Return the row of line `number` of a table with `width` columns."""
+def _check_width(line: list[str], width: int, number: int, file: Path) -> None:
+    """Raise DataError if line `number` of a table has more than `width` columns."""
     if any(cell.strip() for cell in line[width:]):
         raise DataError(
             f"line {number} of {file} has {len(line)} columns, and the first line {width}; quote cells that contain "
             "the separator"
         )
-    return _row({meaning: line[place] if place < len(line) else "" for meaning, place in places.items()}, number, file)
-
-
-def _unused(names: list[str], meanings: Mapping[str, str]) -> list[str]:
-    """Return those of `names` that have no meaning."""
-    return [name for name in names if name and name not in meanings.values()]
-
-
-def _column(place: int, lines: Sequence[Sequence[str]]) -> set[str]:
-    """Return the values in the column at `place`."""
-    return {line[place] for line in lines if len(line) > place}
 
 
 def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
@@ -400,31 +431,24 @@ def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
     return said
 
 
-def _one_hot(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return the columns of a one-hot encoding, if there are two or more and no column is a label."""
-    lower = {name.lower() for name in names}
-    if not lines or lower & {*KNOWN["label"], *LIKELY["label"]}:
-        return []
-    hot = [name for name in names if _column(names.index(name), lines) <= {"0", "1", "0.0", "1.0"}]
-    places = [names.index(name) for name in hot]
-    is_one = all(
-        sum(float(line[place]) for place in places) == 1 for line in lines if len(line) > max(places, default=0)
-    )
-    return hot if len(hot) > 1 and is_one else []
-
-
-def _meanings(names: list[str], columns: Mapping[str, str], file: Path) -> dict[str, str]:
-    """Return meaning -> column, for the columns in `names`."""
+def _meanings(
+    names: list[str], columns: Mapping[str, str], cells: Callable[[str], Sequence[str]], file: Path
+) -> tuple[dict[str, str], TargetColumns]:
+    """Return meaning -> column, for the columns in `names`, and the columns of the labels; `cells` returns a column."""
     lower = {name.lower(): name for name in reversed(names)}
     found: dict[str, str] = {}
-    for meaning in MEANINGS:
+    for meaning in ("path", "part", "group"):
         wanted = (columns[meaning],) if meaning in columns else KNOWN[meaning]
         column = next((lower[name.lower()] for name in wanted if name.lower() in lower), None)
         if column is not None:
             found[meaning] = column
-        elif meaning in columns or meaning in ("path", "label"):
+        elif meaning in columns or meaning == "path":
             raise DataError(_missing(columns.get(meaning, meaning), names, found, file))
-    return found
+    targets = find_target_columns(names, columns, tuple(found.values()), LIKELY["label"], cells, file)
+    if targets is None:
+        wanted = tuple(columns[meaning] for meaning in KINDS if meaning in columns)
+        raise DataError(_missing((*wanted, "label")[0], names, found, file))
+    return found, targets
 
 
 def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path) -> str:
@@ -441,12 +465,12 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
     return f"{file} has no column {column}, but {listed}; name the columns: {shell_quote('--columns', pairs)}"
 
 
-def _row(values: Mapping[str, str], number: int, file: Path) -> LabelRow:
+def _row(values: Mapping[str, str], shown: Sequence[str], targets: TargetColumns, number: int, file: Path) -> LabelRow:
     where = f"line {number} of {file}"
-    path, label, part, group = (values.get(name, "").strip() for name in MEANINGS)
-    for name, value in (("path", path), ("label", label)):
-        if not value:
-            raise DataError(f"{where} has no {name}; fill it in or remove the line")
+    path, part, group = (values.get(name, "").strip() for name in ("path", "part", "group"))
+    if not path:
+        raise DataError(f"{where} has no path; fill it in or remove the line")
+    label = targets.text(shown, where)
     if "\0" in path:
         raise DataError(f"{where} has a NUL character in its path; correct it")
     known = match_split_name(part) if part else ""

@@ -289,6 +289,7 @@ class Comparison:
     @property
     def ensemble(self) -> Evaluation:
         """The evaluation of the mean of the runs' class probabilities."""
+        assert isinstance(self.joint.ensemble, Evaluation)  # runs of several labels or of a number are refused
         return self.joint.ensemble
 
     @property

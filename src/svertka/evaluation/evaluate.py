@@ -25,12 +25,14 @@ from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_held_out_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
-from svertka.evaluation.predictor import Predictor, log_mean_probability
+from svertka.evaluation.predictor import Predictor
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
+from svertka.evaluation.task_metrics import AnyEvaluation, OutputAccumulator, make_accumulator
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.progress import progress
 from svertka.run import columns_of_training, read_training_boxes
+from svertka.tasks import SINGLE_LABEL, AnyTask, Regression
 from svertka.type_checking import check_types
 
 RunPath = str | PathLike[str]
@@ -58,7 +60,7 @@ def evaluate(
     max_pixels: int | None = None,
     trust_builder: bool = False,
     precision: str | None = None,
-) -> Evaluation:
+) -> AnyEvaluation:
     """Measure the error of a run, or of the mean of several, on labeled images.
 
     Training images are recognized by content, wherever the files are now, and are left out unless asked for.
@@ -87,7 +89,7 @@ def evaluate(
             otherwise.
 
     Returns:
-        Errors, confusion matrix, calibration and mistakes.
+        Errors, confusion matrix, calibration and mistakes; for several labels or a number, their metrics.
 
     Raises:
         DataError: The source cannot be read or holds classes that the run does not know.
@@ -129,8 +131,9 @@ class JointEvaluation:
         scope: Which of its images were evaluated.
         classifiers: The R networks.
         protocols: The crops that each of them saw.
-        per_run: The R evaluations.
-        ensemble: The evaluation of the mean of their class probabilities.
+        per_run: The R evaluations of classes.
+        ensemble: The evaluation of the mean of their class probabilities; that of the one run, if it predicts several
+            labels or a number.
     """
 
     runs: tuple[str, ...]
@@ -139,7 +142,7 @@ class JointEvaluation:
     classifiers: tuple[Classifier, ...]
     protocols: tuple[CropProtocol, ...]
     per_run: tuple[Evaluation, ...]
-    ensemble: Evaluation
+    ensemble: AnyEvaluation
 
     @property
     def part(self) -> str:
@@ -168,7 +171,10 @@ class JointEvaluation:
             evaluation=self.ensemble,
             read_image=lambda index: pictures.read(index, SHOWN_SIDE),
             image_name=pictures.name,
-            slices=errors_by_property(self.ensemble, pictures.read, torch.get_num_threads()),
+            slices=errors_by_property(self.ensemble, pictures.read, torch.get_num_threads())
+            if isinstance(self.ensemble, Evaluation)
+            else (),
+            task=self.classifiers[0].task,
         )
 
 
@@ -198,12 +204,19 @@ def evaluate_jointly(
         Classifier.open(one, torch_device, trust_builder=trust_builder, precision=precision) for one in given
     ]
     torch_device = network_device(classifiers[0].network) or torch_device
-    runs = [one.origin for one in classifiers]
+    runs, task = [one.origin for one in classifiers], classifiers[0].task
+    for one in classifiers if len(classifiers) > 1 else ():
+        one.require_single_label("an ensemble", "evaluate one run at a time")
     names = classifiers[0].names
     orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
     columns = columns or columns_of_training(runs[0], source)
     opened = open_source(source, to_train=False, columns=columns, boxes=read_training_boxes(runs[0], source))
     opened = opened.with_decoding(DecodingOptions.up_to(max_pixels))
+    if opened.task.kind != task.kind:
+        raise DataError(
+            f"{runs[0]} predicts {task.phrase}, and {opened.source} has {opened.task.phrase}; give images labeled in "
+            "the same way, or say how to read the table with --columns"
+        )
     dataset = renumber_labels_by_class_names(names, opened)
     selection = select_held_out_images(
         runs,
@@ -223,8 +236,11 @@ def evaluate_jointly(
         )
         for one, protocol in zip(classifiers, protocols, strict=True)
     ]
-    per_run, ensemble = _accumulate(predictors, orders, dataset, indices, len(names))
-    results = tuple(replace(one.result(names), scope=scope) for one in per_run)
+    per_run, ensemble = _accumulate(
+        predictors, orders, dataset, indices, [make_accumulator(task, len(names)) for _ in predictors]
+    )
+    found = [replace(one.result(names), scope=scope) for one in per_run]
+    results = tuple(one for one in found if isinstance(one, Evaluation))
     return JointEvaluation(
         runs=tuple(runs),
         dataset=dataset.with_intensity_range(classifiers[0].preprocess.intensity_range),
@@ -232,7 +248,7 @@ def evaluate_jointly(
         classifiers=tuple(classifiers),
         protocols=tuple(protocols),
         per_run=results,
-        ensemble=results[0] if ensemble is None else replace(ensemble.result(names), scope=scope),
+        ensemble=found[0] if ensemble is None else replace(ensemble.result(names), scope=scope),
     )
 
 
@@ -246,8 +262,12 @@ def _describe_optimized(classifiers: Sequence[Classifier], protocols: Sequence[C
 
 
 def _accumulate(
-    predictors: Sequence[Predictor], orders: Sequence[Tensor], dataset: Dataset, indices: Ints, num_classes: int
-) -> tuple[list[MetricAccumulator], MetricAccumulator | None]:
+    predictors: Sequence[Predictor],
+    orders: Sequence[Tensor],
+    dataset: Dataset,
+    indices: Ints,
+    per_run: Sequence[MetricAccumulator | OutputAccumulator],
+) -> tuple[list[MetricAccumulator | OutputAccumulator], MetricAccumulator | None]:
     """Predict the images at `indices` on all processes and accumulate the metrics.
 
     Args:
@@ -255,7 +275,7 @@ def _accumulate(
         orders: For each run, the index of each class among its outputs.
         dataset: The images and labels.
         indices: Those to predict, (N,).
-        num_classes: Number of classes.
+        per_run: An empty accumulator for each run.
 
     Returns:
         The metrics of each run, and those of the mean probabilities; None for a single run.
@@ -265,8 +285,7 @@ def _accumulate(
         indices[start : start + size][distributed.rank() :: distributed.world_size()]
         for start in range(0, len(indices), size)
     ]
-    per_run = [MetricAccumulator(num_classes) for _ in predictors]
-    ensemble = MetricAccumulator(num_classes) if len(predictors) > 1 else None
+    ensemble = MetricAccumulator(len(dataset.names)) if len(predictors) > 1 else None
     with progress("evaluating", len(indices), "images") as shown:
         for batch, *outputs in zip(batches, *(one.predict_batches(batches) for one in predictors), strict=True):
             where, labels = torch.from_numpy(batch), torch.from_numpy(dataset.labels[batch])
@@ -274,15 +293,19 @@ def _accumulate(
             for accumulator, one in zip(per_run, ordered, strict=True):
                 accumulator.update(one, labels, where)
             if ensemble is not None:
-                ensemble.update(log_mean_probability(torch.stack(ordered), 0), labels, where)
+                ensemble.update(SINGLE_LABEL.average(torch.stack(ordered), 0), labels, where)
             shown.advance(len(batch) * distributed.world_size())
     return [one.all_reduce() for one in per_run], None if ensemble is None else ensemble.all_reduce()
 
 
 @torch.inference_mode()
 def evaluate_network(
-    network: nn.Module, batches: BatchLoader, names: tuple[str, ...], title: str = "scoring"
-) -> Evaluation:
+    network: nn.Module,
+    batches: BatchLoader,
+    names: tuple[str, ...],
+    title: str = "scoring",
+    task: AnyTask = SINGLE_LABEL,
+) -> AnyEvaluation:
     """Evaluate a network on batches, in all processes together, and leave it in evaluation mode.
 
     Args:
@@ -290,12 +313,13 @@ def evaluate_network(
         batches: Images and labels; this process has its share of them.
         names: The K class names, in the order of the logits.
         title: Title of the progress bar.
+        task: What the network predicts.
 
     Returns:
         The evaluation of the images of all processes.
     """
     network.eval()
-    metrics = MetricAccumulator(len(names))
+    metrics = make_accumulator(task, len(names))
     with progress(title, batches.steps, "batches") as shown:
         for batch in batches.epoch(0):
             if len(batch.labels):  # the last batch may be too small for every process to get a share
@@ -303,7 +327,7 @@ def evaluate_network(
                     logits = network(batch.images)
                 metrics.update(logits, batch.labels, torch.from_numpy(batch.indices))
             shown.advance()
-    result: Evaluation = metrics.all_reduce().result(names)
+    result: AnyEvaluation = metrics.all_reduce().result(names)
     return result
 
 
@@ -314,12 +338,14 @@ def renumber_labels_by_class_names(names: tuple[str, ...], dataset: Dataset) -> 
     case, spaces or dashes is matched, and a note in `account` says so.
 
     Args:
-        names: The K class names of a network.
+        names: The K class names or labels of a network.
         dataset: The data set; its images stay in place.
 
     Raises:
-        DataError: A class that has images is not among `names`.
+        DataError: A class or label that has images is not among `names`.
     """
+    if isinstance(dataset.task, Regression):
+        return replace(dataset, names=names)
     place = {find_class_name(name): index for index, name in enumerate(names)}
     place |= {name: index for index, name in enumerate(names)}
     place |= {
@@ -337,12 +363,19 @@ def renumber_labels_by_class_names(names: tuple[str, ...], dataset: Dataset) -> 
     counts = dataset.counts()
     unknown = [name for name, count in zip(dataset.names, counts, strict=True) if count and name not in place]
     if unknown:
+        noun = "classes" if dataset.task.is_single_label else "labels"
         raise DataError(
-            f"{dataset.source} holds classes that the run does not know: "
+            f"{dataset.source} holds {noun} that the run does not know: "
             f"{join_first([*map(_with_meaning, unknown)], CLASSES_IN_ERROR)}; "
             f"it knows {join_first([*map(_with_meaning, names)], CLASSES_IN_ERROR)}"
         )
-    labels = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)[dataset.labels]
+    places = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)
+    if dataset.task.is_single_label:
+        labels = places[dataset.labels]
+    else:
+        known = counts > 0
+        labels = np.zeros((len(dataset), len(names)), np.float32)
+        labels[:, places[known]] = dataset.labels[:, known]
     notes = [f"the class {name} is taken for {names[index]}" for name, index in inexact.items()]
     account = replace(dataset.account, notes=(*dataset.account.notes, *notes))
     return replace(dataset, names=names, labels=labels, account=account)

@@ -108,6 +108,11 @@ class Evaluation:
     scope: EvaluationScope | None = None
 
     @property
+    def error(self) -> float:
+        """The top-1 error."""
+        return self.top1_error
+
+    @property
     def top1_interval(self) -> Interval:
         """95 % confidence interval of the top-1 error."""
         return error_interval(self.top1_error, self.images)

@@ -117,6 +117,7 @@ def optimize_run(
         raise UsageError(f"max_loss={max_loss:g} is a bound for precision=auto; leave it out with {precision}")
     folder, workers = parse_path(run), set_threads(threads)
     classifier = Classifier.load(folder, trust_builder=trust_builder)
+    classifier.require_single_label("optimize")
     dataset = open_images_of_run(folder, source, max_pixels)
     images = RunImages(classifier, dataset, workers, parse_cache_limit_option(cache_limit))
     held_out, labels = images.load("val", VALIDATION_IMAGES)

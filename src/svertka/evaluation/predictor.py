@@ -1,6 +1,5 @@
-"""Class probabilities of the images of a data set under a crop protocol, batch by batch."""
+"""Outputs for the images of a data set under a crop protocol, batch by batch."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -65,9 +64,10 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_batches(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
-        """Yield log probabilities (B, K) float32 of the images at each of `batches` of indices (B,).
+        """Yield outputs (B, K) float32 of the images at each of `batches` of indices (B,).
 
-        Probabilities, not logits, are averaged over crops, as in the papers. Classes are in the classifier's order.
+        They are log probabilities of classes, logits of labels, or a standardized number. Probabilities, not logits,
+        are averaged over crops, as in the papers. Classes are in the classifier's order.
 
         Raises:
             DataError: An image cannot be read.
@@ -81,8 +81,8 @@ class Predictor:
         for indices in batches:
             squares = [torch.from_numpy(one.rows[indices]).permute(0, 3, 1, 2) for one in self._squares]
             shown = make_1_or_10_crops(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
-            outputs = self._log_probabilities(shown.flatten(0, 1))
-            yield log_mean_probability(outputs.view(*shown.shape[:2], -1), 1)
+            outputs = self._outputs(shown.flatten(0, 1))
+            yield self.classifier.task.average(outputs.view(*shown.shape[:2], -1), 1)
 
     def _over_whole(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
         everything = [int(index) for indices in batches for index in indices]
@@ -91,17 +91,18 @@ class Predictor:
             yield torch.stack([self._predict_whole(next(pictures)) for _ in indices])
 
     def _predict_whole(self, scales: list[Pixels]) -> Tensor:
-        """Return log probabilities (K,) of one whole image, given at every scale."""
+        """Return the outputs (K,) of one whole image, given at every scale."""
+        task = self.classifier.task
         if self._sliding is None:
             shown = make_144_crops(self.preprocess, scales).to(self.device)
-            return log_mean_probability(self._log_probabilities(shown), 0)
+            return task.average(self._outputs(shown), 0)
         scores = []
         for pixels in scales:
             picture = to_normalized_batch(self.preprocess, pixels).to(self.device)
             with autocast(self.device):
                 maps = self._sliding(torch.cat([picture, picture.flip(-1)]))
             scores.append(maps.float().mean((2, 3)))
-        return log_mean_probability(self.classifier.require_finite(torch.cat(scores).log_softmax(1).cpu()), 0)
+        return task.average(self.classifier.require_finite(task.normalize(torch.cat(scores)).cpu()), 0)
 
     def _prepared(self, scale: int) -> PreparedImages:
         size, channels = self.preprocess.size, self.preprocess.channels
@@ -127,19 +128,9 @@ class Predictor:
             raise DataError(f"{name} cannot be read: {error}; fix or remove the file, and start again") from error
         return [self.preprocess.resize_whole(rgb, scale) for scale in scales]
 
-    def _log_probabilities(self, shown: Tensor) -> Tensor:
-        """Return log probabilities of crops (N, C, H, W), computed in chunks of about 64."""
+    def _outputs(self, shown: Tensor) -> Tensor:
+        """Return the outputs for crops (N, C, H, W), computed in chunks of about 64."""
         parts = shown.chunk(max(1, round(len(shown) / CROPS_PER_BATCH)))
         with autocast(self.device):
             logits = [self._network(part.contiguous()).float() for part in parts]
-        return self.classifier.require_finite(torch.cat(logits).log_softmax(1).cpu())
-
-
-def log_mean_probability(log_probabilities: Tensor, dim: int) -> Tensor:
-    """Return the logarithm of the mean probability along `dim`, without underflow.
-
-    Args:
-        log_probabilities: Log probabilities of any shape.
-        dim: Dimension to average over.
-    """
-    return log_probabilities.logsumexp(dim) - math.log(log_probabilities.shape[dim])
+        return self.classifier.require_finite(self.classifier.task.normalize(torch.cat(logits)).cpu())

@@ -15,14 +15,19 @@ HEIGHT = 288  # pixels
 MIN_DIFFERENCE = 0.01  # of mean confidence and accuracy below which neither is called larger
 
 
-def reliability_html(calibration: Calibration) -> Markup:
-    """Return the section as HTML; empty if no image was evaluated, and a sentence if they are too few."""
+def reliability_html(calibration: Calibration, noun: str = "picture") -> Markup:
+    """Return the section as HTML; empty if no image was evaluated, and a sentence if they are too few.
+
+    Args:
+        calibration: The calibration.
+        noun: What was decided on: a picture, or each label of a picture.
+    """
     images = calibration.images
     if not images:
         return Markup()
     if not calibration.is_meaningful:
         return Markup("<p>{} are too few to compare confidence with accuracy; {} are needed.</p>").format(
-            count_with_noun(images, "picture"), MIN_IMAGES
+            count_with_noun(images, noun), MIN_IMAGES
         )
     confidence = sum(one.images * one.confidence for one in calibration.bins) / images
     accuracy = sum(one.images * one.accuracy for one in calibration.bins) / images
@@ -33,7 +38,8 @@ def reliability_html(calibration: Calibration) -> Markup:
         confidence=confidence,
         accuracy=accuracy,
         verdict=verdict if abs(confidence - accuracy) >= max(MIN_DIFFERENCE, _chance_difference(calibration)) else "",
-        curves=_curves(calibration),
+        curves=_curves(calibration, noun),
+        noun=noun,
     )
 
 
@@ -43,7 +49,7 @@ def _chance_difference(calibration: Calibration) -> float:
     return Z * math.sqrt(variance) / calibration.images
 
 
-def _curves(calibration: Calibration) -> Markup:
+def _curves(calibration: Calibration, noun: str) -> Markup:
     share = Scale("linear", 0.0, 1.0)
     lines = [Line("", [0, 100], [0, 1], "faint"), _line("scaled", calibration.scaled_bins, "dashed")]
     lines.append(_line("raw", calibration.bins, "solid"))
@@ -57,7 +63,7 @@ def _curves(calibration: Calibration) -> Markup:
             CursorReadout(
                 100 * one.confidence,
                 between,
-                [f"{format_percent(one.accuracy)} of {count_with_noun(one.images, 'picture')} right"],
+                [f"{format_percent(one.accuracy)} of {count_with_noun(one.images, noun)} right"],
             )
         )
     return render_curves([panel], XAxis("%", scale, scale.ticks(5)), readings, None, MISSING)

@@ -16,7 +16,11 @@ from svertka.evaluation.cross_validation import CrossValidation
 from svertka.evaluation.error_by_image_property import ErrorByProperty, errors_by_property_html
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
+from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
+from svertka.evaluation.regression_metrics import RegressionEvaluation
 from svertka.evaluation.reliability_diagram import reliability_html
+from svertka.evaluation.task_metrics import AnyEvaluation
+from svertka.evaluation.task_report import Section, describe_labels, describe_numbers
 from svertka.evaluation.training_curves import TrainingCurves
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
@@ -24,6 +28,7 @@ from svertka.pages.inline_images import render_image, render_strip
 from svertka.pages.number_format import NBSP, count_with_noun, format_percent, format_three_digits
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration, show_spinner
+from svertka.tasks import SINGLE_LABEL, AnyTask
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,6 +54,7 @@ class Report:
         image_name: Returns its path, or the source and a number.
         slices: Error by image properties.
         cross_validation: The cross-validated error, which leads the report. None: there is none.
+        task: What the network predicts.
     """
 
     name: str
@@ -57,16 +63,17 @@ class Report:
     facts: Sequence[tuple[str, str]]
     history: Sequence[Mapping[str, Any]]
     part: str
-    evaluation: Evaluation | None
+    evaluation: AnyEvaluation | None
     read_image: Callable[[int], Pixels]
     image_name: Callable[[int], str]
     slices: Sequence[ErrorByProperty] = ()
     cross_validation: CrossValidation | None = None
+    task: AnyTask = SINGLE_LABEL
 
     @cached_property
     def curves(self) -> TrainingCurves:
         """The training curves."""
-        return TrainingCurves(self.history)
+        return TrainingCurves(self.history, self.task)
 
     @property
     def sentence(self) -> str:
@@ -87,6 +94,11 @@ class Report:
         if evaluation is None or not evaluation.images:
             return f"{what}: not evaluated yet{training}."
         pictures = count_with_noun(evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
+        if isinstance(evaluation, MultiLabelEvaluation):
+            return f"{what}: mAP {format_percent(evaluation.mean_average_precision)} on {pictures}{training}."
+        if isinstance(evaluation, RegressionEvaluation):
+            error = format_three_digits(evaluation.error)
+            return f"{what}: mean absolute error of {evaluation.name} {error} on {pictures}{training}."
         return f"{what}: {format_percent(evaluation.top1_error)} of {pictures} wrong{training}."
 
 
@@ -114,13 +126,32 @@ def _body(report: Report) -> Markup:
         curves=report.curves.curves_html(),
         epochs_table=report.curves.table_html(),
         lr_finder=report.curves.lr_finder_html(),
-        evaluation=None if evaluation is None else _describe(report, evaluation),
+        evaluation=_describe(report, evaluation) if isinstance(evaluation, Evaluation) else None,
+        sections={one.id: one for one in _sections(report, evaluation)},
         facts=facts,
     )
 
 
-def _summary(report: Report, evaluation: Evaluation) -> str:
+def _sections(report: Report, evaluation: AnyEvaluation | None) -> list[Section]:
+    """Return the sections on the labels or the number; [] for classes."""
+    if isinstance(evaluation, MultiLabelEvaluation):
+        chosen_here = report.part == "val" and bool(evaluation.task.thresholds)
+        return describe_labels(evaluation, report.read_image, report.image_name, chosen_here=chosen_here)
+    if isinstance(evaluation, RegressionEvaluation):
+        return describe_numbers(evaluation, report.read_image, report.image_name)
+    return []
+
+
+def _summary(report: Report, evaluation: AnyEvaluation) -> str:
     """Return the metrics that the first sentence leaves out."""
+    if not isinstance(evaluation, Evaluation):
+        best = report.curves.best_epoch
+        kept = (
+            ""
+            if best is None
+            else f" The weights are those of epoch {best['epoch']:g}, whose validation loss is lowest."
+        )
+        return f"In parentheses 95{NBSP}% confidence intervals. {evaluation.sentence}.{kept}"
     low, high = map(format_percent, evaluation.top1_interval)
     interval, sentences = f"95{NBSP}% confidence interval", []
     if (validated := report.cross_validation) is not None:

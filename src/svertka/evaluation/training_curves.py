@@ -12,6 +12,7 @@ from svertka.pages.number_format import MISSING, NBSP, format_brief, format_perc
 from svertka.pages.svg_curves import CursorReadout, Line, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration
+from svertka.tasks import SINGLE_LABEL, AnyTask, Regression
 
 Entry = Mapping[str, Any]
 
@@ -29,9 +30,14 @@ class TrainingCurves:
 
     Args:
         lines: Lines of metrics.jsonl, oldest first; missing, null and NaN values are left out of the curves.
+        task: What the network predicts.
     """
 
-    def __init__(self, lines: Iterable[Entry]) -> None:
+    def __init__(self, lines: Iterable[Entry], task: AnyTask = SINGLE_LABEL) -> None:
+        self._is_share = not isinstance(task, Regression)
+        self._error_title = {"single-label": "Top-1 error", "multi-label": "Wrong labels"}.get(
+            task.kind, "Mean absolute error"
+        )
         self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
         self.epochs = [line for line in self._of("epoch") if math.isfinite(read_metric(line, "epoch"))]
         self.steps = [line for line in self._of("step") if math.isfinite(read_metric(line, "epoch"))]
@@ -65,7 +71,14 @@ class TrainingCurves:
         smooth = bucket_means(self.steps, ("epoch", "loss", "error"))
         panels = [
             _panel("Loss, nats", "loss", epochs, smooth, "log", format_brief),
-            _panel("Top-1 error", "error", epochs, smooth, "root", lambda error: f"{100 * error:g}{NBSP}%"),
+            _panel(
+                self._error_title,
+                "error",
+                epochs,
+                smooth,
+                "root",
+                (lambda error: f"{100 * error:g}{NBSP}%") if self._is_share else format_brief,
+            ),
             _rate_panel(rates),
         ]
         last = max(read_metric(line, "epoch") for line in (*epochs, *rates))
@@ -88,8 +101,8 @@ class TrainingCurves:
                 (
                     format_three_digits(read_metric(line, "train_loss")),
                     format_three_digits(read_metric(line, "val_loss")),
-                    format_percent(read_metric(line, "train_error")),
-                    format_percent(read_metric(line, "val_error")),
+                    self._format_error(read_metric(line, "train_error")),
+                    self._format_error(read_metric(line, "val_error")),
                     format_brief(read_metric(line, "learning_rate")),
                     _whole(read_metric(line, "images_per_second")),
                     _time(read_metric(line, "seconds")),
@@ -118,6 +131,9 @@ class TrainingCurves:
             [panel], XAxis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {format_brief(chosen)}"
         )
 
+    def _format_error(self, error: float) -> str:
+        return format_percent(error) if self._is_share else format_three_digits(error)
+
     def _of(self, kind: str) -> list[Entry]:
         return [line for line in self._lines if line["kind"] == kind]
 
@@ -129,8 +145,8 @@ class TrainingCurves:
             [
                 f"train {format_three_digits(read_metric(line, train_loss))}"
                 + _also("val", format_three_digits(read_metric(line, "val_loss"))),
-                f"train {format_percent(read_metric(line, train_error))}"
-                + _also("val", format_percent(read_metric(line, "val_error"))),
+                f"train {self._format_error(read_metric(line, train_error))}"
+                + _also("val", self._format_error(read_metric(line, "val_error"))),
                 format_brief(read_metric(line, "learning_rate")),
             ],
         )

@@ -147,6 +147,10 @@ def export(
         raise UsageError(f"--to {fspath(to)} is a run itself; choose another folder")
     _check_precision(precision, calibration, fspath(to), is_file=is_file)
     classifier = Classifier.open(run, trust_builder=trust_builder)
+    if not is_file:
+        classifier.require_single_label(f"--to {fspath(to)}, a folder,", "name a file that ends in .onnx")
+    if precision == "int8":
+        classifier.require_single_label("--precision int8", "use fp32")
     origin = classifier.origin
     if is_file:
         path = prepare_output_file(path, b"svertka", overwrite=overwrite)

@@ -23,10 +23,11 @@ from svertka.errors import ExportMismatchError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 from svertka.graph.network_copy import copy_network
 from svertka.package_version import VERSION
+from svertka.tasks import AnyTask, MultiLabel, Regression
 from svertka.text_width import shorten
 
 IMAGES, LOGITS = "images", "logits"  # without preprocessing
-PICTURES, PROBABILITIES = "pictures", "probabilities"  # with preprocessing
+PICTURES, PROBABILITIES, NUMBERS = "pictures", "probabilities", "numbers"  # with preprocessing
 LOGIT_TOLERANCE = 1e-4  # relative to the largest logit of an image, at least 1: float32 sums in another order
 # With preprocessing, where pixels may differ by 1 or 2 of 255 (`onnx_preprocess`).
 PROBABILITY_TOLERANCE = 0.01
@@ -39,7 +40,8 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
 
     It maps `images`, (N, C, size, size) float32, to `logits`, (N, K). With `preprocessing` it maps `pictures`,
     (N, H, W, 3) RGB of any size, to `probabilities`, (N, K); they are uint8, or uint16 if the classifier has an
-    intensity range. The metadata has `names` and `preprocess` as JSON, `model`, and `input`, a sentence.
+    intensity range. A network of a number then computes `numbers`, (N, 1). The metadata has `names`, `preprocess` and,
+    unless images have one class, `task` as JSON, `model`, and `input`, a sentence.
     """
     network = copy_float_network(classifier)
     return complete_model(trace_network(network, classifier), classifier, preprocessing=preprocessing)
@@ -83,7 +85,7 @@ def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
 def complete_model(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> ModelProto:
     """Add metadata, and the preprocessing if wanted, to a traced `model`, and return it."""
     if preprocessing:
-        _prepend_preprocessing(model, PreprocessingGraph(classifier.preprocess, PICTURES, IMAGES))
+        _prepend_preprocessing(model, PreprocessingGraph(classifier.preprocess, PICTURES, IMAGES), classifier.task)
     write_metadata(model, classifier, preprocessing=preprocessing)
     onnx.checker.check_model(model)
     return model
@@ -98,6 +100,8 @@ def write_metadata(model: ModelProto, classifier: Classifier, *, preprocessing: 
         "model": classifier.config.model,
         "input": _describe_input(classifier, preprocessing=preprocessing),
     }
+    if not classifier.task.is_single_label:
+        metadata["task"] = classifier.task.model_dump_json()
     helper.set_model_props(model, metadata)
 
 
@@ -121,11 +125,11 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
         with torch.inference_mode():
             logits = network(images)
         if inside:
-            wanted = logits.softmax(1).numpy()
+            wanted = classifier.task.activate(logits).numpy()
             values = [shades_to_16_bit(picture, classifier.preprocess.intensity_range) for picture in some]
             twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # alone and in a batch
             found = np.concatenate([session.run(None, {PICTURES: pair})[0][-1:] for pair in twice])
-            unit = np.ones(len(some))
+            unit = np.full(len(some), classifier.task.std if isinstance(classifier.task, Regression) else 1.0)
         else:
             wanted = logits.numpy()
             (found,) = session.run(None, {IMAGES: images.numpy()})
@@ -165,16 +169,26 @@ def _remove_source_locations(model: ModelProto) -> None:
             del node.metadata_props[:]
 
 
-def _prepend_preprocessing(model: ModelProto, entry: PreprocessingGraph) -> None:
-    """Put the preprocessing `entry` before the network, and a softmax after it."""
-    graph = model.graph
-    nodes = [*entry.nodes, *graph.node, helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1)]
+def _prepend_preprocessing(model: ModelProto, entry: PreprocessingGraph, task: AnyTask) -> None:
+    """Put the preprocessing `entry` before the network, and after it what makes a prediction of its outputs."""
+    graph, output = model.graph, PROBABILITIES
+    if isinstance(task, Regression):
+        output = NUMBERS
+        scale = [helper.make_tensor(name, TensorProto.FLOAT, [], [getattr(task, name)]) for name in ("std", "mean")]
+        constants = [helper.make_node("Constant", [], [f"target_{one.name}"], value=one) for one in scale]
+        scaled = helper.make_node("Mul", [LOGITS, "target_std"], ["scaled"])
+        after = [*constants, scaled, helper.make_node("Add", ["scaled", "target_mean"], [output])]
+    elif isinstance(task, MultiLabel):
+        after = [helper.make_node("Sigmoid", [LOGITS], [output])]
+    else:
+        after = [helper.make_node("Softmax", [LOGITS], [output], axis=1)]
+    nodes = [*entry.nodes, *graph.node, *after]
     classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.initializer.extend(entry.constants)
     graph.input.append(helper.make_tensor_value_info(PICTURES, entry.element_type, ["N", "H", "W", 3]))
-    graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", classes]))
+    graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", classes]))
 
 
 def _describe_input(classifier: Classifier, *, preprocessing: bool) -> str:

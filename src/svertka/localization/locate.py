@@ -172,6 +172,7 @@ def locate(
     """
     torch_device, _ = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, of_patches=True, trust_builder=trust_builder)
+    classifier.require_single_label("locate")
     scorer = PatchScorer(classifier)
     inputs = list_inputs(images)
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)

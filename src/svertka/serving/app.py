@@ -88,10 +88,10 @@ class ImageRequest(Generic[Options]):
     names: Sequence[str | None]
     is_single: bool
 
-    def entry(self, number: int, labels: list[dict[str, Any]], **more: str) -> dict[str, Any]:
+    def entry(self, number: int, answer: dict[str, Any]) -> dict[str, Any]:
         """Return the entry of image `number` in the answer."""
         name = self.names[number]
-        return {"path": f"#{number}"} | ({"name": name} if name is not None else {}) | {"labels": labels} | more
+        return {"path": f"#{number}"} | ({"name": name} if name is not None else {}) | answer
 
 
 class App:
@@ -248,7 +248,7 @@ class App:
         try:
             return await self._predict_one(run, wanted, number, usage)
         except HTTPError as error:
-            return wanted.entry(number, [], error=error.reason)
+            return wanted.entry(number, {"labels": [], "error": error.reason})
 
     async def _predict_one(
         self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: RequestDecoding
@@ -256,8 +256,7 @@ class App:
         prepared = await self._decode(run, wanted.images[number], usage, run.prepared)
         row = await self._batchers[run.key].submit(prepared)
         with _convert_errors():
-            ranked = run.classifier.rank(run.classifier.require_finite(row), wanted.options.top)
-        return wanted.entry(number, [{"name": name, "probability": probability} for name, probability in ranked])
+            return wanted.entry(number, run.classifier.describe(run.classifier.require_finite(row), wanted.options.top))
 
     async def _explain(self, request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
         self._find_class(options)

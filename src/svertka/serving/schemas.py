@@ -57,13 +57,24 @@ class Label(BaseModel):
 
     name: str
     probability: float
+    predicted: Annotated[
+        bool | None, Field(description="If images have several labels: whether it reaches the threshold of the label.")
+    ] = None
+
+
+class Number(BaseModel):
+    """A predicted number."""
+
+    name: Annotated[str, Field(description="Column of the table that the run was trained on.")]
+    value: float
 
 
 class ImageLabels(BaseModel):
     """The labels of one image, or the error that left it without labels, with the keys of svertka predict --json."""
 
     path: Annotated[str, Field(description="#0, #1, …: position in the request.")]
-    labels: Annotated[list[Label], Field(description="Most probable first; empty after an error.")]
+    labels: Annotated[list[Label], Field(description="Most probable first; empty after an error, or for a number.")]
+    number: Annotated[Number | None, Field(description="What a run of a number predicts.")] = None
     name: Annotated[str | None, Field(description="File name in the form.")] = None
     error: Annotated[str | None, Field(description="Why the image has no labels.")] = None
 

@@ -83,12 +83,12 @@ class ServedModel:
 
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Return class probabilities, (N, K) float32, of N preprocessed images; NaN stays in its row."""
+        """Return what `Classifier.probabilities` does, (N, K), of N preprocessed images; NaN stays in its row."""
         rows, done = [], 0
         while done < len(pictures):
             number = next(size for size in BATCH_SIZES if size <= len(pictures) - done)
             images = torch.stack(list(pictures[done : done + number])).to(self.device)
-            rows.append(self._fast(images).float().softmax(1).cpu())
+            rows.append(self.classifier.task.activate(self._fast(images).float()).cpu())
             done += number
         return torch.cat(rows)
 
@@ -144,6 +144,8 @@ class ServedModel:
             source = ""
         trained = f", trained on {source}" if source else ""
         classes = "1 class" if known == 1 else f"{known:,} classes"
+        if not self.classifier.task.is_single_label:
+            classes = self.classifier.task.describe_names(config.names)
         optimized = "" if self.classifier.optimized is None else f" It computes in {self.classifier.precision}."
         return f"{config.model}{trained}: {classes}. It sees a picture at {size}×{size} pixels.{optimized}"
 

@@ -1,5 +1,7 @@
 """The head computed from features before training, and the learning rate at which a head on features is stable."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -7,6 +9,7 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import UsageError
 from svertka.models.head_kinds import AdaptationHead, has_head, head_path
+from svertka.tasks import MultiLabel, Regression, Targets
 from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.training.lr_finder import find_stable_rate
@@ -15,6 +18,7 @@ from svertka.training.trained_part_and_batches import optimize_frozen, store_fea
 from svertka.transfer import freeze
 from svertka.transfer import logistic_and_nearest_mean_heads as heads
 from svertka.transfer.freeze import PartiallyFrozen
+from svertka.transfer.multi_label_and_regression_heads import fit_logistic_regressions, fit_ridge_regression
 
 RATED_IMAGES = 64  # images whose features limit the learning rate
 RATED_AT_ONCE = 4  # of them per batch: 16 took 240 MB
@@ -50,19 +54,31 @@ def compute_head(classifier: Classifier, settings: RunSettings, parts: DataSplit
 
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
     """
-    partial = _split_before_head(classifier)
+    split = _split_before_head(classifier)
     batches = parts.eval_batches("train", classifier.preprocess, device, settings.layout)
     head = _find_head(classifier)
-    assert partial is not None
+    assert split is not None
     assert isinstance(head, nn.Linear)
-    frozen = partial.frozen
+    frozen = split.frozen
     if settings.accelerate:
-        optimize_frozen(partial, classifier, parts)
+        optimize_frozen(split, classifier, parts)
     if settings.cache is None:
         features = batches.with_images(lambda indices, _: frozen(batches.images(indices, 0)))
     else:
-        features = store_features(partial, settings, parts, batches, "computing features for the head")
-    heads.fit_head(head, _solver(settings.recipe), features, len(classifier.names))
+        features = store_features(split, settings, parts, batches, "computing features for the head")
+    heads.fit_head(head, partial(_solve, classifier, _solver(settings.recipe)), features)
+
+
+def _solve(
+    classifier: Classifier, solver: str, features: heads.Floats, targets: Targets
+) -> tuple[heads.Floats, heads.Floats]:
+    """Return weights (K, D) and biases (K,) of a head fitted to features (N, D) and the targets of its task."""
+    task, outputs = classifier.task, len(classifier.names)
+    if isinstance(task, MultiLabel):
+        return fit_logistic_regressions(features, targets, outputs)
+    if isinstance(task, Regression):
+        return fit_ridge_regression(features, targets, task)
+    return heads.SOLVERS[solver](features, targets, outputs)
 
 
 def estimate_head_seconds(
@@ -101,7 +117,7 @@ def lower_diverging_rate(classifier: Classifier, recipe: Recipe, images: torch.T
         The recipe, and a sentence if its learning rate changed.
     """
     features = _head_inputs(classifier, images)
-    rate = distributed.broadcast(recipe.lr if features is None else find_stable_rate(features, recipe))
+    rate = distributed.broadcast(recipe.lr if features is None else find_stable_rate(features, recipe, classifier.task))
     if rate >= recipe.lr:
         return recipe, []
     return recipe.with_changes(lr=rate), [
@@ -112,11 +128,11 @@ def lower_diverging_rate(classifier: Classifier, recipe: Recipe, images: torch.T
 @torch.inference_mode()
 def _head_inputs(classifier: Classifier, images: torch.Tensor) -> torch.Tensor | None:
     """Return the inputs (B, D) of the dense layers at the end of the network; None if it ends in something else."""
-    partial = _split_before_head(classifier)
-    if partial is None or not isinstance(_find_head(classifier), nn.Linear | AdaptationHead):
+    split = _split_before_head(classifier)
+    if split is None or not isinstance(_find_head(classifier), nn.Linear | AdaptationHead):
         return None
     some = torch.split(images[:RATED_IMAGES], RATED_AT_ONCE)
-    return torch.cat([partial.frozen(batch).flatten(1) for batch in some])
+    return torch.cat([split.frozen(batch).flatten(1) for batch in some])
 
 
 def _split_before_head(classifier: Classifier) -> PartiallyFrozen | None:

@@ -26,6 +26,7 @@ from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
 from svertka.localization.box_labeled_patches import PatchDataset, cut_training_patches
 from svertka.models.registry import Model
+from svertka.tasks import Regression
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # unreadable images named in a message
@@ -110,8 +111,8 @@ class DataSplits:
         return next(name for name in ("test", "val", "train") if len(self.indices[name]))
 
     def class_counts(self, part: str) -> Ints:
-        """Return the number of images of each class in `part`, (K,)."""
-        return np.bincount(self.dataset.labels[self.indices[part]], minlength=len(self.dataset.names))
+        """Return the number of images of each class or with each label in `part`, (K,)."""
+        return self.dataset.take(self.indices[part]).counts()
 
     @property
     def patches_only(self) -> tuple[str, ...]:
@@ -321,6 +322,8 @@ def decode_and_split(
 
 def _describe_shortcuts(dataset: Dataset, infos: Mapping[int, ImageInfo]) -> list[str]:
     """Return sentences on properties of the image files that tell the class."""
+    if not dataset.task.is_single_label:
+        return []
     labels = [int(dataset.labels[index]) for index in infos]
     files = [FileProperties(one.format, 16 if one.deep else 8, (one.size[1], one.size[0])) for one in infos.values()]
     return describe_shortcuts(dataset.names, labels, files)
@@ -496,8 +499,14 @@ def stored_side_for_crops(preprocess: Preprocess, augmentations: tuple[Augmentat
 
 
 def _check_classes(parts: DataSplits) -> None:
-    """Raise DataError unless there are two classes or more and each has training images."""
+    """Raise DataError unless there are two classes or more and each has training images, or numbers that differ."""
     dataset = parts.dataset
+    if isinstance(dataset.task, Regression):
+        if len(np.unique(dataset.labels[parts.indices["train"]])) < 2:
+            raise DataError(
+                f"{dataset.source} has the same {dataset.names[0]} for all training images; check its table"
+            )
+        return
     if len(dataset.names) < 2:
         raise DataError(f"{dataset.source} has only one class, {dataset.names[0]}; a classifier needs two or more")
     counts = parts.class_counts("train")

@@ -203,6 +203,7 @@ def extend(
         raise RunError(f"{base.folder} does not record which images it was trained on; train again on all images")
     workers = set_threads(threads)
     classifier = Classifier.load(base.folder, choose_device(device), trust_builder=trust_builder)
+    classifier.require_single_label("extend", "train again on all images")
     if original is None and settings.source in IN_MEMORY:
         raise UsageError(f"{base.folder} was trained on images in memory; give them again as original (--original)")
     named = settings.source if original is None else original
@@ -211,6 +212,7 @@ def extend(
     if old.groups is not None:
         raise _groups_error(base, "its table has groups")
     new = open_source(source, to_train=False, columns=columns)
+    new.require_single_label("extend", "give images of one class each")
     extended = extend_dataset(
         old.with_decoding(decoding), new.with_decoding(decoding), classifier.names, manifest,
         val=settings.val, test=settings.test, turn=settings.turn, threads=workers,

@@ -40,6 +40,8 @@ def why_not_cross_validated(recipe: Recipe, parts: DataSplits, *, stored: bool) 
     """
     if recipe.unfreeze != HEAD or parts.patches is not None or sum(parts.sizes().values()) >= FEW_IMAGES:
         return ""
+    if not parts.dataset.task.is_single_label:
+        return f"it needs one class an image, and {parts.dataset.source} has {parts.dataset.task.phrase}"
     pooled = pool_images(parts)
     labels, contents = parts.dataset.labels, {parts.digests[index] for index in pooled.tolist()}
     known = len(contents & parts.manifest.inherited)

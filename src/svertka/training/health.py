@@ -46,7 +46,7 @@ class Finding:
 
 def find_problems(
     epochs: Sequence[Mapping[str, Any]],
-    classes: int,
+    classes: int | None,
     recipe: Recipe,
     *,
     rate_was_found: bool = False,
@@ -59,14 +59,18 @@ def find_problems(
     Args:
         epochs: The "epoch" lines of metrics.jsonl, with train_loss, train_error, val_loss, val_error, gradients, dead
             and constant_scores.
-        classes: Number of classes.
+        classes: Number of classes. None: the network does not predict one class, so that the error of guessing is
+            unknown, and only scores and gradients are checked.
         recipe: The recipe.
         rate_was_found: Whether a learning rate range test chose the learning rate.
         is_normalized: Whether the network has normalization layers.
     """
+    constant = describe_constant_scores(epochs[-1].get("constant_scores", ()), recipe)
+    of_gradients = [_exploding(epochs, recipe), _vanishing(epochs, recipe, is_normalized)]
+    if classes is None:
+        return [finding for finding in (constant, *of_gradients) if finding is not None]
     if (diverging := _diverging(epochs, classes, recipe)) is not None:
         return [diverging]
-    constant = describe_constant_scores(epochs[-1].get("constant_scores", ()), recipe)
     dead = _dead(epochs, classes, recipe)
     of_units = [one for one in (constant, dead) if one is not None]
     nothing_learned = (
@@ -80,7 +84,6 @@ def find_problems(
         if nothing_learned or by_heart
         else [_overfit(epochs, recipe) or _plateau(epochs, classes, recipe)]
     )
-    of_gradients = [_exploding(epochs, recipe), _vanishing(epochs, recipe, is_normalized)]
     return [finding for finding in (*of_units, *others, *of_gradients) if finding is not None]
 
 

@@ -152,6 +152,9 @@ def build_initial_classifier(
     kind = head_kind_without_relu(model, recipe.head_kind)
     if kind != own_head:
         set_head_kind(network, model, kind, len(names))
+    targets = parts.dataset.labels[parts.indices["train"]]
+    task = parts.dataset.task.fit(targets)
+    _set_initial_bias(network, model, task.initial_bias(targets))
     config = Config(
         model=model.name,
         names=names,
@@ -159,10 +162,21 @@ def build_initial_classifier(
         builder=model.reference,
         head=kind,
         patches_only=parts.patches_only,
+        task=task,
     )
     classifier = Classifier(network, config, model)
     needs_computed_head(classifier, recipe)  # raises an error before there is a run
     return classifier, [sentence for sentence in notes if sentence]
+
+
+def _set_initial_bias(network: nn.Module, model: Model, bias: torch.Tensor | None) -> None:
+    """Set the biases of a new linear head, which are 0, to `bias` (K,), if there is one."""
+    if bias is None or not has_head(model):
+        return
+    head = network.get_submodule(head_path(model))
+    if isinstance(head, nn.Linear) and head.bias is not None and not head.bias.any():
+        with torch.no_grad():
+            head.bias.copy_(bias)
 
 
 def _reinitialize_if_vanishing(network: nn.Module, model: Model, images: torch.Tensor) -> list[str]:

@@ -11,6 +11,7 @@ from torch import nn
 from svertka.data.loader import Batch, BatchLoader
 from svertka.errors import TrainingError
 from svertka.graph.network_copy import copy_network
+from svertka.tasks import SINGLE_LABEL, AnyTask
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, set_learning_rate, take_step
 
@@ -34,7 +35,9 @@ class RangeTest:
     chosen: float
 
 
-def find_learning_rate(network: nn.Module, batches: BatchLoader, recipe: Recipe) -> RangeTest:
+def find_learning_rate(
+    network: nn.Module, batches: BatchLoader, recipe: Recipe, task: AnyTask = SINGLE_LABEL
+) -> RangeTest:
     """Choose the learning rate at which the smoothed loss falls most steeply against the logarithm of the rate.
 
     A copy of the network is trained while the learning rate rises. The network and the random state stay as they are.
@@ -43,6 +46,7 @@ def find_learning_rate(network: nn.Module, batches: BatchLoader, recipe: Recipe)
         network: The network.
         batches: The training set.
         recipe: The recipe.
+        task: What the network predicts.
 
     Returns:
         The curve and the chosen learning rate.
@@ -56,7 +60,7 @@ def find_learning_rate(network: nn.Module, batches: BatchLoader, recipe: Recipe)
     with _random_state_preserved(batches.device):
         scout = copy_network(network).train()
         optimizer = make_optimizer(scout, recipe)
-        loss_of = Loss(recipe)
+        loss_of = Loss(recipe, task)
         average, lowest = 0.0, math.inf
         for step, batch in zip(range(STEPS), _repeat_epochs(batches), strict=False):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
@@ -89,23 +93,25 @@ def find_steepest_fall(rates: list[float], losses: list[float]) -> float:
     return float(f"{rates[best]:.2g}")
 
 
-def find_stable_rate(features: torch.Tensor, recipe: Recipe) -> float:
+def find_stable_rate(features: torch.Tensor, recipe: Recipe, task: AnyTask = SINGLE_LABEL) -> float:
     """Return `recipe.lr`, or a lower learning rate at which a dense layer on frozen features does not diverge.
 
     Gradient descent with momentum β is stable up to a learning rate of 2 (1 + β) / λ, with Nesterov momentum up to that
-    divided by 1 + 2β, where λ is the largest curvature. For the cross-entropy of a dense layer λ is at most half the
-    largest eigenvalue of the features' second moment. If the recipe exceeds the limit, half of the limit is used.
+    divided by 1 + 2β, where λ is the largest curvature. For a dense layer λ is at most the largest eigenvalue of the
+    features' second moment, times the curvature of the task's loss: 0.5 for the cross-entropy of one class. If the
+    recipe exceeds the limit, half of the limit is used.
 
     Args:
         features: Inputs of the layer, (B, D).
         recipe: The recipe.
+        task: What the network predicts.
 
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum", §2 and appendix A.1 (momentum);
     Böhning 1992, "Multinomial logistic regression algorithm", §2 (the bound).
     """
     if recipe.optimizer != "sgd" or not len(features):
         return recipe.lr
-    curvature = float(torch.linalg.matrix_norm(features.float().cpu(), 2)) ** 2 / len(features) / 2
+    curvature = float(torch.linalg.matrix_norm(features.float().cpu(), 2)) ** 2 / len(features) * task.curvature
     limit = 2 * (1 + recipe.momentum) / max(curvature, 1e-30)
     if recipe.nesterov:
         limit /= 1 + 2 * recipe.momentum

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,12 +24,16 @@ from svertka.errors import DataError, Interrupted, RunError, TrainingError, Usag
 from svertka.escaping import format_command
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.held_out import read_manifest
+from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation, choose_thresholds
+from svertka.evaluation.task_metrics import AnyEvaluation
 from svertka.files import write_json
 from svertka.models.external import open_model
 from svertka.models.registry import Model
 from svertka.progress import progress, say
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
+from svertka.tasks import MultiLabel
 from svertka.training import checkpoint, health, training_report
 from svertka.training.computed_initial_head import compute_head, needs_computed_head
 from svertka.training.config import RunSettings
@@ -188,7 +193,7 @@ def train_from_checkpoint(
                     if not state.step:  # else it was interrupted afterwards
                         recorder.on_head_computed()
                 elif not recorder.is_out_of_patience():
-                    fit(inputs.network, optimizer, batches, recipe, state, recorder, average)
+                    fit(inputs.network, optimizer, batches, recipe, state, recorder, average, classifier.task)
             recorder.save()
         if summary := recorder.summary():
             say(summary)
@@ -196,19 +201,23 @@ def train_from_checkpoint(
 
         part = parts.final_part
         kept, images = Classifier.load(run.folder, place, model=classifier.model), parts.whole_images()
+        kept = _choose_thresholds(run, kept, settings, images, place)
         judged = evaluate_network(
-            *prepare_evaluation_network_and_batches(kept, settings, images, part, place), kept.names, f"scoring {part}"
+            *prepare_evaluation_network_and_batches(kept, settings, images, part, place),
+            kept.names,
+            f"scoring {part}",
+            kept.task,
         )
         last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
         val_error = last
         if parts.patches is not None and last is not None:  # that was of patches
-            val_error = judged.top1_error if part == "val" else measure_val_error(kept, settings, images, place)
+            val_error = judged.error if part == "val" else measure_val_error(kept, settings, images, place)
         if log:
             log.write(
                 "result",
                 val_error=val_error,
                 **({} if parts.patches is None else {"patch_val_error": last}),
-                test_error=judged.top1_error if part == "test" else None,
+                test_error=judged.error if part == "test" else None,
                 part=part,
                 images=judged.images,
                 epochs=state.step / batches.steps,
@@ -216,6 +225,9 @@ def train_from_checkpoint(
                 images_per_second=state.pictures / max(state.learning_seconds, 1e-9),
                 at_chance=judged.at_chance,
                 never_predicted=list(judged.never_predicted),
+                **(
+                    {} if isinstance(judged, Evaluation) else {"sentence": judged.sentence, "metrics": judged.numbers()}
+                ),
             )
             log.close()
             for sentence in judged.warnings:
@@ -223,6 +235,39 @@ def train_from_checkpoint(
             training_report.write_training_report(run, classifier.model, settings, images, judged, part)
         distributed.barrier()
         return run
+
+
+def _describe_metrics(judged: AnyEvaluation) -> dict[str, Any]:
+    """Return what the log's result has besides the errors, for several labels and for a number."""
+    return {} if isinstance(judged, Evaluation) else {"sentence": judged.sentence, "metrics": judged.numbers()}
+
+
+def _choose_thresholds(
+    run: Run, kept: Classifier, settings: RunSettings, images: DataSplits, place: torch.device
+) -> Classifier:
+    """Choose the threshold of each label on the validation set, and add them to config.json.
+
+    Args:
+        run: The run.
+        kept: Its finished classifier.
+        settings: Its settings.
+        images: The images.
+        place: The device.
+
+    Returns:
+        The classifier with its thresholds; `kept` itself if it does not predict labels, or without validation set.
+    """
+    if not isinstance(kept.task, MultiLabel) or not len(images.indices["val"]):
+        return kept
+    evaluated = prepare_evaluation_network_and_batches(kept, settings, images, "val", place)
+    found = evaluate_network(*evaluated, kept.names, "choosing thresholds", kept.task)
+    assert isinstance(found, MultiLabelEvaluation)
+    task = MultiLabel(thresholds=choose_thresholds(found.probabilities, found.targets))
+    config = kept.config.model_copy(update={"task": task})
+    if distributed.is_first():
+        write_json(run.config, config.model_dump())
+    distributed.barrier()
+    return Classifier(kept.network, config, kept.model, kept.origin)
 
 
 def _add_cross_validation(

@@ -85,9 +85,10 @@ class Recorder(Callback):
         """Log the metrics and advance the progress bar."""
         elapsed = self._lap()
         self.state.learning_seconds += elapsed
-        rate = metrics.images / max(elapsed, 1e-9)
+        rate, task = metrics.images / max(elapsed, 1e-9), self.classifier.task
         self.progress.advance(
-            metrics.steps, f"{rate:,.0f} {self.inputs.unit}/s, loss {metrics.loss:.3f}, error {metrics.error:.1%}"
+            metrics.steps,
+            f"{rate:,.0f} {self.inputs.unit}/s, loss {metrics.loss:.3f}, error {task.format_error(metrics.error, 1)}",
         )
         if self.log:
             self.log.write(
@@ -116,13 +117,20 @@ class Recorder(Callback):
     def _finish_epoch(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> None:
         """Validate the weights, keep them unless earlier ones are better, and log the epoch."""
         val = self.inputs.val
-        validation = evaluate_network(self.inputs.network, val, self.classifier.names, "scoring val") if val else None
-        val_error = validation.top1_error if validation else None
+        validation, task = None, self.classifier.task
+        if val:
+            validation = evaluate_network(self.inputs.network, val, self.classifier.names, "scoring val", task)
+        val_error = validation.error if validation else None
         errors, losses = self.state.val_errors, self.state.val_losses
         if validation is not None:
-            errors.append(validation.top1_error)
+            errors.append(validation.error)
             losses.append(validation.loss if math.isfinite(validation.loss) else HUGE)
-        kept = validation is None or is_epoch_as_good(errors, losses, validation.images, self.state.kept_epoch)
+        if validation is None:
+            kept = True
+        elif task.is_single_label:
+            kept = is_epoch_as_good(errors, losses, validation.images, self.state.kept_epoch)
+        else:
+            kept = losses[-1] <= min(losses)
         if kept:
             self.state.kept_epoch = epoch
         if self.log:
@@ -132,10 +140,15 @@ class Recorder(Callback):
             self._write_epoch(epoch, loss, error, val_loss, val_error, kept, gradients)
 
     def summary(self) -> str:
-        """Return the lowest val error and the epoch that is kept, in words; empty if fewer than two were validated."""
-        errors = self.state.val_errors
+        """Return the lowest val error, or loss, and the kept epoch in words; empty if fewer than two were validated."""
+        errors, losses = self.state.val_errors, self.state.val_losses
         if len(errors) < 2:
             return ""
+        if not self.classifier.task.is_single_label:
+            return (
+                f"{len(errors)} epochs in {format_duration(self.state.seconds)}: lowest val loss {min(losses):.4g}, "
+                f"kept epoch {self.state.kept_epoch}"
+            )
         best, kept = errors.index(min(errors)), self.state.kept_epoch
         why = "" if kept in (0, best + 1) else explain_kept_epoch(errors, self.state.val_losses, best, kept - 1)
         return (
@@ -144,18 +157,21 @@ class Recorder(Callback):
         )
 
     def is_out_of_patience(self) -> bool:
-        """Return whether the validation error has not improved for `recipe.early_stop` epochs."""
-        patience, errors = self.recipe.early_stop, self.state.val_errors
+        """Return whether the validation error, or loss, has not improved for `recipe.early_stop` epochs."""
+        is_single = self.classifier.task.is_single_label
+        patience, errors = self.recipe.early_stop, self.state.val_errors if is_single else self.state.val_losses
         return patience is not None and bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
     def on_head_computed(self) -> None:
         """Evaluate a directly fitted head on the training set, as the end of the only epoch."""
         batches = self.inputs.batches
-        judged = evaluate_network(self.inputs.network, batches, self.classifier.names, "scoring train")
+        judged = evaluate_network(
+            self.inputs.network, batches, self.classifier.names, "scoring train", self.classifier.task
+        )
         self.state.step = self.state.looked = batches.steps
         self.state.pictures = judged.images
         self.state.learning_seconds = self._lap()
-        self.on_epoch_end(1, judged.loss, judged.top1_error)
+        self.on_epoch_end(1, judged.loss, judged.error)
 
     def save_or_stop(self, *, stop: bool) -> None:
         """Save from time to time; on a stop, save and raise Interrupted."""
@@ -220,14 +236,15 @@ class Recorder(Callback):
         self.log.write("epoch", **entry)
         self._log_lost_messages(epoch)
         self._epochs.append(entry)
-        facts = [f"train error {error:.2%}", f"train loss {loss:.4f}"]
+        task = self.classifier.task
+        facts = [f"train error {task.format_error(error)}", f"train loss {loss:.4f}"]
         if val_error is not None:
-            facts = [f"val error {val_error:.2%}", facts[0], f"val loss {val_loss:.4f}", facts[1]]
+            facts = [f"val error {task.format_error(val_error)}", facts[0], f"val loss {val_loss:.4f}", facts[1]]
         self.progress.update(f"epoch {epoch} of {self._epoch_count}: {', '.join(facts)}")
         self._tell(
             health.find_problems(
                 self._epochs,
-                len(self.classifier.names),
+                len(self.classifier.names) if task.is_single_label else None,
                 self.recipe,
                 rate_was_found=self._rate_was_found,
                 is_normalized=self._is_normalized,

@@ -58,6 +58,7 @@ from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import name_resume_command_on_interrupt, resume, train_from_checkpoint
 from svertka.training.run_lock import claim_run_folder
+from svertka.training.task_options import check_task_options
 from svertka.training.trained_part_and_batches import (
     count_missing_features,
     estimate_final_evaluation_seconds,
@@ -249,6 +250,7 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
     recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=trained)
     check_frozen_layers_and_boxes(recipe, options.boxes, trained=trained or found.has_own_weights)
+    check_task_options(dataset, recipe, options.boxes)
     if options.boxes is not None:
         check_patch_augmentation(recipe)
     check_range("seed", options.seed, 0, MAX_SEED)
@@ -284,6 +286,7 @@ def _choose_backbone(options: TrainingOptions, dataset: Dataset, threads: int, b
         DataError: There are too few usable images.
     """
     given = {"weights": options.weights, "size": options.size, "boxes": options.boxes, "head_layer": options.head_layer}
+    dataset.require_single_label("model=auto", "name a network")
     contradicted = [f"{name}={value}" for name, value in given.items() if value is not None]
     if contradicted:
         raise UsageError(
@@ -447,14 +450,15 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
         a_picture, batch = time_estimate.time_frozen_layers(frozen, batch, torch.channels_last)
         batch = time_estimate.tile_batch(batch, max(1, round(recipe.batch_size / timed.batch_size)))
     trained = classifier.network if frozen is None else frozen.trainable
-    timing = time_estimate.time_training_steps(trained, batch, recipe, label)
+    task = classifier.task
+    timing = time_estimate.time_training_steps(trained, batch, recipe, label, task)
     sizes = len(parts.indices["train"]), len(parts.indices["val"])
     one_epoch = batches.steps * timing.step
     val = parts.eval_batches("val", prepared.preprocess, place, torch.contiguous_format)
     if frozen is None:
         one_epoch += time_estimate.estimate_validation_seconds(timing, recipe.batch_size, sizes[1])
     elif sizes[1]:
-        one_epoch += time_estimate.time_head_validation(trained, batch.images, val, classifier.names)
+        one_epoch += time_estimate.time_head_validation(trained, batch.images, val, classifier.names, task)
     one_epoch += time_estimate.time_epoch_end(classifier.network, trained, batch, folder)
     cache, once = None, 0.0
     if frozen is not None:
@@ -476,7 +480,9 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
     validating = 0.0  # seconds of cross-validation for each epoch
     if not options.is_repeated and why_not_cross_validated(recipe, parts, stored=cache is not None) is None:
         validating = estimate_epoch_seconds(timing.step, sum(sizes), recipe.batch_size)
-    found = find_learning_rate(frozen or classifier.network, batches, recipe) if options.lr == "find" else None
+    found = None
+    if options.lr == "find":
+        found = find_learning_rate(frozen or classifier.network, batches, recipe, task)
     if found is not None:
         recipe = recipe.with_changes(lr=distributed.broadcast(found.chosen))
     forward = a_picture + time_estimate.estimate_forward_seconds(timing, len(batch.labels))

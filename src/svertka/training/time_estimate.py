@@ -22,6 +22,7 @@ from svertka.evaluation.evaluate import evaluate_network
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.graph.network_copy import copy_network
 from svertka.progress import format_duration
+from svertka.tasks import SINGLE_LABEL, AnyTask
 from svertka.tensor_files import write_tensors
 from svertka.training.config import FeatureCacheSettings
 from svertka.training.health import PROBED, find_constant_scores, measure_dead_units
@@ -51,7 +52,9 @@ class StepTiming:
     memory_format: str
 
 
-def time_training_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> StepTiming:
+def time_training_steps(
+    network: nn.Module, batch: Batch, recipe: Recipe, label: str, task: AnyTask = SINGLE_LABEL
+) -> StepTiming:
     """Time steps on copies of a network and choose the memory format.
 
     On the CPU both formats are timed once and the faster one is stored in the cache folder, so that the same training
@@ -62,6 +65,7 @@ def time_training_steps(network: nn.Module, batch: Batch, recipe: Recipe, label:
         batch: A batch.
         recipe: The recipe.
         label: Name of the network, under which its memory format is stored.
+        task: What the network predicts.
 
     Returns:
         The timing; the same in all processes.
@@ -74,7 +78,7 @@ def time_training_steps(network: nn.Module, batch: Batch, recipe: Recipe, label:
     known = _remembered().get(key)
     if known in formats:
         formats = [known]
-    seconds = {layout: _time(network, batch, recipe, getattr(torch, layout)) for layout in formats}
+    seconds = {layout: _time(network, batch, recipe, getattr(torch, layout), task) for layout in formats}
     best = min(seconds, key=seconds.__getitem__)
     best = ("contiguous_format", "channels_last")[round(distributed.broadcast(float(best == "channels_last")))]
     if len(formats) > 1:
@@ -97,12 +101,12 @@ def _remember(key: str, layout: str) -> None:
             write_json(path, _remembered() | {key: layout})
 
 
-def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory_format) -> float:
+def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory_format, task: AnyTask) -> float:
     with torch.random.fork_rng(devices=[batch.images.device] if batch.images.device.type == "cuda" else []):
         scout = set_memory_format(copy_network(network).train(), layout)
         images = batch.images.contiguous(memory_format=layout) if batch.images.dim() == 4 else batch.images
         optimizer = make_optimizer(scout, recipe)
-        loss_of = Loss(recipe)
+        loss_of = Loss(recipe, task)
         alone = Batch(images, batch.labels, batch.indices, len(batch.labels))
         times: list[float] = []
         while len(times) <= TIMED_STEPS or sum(times[1:]) < TIMED_FOR:
@@ -155,7 +159,12 @@ def time_frozen_layers(partial: PartiallyFrozen, batch: Batch, layout: torch.mem
 def tile_batch(batch: Batch, times: int) -> Batch:
     """Return `batch` repeated `times` times as one batch, which takes as long as one of as many different images."""
     images = batch.images.repeat(times, *[1] * (batch.images.dim() - 1))
-    return Batch(images, batch.labels.repeat(times), np.tile(batch.indices, times), times * batch.count)
+    return Batch(
+        images,
+        batch.labels.repeat(times, *[1] * (batch.labels.dim() - 1)),
+        np.tile(batch.indices, times),
+        times * batch.count,
+    )
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,9 @@ def estimate_validation_seconds(timing: StepTiming, batch_size: int, val_images:
     return timing.step * VAL_COST * val_images / batch_size
 
 
-def time_head_validation(head: nn.Module, features: torch.Tensor, val: BatchLoader, names: tuple[str, ...]) -> float:
+def time_head_validation(
+    head: nn.Module, features: torch.Tensor, val: BatchLoader, names: tuple[str, ...], task: AnyTask = SINGLE_LABEL
+) -> float:
     """Return the seconds of a validation on stored features, measured with features of other images.
 
     Args:
@@ -236,10 +247,11 @@ def time_head_validation(head: nn.Module, features: torch.Tensor, val: BatchLoad
         features: Features of some images, (B, …).
         val: The validation set, images.
         names: The class names.
+        task: What the network predicts.
     """
     head.eval()
     stand_ins = val.with_images(lambda indices, _: features[torch.from_numpy(indices % len(features))])
-    seconds = _median_seconds(lambda: evaluate_network(head, stand_ins, names, "timing"))
+    seconds = _median_seconds(lambda: evaluate_network(head, stand_ins, names, "timing", task))
     head.train()
     return seconds
 

@@ -158,9 +158,9 @@ def prepare_evaluation_network_and_batches(
 
 
 def measure_val_error(classifier: Classifier, settings: RunSettings, parts: DataSplits, device: torch.device) -> float:
-    """Return the top-1 error of `classifier` on the validation set, 0 to 1."""
+    """Return the error of `classifier` on the validation set."""
     network, batches = prepare_evaluation_network_and_batches(classifier, settings, parts, "val", device)
-    return evaluate_network(network, batches, classifier.names, "scoring val").top1_error
+    return evaluate_network(network, batches, classifier.names, "scoring val", classifier.task).error
 
 
 def estimate_final_evaluation_seconds(parts: DataSplits, forward: float) -> float:

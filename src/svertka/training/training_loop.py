@@ -13,6 +13,7 @@ from svertka import distributed
 from svertka.data.loader import Batch, BatchLoader
 from svertka.device import autocast
 from svertka.errors import TrainingError
+from svertka.tasks import SINGLE_LABEL, AnyTask
 from svertka.training.batch_norm_momentum import BatchNormMomentum
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.recipe import Recipe
@@ -114,6 +115,7 @@ def fit(
     state: TrainingProgress,
     callback: Callback,
     average: WeightAverage | None = None,
+    task: AnyTask = SINGLE_LABEL,
 ) -> None:
     """Train a network in place, from `state.step` to the end of the recipe.
 
@@ -127,11 +129,12 @@ def fit(
         state: Progress of the training, updated in place.
         callback: Called during the training.
         average: Moving average of the weights, updated in place.
+        task: What the network predicts.
 
     Raises:
         TrainingError: The loss diverged; the message names the steps between which it happened.
     """
-    loss_of = Loss(recipe)
+    loss_of = Loss(recipe, task)
     total, warmup = count_total_and_warmup_steps(recipe, batches.steps)
     recent = torch.tensor(state.recent, dtype=torch.float64, device=batches.device)
     network.train()
@@ -183,19 +186,21 @@ def fit(
 
 
 class Loss(nn.Module):
-    """Cross-entropy as in a recipe, summed over a batch, nats.
+    """Loss of a task, such as the cross-entropy, as in a recipe, summed over a batch, nats.
 
     With `recipe.rubbish` = j there is one more class, of constant logit −j, that no image belongs to. Logits that are
     distances then have to be small, not only smaller than those of other classes.
 
     Args:
         recipe: The recipe.
+        task: What the network predicts.
 
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", eq. 9, for the rubbish class.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, task: AnyTask = SINGLE_LABEL) -> None:
         super().__init__()
+        self.task = task
         self.rubbish, self.smoothing = recipe.rubbish, recipe.label_smoothing
         self.plain = self.rubbish is None and not self.smoothing
 
@@ -204,14 +209,12 @@ class Loss(nn.Module):
 
         Args:
             logits: Logits (B, K).
-            labels: Classes (B,) int64.
+            labels: Targets of the task, (B, …).
             weights: Weight of each row (B,). None: all 1.
         """
         if self.rubbish is not None:
             logits = F.pad(logits, (0, 1), value=-self.rubbish)
-        if weights is None:
-            return F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
-        return weights @ F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
+        return self.task.loss(logits, labels, weights, self.smoothing)
 
     def of_batch(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the loss of a batch, a scalar; that of a mixed image is the mean over both of its labels.
@@ -230,10 +233,10 @@ class Loss(nn.Module):
         return both
 
     def shown(self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the plain cross-entropy (nats), the number of wrong images and of images, (3,) float64.
+        """Return the plain loss (nats), the sum of the errors of the images, and the number of images, (3,) float64.
 
-        The plain cross-entropy is comparable with the validation loss. For a mixed image it is the mean over both of
-        its labels, and the image is wrong if the highest score is not that of the label with the larger share.
+        The plain loss is comparable with the validation loss. For a mixed image it is the mean over both of its labels,
+        and the error is that of the label with the larger share.
 
         Args:
             loss: What `of_batch` returned.
@@ -243,12 +246,12 @@ class Loss(nn.Module):
         labels, mixed = batch.labels, batch.mixed
         if mixed is not None:
             scores = logits.float()
-            own, other = (F.cross_entropy(scores, one, reduction="none") for one in (labels, mixed.labels))
-            loss = mixed.shares @ own + (1 - mixed.shares) @ other
-            labels = torch.where(mixed.shares < 0.5, mixed.labels, labels)
+            loss = self.task.loss(scores, labels, mixed.shares) + self.task.loss(scores, mixed.labels, 1 - mixed.shares)
+            is_other = (mixed.shares < 0.5).view(-1, *[1] * (labels.dim() - 1))
+            labels = torch.where(is_other, mixed.labels, labels)
         elif not self.plain or batch.weights is not None:
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        wrong = (logits.argmax(1) != labels).sum()
+            loss = self.task.loss(logits.float(), labels)
+        wrong = self.task.errors(logits, labels).sum()
         return torch.stack([loss.detach().double(), wrong.double(), wrong.new_tensor(len(labels)).double()])
 
 
@@ -271,12 +274,15 @@ def take_step(
         recipe: The recipe.
 
     Returns:
-        Cross-entropy (nats), number of wrong images and number of images of this process, (3,) float64.
+        Loss (nats), sum of the errors of the images and number of images of this process, (3,) float64.
     """
     optimizer.zero_grad(set_to_none=True)
     weight = distributed.world_size() / batch.count
     if not len(batch.labels):  # no image is left for this process, but the others wait for its gradient
-        images, labels = batch.images.new_zeros(2, *batch.images.shape[1:]), batch.labels.new_zeros(2)
+        images, labels = (
+            batch.images.new_zeros(2, *batch.images.shape[1:]),
+            batch.labels.new_zeros(2, *batch.labels.shape[1:]),
+        )
         batch, weight = Batch(images, labels, batch.indices, batch.count), 0.0
     copies = 2 if len(batch.labels) == 1 and distributed.world_size() > 1 else 1
     if copies > 1:  # batch norm needs more than one value per channel

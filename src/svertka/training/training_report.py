@@ -7,6 +7,7 @@ from svertka.data.box_annotations import BACKGROUND
 from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
+from svertka.evaluation.task_metrics import AnyEvaluation
 from svertka.graph.summary import measure_network_size
 from svertka.models.registry import Model
 from svertka.progress import format_duration
@@ -17,7 +18,7 @@ from svertka.transfer.freeze import split_at_frozen
 
 
 def write_training_report(
-    run: Run, model: Model, settings: RunSettings, parts: DataSplits, evaluation: Evaluation | None, part: str
+    run: Run, model: Model, settings: RunSettings, parts: DataSplits, evaluation: AnyEvaluation | None, part: str
 ) -> None:
     """Write report.html into the folder of a run.
 
@@ -47,7 +48,10 @@ def write_training_report(
         read_image=lambda index: pictures.read(index, SHOWN_SIDE),
         image_name=pictures.name,
         cross_validation=settings.cross_validation,
-        slices=() if evaluation is None else errors_by_property(evaluation, pictures.read, torch.get_num_threads()),
+        slices=errors_by_property(evaluation, pictures.read, torch.get_num_threads())
+        if isinstance(evaluation, Evaluation)
+        else (),
+        task=parts.dataset.task,
     )
     write_report(run.report, report)
 
@@ -57,6 +61,7 @@ def describe_training(
 ) -> list[tuple[str, str]]:
     """Return what is trained on what, how and where, as (label, text); `seconds` is the estimated time."""
     recipe, preprocess = settings.recipe, classifier.preprocess
+    names = classifier.config.of_whole_images().names
     size = measure_network_size(classifier.network, preprocess.input_shape)
     color = "gray" if preprocess.channels == 1 else "RGB"
     fit = {"crop": "", "pad": ", padded", "squeeze": ", squeezed"}[preprocess.fit]
@@ -66,7 +71,7 @@ def describe_training(
     settings_given = {"MixUp": recipe.mixing.mixup, "CutMix": recipe.mixing.cutmix, "EMA": recipe.ema}
     changes += "".join(f", {name} {value:g}" for name, value in settings_given.items() if value)
     lines = [
-        ("data", f"{settings.source}: {sizes}; {len(classifier.config.of_whole_images().names)} classes{left_out}"),
+        ("data", f"{settings.source}: {sizes}; {classifier.task.describe_names(names)}{left_out}"),
         (
             "network",
             f"{settings.model}, {preprocess.size}×{preprocess.size} {color}{fit}, {size.parameters:,} parameters, "

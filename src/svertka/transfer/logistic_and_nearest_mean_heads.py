@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from svertka.data.dataset import Ints
 from svertka.data.loader import BatchLoader
 from svertka.evaluation.cross_validation import stratified_group_folds
 from svertka.progress import Progress, progress
+from svertka.tasks import Targets
 
 Floats = npt.NDArray[np.float32]
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # inverse L2 penalties
@@ -51,7 +52,7 @@ def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tup
         labels: Classes (N,) int64.
         classes: Number of classes.
     """
-    standard, mean, deviation = _standardize(features)
+    standard, mean, deviation = standardize_features(features)
     folds = min(FOLDS, int(np.bincount(labels, minlength=classes).min()))
     strength = STRENGTHS[len(STRENGTHS) // 2]
     with progress("computing the head", folds * len(STRENGTHS) + 1) as shown:
@@ -83,13 +84,13 @@ def predict_out_of_fold(features: Floats, labels: Ints, groups: Ints, classes: i
     """
     splits = stratified_group_folds(labels, groups, classes, FOLDS)
     with progress("predicting out of fold", len(splits) * len(STRENGTHS)) as shown:
-        _, (present, probabilities) = _cross_validate(_standardize(features)[0], labels, splits, shown)
+        _, (present, probabilities) = _cross_validate(standardize_features(features)[0], labels, splits, shown)
     found = np.zeros((len(labels), classes), np.float32)
     found[:, present] = probabilities
     return found
 
 
-def _standardize(features: Floats) -> tuple[Floats, Floats, Floats]:
+def standardize_features(features: Floats) -> tuple[Floats, Floats, Floats]:
     """Return `features` with mean 0 and variance 1, and their means and standard deviations (D,)."""
     mean = features.mean(0)
     deviation = np.maximum(features.std(0), 1e-6)
@@ -182,10 +183,16 @@ def fit_nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floa
 SOLVERS = {"logistic": fit_logistic_regression, "nearest-mean": fit_nearest_mean}
 
 
-def fit_head(head: nn.Linear, solver: str, batches: BatchLoader, classes: int) -> None:
-    """Compute the weights of `head` from the features in `batches` with one of `SOLVERS`, in place."""
+def fit_head(head: nn.Linear, solve: Callable[[Floats, Targets], tuple[Floats, Floats]], batches: BatchLoader) -> None:
+    """Compute the weights of `head` from the features in `batches`, in place.
+
+    Args:
+        head: The head.
+        solve: Returns weights (K, D) and biases (K,) for features (N, D) and their targets.
+        batches: The features.
+    """
     everything = collect_feature_batches(batches)
-    weight, bias = distributed.call_on_first(lambda: SOLVERS[solver](*everything, classes))
+    weight, bias = distributed.call_on_first(lambda: solve(*everything))
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))

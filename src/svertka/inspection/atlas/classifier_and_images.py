@@ -142,6 +142,7 @@ def open_atlas_inputs(
     if images is not None and images < 1:
         raise UsageError(f"images={images} must be at least 1")
     classifier = Classifier.open(run, device, trust_builder=trust_builder)
+    classifier.require_single_label("look")
     origin = classifier.origin
     training_source = _training_source(origin)
     dataset = _open_dataset(origin, source, training_source).with_decoding(DecodingOptions.up_to(max_pixels))
@@ -179,9 +180,11 @@ def _suggested_command(run: str | PathLike[str]) -> str:
 
 def _open_labeled(run: str | PathLike[str], source: str) -> Dataset:
     """Open `source` with labels as in the training of `run`."""
-    return open_source(
+    dataset = open_source(
         source, to_train=False, columns=columns_of_training(run, source), boxes=read_training_boxes(run, source)
     )
+    dataset.require_single_label("look", "give images of one class each")
+    return dataset
 
 
 def _open_dataset(run: str | PathLike[str], source: str | PathLike[str] | None, training_source: str | None) -> Dataset:

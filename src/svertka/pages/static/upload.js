@@ -77,10 +77,17 @@ document.addEventListener("DOMContentLoaded", () => {
 
     async function predict() {
       try {
-        const [{ labels }] = await ask("predict", { run: source.key, top: 5 }, file);
+        const [{ labels, number }] = await ask("predict", { run: source.key, top: 5 }, file);
+        if (number) {
+          title.replaceChildren(named(file.name), ": ", named(number.name), ` ${Number(number.value.toPrecision(6))}.`);
+          item.select = () => {};
+          await explain(number.name);
+          return;
+        }
         const best = labels[0];
-        title.replaceChildren(named(file.name), ": ", named(best.name), ` with ${percent(best.probability)}.`);
-        const list = bars(labels.map(({ name, probability }) => [name, probability]), "The most probable classes");
+        if ("predicted" in best) title.replaceChildren(named(file.name), ": ", ...listed(labels.filter((one) => one.predicted)), ".");
+        else title.replaceChildren(named(file.name), ": ", named(best.name), ` with ${percent(best.probability)}.`);
+        const list = bars(labels.map(({ name, probability }) => [name, probability]), "predicted" in best ? "The labels" : "The most probable classes");
         const buttons = [...list.querySelectorAll(".called")].map((cell, k) => {
           const button = make("button", { type: "button", title: labels[k].name, onclick: () => explain(labels[k].name) }, named(labels[k].name));
           cell.replaceChildren(button);
@@ -94,6 +101,12 @@ document.addEventListener("DOMContentLoaded", () => {
         figure.hidden = !preview.naturalWidth;
         verdict.replaceChildren(make("p", { class: "wrong" }, `${error.message}.`));
       }
+    }
+
+    // Labels with their probabilities, separated by commas.
+    function listed(labels) {
+      if (!labels.length) return ["no label"];
+      return labels.flatMap(({ name, probability }, k) => [...(k ? [", "] : []), named(name), ` with ${percent(probability)}`]);
     }
 
     async function explain(label) {

@@ -1,0 +1,28 @@
+"""Options that a training on several labels or on a number refuses."""
+
+from svertka.data.dataset import Dataset
+from svertka.errors import UsageError
+from svertka.training.recipe import Recipe
+
+
+def check_task_options(dataset: Dataset, recipe: Recipe, boxes: str | None) -> None:
+    """Raise UsageError if an option needs one class an image, and the images have several labels or a number.
+
+    Args:
+        dataset: The images.
+        recipe: The recipe with the options.
+        boxes: The option boxes.
+    """
+    if dataset.task.is_single_label:
+        return
+    needing = {
+        f"boxes={boxes}": boxes is not None,
+        "class_weights": recipe.class_weights,
+        f"head={recipe.head}": recipe.head == "nearest-mean",
+        "a recipe with a class for rubbish": recipe.rubbish is not None,
+    }
+    option = next((name for name, is_given in needing.items() if is_given), None)
+    if option is not None:
+        raise UsageError(
+            f"{option} needs one class an image, and {dataset.source} has {dataset.task.phrase}; leave it out"
+        )

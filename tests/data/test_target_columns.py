@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from svertka.data.folder_and_table_sources import open_folder
+from svertka.data.label_tables import parse_columns
+from svertka.errors import DataError
+from svertka.tasks import MultiLabel, Regression
+
+# Header, rows and columns of tables as they are published, with the labels that their images have.
+MULTI_LABEL = {
+    "cells with |": ("path,label", ["a.jpg,cat|dog", "b.jpg,dog", "c.jpg,"], None, ["cat|dog", "dog", ""]),
+    "NIH chest X-ray": (
+        "Image Index,Finding Labels,Patient ID",
+        ["a.jpg,Cardiomegaly|Emphysema,1", "b.jpg,No Finding,2", "c.jpg,Emphysema,3"],
+        "path=Image Index,label=Finding Labels",
+        ["Cardiomegaly|Emphysema", "No Finding", "Emphysema"],
+    ),
+    "Planet": (
+        "image_name,tags",
+        ["a,haze primary", "b,agriculture clear primary", "c,clear"],
+        "path=image_name,labels=tags",
+        ["haze|primary", "agriculture|clear|primary", "clear"],
+    ),
+    "HPA": ("Id,Target", ["a,16 0", "b,7", "c,0"], "path=Id,labels=Target", ["0|16", "7", "0"]),
+    "one-hot columns": (
+        "filename,Agency,Crime,Drama",
+        ["a.jpg,1,0,1", "b.jpg,0,0,1", "c.jpg,0,1,0"],
+        None,
+        ["Agency|Drama", "Drama", "Crime"],
+    ),
+}
+
+
+def table(tmp_path: Path, header: str, rows: list[str], name: str = "all.csv") -> Path:
+    for image in ("a", "b", "c"):
+        (tmp_path / f"{image}.jpg").write_bytes(image.encode())
+    (tmp_path / name).write_text("\n".join([header, *rows]) + "\n")
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(("header", "rows", "columns", "labels"), MULTI_LABEL.values(), ids=MULTI_LABEL)
+def test_several_labels(header: str, rows: list[str], columns: str | None, labels: list[str], tmp_path: Path) -> None:
+    dataset = open_folder(table(tmp_path, header, rows), columns=parse_columns(columns))
+    assert isinstance(dataset.task, MultiLabel)
+    assert [dataset.label_text(index) for index in range(3)] == labels
+    assert dataset.labels.sum() == sum(len(one.split("|")) for one in labels if one)
+
+
+def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
+    rows = ['{"file_name": "b.jpg", "labels": []}', '{"file_name": "c.jpg", "labels": ["dog"]}']
+    dataset = open_folder(table(tmp_path, '{"file_name": "a.jpg", "labels": ["dog", "cat"]}', rows, "metadata.jsonl"))
+    assert dataset.names == ("cat", "dog")
+    np.testing.assert_array_equal(dataset.labels, [[1, 1], [0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"), [("path,target", None), ("path,age", "target=age"), ("Id,Pawpularity", "target=Pawpularity")]
+)
+def test_a_number(header: str, columns: str | None, tmp_path: Path) -> None:
+    rows = ["a.jpg,1.5", "b.jpg,-2", "c.jpg,1e3"]
+    dataset = open_folder(table(tmp_path, header, rows), columns=parse_columns(columns))
+    assert isinstance(dataset.task, Regression)
+    assert dataset.names == (header.split(",")[1],)
+    np.testing.assert_array_equal(dataset.labels, [1.5, -2.0, 1000.0])
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "columns", "said"),
+    [
+        (
+            "path,target",
+            ["a.jpg,0", "b.jpg,1", "c.jpg,1"],
+            None,
+            "2 different whole numbers, .* --columns label=target",
+        ),
+        (
+            "path,age",
+            ["a.jpg,0", "b.jpg,x", "c.jpg,1"],
+            "target=age",
+            "line 3 of .* has age=x, which is not a finite n",
+        ),
+        ("path,age", ["a.jpg,0", "b.jpg,nan", "c.jpg,1"], "target=age", "has age=nan, which is not a finite number"),
+        ("path,age", ["a.jpg,0", "b.jpg,", "c.jpg,1"], "target=age", "line 3 of .* has no age; fill it in"),
+        ("path,a,b", ["a.jpg,0,x"], "label=a,target=b", "label and target each say what an image shows; give one"),
+        ("path,a", ["a.jpg,0"], "labels=b", "has no column b, but path, a"),
+        ("path,label", ["a.jpg,cat|", "b.jpg,cat"], None, "has only one label, cat; several labels need two names"),
+        ("path,label", ["a.jpg,cat", "a.jpg,dog"], None, "or write several labels into one, joined by |"),
+    ],
+)
+def test_what_is_refused(header: str, rows: list[str], columns: str | None, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        open_folder(table(tmp_path, header, rows), columns=parse_columns(columns))
+
+
+def test_tables_of_one_folder_must_label_images_in_one_way(tmp_path: Path) -> None:
+    table(tmp_path, "path,label", ["a.jpg,cat|dog", "b.jpg,dog"], "train.csv")
+    table(tmp_path, "path,label", ["c.jpg,dog"], "val.csv")
+    assert isinstance(open_folder(tmp_path).task, MultiLabel)  # in val no image happens to have two
+    table(tmp_path, "path,target", ["c.jpg,1.5"], "val.csv")
+    with pytest.raises(DataError, match=r"in different ways .*train.csv has multi label; .*val.csv has target"):
+        open_folder(tmp_path)
