@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from svertka.classifier import Classifier
     from svertka.data.loader import BatchLoader
+    from svertka.run import Run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -127,6 +128,41 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, pixels in enumerate(digits.images[digits.target == digit][:60]):
             Image.fromarray((pixels * 15.9).astype(np.uint8)).save(root / name / f"{number:02}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def task_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tables of 200 images with bright halves as labels, and with their mean brightness as a number, by kind of task."""
+    import numpy as np
+    from PIL import Image
+
+    root, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    labels, numbers = ["path,label"], ["path,target"]
+    for number in range(200):
+        pixels, has = rng.integers(0, 90, (12, 12)), rng.random(3) < 0.5
+        pixels[:6] += 80 * has[0]
+        pixels[:, :6] += 80 * has[1]
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{number}.png")
+        labels.append(f"{number}.png,{'|'.join(np.array(['top', 'left', 'luck'])[has])}")
+        numbers.append(f"{number}.png,{pixels.mean():.3f}")
+    tables = {"multi-label": root / "labels.csv", "regression": root / "numbers.csv"}
+    for table, lines in zip(tables.values(), (labels, numbers), strict=True):
+        table.write_text("\n".join(lines))
+    return tables
+
+
+@pytest.fixture(scope="session")
+def task_runs(task_tables: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Run]":
+    """Finished runs of an MLP on `task_tables`, by kind of task."""
+    import svertka
+
+    folder = tmp_path_factory.mktemp("task_runs")
+    return {
+        kind: svertka.train(
+            str(table), model="mlp", output=str(folder / kind), test=0.3, epochs=12, size=12, lr=0.05, threads=1
+        )
+        for kind, table in task_tables.items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -343,7 +343,8 @@ def _print_run(run: "Run") -> None:
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
     limits = ATLAS_LIMITS if run.weights.stat().st_size > LARGE else ()
-    for verb, *arguments in (("predict", "IMAGE..."), ("look", *limits), ("serve",)):
+    verbs = (("predict", "IMAGE..."), ("look", *limits), ("serve",))
+    for verb, *arguments in verbs if "sentence" not in result else verbs[::2]:  # look shows one class an image
         print_line(f"next: {format_command(verb, run.folder, *run.consent)} {' '.join(arguments)}".rstrip())
     for sentence in _describe_errors(run):
         print_line(sentence)

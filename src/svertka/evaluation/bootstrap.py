@@ -17,14 +17,14 @@ SEED = 0
 
 
 def bootstrap_intervals(
-    metric: Callable[[Floats], Floats], images: int, cost: int = 1
+    metric: Callable[[Floats], Floats], images: int, metrics: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the 95 % percentile intervals of metrics over samples of the images with replacement.
 
     Args:
         metric: Returns the metrics (S, M) for S samples, given how often each image is in each of them, (S, N).
         images: N, the number of images.
-        cost: Numbers that the metric computes for an image.
+        metrics: M.
 
     Returns:
         The lower and the upper ends, (M,); NaN where a metric is NaN in more than a tenth of the samples, as it is
@@ -32,16 +32,18 @@ def bootstrap_intervals(
 
     Source: Efron & Tibshirani 1993, "An introduction to the bootstrap", §13.3.
     """
-    samples = int(np.clip(NUMBERS / max(images * cost, 1), MIN_SAMPLES, SAMPLES))
+    if images < 2:
+        return np.full(metrics, np.nan), np.full(metrics, np.nan)
+    samples = int(np.clip(NUMBERS / (images * metrics), MIN_SAMPLES, SAMPLES))
     rng = np.random.default_rng(SEED)
-    share = max(1, int(AT_ONCE / max(images, 1)))
+    share = max(1, int(AT_ONCE / images))
     found = []
     for start in range(0, samples, share):
         count = min(share, samples - start)
         found.append(metric(rng.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)))
     values = np.concatenate(found)
-    unknown = np.isnan(values).mean(0) > 0.1 if images >= 2 else np.ones(values.shape[1], bool)
-    low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    unknown = np.isnan(values).mean(0) > 0.1
+    low, high = np.full(metrics, np.nan), np.full(metrics, np.nan)
     if not unknown.all():
         low[~unknown], high[~unknown] = np.nanquantile(values[:, ~unknown], (0.025, 0.975), axis=0)
     return low, high

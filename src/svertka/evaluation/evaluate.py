@@ -25,6 +25,7 @@ from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_held_out_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
+from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
 from svertka.evaluation.predictor import Predictor
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.task_metrics import AnyEvaluation, OutputAccumulator, make_accumulator
@@ -240,6 +241,7 @@ def evaluate_jointly(
         predictors, orders, dataset, indices, [make_accumulator(task, len(names)) for _ in predictors]
     )
     found = [replace(one.result(names), scope=scope) for one in per_run]
+    found = [_mark_thresholds(one) for one in found]
     results = tuple(one for one in found if isinstance(one, Evaluation))
     return JointEvaluation(
         runs=tuple(runs),
@@ -250,6 +252,13 @@ def evaluate_jointly(
         per_run=results,
         ensemble=found[0] if ensemble is None else replace(ensemble.result(names), scope=scope),
     )
+
+
+def _mark_thresholds(evaluation: AnyEvaluation) -> AnyEvaluation:
+    """Return the evaluation, marked if the thresholds of labels were chosen on its images: those of val."""
+    if not isinstance(evaluation, MultiLabelEvaluation) or evaluation.scope is None:
+        return evaluation
+    return replace(evaluation, chose_thresholds=evaluation.scope.part == "val" and bool(evaluation.task.thresholds))
 
 
 def _describe_optimized(classifiers: Sequence[Classifier], protocols: Sequence[CropProtocol]) -> tuple[str, ...]:

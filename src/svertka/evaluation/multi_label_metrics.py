@@ -82,6 +82,8 @@ class MultiLabelEvaluation:
         loss: Mean over the images of the binary cross-entropy, summed over the labels, nats.
         task: The thresholds.
         scope: Which images these are; None if the caller chose them.
+        chose_thresholds: Whether the thresholds were chosen on these images, so that F1, precision and recall are too
+            high.
     """
 
     names: tuple[str, ...]
@@ -91,6 +93,7 @@ class MultiLabelEvaluation:
     loss: float
     task: MultiLabel
     scope: EvaluationScope | None = None
+    chose_thresholds: bool = False
 
     @property
     def images(self) -> int:
@@ -134,7 +137,7 @@ class MultiLabelEvaluation:
             means = np.stack([_mean_of_known(precisions), _mean_of_known(scores)], 1)
             return np.concatenate([means, precisions, scores], 1)
 
-        return bootstrap_intervals(metric, self.images, 2 * len(self.names))
+        return bootstrap_intervals(metric, self.images, 2 + 2 * len(self.names))
 
     @property
     def mean_average_precision(self) -> float:
@@ -229,7 +232,8 @@ class MultiLabelEvaluation:
         """The metrics in words, with their confidence intervals."""
         said = [
             f"mAP {_with_interval(self.mean_average_precision, self.mean_average_precision_interval)}",
-            f"F1 {_with_interval(self.f1, self.f1_interval)}",
+            f"F1 {_with_interval(self.f1, self.f1_interval)}"
+            + (", too high since the thresholds were chosen on these images" if self.chose_thresholds else ""),
             f"wrong labels {self.error:.2%}",
             f"loss {self.loss:.4f}",
         ]
@@ -306,6 +310,7 @@ class MultiLabelEvaluation:
             "temperature": None if calibration is None else calibration.temperature,
             "at_chance": self.at_chance,
             "never_predicted": list(self.never_predicted),
+            "chose_thresholds": self.chose_thresholds,
             "per_label": [
                 {
                     "name": one.name,

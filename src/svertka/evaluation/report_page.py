@@ -135,8 +135,7 @@ def _body(report: Report) -> Markup:
 def _sections(report: Report, evaluation: AnyEvaluation | None) -> list[Section]:
     """Return the sections on the labels or the number; [] for classes."""
     if isinstance(evaluation, MultiLabelEvaluation):
-        chosen_here = report.part == "val" and bool(evaluation.task.thresholds)
-        return describe_labels(evaluation, report.read_image, report.image_name, chosen_here=chosen_here)
+        return describe_labels(evaluation, report.read_image, report.image_name)
     if isinstance(evaluation, RegressionEvaluation):
         return describe_numbers(evaluation, report.read_image, report.image_name)
     return []

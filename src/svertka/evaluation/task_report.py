@@ -39,22 +39,19 @@ class Section:
     html: Markup
 
 
-def describe_labels(
-    evaluation: MultiLabelEvaluation, read: Read, image_name: Callable[[int], str], *, chosen_here: bool
-) -> list[Section]:
+def describe_labels(evaluation: MultiLabelEvaluation, read: Read, image_name: Callable[[int], str]) -> list[Section]:
     """Return the sections on the labels: metrics of each, the worst mistakes, and calibration.
 
     Args:
         evaluation: The evaluation.
         read: Returns the image at an index, (H, W, 1 | 3) uint8; may raise ImageError.
         image_name: Returns its path.
-        chosen_here: Whether the thresholds were chosen on these images.
     """
     listed = sorted(evaluation.per_label, key=lambda one: -1.0 if one.f1 is None else one.f1)
     count = min(EXAMPLES, MAX_EXAMPLES // max(len(listed), 1))
     numbers = {name: k for k, name in enumerate(evaluation.names)}
     rows = [_describe_label(evaluation, one, numbers[one.name], read, count) for one in listed]
-    table = render_template("label_table.html", rows=rows, chosen_here=chosen_here)
+    table = render_template("label_table.html", rows=rows, chosen_here=evaluation.chose_thresholds)
     wall = _wall([_describe_mistake(evaluation, one, read, image_name) for one in evaluation.mistakes])
     sections = [Section("labels", "Labels", table), Section("mistakes", "Worst mistakes", wall)]
     if reliability := reliability_html(evaluation.calibration, "label"):

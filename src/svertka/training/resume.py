@@ -208,6 +208,8 @@ def train_from_checkpoint(
             f"scoring {part}",
             kept.task,
         )
+        if isinstance(judged, MultiLabelEvaluation):
+            judged = replace(judged, chose_thresholds=part == "val")
         last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
         val_error = last
         if parts.patches is not None and last is not None:  # that was of patches
