@@ -132,7 +132,7 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def task_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tables of 200 images with bright halves as labels, and with their mean brightness as a number, by kind of task."""
+    """Tables of 200 images, by kind of task: bright halves are labels, and the mean brightness is a number."""
     import numpy as np
     from PIL import Image
 

@@ -197,13 +197,13 @@ def extend(
     base = Run(run)
     settings = RunSettings.of(base)
     base.result()  # raises an error if the training has not finished
+    classifier = Classifier.load(base.folder, choose_device(device), trust_builder=trust_builder)
+    classifier.require_single_label("extend", "train again on all images")
     _refuse_without_features(base, settings)
     manifest = read_manifest(base)
     if manifest is None:
         raise RunError(f"{base.folder} does not record which images it was trained on; train again on all images")
     workers = set_threads(threads)
-    classifier = Classifier.load(base.folder, choose_device(device), trust_builder=trust_builder)
-    classifier.require_single_label("extend", "train again on all images")
     if original is None and settings.source in IN_MEMORY:
         raise UsageError(f"{base.folder} was trained on images in memory; give them again as original (--original)")
     named = settings.source if original is None else original
