@@ -339,6 +339,9 @@ class Classifier:
         Args:
             what: The command or option that needs it.
             to_do: The advice.
+
+        Raises:
+            UsageError: The network predicts several labels or a number.
         """
         if not self.task.is_single_label:
             raise UsageError(
