@@ -238,12 +238,13 @@ def positive() -> "Callable[[nn.Module], nn.Module]":
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The system's chromium, which asks nobody for anything by itself."""
+    """The system's chromium, which asks nobody for anything by itself. Its camera shows moving shapes."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'svertka[dev]'")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("needs a browser: install chromium")
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with playwright.sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=chromium, args=arguments)
         yield started

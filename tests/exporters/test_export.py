@@ -125,7 +125,7 @@ def test_a_folder_is_for_publishing(run: Run, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("to", "options", "sentence"),
     [
-        ("model.pt", {}, "model.pt is neither an ONNX file nor a folder; end it in .onnx or in /"),
+        ("model.pt", {}, "model.pt is no ONNX file, page or folder; end it in .onnx, .html or /"),
         ("x/", {"preprocessing": True}, "x/ is a folder, which has weights and no graph to check or to extend"),
         ("RUN", {}, "is a run itself; choose another folder"),
         (
@@ -134,6 +134,9 @@ def test_a_folder_is_for_publishing(run: Run, tmp_path: Path, capsys: pytest.Cap
             "x/ is a folder, which has float weights; for int8 name a file that ends",
         ),
         ("x.onnx", {"precision": "bf16"}, "precision=bf16 is none of an ONNX file; use fp32 or int8"),
+        ("x.onnx", {"precision": "int16"}, "precision=int16 is none of an ONNX file; use fp32 or int8"),
+        ("x.html", {"precision": "bf16"}, "precision=bf16 is none of a page; use int16, fp32 or int8"),
+        ("x.html", {"preprocessing": True}, "x.html is a page, which always includes the preprocessing; leave it out"),
         ("x.onnx", {"calibration": ["a.png"]}, "calibration= is read only with precision int8; leave it out"),
     ],
 )

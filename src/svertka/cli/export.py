@@ -21,7 +21,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="An .onnx file to write; or a folder, such as hub/, for the weights, config.json and a model card."
+            help="An .onnx file to write; an .html page that classifies images and what the camera sees, offline; or a "
+            "folder, such as hub/, for the weights, config.json and a model card."
         ),
     ] = "model.onnx",
     preprocessing: Annotated[
@@ -31,7 +32,13 @@ def export(
             help="Include the preprocessing: the ONNX file takes uint8 RGB images and returns probabilities.",
         ),
     ] = False,
-    precision: Annotated[str, typer.Option(help="fp32, or int8 for ONNX Runtime and OpenVINO, in QDQ form.")] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, or int8 for ONNX Runtime and OpenVINO, in QDQ form; for a page also int16, with 16-bit weights "
+            "(default: fp32, for a page int16)."
+        ),
+    ] = None,
     calibration: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,9 +51,9 @@ def export(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a network as an ONNX file, or as a folder to publish.
+    """Export a network as an ONNX file, as a page that works offline, or as a folder to publish.
 
-    The outputs of the ONNX file are compared with those of the network.
+    The outputs of the ONNX file or page are compared with those of the network.
 
     Example: svertka export runs/photos-resnet18 --to model.onnx
     """
@@ -71,5 +78,5 @@ def export(
     if written.int8 is not None:
         print_line(written.sentence)
     elif written.images:
-        what = "probabilities" if preprocessing else "logits"
+        what = "probabilities" if preprocessing or written.path.suffix.lower() == ".html" else "logits"
         print_line(f"checked in ONNX Runtime on {written.images} images: {what} within {written.difference:.1g}")

@@ -1,4 +1,4 @@
-"""export(): a network as an ONNX file, or as a folder to publish."""
+"""export(): a network as an ONNX file, as a page that classifies images, or as a folder to publish."""
 
 import time
 import warnings
@@ -28,7 +28,7 @@ from svertka.exporters.calibration_images import load_calibration_images
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import format_bytes, parse_path, write_atomic
 from svertka.optimized_file import list_float_layers
-from svertka.output_paths import prepare_output_file, prepare_output_folder
+from svertka.output_paths import HTML, prepare_output_file, prepare_output_folder
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import count_with_noun
 from svertka.progress import show_spinner
@@ -48,12 +48,12 @@ class Export:
     """An exported network.
 
     Attributes:
-        path: The ONNX file, or the folder.
+        path: The ONNX file, the page, or the folder.
         bytes: Its size.
         images: Images on which ONNX Runtime was compared with the original; 0 for a folder.
-        difference: The largest difference there: of probabilities if the file contains the preprocessing, else of
-            logits, relative to the largest logit of an image, or absolute if that is below 1. 0 for a folder, and for
-            an int8 file.
+        difference: The largest difference there: of probabilities for a page, or if the file contains the
+            preprocessing, else of logits, relative to the largest logit of an image, or absolute if that is below 1.
+            0 for a folder, and in int8.
         seconds: Duration of the export.
         int8: For an int8 file, its layers and how many calibration images keep their class. None: float32.
     """
@@ -99,12 +99,14 @@ def export(
     *,
     images: Sequence[ImageLike] = (),
     preprocessing: bool = False,
-    precision: str = "fp32",
+    precision: str | None = None,
     calibration: Sequence[ImageLike] = (),
     overwrite: bool = False,
     trust_builder: bool = False,
 ) -> Export:
-    """Write a network to an ONNX file, or to a folder with weights, config.json and a model card.
+    """Write a network to an ONNX file, to a page, or to a folder with weights, config.json and a model card.
+
+    The page is one HTML file that classifies images and what the camera sees, in any browser and offline.
 
     With "int8", convolutions and dense layers have 8-bit weights and feature maps, calibrated as by `optimize`, in QDQ
     form (QuantizeLinear and DequantizeLinear), which ONNX Runtime and OpenVINO compute in int8. Layers that
@@ -113,12 +115,13 @@ def export(
 
     Args:
         run: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
-        to: A name that ends in .onnx, or a folder.
+        to: A name that ends in .onnx or .html, or a folder.
         images: Images on which ONNX Runtime is compared with the original, as for `predict`. Empty: up to 32 of
             the images that the run was trained on. A file that differs is not written.
         preprocessing: Whether the file includes the preprocessing: uint8 images of any size in, probabilities out,
             instead of prepared images in, logits out.
-        precision: "fp32" or "int8", of the ONNX file.
+        precision: "fp32" or "int8", of the ONNX file or page; for a page also "int16", of which only the weights are
+            16-bit integers. None: "fp32", "int16" for a page.
         calibration: For "int8", a hundred or more typical images, as for `predict`, of which up to 256 are read. Empty:
             training images of the run.
         overwrite: Whether `to` may replace what svertka did not write.
@@ -131,21 +134,25 @@ def export(
         ExportMismatchError: ONNX Runtime computes something else, or int8 changes too many classes.
         DataError: None of the images can be read.
         UsageError: A package is missing; `to` is neither a file nor a folder; there are no images to check or calibrate
-            on; or int8 is not possible.
+            on; int8 is not possible; or the page would be too large.
         RunError: The run is missing or damaged.
         StorageError: `to` cannot be written.
     """
     began = time.monotonic()
     path = parse_path(to)
     images, calibration = ((some,) if isinstance(some, str) else some for some in (images, calibration))
-    is_file = path.suffix.lower() == ".onnx" and not path.is_dir()
+    is_page = path.suffix.lower() == ".html" and not path.is_dir()
+    is_file = is_page or (path.suffix.lower() == ".onnx" and not path.is_dir())
     if not is_file and path.suffix and not path.is_dir() and not fspath(to).endswith("/"):
-        raise UsageError(f"--to {fspath(to)} is neither an ONNX file nor a folder; end it in .onnx or in /")
+        raise UsageError(f"--to {fspath(to)} is no ONNX file, page or folder; end it in .onnx, .html or /")
+    if is_page and preprocessing:
+        raise UsageError(f"--to {fspath(to)} is a page, which always includes the preprocessing; leave it out")
     if not is_file and (preprocessing or images):
         raise UsageError(f"--to {fspath(to)} is a folder, which has weights and no graph to check or to extend")
     if not is_file and Run(path).training.exists():
         raise UsageError(f"--to {fspath(to)} is a run itself; choose another folder")
-    _check_precision(precision, calibration, fspath(to), is_file=is_file)
+    precision = precision or ("int16" if is_page else "fp32")
+    _check_precision(precision, calibration, fspath(to), is_file=is_file, is_page=is_page)
     classifier = Classifier.open(run, trust_builder=trust_builder)
     if not is_file:
         classifier.require_single_label(f"--to {fspath(to)}, a folder,", "name a file that ends in .onnx")
@@ -153,7 +160,7 @@ def export(
         classifier.require_single_label("--precision int8", "use fp32")
     origin = classifier.origin
     if is_file:
-        path = prepare_output_file(path, b"svertka", overwrite=overwrite)
+        path = prepare_output_file(path, HTML if is_page else b"svertka", overwrite=overwrite)
     else:
         path = prepare_output_folder(path, CARD_FILE, FRONT_MATTER.encode(), overwrite=overwrite)
     if not is_file:
@@ -161,40 +168,54 @@ def export(
         size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
         return Export(path, size, 0, 0.0, time.monotonic() - began)
     try:
-        import svertka.exporters.int8_onnx
         import svertka.exporters.onnx  # noqa: F401 - whose packages are an extra
+        from svertka.exporters.classifier_page import complete_for_page, render_classifier_page, require_page_support
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
+    if is_page:
+        require_page_support(classifier)
+    check = None
     if precision == "int8":
         model, check = _make_int8_model(classifier, run, images, calibration, preprocessing=preprocessing)
+        if is_page:
+            complete_for_page(model, classifier)
         count, difference = check.images, 0.0
     else:
-        model, count, difference = _make_float_model(classifier, images, preprocessing=preprocessing)
-        check = None
-    content = model.SerializeToString()
+        model, count, difference = _make_float_model(
+            classifier, images, precision, preprocessing=preprocessing, is_page=is_page
+        )
+    content = render_classifier_page(classifier, model, precision) if is_page else model.SerializeToString()
     write_atomic(path, content)
     return Export(path, len(content), count, difference, time.monotonic() - began, check)
 
 
-def _check_precision(precision: str, calibration: Sequence[ImageLike], to: str, *, is_file: bool) -> None:
+def _check_precision(
+    precision: str, calibration: Sequence[ImageLike], to: str, *, is_file: bool, is_page: bool
+) -> None:
     """Raise UsageError unless the options of precision fit one another and `to`."""
-    if precision not in ("fp32", "int8"):
+    if is_page and precision not in ("int16", "fp32", "int8"):
+        raise UsageError(f"precision={precision} is none of a page; use int16, fp32 or int8")
+    if not is_page and precision not in ("fp32", "int8"):
         raise UsageError(f"precision={precision} is none of an ONNX file; use fp32 or int8")
     if precision == "int8" and not is_file:
         raise UsageError(f"--to {to} is a folder, which has float weights; for int8 name a file that ends in .onnx")
-    if precision == "fp32" and calibration:
+    if precision != "int8" and calibration:
         raise UsageError("calibration= is read only with precision int8; leave it out")
 
 
 def _make_float_model(
-    classifier: Classifier, images: Sequence[ImageLike], *, preprocessing: bool
+    classifier: Classifier, images: Sequence[ImageLike], precision: str, *, preprocessing: bool, is_page: bool
 ) -> tuple["ModelProto", int, float]:
-    """Return the ONNX model in float32, and on how many images it was checked with which difference."""
+    """Return the ONNX model that computes in float32, and on how many images it was checked with which difference."""
+    from svertka.exporters.classifier_page import check_page_model, convert_for_page
     from svertka.exporters.onnx import check_onnx, convert_to_onnx
 
     seen_by = classifier.preprocess.intensity_range
     shown = _read_images(images, seen_by) if images else _read_training_images(classifier.origin, seen_by)
     with show_spinner("converting and checking the network"):
+        if is_page:
+            model = convert_for_page(classifier, precision)
+            return model, len(shown), check_page_model(model, classifier, shown)
         model = convert_to_onnx(classifier, preprocessing=preprocessing)
         return model, len(shown), check_onnx(model, classifier, shown)
 

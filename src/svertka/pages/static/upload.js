@@ -1,7 +1,7 @@
 // Upload page: send pictures to the server and show predictions, a Grad-CAM overlay and the most active units.
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
-  const { make, named, percent, bars, address, partCaption } = self.build;
+  const { make, named, percent, address, partCaption, takeFiles, classBars } = self.build;
   const SIDE = 320; // CSS pixels of a picture
   const PATCH = 72; // CSS pixels of a unit's patch
   const MAX_REQUESTS = 2; // concurrent requests; further ones wait in the browser
@@ -87,14 +87,9 @@ document.addEventListener("DOMContentLoaded", () => {
         const best = labels[0];
         if ("predicted" in best) title.replaceChildren(named(file.name), ": ", ...listed(labels.filter((one) => one.predicted)), ".");
         else title.replaceChildren(named(file.name), ": ", named(best.name), ` with ${percent(best.probability)}.`);
-        const list = bars(labels.map(({ name, probability }) => [name, probability]), "predicted" in best ? "The labels" : "The most probable classes");
-        const buttons = [...list.querySelectorAll(".called")].map((cell, k) => {
-          const button = make("button", { type: "button", title: labels[k].name, onclick: () => explain(labels[k].name) }, named(labels[k].name));
-          cell.replaceChildren(button);
-          return button;
-        });
+        const { list, press } = classBars(labels, "predicted" in best ? "The labels" : "The most probable classes", explain);
         verdict.replaceChildren(list);
-        item.select = (label) => buttons.forEach((button, k) => button.setAttribute("aria-pressed", String(labels[k].name === label)));
+        item.select = press;
         await explain(best.name);
       } catch (error) {
         title.replaceChildren(named(file.name));
@@ -176,16 +171,7 @@ document.addEventListener("DOMContentLoaded", () => {
     } }));
   }
 
-  const take = (files) => { for (const file of files) addPicture(file); };
-  document.querySelector("#drop input").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
-  document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    take(event.dataTransfer.files);
-  });
-  document.addEventListener("paste", (event) => take(event.clipboardData.files));
+  takeFiles(drop, (files) => files.forEach(addPicture));
   document.addEventListener("keydown", (event) => {
     if (event.key !== "h" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
     current?.toggle();

@@ -1,0 +1,243 @@
+"""The page of `svertka export --to page.html`: what is in it, and what it answers in a browser without a network."""
+
+import base64
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import svertka
+from hostile import TEXTS
+from svertka.classifier import Classifier
+from svertka.data.preprocessing import Preprocess
+from svertka.errors import ExportMismatchError, UsageError
+from svertka.inspection import grad_cam
+
+pytest.importorskip("onnxruntime")
+import onnxruntime
+
+from svertka.exporters import classifier_page
+
+# The messages of the worker, as the page gets them.
+RECORD = """const Plain = Worker; self.answers = []; self.Worker = class extends Plain { constructor(...given) {
+    super(...given); this.addEventListener("message", ({ data }) => self.answers.push(data)); } };"""
+
+
+@pytest.fixture(scope="module")
+def page(averaging: Classifier, kinds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    made = svertka.export(averaging, path, images=[kinds["plain.jpg"], kinds["gray.png"]])
+    assert made.images == 2
+    assert 0 < made.difference < 1e-3
+    assert made.bytes == path.stat().st_size < 8e6
+    assert "largest difference" in made.sentence
+    return path
+
+
+@pytest.fixture
+def tab(browser: Any, page: Path) -> Iterator[Any]:
+    """The page, without a network; it must not complain, nor ask for anything."""
+    context = browser.new_context(offline=True, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    context.add_init_script(RECORD)
+    tab = context.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda one: None if one.url.startswith(("data:", "blob:")) else complaints.append(one.url))
+    tab.goto(page.as_uri())
+    tab.locator("#ask:not([hidden])").wait_for()
+    yield tab
+    assert complaints == [page.as_uri()]
+    context.close()
+
+
+def answers_of(tab: Any) -> list[dict[str, Any]]:
+    """The answers of the worker in the order of the requests: probabilities, and what the network saw."""
+    script = """() => self.answers.filter((one) => one.found).sort((a, b) => a.id - b.id).map(({ found, square }) =>
+        ({ probabilities: [...found.probabilities.data], square: [...square] }))"""
+    found: list[dict[str, Any]] = tab.evaluate(script)
+    return found
+
+
+def test_answers_are_those_of_pytorch(
+    tab: Any, averaging: Classifier, kinds: dict[str, Path], axe_violations: Callable[[Any], list[str]]
+) -> None:
+    read = ["plain.jpg", "turned.jpg", "gray.png", "cmyk.jpg", "deep.png", "alpha.png", "palette.gif", "plain.bmp"]
+    paths = [kinds[name] for name in [*read, "one_bit.tif"]]
+    tab.set_input_files("#drop input", [str(path) for path in paths])
+    tab.get_by_text("9\u00a0pictures classified.").wait_for()
+    answers = answers_of(tab)
+    assert len(answers) == len(read)
+    for name, answer in zip(read, answers, strict=True):
+        wanted = averaging.probabilities([averaging.preprocess(kinds[name])])[0].numpy()
+        assert np.abs(np.array(answer["probabilities"]) - wanted).max() < 1e-3, name
+    items = tab.locator("#answers > li")
+    best, probability = averaging.predict(kinds["plain.jpg"], top=1)[0]
+    title = f"plain.jpg: {best} with {100 * probability:.1f}\u00a0%."
+    assert items.first.locator("h2").evaluate("title => title.textContent") == title
+    assert items.last.locator(".wrong").inner_text() == "This browser cannot read it as a picture."
+    assert tab.locator("script").count() == 4  # no name became one
+    items.first.get_by_text("Where it looked").focus()
+    tab.keyboard.press("Enter")
+    assert items.first.locator(".stage canvas").nth(1).is_visible()
+    assert "Grad-CAM" in items.first.locator(".explained").inner_text()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert axe_violations(tab) == []
+
+
+def test_the_camera_is_classified_live_and_a_frame_can_be_kept(
+    tab: Any, averaging: Classifier, axe_violations: Callable[[Any], list[str]]
+) -> None:
+    tab.locator("#camera-switch").focus()
+    tab.keyboard.press("Enter")
+    tab.locator("#rate").get_by_text("answers a second").wait_for()
+    assert axe_violations(tab) == []
+    tab.locator("#keep").click()
+    tab.get_by_text("1\u00a0picture classified.").wait_for()
+    tab.locator("#camera-switch").click()
+    assert not tab.locator("#camera").is_visible()
+    for answer in answers_of(tab)[-3:]:
+        square = np.array(answer["square"], np.uint8).reshape(32, 32, 4)[..., :3]
+        image = averaging.preprocess.normalize(torch.from_numpy(square.copy()).permute(2, 0, 1)[None])
+        wanted = averaging.probabilities([image[0]])[0].numpy()
+        assert np.abs(np.array(answer["probabilities"]) - wanted).max() < 1e-3
+
+
+def test_pixels_are_resized_as_by_pytorch(browser: Any, large_count: Callable[[int, int], int]) -> None:
+    rng = np.random.default_rng(0)
+    context = browser.new_context()
+    tab = context.new_page()
+    source = files("svertka.pages").joinpath("static", "classifier-worker.js").read_text("utf-8")
+    tab.add_script_tag(content=source)
+    run = """([given, width, height, encoded]) => { settings = given; const letters = atob(encoded);
+        const data = Uint8ClampedArray.from(letters, (letter) => letter.charCodeAt(0));
+        return [...makeSquare({ data, width, height })]; }"""
+    for number in range(large_count(24, 1000)):
+        fit = ("crop", "pad", "squeeze")[number % 3]
+        channels = 1 if number % 4 == 3 else 3
+        size, resize = (int(side) for side in rng.integers(1, 40, 2))
+        preprocess = Preprocess(
+            size=size,
+            resize=resize,
+            mean=(0.5,) * channels,
+            std=(0.25,) * channels,
+            fit=fit,
+            interpolation="bicubic" if number % 2 else "bilinear",
+        )
+        height, width = (int(side) for side in rng.integers(1, 120, 2))
+        if fit == "crop":
+            width = height  # the page cuts the square out when it decodes
+        pixels = rng.integers(0, 256, (height, width, 4), np.uint8)
+        settings = preprocess.model_dump() | {"fit": fit, "interpolation": preprocess.interpolation}
+        encoded = base64.b64encode(pixels.tobytes()).decode()
+        found = np.array(tab.evaluate(run, [settings, width, height, encoded]), np.uint8).reshape(size, size, 4)
+        square = preprocess.square(pixels[..., :3])
+        first = (len(square) - size) // 2
+        wanted = square[first : first + size, first : first + size]
+        np.testing.assert_array_equal(found[..., :channels], wanted, err_msg=f"{preprocess!r} {width}×{height}")
+    context.close()
+
+
+def test_nothing_may_be_connected_and_nothing_is_left_open(page: Path, averaging: Classifier) -> None:
+    text = page.read_text("utf-8")
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    rules = {rule.split()[0]: rule.split()[1:] for rule in policy[1].split("; ")}
+    assert rules["default-src"] == ["'none'"]
+    assert "connect-src" not in rules
+    assert rules["worker-src"] == ["blob:"]
+    assert len(rules["script-src"]) == 2
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert "{{" not in re.sub("<script.*?</script>", "", text, flags=re.DOTALL)
+    facts = re.search('<script type="application/json" id="facts">(.*?)</script>', text)
+    assert facts is not None
+    assert tuple(json.loads(facts[1])["names"]) == averaging.config.names
+    assert "Copyright (c) Microsoft Corporation" in text
+
+
+def test_every_name_is_in_the_page_as_text(made: Callable[..., Classifier]) -> None:
+    names = tuple(text.encode("utf-8", "backslashreplace").decode() for text in TEXTS.values())
+    classifier = made("mlp", 8, 8, names=names)
+    model = classifier_page.convert_for_page(classifier, "fp32")
+    assert [output.name for output in model.graph.output] == ["probabilities"]
+    text = classifier_page.render_classifier_page(classifier, model, "fp32").decode()
+    facts = re.search('<script type="application/json" id="facts">(.*?)</script>', text)
+    assert facts is not None
+    assert tuple(json.loads(facts[1])["names"]) == names
+    assert text.count("<script") == 4  # one that runs, and three with data
+
+
+def test_a_page_that_is_too_large_or_inexact_is_refused(
+    averaging: Classifier, page_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier_page, "MAX_BYTES", 1_000_000)
+    sentence = (
+        r"^the page would have 5\.\d* MB, of which the network in int16 takes .* kB, more than the limit of 1 MB; "
+    )
+    with pytest.raises(UsageError, match=f"{sentence}use --precision int8, or a smaller network$"):
+        classifier_page.render_classifier_page(averaging, page_model, "int16")
+    monkeypatch.setattr(classifier_page, "TOLERANCE", 0.0)
+    with pytest.raises(ExportMismatchError, match=r"differs by .*, more than 0; no file was written; use --precision"):
+        classifier_page.check_page_model(page_model, averaging, [np.full((40, 40, 3), 99, np.uint8)])
+
+
+def test_int8_computes_in_8_bits_and_has_maps(averaging: Classifier, tmp_path: Path) -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (100, 40, 40, 3), np.uint8))
+    made = svertka.export(averaging, tmp_path / "page.html", precision="int8", calibration=images)
+    assert made.int8 is not None
+    assert made.int8.int8_layers == 3
+    text = made.path.read_text("utf-8")
+    network = re.search('<script type="text/plain" id="network">(.*?)</script>', text)
+    assert network is not None
+    session = onnxruntime.InferenceSession(gzip.decompress(base64.b64decode(network[1])))
+    assert [output.name for output in session.get_outputs()] == ["probabilities", "classes", "maps"]
+    image = averaging.preprocess(images[0])
+    probabilities, classes, maps = session.run(None, {"images": image[None].numpy()})
+    assert classes[0, 0] == probabilities.argmax()
+    wanted = grad_cam(averaging.network, image, int(classes[0, 0]))[0].numpy()
+    assert np.corrcoef(maps[0, 0].clip(0).ravel(), wanted.ravel())[0, 1] > 0.99
+
+
+def test_16_bit_images_are_refused(made: Callable[..., Classifier], tmp_path: Path) -> None:
+    deep = made("mlp", 8, 8)
+    preprocess = deep.preprocess.model_copy(update={"intensity_range": (0, 4095)})
+    other = Classifier(deep.network, deep.config.model_copy(update={"preprocess": preprocess}))
+    with pytest.raises(UsageError, match="reads 16-bit images, of which browsers give pages 8 bits"):
+        svertka.export(other, tmp_path / "page.html", images=[Image.new("RGB", (8, 8))])
+
+
+def test_the_runtime_is_the_version_that_is_named() -> None:
+    folder = files("svertka.pages").joinpath("vendor", "onnxruntime-web")
+    source = folder.joinpath("ort.wasm.bundle.min.mjs").read_text("utf-8")
+    assert f"ONNX Runtime Web v{classifier_page.RUNTIME_VERSION}" in source
+    assert classifier_page.RUNTIME_VERSION in folder.joinpath("README.md").read_text("utf-8")
+    assert gzip.decompress(folder.joinpath("ort-wasm-simd-threaded.wasm.gz").read_bytes()).startswith(b"\0asm")
+    assert b"protobuf" in gzip.decompress(folder.joinpath("ThirdPartyNotices.txt.gz").read_bytes()).lower()
+
+
+@pytest.mark.large
+def test_photographs(shared_data: Path, browser: Any, tmp_path: Path) -> None:
+    images = sorted((shared_data / "imagenet-samples").iterdir())
+    page = svertka.export("efficientnet_lite0:bundled", tmp_path / "page.html", images=images).path
+    assert page.stat().st_size <= 20e6
+    context = browser.new_context(offline=True)
+    context.add_init_script(RECORD)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.locator("#ask:not([hidden])").wait_for()
+    tab.set_input_files("#drop input", [os.fspath(path) for path in images])
+    tab.get_by_text(f"{len(images)}\u00a0pictures classified.").wait_for(timeout=600_000)
+    classifier = Classifier.load("efficientnet_lite0:bundled")
+    for path, answer in zip(images, answers_of(tab), strict=True):
+        wanted = classifier.probabilities([classifier.preprocess(path)])[0].numpy()
+        assert np.abs(np.array(answer["probabilities"]) - wanted).max() < 1e-3
+    context.close()
