@@ -100,7 +100,8 @@ def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequen
 
 
 def require_page_support(classifier: Classifier) -> None:
-    """Raise UsageError if browsers cannot read the images that `classifier` was trained on."""
+    """Raise UsageError unless `classifier` predicts one class of images that browsers can read."""
+    classifier.require_single_label("--to page.html", "name a file that ends in .onnx")
     if classifier.preprocess.intensity_range is not None:
         raise UsageError(
             f"{classifier.origin} reads 16-bit images, of which browsers give pages 8 bits; export it with --to "
