@@ -92,6 +92,7 @@ def public_calls(root: Path) -> dict[str, Call]:
         "serve": (svertka.serve, (str(root / "no-run-is-here"),), {"port": 0, "ready": _stop_serving} | one),
         "suggest": (svertka.suggest, (run, photos), one | {"count": 2}),
         "similar": (svertka.similar, (run, image, photos), one),
+        "shard": (svertka.shard, (photos, str(root / "shards")), one),
         "extend": (svertka.extend, (run, photos), one | {"output": str(root / "extended")}),
         "train": (svertka.train, (photos,), training),
         "Run": (svertka.Run, (run,), {}),

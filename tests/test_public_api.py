@@ -22,6 +22,7 @@ from svertka.curation.dataset_check import Findings
 from svertka.curation.label_check import AmbiguousPair, GlobalOutlier, LabelError, LabelFindings, Neighbor
 from svertka.curation.similar import SimilarImage, SimilarImages
 from svertka.curation.suggest import Suggestion, Suggestions
+from svertka.data.shard import ShardedDataset
 from svertka.errors import SvertkaError
 from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
@@ -34,7 +35,7 @@ from svertka.training.extend import AccuracyEstimate, Extension
 RESULTS = (
     MixedPrecisionReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Extension,
     GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LocatedImages, LocatedClass, LocatedImage,
-    Neighbor, OptimizedRun, Predictions, SimilarImage, SimilarImages, Suggestion, Suggestions,
+    Neighbor, OptimizedRun, Predictions, ShardedDataset, SimilarImage, SimilarImages, Suggestion, Suggestions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 

@@ -66,6 +66,7 @@ CALLS: dict[str, Callable[[Run, Path, Path], Any]] = {
     "check": lambda run, data, out: svertka.check(data),
     "suggest": lambda run, data, out: svertka.suggest(saved(run, out), data, count=2, threads=3),
     "similar": lambda run, data, out: svertka.similar(run, data / "one" / "00.png", data, threads=3),
+    "shard": lambda run, data, out: svertka.shard(data, out / "shards", threads=3),
     "extend": lambda run, data, out: refused_extension(run, data),
     "a failure": lambda run, data, out: failing(data, out),
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from svertka.curation.dataset_check import check as check
     from svertka.curation.similar import similar as similar
     from svertka.curation.suggest import suggest as suggest
+    from svertka.data.shard import shard as shard
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.algorithm_timing import tune as tune
     from svertka.evaluation.compare import compare as compare
@@ -65,6 +66,7 @@ _HOMES = {
     "Run": "svertka.run",
     "resume": "svertka.training.resume",
     "serve": "svertka.serving.serve",
+    "shard": "svertka.data.shard",
     "similar": "svertka.curation.similar",
     "suggest": "svertka.curation.suggest",
     "train": "svertka.training.train",

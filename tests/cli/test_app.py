@@ -26,6 +26,7 @@ VERBS = (
     "suggest",
     "similar",
     "extend",
+    "shard",
     "models",
     "tune",
 )

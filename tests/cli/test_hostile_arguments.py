@@ -27,6 +27,7 @@ NEEDED = {
     "suggest": ["TWIN", "PICTURES", "--count", "2", "--threads", "1"],
     "similar": ["RUN", "PICTURE", "PICTURES", "--threads", "1"],
     "extend": ["RUN", "PICTURES", "--output", "NEW", "--threads", "1"],
+    "shard": ["PICTURES", "--to", "NEW", "--threads", "1"],
     "models": [],
     "tune": [],
 }
@@ -43,6 +44,7 @@ PATHS = {
     "suggest": [0, 1],
     "similar": [0, 1, 2],
     "extend": [0, 1],
+    "shard": [0, "--to"],
     "models": ["NAME"],
     "tune": ["NAME"],
 }

@@ -25,6 +25,7 @@ from svertka.cli.models import models
 from svertka.cli.optimize import optimize
 from svertka.cli.predict import predict
 from svertka.cli.serve import serve
+from svertka.cli.shard import shard
 from svertka.cli.similar import similar
 from svertka.cli.studio import studio
 from svertka.cli.suggest import suggest
@@ -90,6 +91,7 @@ SUMMARIES: dict[
     export: "Export a network as an ONNX file, or as a folder to publish.",
     serve: "Serve predictions on a web page and over HTTP.",
     studio: "Collect images, train, try and export on web pages.",
+    shard: "Write images to shards, for data sets that exceed a disk.",
     models: "List the networks, or the layers of one network.",
     tune: "Time the convolution algorithms on this machine.",
 }

@@ -38,8 +38,8 @@ def train(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of images, or a table of image paths and "
-            "labels.",
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of images, a table of image paths and "
+            "labels, or shards (a folder or URL of .tar files, or train-{000..012}.tar).",
         ),
     ] = None,
     model: Annotated[

@@ -17,7 +17,7 @@ from svertka.curation.unreadable_images import name_unreadable
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import unwrap_subset
-from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, FileImages, Images, Ints, Pixels
+from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, EncodedImages, FileImages, Images, Ints, Pixels
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.file_accounting import FileAccount
 from svertka.data.folder_and_table_sources import FolderListing, list_folder
@@ -33,10 +33,12 @@ from svertka.data.image_io import (
 )
 from svertka.data.in_memory_sources import IN_MEMORY, TorchDatasetImages
 from svertka.data.label_tables import parse_columns
+from svertka.data.large_split import MOST
 from svertka.data.perceptual_hash import SIDE, group_look_alikes, make_thumbnail
 from svertka.data.pixel_statistics import choose_intensity_range
 from svertka.data.preprocessing import discarded_share
 from svertka.data.rgb_conversion import FULL, Range
+from svertka.data.shard_storage import is_shard_source
 from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
@@ -341,6 +343,8 @@ def _without_confirmed(found: LabelFindings, dataset: Dataset, source: Source) -
 def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, list[str]]:
     """Return the data set, what its folder holds (empty without a folder), and why it cannot be trained on."""
     if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
+        if is_shard_source(source):
+            return *_open_shards(source), []
         check_exists(source)
         listing = list_folder(Path(source), parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
@@ -350,6 +354,17 @@ def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, 
         problems = [one_class] if len(dataset.names) < 2 else []
     dataset.require_single_label("check", "train reports unreadable images, copies and overlaps of parts, too")
     return dataset, listing, problems
+
+
+def _open_shards(source: str | PathLike[str]) -> tuple[Dataset, FolderListing]:
+    """Return the images in shards; refuses more than can be compared with one another."""
+    dataset = open_source(source)
+    if len(dataset) > MOST:
+        raise UsageError(
+            f"{source} has {len(dataset):,} images, and check compares up to {MOST:,}; name some of the shards, such "
+            "as train-{000000..000009}.tar"
+        )
+    return dataset, FolderListing(Path(), Path(), ())
 
 
 def _find_problems(dataset: Dataset, bad: dict[int, str], trained_on: dict[str, int]) -> list[str]:
@@ -425,7 +440,7 @@ def _look(images: Images, index: int) -> _Seen:
         pixels = images.array[index] if isinstance(images, ArrayImages) else images.pixels(index)
         height, width, channels = pixels.shape
         return _Seen(digest, ARRAY_MODES[channels], (width, height), False, make_thumbnail(pixels))
-    assert isinstance(images, FileImages)  # the three kinds that sources give
+    assert isinstance(images, EncodedImages)  # the three kinds that sources give
     content, decoding = images.read_bytes(index), images.decoding
     header = read_header(content, decoding)
     values = measure_intensity_range(content, decoding) if header.deep else None
@@ -435,7 +450,7 @@ def _look(images: Images, index: int) -> _Seen:
         )
     )
     properties = FileProperties(header.format, 16 if header.deep else 8, header.size)
-    wrong = detect_misnamed(images.paths[index], content)
+    wrong = detect_misnamed(images.paths[index], content) if isinstance(images, FileImages) else None
     return _Seen(digest, header.mode, header.size, header.orientation != 1, small, wrong, values, properties)
 
 

@@ -35,7 +35,7 @@ def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, st
     """
     files, where = unwrap_subset(images)
     if not isinstance(files, FileImages):
-        return [images.digest(index) for index in range(len(images))], {}
+        return [files.digest(index) for index in where.tolist()], {}
     memory = _Memory(files)
     bad: dict[int, str] = {}
 

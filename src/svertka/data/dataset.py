@@ -1,6 +1,7 @@
 """Labeled images from files or memory, with class names and the parts that their source names."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,7 +94,48 @@ class ArrayImages:
         return np.broadcast_to(self.array[index], (*self.array.shape[1:3], 3))
 
 
-class FileImages:
+class EncodedImages(ABC):
+    """Images in encoded form, such as JPEG files, which are decoded when they are read.
+
+    Attributes:
+        decoding: How they are decoded.
+    """
+
+    decoding: DecodingOptions
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Return what messages call an image."""
+
+    @abstractmethod
+    def read_bytes(self, index: int) -> bytes:
+        """Return the encoded image."""
+
+    @abstractmethod
+    def with_decoding(self, decoding: DecodingOptions) -> "EncodedImages":
+        """Return the same images, decoded as `decoding` says."""
+
+    def digest(self, index: int) -> bytes:
+        """Return the BLAKE2b hash of the encoded image."""
+        return hash_content(self.read_bytes(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the height and width that the header states."""
+        return read_image_size(self.read_bytes(index), self.decoding)
+
+    def read(self, index: int, min_side: int | None = None) -> Pixels:
+        """Return the decoded image; its format is that of the content, whatever its suffix."""
+        return self.decode(index, min_side).pixels
+
+    def decode(self, index: int, min_side: int | None = None) -> DecodedImage:
+        """Return the decoded image with its format and bit depth."""
+        return decode_image(self.read_bytes(index), min_side, self.decoding)
+
+
+class FileImages(EncodedImages):
     """Images in files.
 
     Args:
@@ -112,25 +154,13 @@ class FileImages:
         """Return the path."""
         return str(self.root / self.paths[index])
 
-    def digest(self, index: int) -> bytes:
-        """Return the BLAKE2b hash of the file."""
-        return hashlib.blake2b(self.read_bytes(index), digest_size=16).digest()
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Return the height and width that the file's header states."""
-        return read_image_size(self.read_bytes(index), self.decoding)
-
-    def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """Return the decoded image; its format is that of the content, whatever its suffix."""
-        return self.decode(index, min_side).pixels
-
-    def decode(self, index: int, min_side: int | None = None) -> DecodedImage:
-        """Return the decoded image with its format and bit depth."""
-        return decode_image(self.read_bytes(index), min_side, self.decoding)
-
     def read_bytes(self, index: int) -> bytes:
         """Return the bytes of the file."""
         return image_io.read_bytes(self.root / self.paths[index], self.decoding)
+
+    def with_decoding(self, decoding: DecodingOptions) -> "FileImages":
+        """Return the same files, decoded as `decoding` says."""
+        return FileImages(self.root, self.paths, decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,17 +255,37 @@ class Subset:
         return self.images.read(int(self.indices[index]), min_side)
 
 
+@dataclass(frozen=True)
+class IndexedImage:
+    """One of several encoded images, which is read when it is needed.
+
+    Attributes:
+        images: The images.
+        index: Its index.
+    """
+
+    images: EncodedImages
+    index: int
+
+    def read(self, min_side: int | None, decoding: DecodingOptions) -> Pixels:
+        """Return the image as (H, W, 3) uint8, RGB, decoded as `decoding` says; raises ImageError."""
+        return self.images.with_decoding(decoding).read(self.index, min_side)
+
+
 def with_decoding(images: Images, decoding: DecodingOptions) -> Images:
     """Return `images` with files decoded as `decoding` says; images in memory stay as they are."""
     if isinstance(images, Subset):
         return Subset(with_decoding(images.images, decoding), images.indices)
-    if isinstance(images, FileImages):
-        return FileImages(images.root, images.paths, decoding)
-    return images
+    return images.with_decoding(decoding) if isinstance(images, EncodedImages) else images
 
 
 def get_decoding(images: Images) -> DecodingOptions:
     """Return how files among `images` are decoded; the default for images in memory."""
     while isinstance(images, Subset):
         images = images.images
-    return images.decoding if isinstance(images, FileImages) else DEFAULT
+    return images.decoding if isinstance(images, EncodedImages) else DEFAULT
+
+
+def hash_content(content: bytes) -> bytes:
+    """Return the digest of an encoded image, 16 bytes of BLAKE2b."""
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -15,13 +15,14 @@ import simplejpeg
 
 from svertka import distributed
 from svertka.data.content_hash import hash_images, unwrap_subset
-from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, get_decoding
+from svertka.data.dataset import ArrayImages, Dataset, EncodedImages, Images, Ints, Pixels, get_decoding
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.image_io import SUFFIXES, DecodingOptions, measure_intensity_range, read_header
 from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, SquareSettings, read_info
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Fit, Interpolation
+from svertka.data.sharded_images import ShardImages
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say
@@ -33,6 +34,9 @@ IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; large
 CHUNK_BYTES = 2**24  # of squares per write to the disk
 CHUNK = 256  # images per write at most: they are lost if the process is killed before
 SAMPLED = 32  # images whose sizes predict the size of the cache
+SURVEYED = 1000  # images in shards whose sizes are taken for those of all
+STREAMED = "images in shards are decoded at each read"
+TOGETHER = 8  # images that a thread decodes at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,10 @@ def prepare_images(
     squares = _Squares(images, layout, threads, survey=survey)
     contents, unreadable = hash_images(images, threads)
     source, where = unwrap_subset(images)
-    if isinstance(source, ArrayImages):
+    if isinstance(source, ShardImages):
+        source.content.limit_cache(cache_limit)
+        prepared = PreparedImages(squares, contents, {}, _sample_infos(source, where), 0, 0, STREAMED)
+    elif isinstance(source, ArrayImages):
         rows: SquareImages = squares
         everything = np.arange(len(where), dtype=np.int64)
         if source.array.shape[1:] == squares.layout.shape and resize == squares.layout.side:
@@ -105,6 +112,12 @@ def prepare_images(
     else:
         prepared = _through_store(squares, contents, unreadable, cache_limit)
     return prepared if only is None else _scatter(only, len(dataset), prepared)
+
+
+def _sample_infos(images: ShardImages, where: Ints) -> dict[int, ImageInfo]:
+    """Return the sizes of some of the images at `where`, evenly spread, by their places in it."""
+    places = np.unique(np.linspace(0, len(where) - 1, min(SURVEYED, len(where))).astype(np.int64)).tolist()
+    return {place: ImageInfo("", images.size(int(where[place]))) for place in places}
 
 
 def _scatter(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
@@ -139,6 +152,8 @@ def find_misnamed_images(images: Images, facts: Mapping[int, ImageInfo]) -> list
     """Return the path and true format of each image whose suffix names another format."""
     found = []
     for index, one in sorted(facts.items()):
+        if not one.format:  # not in a file of its own
+            continue
         name = images.name(index)
         if SUFFIXES.get(Path(name).suffix.lower(), one.format) != one.format:
             found.append((name, one.format))
@@ -170,8 +185,14 @@ class _Squares:
 
     def __getitem__(self, indices: Ints) -> Pixels:
         rows = np.empty((len(indices), *self.layout.shape), np.uint8)
-        for place, square in enumerate(self.pool.map(self.square, indices.tolist())):
-            rows[place] = square
+        wanted = indices.tolist()
+
+        def fill(start: int) -> None:
+            for place in range(start, min(start + TOGETHER, len(wanted))):
+                rows[place] = self.square(wanted[place])
+
+        for _ in self.pool.map(fill, range(0, len(wanted), TOGETHER)):
+            pass
         return rows
 
     @property
@@ -185,7 +206,7 @@ class _Squares:
         Raises:
             ImageError: The image cannot be read.
         """
-        if not isinstance(self.source, FileImages):
+        if not isinstance(self.source, EncodedImages):
             return PackedImage.from_image(self.images.read(index, min_side=self.layout.resize), self.layout)
         if self.survey and (facts := self._survey(self.source.read_bytes(int(self.where[index])))):
             return PackedImage(facts, np.empty((0, 0, 1), np.uint8))

@@ -20,6 +20,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
 AHEAD = 3  # batches prepared in advance
+REQUESTED = 8  # batches whose images are announced before they are read
 NO_MIXING = MixupAndCutmix()
 
 
@@ -104,6 +105,8 @@ class BatchLoader:
         prefetch: Prepare batches ahead in a thread; the batches are the same.
         rank: Number of this process; it gets every `world`-th image of a batch.
         world: Number of processes.
+        permute: Returns the indices (n,) in random order.
+        request: Told which images will be read soon, before they are.
 
     Raises:
         UsageError: `batch_size` is below 1, or, when shuffled, exceeds the number of images.
@@ -127,6 +130,8 @@ class BatchLoader:
         prefetch: bool = False,
         rank: int = 0,
         world: int = 1,
+        permute: Callable[[np.random.Generator, Ints], Ints] = np.random.Generator.permutation,
+        request: Callable[[Ints], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size} must be at least 1")
@@ -139,6 +144,7 @@ class BatchLoader:
         self.device = device or torch.device("cpu")
         self.memory_format, self.prefetch = memory_format, prefetch
         self.rank, self.world = rank, world
+        self.permute, self.request = permute, request
         self.images: Callable[[Ints, int], torch.Tensor] = self._augmented
 
     def with_images(self, images: Callable[[Ints, int], torch.Tensor]) -> "BatchLoader":
@@ -156,7 +162,7 @@ class BatchLoader:
         """Return the order of the images in an epoch, over all processes."""
         if not self.shuffle:
             return self.indices
-        return np.random.default_rng((self.seed, epoch)).permutation(self.indices)
+        return self.permute(np.random.default_rng((self.seed, epoch)), self.indices)
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch `number` from `first_step` on; closing the iterator ends its thread."""
@@ -190,7 +196,10 @@ class BatchLoader:
         return ends
 
     def _batch(self, order: Ints, epoch: int, step: int) -> Batch:
-        whole = order[self._ends[step - 1] if step else 0 : self._ends[step]]
+        start = self._ends[step - 1] if step else 0
+        whole = order[start : self._ends[step]]
+        if self.request is not None:
+            self.request(order[start : self._ends[min(step + REQUESTED, self.steps) - 1]])
         indices = whole[self.rank :: self.world]
         images, labels, weights = self.images(indices, epoch), *self._targets(indices)
         if not self.mixing or len(whole) == 1:

@@ -52,7 +52,7 @@ class ImageInfo(NamedTuple):
     """What is known of a stored image.
 
     Attributes:
-        format: One of `image_io.DECODERS`; "" for pixels in memory.
+        format: One of `image_io.DECODERS`; "" for pixels in memory and images in shards.
         size: (height, width), pixels.
         deep: Whether it has 16 bits per value.
         intensities: Range of its 16-bit values, if they were surveyed.

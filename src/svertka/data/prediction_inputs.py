@@ -9,20 +9,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data.dataset import Pixels
+from svertka.data.dataset import IndexedImage, Pixels
 from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
 from svertka.data.image_io import DEFAULT, SUFFIXES, DecodingOptions, detect_format, measure_intensity_range, read_bytes
 from svertka.data.label_tables import TABLE_SUFFIXES
 from svertka.data.preprocessing import ImageLike, load_rgb_image
 from svertka.data.rgb_conversion import Range
+from svertka.data.shard_storage import is_shard_source, is_url
+from svertka.data.sharded_images import find_shards, open_shards
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import join_first
 from svertka.files import read_first_bytes
 from svertka.progress import say
 from svertka.text_width import shorten
 
-Input = ImageLike | ImageError  # an image, or the reason why there is none
+Input = ImageLike | IndexedImage | ImageError  # an image, or the reason why there is none
 
 ARRAY_LIMIT = 10**6  # images in one .npy file
 MEASURED = 100  # 16-bit images whose values are measured
@@ -96,8 +98,10 @@ def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
         text, path = os.fspath(image), Path(image)
         if not text:
             yield "", ImageError("empty path; name a file or a folder")
-        elif text.startswith(("http://", "https://")):
+        elif is_url(text) and Path(text).suffix.lower() in SUFFIXES:
             yield text, ImageError("a URL; download the image and name the file")
+        elif is_shard_source(text):
+            yield from _in_shards(text)
         elif _is_folder(path):
             yield from _in_folder(path)
         elif path.suffix.lower() == ".npy":
@@ -121,6 +125,19 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
     elif left_out:
         say(f"{folder}: {left_out}")
     yield from ((str(folder / path), folder / path) for path in paths)
+
+
+def _in_shards(source: str) -> Iterator[tuple[str, Input]]:
+    try:
+        images = find_shards(open_shards(source).images)
+    except (DataError, UsageError) as error:
+        yield source, ImageError(str(error))
+        return
+    assert images is not None
+    for number, shard in enumerate(images.index.shards):
+        indices = np.flatnonzero(images.shard_of == number).tolist()
+        what = images.location.describe(shard.name)
+        yield from ((f"{what}#{place}", IndexedImage(images, index)) for place, index in enumerate(indices))
 
 
 def _is_image(path: Path) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from svertka.data.dataset import Pixels
+from svertka.data.dataset import IndexedImage, Pixels
 from svertka.data.image_io import DEFAULT, DecodingOptions, check_pixel_count, decode_to_pixels, read_image_file, to_rgb
 from svertka.errors import ImageError, UsageError
 
@@ -141,11 +141,11 @@ class Preprocess(BaseModel):
             return images.to(torch.float32).sub_(mean).mul_(scale)
         return (images - mean) * scale
 
-    def __call__(self, image: ImageLike, decoding: DecodingOptions = DEFAULT) -> torch.Tensor:
+    def __call__(self, image: ImageLike | IndexedImage, decoding: DecodingOptions = DEFAULT) -> torch.Tensor:
         """Prepare one image for the network.
 
         Args:
-            image: A path, a PIL image, or an array (H, W) or (H, W, 3) of uint8 or uint16.
+            image: A path, a PIL image, an array (H, W) or (H, W, 3) of uint8 or uint16, or an image in a shard.
             decoding: Limits of decoding.
 
         Returns:
@@ -181,17 +181,21 @@ def parse_fit_mode(fit: str | None, boxed: bool) -> Fit | None:
     return known
 
 
-def load_rgb_image(image: ImageLike, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
+def load_rgb_image(
+    image: ImageLike | IndexedImage, min_side: int | None = None, decoding: DecodingOptions = DEFAULT
+) -> Pixels:
     """Return an image as (H, W, 3) uint8, RGB.
 
     Args:
-        image: A path, a PIL image or an array.
-        min_side: As for `image_io.decode_to_pixels`, for a path.
+        image: A path, a PIL image, an array or an image in a shard.
+        min_side: As for `image_io.decode_to_pixels`, for a path or an image in a shard.
         decoding: How files are decoded.
 
     Raises:
         ImageError: The image cannot be read.
     """
+    if isinstance(image, IndexedImage):
+        return image.read(min_side, decoding)
     if isinstance(image, str | Path):
         return read_image_file(image, min_side, decoding)
     if not isinstance(image, Image.Image | np.ndarray):  # of a sequence, beartype checks some items only

@@ -1,7 +1,8 @@
 """Sources of labeled images: built-in data sets by name, folders, tables, and objects in memory."""
 
 import difflib
-from os import PathLike
+from os import PathLike, fspath
+from pathlib import Path
 from typing import TypeGuard
 
 from svertka.data.builtin import NAMES, open_builtin
@@ -11,6 +12,8 @@ from svertka.data.in_memory_sources import IN_MEMORY, open_in_memory
 from svertka.data.in_memory_sources import Source as Source
 from svertka.data.label_tables import parse_columns
 from svertka.data.labels_from_boxes import label_by_boxes
+from svertka.data.shard_storage import is_shard_source, is_url
+from svertka.data.sharded_images import open_shards
 from svertka.errors import UsageError
 from svertka.files import parse_path
 
@@ -22,8 +25,8 @@ def open_source(
 
     Args:
         source: The name of a built-in data set, which wins over a folder of that name ("./mnist" is the folder); a
-            folder; a table such as a CSV file; or images in memory, as for `open_in_memory`. A Dataset is returned as
-            it is.
+            folder; a table such as a CSV file; shards, as for `open_shards`; or images in memory, as for
+            `open_in_memory`. A Dataset is returned as it is.
         to_train: Whether the images must suffice for training.
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         boxes: As for `box_annotations.read_boxes`; they label the images of a folder without class folders.
@@ -43,6 +46,11 @@ def open_source(
         return open_builtin(str(source))
     if str(source) in IN_MEMORY:
         raise UsageError(f"{source} were images in memory; pass them again in Python, or name a folder")
+    if is_shard_source(source):
+        if boxes is not None or meanings:
+            option = "columns" if meanings else "boxes"
+            raise UsageError(f"{source} are shards, to which {option} do not apply; leave {option} out")
+        return open_shards(source)
     check_exists(source)
     if boxes is not None and parse_path(source).is_dir():
         labeled = label_by_boxes(parse_path(source), parse_path(boxes), meanings)
@@ -61,7 +69,14 @@ def is_same_source(one: str | PathLike[str], other: str | PathLike[str]) -> bool
     for names in (NAMES, IN_MEMORY):
         if str(one) in names or str(other) in names:
             return str(one) == str(other) and names is NAMES
+    if is_url(fspath(one)) or is_url(fspath(other)):
+        return fspath(one) == fspath(other)
     return parse_path(one).resolve() == parse_path(other).resolve()
+
+
+def source_word(source: str) -> str | Path:
+    """Return what a command line that is shown has for `source`: a Path, or a URL as it is."""
+    return source if is_url(source) else Path(source)
 
 
 def check_exists(source: str | PathLike[str]) -> None:

@@ -24,6 +24,16 @@ def match_split_name(name: str) -> str | None:
     return found[0] if found and not found[1] else None
 
 
+def find_split_name(name: str) -> str:
+    """Return the part that one word of `name` means, whatever its other words; "" if none or several do.
+
+    >>> [find_split_name(name) for name in ("imagenet1k-train-0012.tar", "birds.tar")]
+    ['train', '']
+    """
+    found = _read(name)
+    return found[0] if found else ""
+
+
 def match_split_names(names: Iterable[str]) -> dict[str, str]:
     """Return the part that each of the sibling folders `names` means, without those that mean none.
 

@@ -19,6 +19,7 @@ from svertka.confidence_intervals import (
     paired_difference_interval,
 )
 from svertka.data.builtin import NAMES
+from svertka.data.shard_storage import is_url
 from svertka.data.source_opener import is_same_source
 from svertka.device import choose_device, describe_device, network_device, with_preserved_settings
 from svertka.errors import UsageError
@@ -386,7 +387,7 @@ def _common_source(runs: Sequence[str]) -> str:
                 f"{runs[0]} was trained on {sources[0]} and {run} on {source}; name the SOURCE to compare them on"
             )
     source = str(sources[0])
-    if source not in NAMES and not Path(source).exists():
+    if source not in NAMES and not is_url(source) and not Path(source).exists():
         raise UsageError(
             f"the training images of {' and '.join(runs)} are no longer in {source}; "
             f"name their folder: {format_command('compare', *runs)} SOURCE"

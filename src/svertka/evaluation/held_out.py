@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from svertka.classifier import Classifier
 from svertka.data.content_hash import hash_images, unwrap_subset
-from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints
+from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, IndexedImage, Ints
 from svertka.data.deduplicated_split import split_by_content_as_before
 from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import SquareImages, find_misnamed_images, prepare_images
@@ -19,7 +19,7 @@ from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling_known_images
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.preprocessing import ImageLike, Preprocess
-from svertka.data.source_opener import is_same_source
+from svertka.data.source_opener import is_same_source, source_word
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
 from svertka.escaping import format_command
@@ -205,7 +205,7 @@ class TrainingImageFilter:
         self._include, self._training = include_training, 0
         self._parts: set[str] = set()
 
-    def is_allowed(self, image: ImageLike) -> bool:
+    def is_allowed(self, image: ImageLike | IndexedImage) -> bool:
         """Return whether the run may be evaluated on `image`.
 
         Raises:
@@ -229,8 +229,10 @@ class TrainingImageFilter:
         return EvaluationScope(source, part, self._training, self._include and self._training > 0)
 
 
-def compute_content_hash(image: ImageLike) -> bytes:
+def compute_content_hash(image: ImageLike | IndexedImage) -> bytes:
     """Return the content hash of an image as in a data set; empty for a PIL image, which has no file."""
+    if isinstance(image, IndexedImage):
+        return image.images.digest(image.index)
     if isinstance(image, str | PathLike):
         return FileImages(Path(), [fspath(image)]).digest(0)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
@@ -345,7 +347,7 @@ def _reconstruct_manifest(
 
 
 def _check_command(source: str) -> str:
-    return "svertka.check(source)" if source in IN_MEMORY else format_command("check", Path(source))
+    return "svertka.check(source)" if source in IN_MEMORY else format_command("check", source_word(source))
 
 
 def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:

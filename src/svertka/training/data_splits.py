@@ -15,12 +15,14 @@ from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import PreparedImages, SquareImages, find_misnamed_images, prepare_images
 from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
+from svertka.data.large_split import MOST, fingerprint_large_dataset, split_large_dataset
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.packed_image import ImageInfo
 from svertka.data.pixel_statistics import choose_intensity_range, measure_statistics
 from svertka.data.preprocessing import Fit, Preprocess, discarded_share
 from svertka.data.rgb_conversion import Range
+from svertka.data.sharded_images import ShardImages, find_shards
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
@@ -34,8 +36,10 @@ EVAL_BATCH_SIZE = 128  # largest batch in evaluation, and
 EVAL_BATCH_PIXELS = 2**20  # its largest number of pixels: larger batches would set the peak of memory
 DEFAULT_SIZE = 64  # pixels; input of networks that take any size, unless the images are smaller
 
+MEASURED = 1024  # images in shards of which statistics are measured
 CROPPED = 0.05  # smallest discarded share of an image that is reported
 MAX_WEIGHT = 8.0  # of a whole image among patches, relative to the mean; with more, training diverges
+NOT_COMPARED = "near-duplicates are not searched for in shards; svertka shard keeps them in one part"
 FEW = 20  # training images of a class, below which results depend on which images these are
 
 
@@ -68,6 +72,11 @@ class DataSplits:
     manifest: Manifest
     patches: PatchDataset | None = None
     image_info: Mapping[int, ImageInfo] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> ShardImages | None:
+        """The images in shards; None for other images."""
+        return find_shards(self.dataset.images)
 
     @property
     def intensity_range(self) -> Range | None:
@@ -194,6 +203,8 @@ class DataSplits:
             prefetch=prefetch,
             rank=distributed.rank(),
             world=distributed.world_size(),
+            permute=np.random.Generator.permutation if self.shards is None else self.shards.shuffle,
+            request=None if self.shards is None else self.shards.request,
         )
 
     def first_training_images(self, preprocess: Preprocess, count: int) -> torch.Tensor:
@@ -215,6 +226,7 @@ class DataSplits:
             memory_format=layout,
             rank=distributed.rank(),
             world=distributed.world_size(),
+            request=None if self.shards is None else self.shards.request,
         )
 
 
@@ -303,6 +315,7 @@ def decode_and_split(
         dataset = dataset.with_intensity_range(choose_intensity_range(of_train))
         prepared = squares(preprocess.resize, preprocess.size)
     for_crops = prepared if stored_side == preprocess.side else squares(stored_side)
+    fingerprint = fingerprint_large_dataset if len(good) > MOST else compute_dataset_fingerprint
     splits = DataSplits(
         dataset,
         division.indices,
@@ -310,7 +323,7 @@ def decode_and_split(
         prepared.rows,
         bad,
         for_crops.unstored,
-        compute_dataset_fingerprint(dataset, prepared.digests, good, division.indices),
+        fingerprint(dataset, prepared.digests, good, division.indices),
         prepared.digests,
         Manifest.of(prepared.digests, division.indices, inherited),
         image_info=prepared.info,
@@ -348,9 +361,17 @@ def _split_without_duplicates(
     turn: int,
     inherited: frozenset[bytes],
 ) -> DatasetSplit:
-    """Split the readable images so that near-duplicates stay in one part, if there are few enough to compare."""
-    alike = find_near_duplicates(dataset.images, digests, good, threads)
+    """Split the readable images so that near-duplicates stay in one part, if there are few enough to compare.
+
+    Images in shards are not compared, because that would read every shard before training.
+    """
+    in_shards = find_shards(dataset.images) is not None
+    if len(good) > MOST:
+        return split_large_dataset(dataset, digests, good, val, test, turn=turn, inherited=inherited)
+    alike = [] if in_shards else find_near_duplicates(dataset.images, digests, good, threads)
     division = split_dataset(dataset, digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited)
+    if in_shards and (dataset.parts == "").any():
+        return replace(division, notes=(*division.notes, NOT_COMPARED))
     if alike is not None:
         return division
     note = "near-duplicates are not searched for among so many images; exact copies are"
@@ -466,7 +487,7 @@ def choose_input_size_and_channels(
 
 
 def add_training_statistics(
-    parts: DataSplits, preprocess: Preprocess, facts: Model, recipe: Recipe, given: Preprocess | None
+    parts: DataSplits, preprocess: Preprocess, facts: Model, recipe: Recipe, given: Preprocess | None, seed: int
 ) -> tuple[Preprocess, Recipe]:
     """Add the statistics of the training set to the preprocessing and to the recipe's augmentations.
 
@@ -476,11 +497,15 @@ def add_training_statistics(
         facts: The network.
         recipe: The recipe.
         given: The preprocessing that the weights expect. None: fresh weights.
+        seed: Seed of the training, by whose first epoch images in shards are sampled.
 
     Returns:
         The preprocessing and the recipe.
     """
-    statistics = measure_statistics(parts.train_rows, parts.indices["train"])
+    measured = parts.indices["train"]
+    if parts.shards is not None:  # those that training reads first
+        measured = parts.shards.shuffle(np.random.default_rng((seed, 0)), measured)[:MEASURED]
+    statistics = measure_statistics(parts.train_rows, measured)
     mean, std = statistics.mean, statistics.std
     if given is not None:
         mean, std = given.mean, given.std

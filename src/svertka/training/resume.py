@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import DatasetSplit, split_by_content_as_before
 from svertka.data.image_io import DecodingOptions
 from svertka.data.in_memory_sources import IN_MEMORY
-from svertka.data.source_opener import Source, is_path, open_source
+from svertka.data.source_opener import Source, is_path, open_source, source_word
 from svertka.device import choose_device, set_memory_format, set_threads, with_preserved_settings
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
 from svertka.escaping import format_command
@@ -343,7 +342,7 @@ def _device_of(run: Run, settings: RunSettings) -> torch.device:
             say(
                 f"{run.folder} was started on mps, which svertka no longer supports; it continues on {place}, with "
                 "slightly different numbers. To compute all numbers on one device, train again: "
-                f"{format_command('train', Path(settings.source), '--device', str(place))}"
+                f"{format_command('train', source_word(settings.source), '--device', str(place))}"
             )
         else:
             say(f"{run.folder} was started on {settings.device}, which is not on this machine; it continues on {place}")
@@ -397,7 +396,7 @@ def _split_as_before(run: Run, settings: RunSettings, dataset: Dataset) -> DataS
 
 def _further(run: Run, source: str) -> str:
     """Return the advice on how to train further from a run that cannot be continued."""
-    again = format_command("train", Path(source), "--weights", run.folder)
+    again = format_command("train", source_word(source), "--weights", run.folder)
     if source in IN_MEMORY:
         again = f"svertka.train(source, weights={str(run.folder)!r})"
     return f"to train further, also on other images, start a new run from its weights: {again}"

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from svertka import distributed
+from svertka.data.shard_storage import BRACES
 from svertka.errors import RunError, UsageError
 from svertka.files import lock_descriptor, os_error_to_storage_error
 from svertka.progress import say
@@ -70,7 +71,8 @@ def _claimed(source: str, model: str, output: str | PathLike[str] | None) -> Ite
             raise UsageError(f"{run.folder} exists; {advice}choose another --output")
     else:
         path = Path(source).resolve()
-        stem = f"{(path.stem if path.is_file() else path.name.strip('<>'))[:MAX_NAME_LENGTH]}-{MARKS.sub('-', model)}"
+        name = path.stem if path.is_file() or path.suffix == ".tar" else path.name.strip("<>")
+        stem = f"{BRACES.sub('', name).strip('-_.')[:MAX_NAME_LENGTH] or 'shards'}-{MARKS.sub('-', model)}"
         number = 1
         while (claim := _claim(run := Run(Path("runs") / (stem if number == 1 else f"{stem}-{number}")))) is None:
             number += 1

@@ -380,7 +380,7 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         boxed=boxes is not None,
         inherited=_trained_on_before(resolved.start_from),
     )
-    preprocess, recipe = add_training_statistics(parts, unmeasured, model, resolved.recipe, given)
+    preprocess, recipe = add_training_statistics(parts, unmeasured, model, resolved.recipe, given, options.seed)
     if boxes is not None:
         parts = replace_images_by_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
     train_count = len(parts.indices["train"])

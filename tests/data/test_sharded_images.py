@@ -1,0 +1,278 @@
+"""Images in shards: order of an epoch, agreement with the index, and shards on a web server that misbehaves."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from range_server import RangeServer, serving
+from svertka.data import shard_cache, shard_storage
+from svertka.data.dataset import Dataset
+from svertka.data.image_disk_cache import prepare_images
+from svertka.data.loader import BatchLoader
+from svertka.data.preprocessing import Preprocess
+from svertka.data.shard import shard
+from svertka.data.shard_index import FILE
+from svertka.data.sharded_images import SHUFFLED, ShardImages, open_shards
+from svertka.data.source_opener import open_source
+from svertka.errors import DataError, UsageError
+
+COUNT = 48
+PREPROCESS = Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def arrays() -> tuple[np.ndarray, np.ndarray]:
+    images = np.random.default_rng(1).integers(0, 256, (COUNT, 8, 8, 3), np.uint8)
+    return images, np.arange(COUNT) % 3
+
+
+@pytest.fixture(scope="module")
+def original(arrays, tmp_path_factory) -> Path:
+    """Six shards of 48 images."""
+    folder = tmp_path_factory.mktemp("original") / "set"
+    shard(arrays, folder, val=0.25, shard_size=0.02, threads=1)
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path, monkeypatch) -> Path:
+    """A copy that may be damaged, with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Path(shutil.copytree(original, tmp_path / "web" / "set"))
+
+
+@pytest.fixture
+def server(folder, monkeypatch) -> Iterator[RangeServer]:
+    """A web server of the copy; requests are repeated fast, and fetched in small blocks."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(shard_cache, "BLOCK", 4096)
+    monkeypatch.setattr(shard_storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(shard_storage, "PATIENCE", 0.2)
+    with serving(folder.parent) as found:
+        yield found
+
+
+def loader(dataset: Dataset, **options: object) -> BatchLoader:
+    images = dataset.images
+    assert isinstance(images, ShardImages)
+    rows = prepare_images(dataset, 8, 3, threads=2).rows
+    train = np.flatnonzero(dataset.parts == "train")
+    return BatchLoader(
+        rows, dataset.labels, train, PREPROCESS, batch_size=7, seed=5, shuffle=True, permute=images.shuffle,
+        request=images.request, **options,
+    )  # fmt: skip
+
+
+def test_an_epoch_has_each_image_once_and_another_order_than_the_next(original):
+    batches = loader(open_shards(original))
+    orders = [batches.order(epoch).tolist() for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == batches.indices.tolist()
+
+
+def test_an_epoch_continues_at_any_step_with_the_same_batches(original):
+    whole = list(loader(open_shards(original)).epoch(3))
+    later = list(loader(open_shards(original), prefetch=True).epoch(3, 2))
+    assert len(later) == len(whole) - 2
+    for one, other in zip(whole[2:], later, strict=True):
+        assert (one.images == other.images).all()
+        assert one.indices.tolist() == other.indices.tolist()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_each_image_is_seen_once_by_some_rank_also_if_their_number_changes(original, world):
+    dataset = open_shards(original)
+    seen = [batch.indices for batch in list(loader(dataset).epoch(1))[:2]]
+    for rank in range(world):
+        seen += [batch.indices for batch in loader(dataset, rank=rank, world=world).epoch(1, 2)]
+    assert sorted(np.concatenate(seen).tolist()) == loader(dataset).indices.tolist()
+
+
+def test_shards_are_read_one_after_the_other():
+    """Of many shards, the images of a stretch of an epoch are in few, wherever it begins."""
+    images = ShardImages.__new__(ShardImages)
+    images.index = type("Index", (), {"shards": range(100)})()
+    images.shard_of = np.repeat(np.arange(100), 2000)
+    order = images.shuffle(np.random.default_rng(0), np.arange(200_000))
+    shards = images.shard_of[order].reshape(-1, 2000)
+    assert max(len(set(some.tolist())) for some in shards) <= 2 + SHUFFLED // 1000
+    moved = np.abs(np.diff(order[:20_000]))
+    assert np.median(moved) > SHUFFLED / 8
+
+
+def test_the_web_server_gives_the_same_images_as_the_folder(folder, server):
+    local, remote = open_shards(folder), open_source(f"{server.url}/set")
+    assert (remote.names, len(remote)) == (local.names, COUNT)
+    for one, other in zip(loader(local).epoch(0), loader(remote, prefetch=True).epoch(0), strict=True):
+        assert (one.images == other.images).all()
+    assert remote.images.name(0).startswith(f"{server.url}/set/train-000000.tar: ")
+
+
+def test_each_block_is_fetched_once(server):
+    for _ in range(2):
+        list(loader(open_source(f"{server.url}/set")).epoch(0))
+    ranges = [wanted for wanted in server.requests if wanted[0] == "GET" and ".tar" in wanted[1]]
+    assert len(ranges) == len(set(ranges)) > 5
+
+
+def test_a_pattern_names_some_of_the_shards(folder, server):
+    local = open_shards(f"{folder}/train-{{000000..000001}}.tar")
+    remote = open_source(f"{server.url}/set/train-{{000000,000001}}.tar")
+    whole = open_shards(folder)
+    assert [one.name for one in local.images.index.shards] == ["train-000000.tar", "train-000001.tar"]
+    assert len(local) == len(remote) == sum(one.count for one in whole.images.index.shards if one.name < "train-000002")
+    assert (
+        local.images.digest(3)
+        == remote.images.digest(3)
+        == whole.images.digest(int(np.flatnonzero(whole.parts == "train")[3]))
+    )
+
+
+def test_the_cache_keeps_its_limit(server, tmp_path):
+    dataset = open_source(f"{server.url}/set")
+    list_of_rows = prepare_images(dataset, 8, 3, threads=2, cache_limit=20_000).rows
+    for index in range(COUNT):
+        list_of_rows[np.array([index])]
+    blocks = [path for path in (tmp_path / "cache" / "svertka" / "shards").glob("*/*/*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in blocks) <= 20_000
+
+
+def test_a_full_disk_is_said_once_and_the_images_are_right(server, folder, capsys, monkeypatch):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_cache.tempfile, "NamedTemporaryFile", full)
+    dataset = open_source(f"{server.url}/set")
+    for index in range(COUNT):
+        assert (dataset.images.read(index) == open_shards(folder).images.read(index)).all()
+    assert capsys.readouterr().err.count("shards are not cached on the disk (no space left on device)") == 1
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_server_that_fails_for_a_while_is_asked_again(folder, server, status, capsys):
+    dataset = open_source(f"{server.url}/set")
+    begun = len(server.requests)
+    server.fault = lambda path, number: status if number <= begun + 3 else None
+    assert (dataset.images.read(0) == open_shards(folder).images.read(0)).all()
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_server_that_stays_away_ends_with_a_sentence(server):
+    dataset = open_source(f"{server.url}/set")
+    server.fault = lambda path, number: 503
+    with pytest.raises(DataError, match=r"train-000000.tar cannot be read \(503.*check the connection and start again"):
+        dataset.images.read(0)
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (403, "may not be read: access is denied .403.; check the credentials in the environment"),
+        (401, "may not be read: access is denied"),
+        (404, "does not exist; check the path"),
+        (400, "cannot be read: the server answers 400; check the URL"),
+    ],
+)
+def test_a_refusal_is_not_repeated(server, status, sentence):
+    dataset = open_source(f"{server.url}/set")
+    server.fault = lambda path, number: status
+    begun = len(server.requests)
+    with pytest.raises(DataError, match=sentence):
+        dataset.images.content.location.read("train-000000.tar", 0, 10)
+    assert len(server.requests) == begun + 1
+
+
+def test_a_shard_that_is_truncated_on_the_server_is_named(folder, server):
+    dataset = open_source(f"{server.url}/set")
+    path = folder / "train-000000.tar"
+    path.write_bytes(path.read_bytes()[:6000])
+    with pytest.raises(DataError, match=r"train-000000.tar (ends at byte|cannot be read)"):
+        read_all(dataset)
+
+
+def read_all(dataset: Dataset) -> None:
+    for index in range(len(dataset)):
+        dataset.images.read(index)
+
+
+def damage(folder: Path, change: Callable[[Path], object]) -> None:
+    change(folder / "train-000001.tar")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[700:760] = bytes(60)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda path: path.unlink(), "train-000001.tar is missing, and the index names it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-512]), "bytes, and its index says .*; copy it again"),
+        (flip, "train-000001.tar has another content at byte .* than its index says"),
+    ],
+)
+def test_local_shards_that_do_not_agree_with_their_index(folder, change, sentence):
+    damage(folder, change)
+    with pytest.raises(DataError, match=sentence):
+        read_all(open_shards(folder))
+
+
+def test_a_damaged_block_in_the_cache_is_fetched_again(server, folder, tmp_path):
+    for index in range(COUNT):
+        open_source(f"{server.url}/set").images.read(index)
+    for path in (tmp_path / "cache" / "svertka" / "shards").glob("*/*/*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert (open_source(f"{server.url}/set").images.read(5) == open_shards(folder).images.read(5)).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no index", None])
+def test_a_damaged_index_is_refused(folder, content):
+    good = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(good[:-40] + bytes(40) if content is None else content)
+    with pytest.raises(DataError, match="index.safetensors is damaged; write the shards again"):
+        open_shards(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("nosuch://bucket/set", "nosuch:// is not a known scheme; use a folder"),
+        ("https://me:secret@example.com/set", "the URL of https://example.com has a user, a password or a query"),
+        ("https://example.com/a.tar?X-Amz-Signature=1", "has a user, a password or a query"),
+        ("train-{5..1}.tar", "must name 1 to 1,000,000 shards"),
+        ("train-{0..99999999}.tar", "must name 1 to 1,000,000 shards"),
+        ("train-{abc}.tar", "is not a range; write"),
+        ("{a,b}/train.tar", "names shards in 2 folders; keep them in one"),
+    ],
+)
+def test_impossible_sources_are_refused(source, sentence):
+    with pytest.raises(UsageError, match=sentence) as error:
+        open_source(source)
+    assert "secret" not in str(error.value)
+
+
+def test_options_that_do_not_apply_are_refused(folder):
+    with pytest.raises(UsageError, match="are shards, to which columns do not apply"):
+        open_source(folder, columns="path=a,label=b")
+
+
+def test_images_with_16_bits_are_refused(folder):
+    import io
+    import tarfile
+
+    file = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(file, "PNG")
+    (folder.parent / "deep").mkdir()
+    with tarfile.open(folder.parent / "deep" / "x.tar", "w") as archive:
+        for name, content in (("a.png", file.getvalue()), ("a.cls", b"0")):
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    with pytest.raises(DataError, match="it has 16 bits per value, and shards hold 8"):
+        open_shards(folder.parent / "deep").images.read(0)
