@@ -22,6 +22,10 @@ ALWAYS_INLINE Bits load(const Pair* from) {
     return pairs;
 }
 
+ALWAYS_INLINE Bits load_partial(const Pair* from, Index count) {
+    return (Bits)load_partial(reinterpret_cast<const float*>(from), count);
+}
+
 ALWAYS_INLINE void store(Pair* to, Bits pairs) { __builtin_memcpy(to, &pairs, sizeof pairs); }
 
 ALWAYS_INLINE Vector first_of(Bits pairs) { return (Vector)(pairs << 16); }

@@ -111,21 +111,17 @@ void winograd_forward(const Convolution& shape, nb::handle input, nb::handle wei
     else
         numbers = by.numbers<float>(of_weights);
     const Size of_residual = reach(pixels_out(shape), shape.out_channels, shape.out_channels);
-    Epilogue epilogue{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels),
-                  .residual = Tensor("residual", residual).numbers_if_any<float>(of_residual),
-                  .residual_step = shape.out_channels};
-    if (relu) epilogue.low = 0;
-    if (from.is_bfloat16()) {
-        const BFloat16* pixels = from.numbers<BFloat16>(in);
-        BFloat16* results = to.numbers<BFloat16>(out);
+    const auto compute = [&]<class Number>(bool narrow) {
+        Epilogue epilogue{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels),
+                          .residual = Tensor("residual", residual).numbers_if_any<Number>(of_residual),
+                          .residual_step = shape.out_channels};
+        if (relu) epilogue.low = 0;
+        const Number* pixels = from.numbers<Number>(in);
+        Number* results = to.numbers<Number>(out);
         const nb::gil_scoped_release unlocked;
-        used->winograd.forward_of_bfloat16(shape, pixels, numbers, order, precision, epilogue, results, threads);
-    } else {
-        const float* pixels = from.numbers<float>(in);
-        float* results = to.numbers<float>(out);
-        const nb::gil_scoped_release unlocked;
-        used->winograd.forward(shape, pixels, numbers, order, precision, epilogue, results, threads);
-    }
+        used->winograd.forward(shape, pixels, numbers, order, precision, epilogue, results, {narrow, narrow}, threads);
+    };
+    from.is_bfloat16() ? compute.operator()<BFloat16>(true) : compute.operator()<float>(false);
 }
 
 void winograd_weight_gradient(const Convolution& shape, nb::handle gradient, nb::handle input, Precision precision,
@@ -197,7 +193,7 @@ void direct_forward(const Window& shape, nb::handle input, nb::handle packed, nb
     float* to = Tensor("output", output).numbers<float>(reach(pixels_out(shape), shape.out_step, shape.out_channels));
     const Epilogue epilogue{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels)};
     const nb::gil_scoped_release unlocked;
-    used->direct.forward(shape, from, Gate{}, by, Precision::float32, epilogue, to, threads);
+    used->direct.forward(shape, from, Gate{}, by, Precision::float32, epilogue, to, {}, threads);
 }
 
 void direct_weight_gradient(const Window& shape, nb::handle gradient, nb::handle input, nb::handle result, int threads) {
@@ -286,7 +282,7 @@ void grouped_forward(const Window& shape, Size groups, nb::handle input, nb::han
     float* to = Tensor("output", output).numbers<float>(reach(pixels_out(shape), shape.out_step, shape.out_channels));
     const Epilogue epilogue{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels)};
     const nb::gil_scoped_release unlocked;
-    used->direct.grouped(shape, groups, from, by, epilogue, to, threads);
+    used->direct.grouped(shape, groups, from, by, epilogue, to, false, threads);
 }
 
 }  // namespace
@@ -396,6 +392,11 @@ NB_MODULE(_kernels, module) {
                "threads"_a);
     module.def("grouped_forward", grouped_forward, "shape"_a, "groups"_a, "input"_a, "weights"_a, "bias"_a.none(),
                "output"_a, "threads"_a);
+    nb::enum_<Storage>(module, "Storage")
+        .value("FLOAT32", Storage::float32)
+        .value("BFLOAT16", Storage::bfloat16)
+        .value("BYTE", Storage::byte);
+    nb::class_<NarrowMaps>(module, "NarrowMaps").def(nb::init<bool, bool>(), "input"_a, "output"_a);
     nb::class_<Place>(module, "Place").def(nb::init<int, Size>(), "memory"_a, "offset"_a);
     nb::class_<EpilogueSpec>(module, "Epilogue")
         .def(
@@ -457,11 +458,11 @@ NB_MODULE(_kernels, module) {
         .def(
             "__init__",
             [](ByteOperation* self, Combination combination, Activation activation, float slope, Pair stored, Pair bounds,
-               bool to_bytes) {
+               Storage storage) {
                 new (self) ByteOperation{combination,   activation,    slope,   {stored.first, stored.second},
-                                         bounds.first, bounds.second, to_bytes};
+                                         bounds.first, bounds.second, storage};
             },
-            "combination"_a, "activation"_a, "slope"_a, "stored"_a, "bounds"_a, "to_bytes"_a);
+            "combination"_a, "activation"_a, "slope"_a, "stored"_a, "bounds"_a, "storage"_a);
 
     nb::class_<CheckedProgram>(module, "Program")
         .def("__init__", [](CheckedProgram* self) {
@@ -469,12 +470,12 @@ NB_MODULE(_kernels, module) {
         })
         .def("__len__", &CheckedProgram::size)
         .def("add_winograd", &CheckedProgram::add_winograd, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
-             "output"_a)
+             "output"_a, "narrow"_a = NarrowMaps{})
         .def("add_direct", &CheckedProgram::add_direct, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
-             "output"_a, "gate"_a = Place{}, "gate_step"_a = 0)
+             "output"_a, "gate"_a = Place{}, "gate_step"_a = 0, "narrow"_a = NarrowMaps{})
         .def("add_grouped", &CheckedProgram::add_grouped, "shape"_a, "groups"_a, "input"_a, "weights"_a, "epilogue"_a,
-             "output"_a)
-        .def("add_pool", &CheckedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
+             "output"_a, "narrow"_a = false)
+        .def("add_pool", &CheckedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a, "narrow"_a = false)
         .def("add_elementwise", &CheckedProgram::add_elementwise, "shape"_a, "combination"_a, "input"_a,
              "other"_a.none(), "epilogue"_a, "output"_a)
         .def("add_normalize", &CheckedProgram::add_normalize, "shape"_a, "input"_a, "weight"_a.none(), "bias"_a.none(),
@@ -488,7 +489,7 @@ NB_MODULE(_kernels, module) {
             },
             "shape"_a, "pooling"_a, "zero"_a, "mean"_a, "input"_a, "output"_a)
         .def("add_int8_elementwise", &CheckedProgram::add_int8_elementwise, "shape"_a, "operation"_a, "input"_a.none(),
-             "real"_a.none(), "other"_a.none(), "other_real"_a.none(), "output"_a)
+             "storage"_a, "real"_a, "other"_a.none(), "other_storage"_a, "other_real"_a, "output"_a)
         .def("add_matrix_product", &CheckedProgram::add_matrix_product, "shape"_a, "left"_a, "right"_a, "output"_a)
         .def("add_softmax", &CheckedProgram::add_softmax, "shape"_a, "input"_a, "other"_a.none(), "output"_a)
         .def("add_reduction", &CheckedProgram::add_reduction, "shape"_a, "statistic"_a, "input"_a, "epilogue"_a, "output"_a)

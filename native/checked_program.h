@@ -43,19 +43,24 @@ class CheckedProgram {
         : winograd_(winograd), direct_(direct), int8_(int8), program_(winograd, direct, int8, tensor_steps) {}
 
     void add_winograd(const Convolution& shape, Place input, const nb::object& weights, Precision precision,
-                      const EpilogueSpec& epilogue, Place output) {
+                      const EpilogueSpec& epilogue, Place output, NarrowMaps narrow) {
         check(shape);
+        require_products_of_bfloat16(narrow, precision);
         const Size count = winograd_.packed_size(shape.in_channels, shape.out_channels);
         const void* numbers = kept(weights, count, precision);
-        reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
-        const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels);
-        reads(output, reach(pixels_out(shape), shape.out_step, shape.out_channels));
-        program_.add_winograd(shape, input, numbers, precision, after, output);
+        reads_map(shape, input, narrow.input);
+        const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels, narrow.output);
+        writes_map(shape, output, narrow.output);
+        program_.add_winograd(shape, input, numbers, precision, after, output, narrow);
     }
 
     void add_direct(const Window& shape, Place input, const nb::object& weights, Precision precision,
-                    const EpilogueSpec& epilogue, Place output, Place gate, Size gate_step) {
+                    const EpilogueSpec& epilogue, Place output, Place gate, Size gate_step, NarrowMaps narrow) {
         check(shape);
+        require_products_of_bfloat16(narrow, precision);
+        const bool whole_pairs = shape.in_channels % 2 == 0 && shape.in_step % 2 == 0;
+        require(!narrow.input || whole_pairs, "a map of bfloat16 has an even number of channels and an even in_step");
+        require(!narrow.input || gate.memory < 0, "a gate needs an input of floats");
         const void* numbers = kept(weights, weights_of(shape, precision, direct_.panel_width), precision);
         if (gate.memory >= 0) {
             const bool simple = shape.y.taps == 1 && shape.x.taps == 1 && shape.y.pad == 0 && shape.x.pad == 0;
@@ -63,29 +68,29 @@ class CheckedProgram {
             require_between("gate_step", gate_step, shape.in_channels, max_size);
             reads(gate, reach(shape.batch, gate_step, shape.in_channels));
         }
-        reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
-        const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels);
-        reads(output, reach(pixels_out(shape), shape.out_step, shape.out_channels));
-        program_.add_direct(shape, input, gate, gate_step, numbers, precision, after, output);
+        reads_map(shape, input, narrow.input);
+        const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels, narrow.output);
+        writes_map(shape, output, narrow.output);
+        program_.add_direct(shape, input, gate, gate_step, numbers, precision, after, output, narrow);
     }
 
     void add_grouped(const Window& shape, Size groups, Place input, const nb::object& weights, const EpilogueSpec& epilogue,
-                     Place output) {
+                     Place output, bool narrow) {
         check(shape);
         const Size count = weights_of(shape, groups);
         const auto numbers = static_cast<const float*>(kept(weights, count, Precision::float32));
-        reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
-        const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels);
-        reads(output, reach(pixels_out(shape), shape.out_step, shape.out_channels));
-        program_.add_grouped(shape, groups, input, numbers, after, output);
+        reads_map(shape, input, narrow);
+        const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels, narrow);
+        writes_map(shape, output, narrow);
+        program_.add_grouped(shape, groups, input, numbers, after, output, narrow);
     }
 
-    void add_pool(const Window& shape, Pooling pooling, Place input, Place output) {
+    void add_pool(const Window& shape, Pooling pooling, Place input, Place output, bool narrow) {
         check(shape);
         require(shape.in_channels == shape.out_channels, "pooling gives as many channels as there are");
-        reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
-        reads(output, reach(pixels_out(shape), shape.out_step, shape.out_channels));
-        program_.add_pool(shape, pooling, input, output);
+        reads_map(shape, input, narrow);
+        writes_map(shape, output, narrow);
+        program_.add_pool(shape, pooling, input, output, narrow);
     }
 
     // `input`, `other`: a tensor, a place, or None for `other`.
@@ -156,7 +161,8 @@ class CheckedProgram {
             require_between("residual_step", after.residual_step, shape.out_channels, max_size);
             reads_bytes(after.residual, reach(pixels_out(shape), after.residual_step, shape.out_channels));
         }
-        reads_numbers(output, reach(pixels_out(shape), shape.out_step, shape.out_channels), !after.to_float);
+        reads_numbers(output, reach(pixels_out(shape), shape.out_step, shape.out_channels),
+                      after.to_float ? Storage::float32 : Storage::byte);
         program_.add_int8_convolution(shape, depthwise, input, static_cast<std::uint8_t>(zero), numbers, placed,
                                       after.residual, output);
     }
@@ -171,17 +177,17 @@ class CheckedProgram {
         program_.add_int8_pool(shape, {pooling, static_cast<std::uint8_t>(zero), mean}, input, output);
     }
 
-    // Operands: a place, or a tensor of float32, or None. The scale and shift of one of 8 bits, or None for floats.
-    void add_int8_elementwise(const Strided& shape, const ByteOperation& operation, const nb::object& input,
-                              std::optional<std::pair<float, float>> real, const nb::object& other,
-                              std::optional<std::pair<float, float>> other_real, Place output) {
+    // Operands: a place, or a tensor of float32, or None. `real`: the scale and shift of one of 8 bits.
+    void add_int8_elementwise(const Strided& shape, const ByteOperation& operation, const nb::object& input, Storage storage,
+                              std::pair<float, float> real, const nb::object& other, Storage other_storage,
+                              std::pair<float, float> other_real, Place output) {
         check(shape);
-        require_range(operation.low, operation.high, !operation.to_bytes);
+        require_range(operation.low, operation.high, operation.storage != Storage::byte);
         require(other.is_none() == (operation.combination == Combination::first),
                 "two tensors are combined, or one is given alone");
-        const auto [place, first] = operand(input, extent(shape.sizes, shape.input), real);
-        const auto [other_place, second] = operand(other, extent(shape.sizes, shape.other), other_real);
-        reads_numbers(output, extent(shape.sizes, shape.output), operation.to_bytes);
+        const auto [place, first] = operand(input, extent(shape.sizes, shape.input), storage, real);
+        const auto [other_place, second] = operand(other, extent(shape.sizes, shape.other), other_storage, other_real);
+        reads_numbers(output, extent(shape.sizes, shape.output), operation.storage);
         program_.add_int8_elementwise(shape, operation, place, first, other_place, second, output);
     }
 
@@ -304,18 +310,37 @@ class CheckedProgram {
         reads({place.memory, 0}, (place.offset + count + 3) / 4);
     }
 
-    void reads_numbers(Place place, Size count, bool bytes) { bytes ? reads_bytes(place, count) : reads(place, count); }
+    void reads_numbers(Place place, Size count, Storage storage) {
+        if (storage == Storage::float32) return reads(place, count);
+        if (storage == Storage::byte || count == 0) return reads_bytes(place, count);
+        require_between("offset", place.offset, 0, PTRDIFF_MAX / 64);
+        reads_bytes({place.memory, 2 * place.offset}, 2 * count);
+    }
+
+    template <class Shape>
+    void reads_map(const Shape& shape, Place place, bool narrow) {
+        reads_numbers(place, reach(pixels_in(shape), shape.in_step, shape.in_channels), storage_of(narrow));
+    }
+
+    template <class Shape>
+    void writes_map(const Shape& shape, Place place, bool narrow) {
+        reads_numbers(place, reach(pixels_out(shape), shape.out_step, shape.out_channels), storage_of(narrow));
+    }
+
+    static void require_products_of_bfloat16(NarrowMaps narrow, Precision precision) {
+        require(precision == Precision::bfloat16 || !(narrow.input || narrow.output),
+                "maps of bfloat16 need products of bfloat16");
+    }
 
     // The place of an operand, or the tensor; neither for None.
-    std::pair<Place, Operand> operand(const nb::object& from, Size count, std::optional<std::pair<float, float>> real) {
+    std::pair<Place, Operand> operand(const nb::object& from, Size count, Storage storage, std::pair<float, float> real) {
         Place place;
-        Operand found{.bytes = real.has_value()};
-        if (real) found.real = {real->first, real->second};
+        Operand found{.storage = storage, .real = {real.first, real.second}};
         if (nb::isinstance<Place>(from)) {
             place = nb::cast<Place>(from);
-            reads_numbers(place, count, found.bytes);
+            reads_numbers(place, count, storage);
         } else if (!from.is_none()) {
-            require(!real, "a tensor is float32");
+            require(storage == Storage::float32, "a tensor is float32");
             found.numbers = kept_as<float>("operand", from, count);
         }
         return {place, found};
@@ -363,12 +388,12 @@ class CheckedProgram {
         return tensor.numbers<BFloat16>(count);
     }
 
-    PlacedEpilogue place_epilogue(const EpilogueSpec& epilogue, Size pixels, Size channels) {
+    PlacedEpilogue place_epilogue(const EpilogueSpec& epilogue, Size pixels, Size channels, bool narrow = false) {
         const Tensor bias("bias", epilogue.bias);
         tensors_.push_back(epilogue.bias);
         if (epilogue.residual.memory >= 0) {
             require_between("residual_step", epilogue.residual_step, channels, max_size);
-            reads(epilogue.residual, reach(pixels, epilogue.residual_step, channels));
+            reads_numbers(epilogue.residual, reach(pixels, epilogue.residual_step, channels), storage_of(narrow));
         }
         return {bias.numbers_if_any<float>(channels), epilogue.residual, epilogue.residual_step, epilogue.low, epilogue.high,
                 epilogue.activation, epilogue.slope, epilogue.multiply, epilogue.residual_last};

@@ -11,7 +11,7 @@ namespace svertka {
 // output = clamp(activation(sum + bias + residual), low, high); a null pointer adds nothing, NaN stays NaN.
 struct Epilogue {
     const float* bias = nullptr;       // (out_channels)
-    const float* residual = nullptr;   // of the output's shape
+    const void* residual = nullptr;    // of the output's shape and dtype
     std::ptrdiff_t residual_step = 0;  // values from one pixel of the residual to the next
     float low = -std::numeric_limits<float>::infinity(), high = std::numeric_limits<float>::infinity();
     Activation activation = Activation::none;

@@ -17,4 +17,12 @@ enum class Precision {
     bfloat16,  // weights are bfloat16; inputs are rounded to bfloat16
 };
 
+// How the numbers of a map are stored.
+enum class Storage { float32, bfloat16, byte };
+
+// Which maps of a kernel consist of bfloat16; the others consist of floats. A residual has the dtype of the output.
+struct NarrowMaps {
+    bool input = false, output = false;
+};
+
 }  // namespace svertka

@@ -15,8 +15,7 @@
 
 namespace svertka {
 
-// The location of a feature map: an offset in one of the memories passed to a run, in floats, or of an 8-bit map
-// in bytes.
+// The location of a feature map: an offset in one of the memories passed to a run, in numbers of the map.
 struct Place {
     int memory = -1;  // negative: none
     std::ptrdiff_t offset = 0;
@@ -25,10 +24,14 @@ struct Place {
     std::uint8_t* bytes_in(const std::vector<float*>& memories) const {
         return memory < 0 ? nullptr : reinterpret_cast<std::uint8_t*>(memories[memory]) + offset;
     }
-    void* numbers_in(const std::vector<float*>& memories, bool bytes) const {
-        return bytes ? static_cast<void*>(bytes_in(memories)) : in(memories);
+    void* numbers_in(const std::vector<float*>& memories, Storage storage) const {
+        if (storage == Storage::byte) return bytes_in(memories);
+        if (storage == Storage::float32 || memory < 0) return in(memories);
+        return reinterpret_cast<BFloat16*>(memories[memory]) + offset;
     }
 };
+
+inline Storage storage_of(bool narrow) { return narrow ? Storage::bfloat16 : Storage::float32; }
 
 // An `Epilogue` whose residual is located when the program runs.
 struct PlacedEpilogue {
@@ -40,8 +43,10 @@ struct PlacedEpilogue {
     float slope;
     bool multiply, residual_last;
 
-    Epilogue in(const std::vector<float*>& memories) const {
-        return {bias, residual.in(memories), residual_step, low, high, activation, slope, multiply, residual_last};
+    // `narrow`: whether the residual consists of bfloat16.
+    Epilogue in(const std::vector<float*>& memories, bool narrow = false) const {
+        const void* const other = residual.numbers_in(memories, storage_of(narrow));
+        return {bias, other, residual_step, low, high, activation, slope, multiply, residual_last};
     }
 };
 
@@ -52,32 +57,36 @@ class Program {
         : winograd_(winograd), direct_(direct), int8_(int8), tensor_steps_(tensor_steps) {}
 
     void add_winograd(const Convolution& shape, Place input, const void* weights, Precision precision,
-                      const PlacedEpilogue& epilogue, Place output) {
+                      const PlacedEpilogue& epilogue, Place output, NarrowMaps narrow) {
         add([=, function = winograd_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, Order::packed, precision, epilogue.in(memories),
-                     output.in(memories), threads);
+            function(shape, input.numbers_in(memories, storage_of(narrow.input)), weights, Order::packed, precision,
+                     epilogue.in(memories, narrow.output), output.numbers_in(memories, storage_of(narrow.output)), narrow,
+                     threads);
         });
     }
 
     // `gate`: of the input; its images are `gate_step` floats apart.
     void add_direct(const Window& shape, Place input, Place gate, std::ptrdiff_t gate_step, const void* weights,
-                    Precision precision, const PlacedEpilogue& epilogue, Place output) {
+                    Precision precision, const PlacedEpilogue& epilogue, Place output, NarrowMaps narrow) {
         add([=, function = direct_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), {gate.in(memories), gate_step}, weights, precision, epilogue.in(memories),
-                     output.in(memories), threads);
+            function(shape, input.numbers_in(memories, storage_of(narrow.input)), {gate.in(memories), gate_step}, weights,
+                     precision, epilogue.in(memories, narrow.output),
+                     output.numbers_in(memories, storage_of(narrow.output)), narrow, threads);
         });
     }
 
     void add_grouped(const Window& shape, std::ptrdiff_t groups, Place input, const float* weights,
-                     const PlacedEpilogue& epilogue, Place output) {
-        add([=, function = direct_.grouped](const Memories& memories, int threads) {
-            function(shape, groups, input.in(memories), weights, epilogue.in(memories), output.in(memories), threads);
+                     const PlacedEpilogue& epilogue, Place output, bool narrow) {
+        add([=, function = direct_.grouped, storage = storage_of(narrow)](const Memories& memories, int threads) {
+            function(shape, groups, input.numbers_in(memories, storage), weights, epilogue.in(memories, narrow),
+                     output.numbers_in(memories, storage), narrow, threads);
         });
     }
 
-    void add_pool(const Window& shape, Pooling pooling, Place input, Place output) {
-        add([=, function = direct_.pool](const Memories& memories, int threads) {
-            function(shape, pooling, input.in(memories), output.in(memories), threads);
+    void add_pool(const Window& shape, Pooling pooling, Place input, Place output, bool narrow) {
+        add([=, function = direct_.pool, storage = storage_of(narrow)](const Memories& memories, int threads) {
+            function(shape, pooling, input.numbers_in(memories, storage), output.numbers_in(memories, storage), narrow,
+                     threads);
         });
     }
 
@@ -110,8 +119,8 @@ class Program {
         add([=, function = depthwise ? int8_.depthwise : int8_.convolve](const Memories& memories, int threads) {
             Requantization placed = after;
             placed.residual = residual.bytes_in(memories);
-            function(shape, input.bytes_in(memories), zero, weights, placed, output.numbers_in(memories, !after.to_float),
-                     threads);
+            function(shape, input.bytes_in(memories), zero, weights, placed,
+                     output.numbers_in(memories, after.to_float ? Storage::float32 : Storage::byte), threads);
         });
     }
 
@@ -126,11 +135,11 @@ class Program {
                               Place other, const Operand& of_other, Place output) {
         add([=, function = int8_.elementwise](const Memories& memories, int threads) {
             const auto placed = [&](Place place, Operand operand) {
-                if (place.memory >= 0) operand.numbers = place.numbers_in(memories, operand.bytes);
+                if (place.memory >= 0) operand.numbers = place.numbers_in(memories, operand.storage);
                 return operand;
             };
             function(shape, operation, placed(input, of_input), placed(other, of_other),
-                     output.numbers_in(memories, operation.to_bytes), threads);
+                     output.numbers_in(memories, operation.storage), threads);
         });
     }
 

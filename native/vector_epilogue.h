@@ -16,7 +16,7 @@ struct VectorEpilogue {
     float low, high, slope;
     Activation activation;
     bool multiply, residual_last;
-    const float* residual;
+    const Number* residual;
     Number* output;
 
     VectorEpilogue() = default;
@@ -36,7 +36,8 @@ struct VectorEpilogue {
           activation(epilogue.activation),
           multiply(epilogue.multiply),
           residual_last(epilogue.residual_last),
-          residual(epilogue.residual ? epilogue.residual + pixel * residual_step + channel : nullptr),
+          residual(epilogue.residual ? static_cast<const Number*>(epilogue.residual) + pixel * residual_step + channel
+                                   : nullptr),
           output(output + pixel * step + channel) {}
 
     // One pass: the result at the pixel `x` to the right and `y` below. `sum` includes the bias.

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.conv import native_support
@@ -27,6 +28,13 @@ class Fenced:
         self.numbers.copy_(tensor.flatten())
         for fence in (start, start + PAGE + inside):
             assert PROTECT(fence, PAGE, 0) == 0
+
+
+def fenced_bfloat16(tensor: Tensor, *, at_end: bool) -> tuple[Tensor, int]:
+    """A memory of floats with bfloat16 at its end or beginning, and the offset of the first in numbers."""
+    more = tensor.numel() % 2
+    padded = F.pad(tensor.flatten().bfloat16(), (more, 0) if at_end else (0, more))
+    return Fenced(padded.view(torch.float32), at_end=at_end).numbers, more if at_end else 0
 
 
 def place(memory: int) -> "native_support.kernels.Place":

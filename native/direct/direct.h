@@ -1,4 +1,5 @@
-// Direct convolution (implicit GEMM) and pooling, for any window: float32 images, channels-last. Sizes are not checked.
+// Direct convolution (implicit GEMM) and pooling, for any window: images of float32 or bfloat16, channels-last. Sizes are not
+// checked.
 #pragma once
 
 #include <cstddef>
@@ -46,15 +47,16 @@ struct Direct {
     // Weights are packed in panels: (panel, tap in y, tap in x, input, output in panel), zero-padded. bfloat16 weights
     // are stored in pairs of consecutive (tap in y, tap in x, input): (panel, pair, output in panel, element of pair). See
     // `has_paired_channels`.
-    // The gate multiplies the input, for 1×1 kernels without padding.
-    void (*forward)(const Window&, const float* input, Gate, const void* weights, Precision, const Epilogue&,
-                    float* output, int threads);
+    // The gate multiplies an input of floats, for 1×1 kernels without padding. Maps of bfloat16 need products of bfloat16, and as
+    // an input an even number of channels and an even step.
+    void (*forward)(const Window&, const void* input, Gate, const void* weights, Precision, const Epilogue&, void* output,
+                    NarrowMaps, int threads);
 
-    // Grouped convolution. Weights: (tap in y, tap in x, input in group, output).
-    void (*grouped)(const Window&, std::ptrdiff_t groups, const float* input, const float* weights, const Epilogue&,
-                    float* output, int threads);
+    // Grouped convolution. Weights: (tap in y, tap in x, input in group, output). `narrow`: whether maps consist of bfloat16.
+    void (*grouped)(const Window&, std::ptrdiff_t groups, const void* input, const float* weights, const Epilogue&,
+                    void* output, bool narrow, int threads);
 
-    void (*pool)(const Window&, Pooling, const float* input, float* output, int threads);
+    void (*pool)(const Window&, Pooling, const void* input, void* output, bool narrow, int threads);
 
     // `combination` of two tensors, then the epilogue's activation function and clamp; `other` may be null.
     void (*elementwise)(const Strided&, Combination, const float* input, const float* other, const Epilogue&,
@@ -69,9 +71,9 @@ struct Direct {
 #define SVERTKA_DIRECT(instructions)                                                                                   \
     namespace instructions {                                                                                           \
     std::ptrdiff_t direct_panel_width();                                                                                     \
-    void direct_forward(const Window&, const float*, Gate, const void*, Precision, const Epilogue&, float*, int);       \
-    void grouped(const Window&, std::ptrdiff_t, const float*, const float*, const Epilogue&, float*, int);               \
-    void pool(const Window&, Pooling, const float*, float*, int);                                                      \
+    void direct_forward(const Window&, const void*, Gate, const void*, Precision, const Epilogue&, void*, NarrowMaps, int); \
+    void grouped(const Window&, std::ptrdiff_t, const void*, const float*, const Epilogue&, void*, bool, int);         \
+    void pool(const Window&, Pooling, const void*, void*, bool, int);                                                  \
     inline Direct direct_functions() {                                                                                 \
         return {direct_panel_width(), direct_forward, grouped, pool, elementwise, normalize};                                  \
     }                                                                                                                  \

@@ -17,27 +17,28 @@ namespace {
 // panel's weights fit in the L1 cache.
 constexpr Index KC = 192;
 
-// The tensors, sizes and steps of one call. `Factor`: the type that is multiplied.
-template <class FactorType>
+// The tensors, sizes and steps of one call. `Factor`: the type that is multiplied. `Number`: that of the input, floats or pairs
+// of bfloat16, which `shape` then counts as channels. `Result`: that of the output and the residual.
+template <class FactorType, class NumberType = float, class Result = float>
 struct Pass {
     using Factor = FactorType;
-    using Number = float;
+    using Number = NumberType;
     using Sum = float;
 
     const Window& shape;
     const Epilogue& epilogue;
-    const float* input;
+    const Number* input;
     const Factor* weights;
     const Pair* narrow;  // bfloat16 weights to convert, instead of `weights`
-    float* output;
+    Result* output;
     Gate gate{};
-    Im2col<Factor> windows{shape, input, gate};
+    Im2col<Factor, Number> windows{shape, input, gate};
     Index depth = windows.depth, steps = windows.steps, panels = ceil_div(shape.out_channels, NR);
     Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
 
     void set_padding(float* memory) {
         std::memset(memory, 0, shape.in_channels * sizeof(float));
-        windows.zeros = memory;
+        windows.zeros = reinterpret_cast<const Number*>(memory);
     }
 
     // Multiply `count` gathered rows, from row `first` on, by panel `number`.
@@ -114,11 +115,11 @@ struct Pass {
     template <int vectors, bool whole, Index row_stride, int count>
     [[gnu::noinline]] void rows_of(Index pixel, const Factor* a, const Block& block, float* products) const {
         const Index channel = block.number * NR, left = whole ? lanes : shape.out_channels - channel - (vectors - 1) * lanes;
-        const auto load_vector = [=](const float* from, int half) __attribute__((always_inline)) {
+        const auto load_vector = [=](const auto* from, int half) __attribute__((always_inline)) {
             return whole || half < vectors - 1 ? load(from + half * lanes) : load_partial(from + half * lanes, left);
         };
         if (block.last && epilogue.residual) {
-            const float* const residual = epilogue.residual + pixel * epilogue.residual_step + channel;
+            const Result* const residual = residual_at(pixel) + channel;
             const Index step = epilogue.residual_step;
             each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
                 __builtin_prefetch(residual + row * step + half * lanes, 0, 2);
@@ -147,14 +148,14 @@ struct Pass {
             return;
         }
         if (epilogue.residual) {
-            const float* const residual = epilogue.residual + pixel * epilogue.residual_step + channel;
+            const Result* const residual = residual_at(pixel) + channel;
             const Index step = epilogue.residual_step;
             each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
                 sums[row][half] += load_vector(residual + row * step, half);
             });
         }
         const float low = epilogue.low, high = epilogue.high;
-        float* const to = output + pixel * shape.out_step + channel;
+        Result* const to = output + pixel * shape.out_step + channel;
         const Index step = shape.out_step;
         each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
             const Vector result = clamp(sums[row][half], low, high);
@@ -165,11 +166,15 @@ struct Pass {
         });
     }
 
+    const Result* residual_at(Index pixel) const {
+        return static_cast<const Result*>(epilogue.residual) + pixel * epilogue.residual_step;
+    }
+
     // The epilogue of a register tile in a second pass; its sums include the bias.
     template <int vectors>
     [[gnu::noinline]] void finish(Index pixel, Index channel, Index left, Index count, const float* products) const {
         with_activation(epilogue.activation, [&](auto chosen) __attribute__((always_inline)) {
-            VectorEpilogue<float> epilogues[vectors];
+            VectorEpilogue<Result> epilogues[vectors];
             for (int half = 0; half < vectors; ++half)
                 epilogues[half] = {epilogue, output, shape.out_step, pixel, channel + half * lanes,
                                    half < vectors - 1 ? lanes : left};
@@ -278,8 +283,8 @@ struct Pass {
     }
 };
 
-template <class Factor>
-void in_strips(const Pass<Factor>& pass, int threads) {
+template <class Factor, class Result>
+void in_strips(const Pass<Factor, float, Result>& pass, int threads) {
     const Window& shape = pass.shape;
     const Index of_strips = ceil_div(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + MR * NR;
     float* const memory = scratch(threads * own);
@@ -289,37 +294,54 @@ void in_strips(const Pass<Factor>& pass, int threads) {
     });
 }
 
-template <class Factor>
-void in_blocks(Pass<Factor> pass, int threads) {
+template <class Pass>
+void in_blocks(Pass pass, int threads) {
     const RowBlocks plan(pass, Index{1} << 17, true, threads);  // half of a cache of 1 MiB
     const Index of_line = ceil_div(pass.depth, lanes) * lanes + lanes;
     multiply_in_blocks(pass, plan, ceil_div(pass.shape.in_channels, lanes) * lanes, of_line, threads);
+}
+
+// Products of pairs of bfloat16, for an input of floats or of pairs.
+template <class Number, class Result>
+void in_pairs(const Window& shape, const void* input, Gate gate, const void* weights, const Epilogue& epilogue, void* output,
+              int threads) {
+    const Pass<Pair, Number, Result> pass{.shape = shape,
+                                          .epilogue = epilogue,
+                                          .input = static_cast<const Number*>(input),
+                                          .weights = static_cast<const Pair*>(weights),
+                                          .narrow = nullptr,
+                                          .output = static_cast<Result*>(output),
+                                          .gate = gate};
+    if constexpr (std::is_same_v<Number, float>)
+        if (pass.in_strips()) return in_strips(pass, threads);
+    in_blocks(pass, threads);
 }
 
 }  // namespace
 
 std::ptrdiff_t direct_panel_width() { return NR; }
 
-void direct_forward(const Window& shape, const float* input, Gate gate, const void* weights, Precision precision,
-                    const Epilogue& epilogue, float* output, int threads) {
+void direct_forward(const Window& shape, const void* input, Gate gate, const void* weights, Precision precision,
+                    const Epilogue& epilogue, void* output, NarrowMaps narrow, int threads) {
     if (shape.batch == 0) return;
     if (precision == Precision::bfloat16) {
-        const Pass<Pair> pass{.shape = shape,
-                              .epilogue = epilogue,
-                              .input = input,
-                              .weights = static_cast<const Pair*>(weights),
-                              .narrow = nullptr,
-                              .output = output,
-                              .gate = gate};
-        return pass.in_strips() ? in_strips(pass, threads) : in_blocks(pass, threads);
+        if (!narrow.input) {
+            const auto compute = narrow.output ? in_pairs<float, BFloat16> : in_pairs<float, float>;
+            return compute(shape, input, gate, weights, epilogue, output, threads);
+        }
+        Window pairs = shape;
+        pairs.in_channels /= 2;
+        pairs.in_step /= 2;
+        const auto compute = narrow.output ? in_pairs<Pair, BFloat16> : in_pairs<Pair, float>;
+        return compute(pairs, input, gate, weights, epilogue, output, threads);
     }
     const bool upcast = precision == Precision::upcast;
     const Pass<float> pass{.shape = shape,
                            .epilogue = epilogue,
-                           .input = input,
+                           .input = static_cast<const float*>(input),
                            .weights = static_cast<const float*>(weights),
                            .narrow = upcast ? static_cast<const Pair*>(weights) : nullptr,
-                           .output = output,
+                           .output = static_cast<float*>(output),
                            .gate = gate};
     pass.in_strips() ? in_strips(pass, threads) : in_blocks(pass, threads);
 }

@@ -84,11 +84,12 @@ struct Strip {
     }
 
     // Copies rows `first` to `last` of the inputs of `count` slices of outputs from `channel` on; missing channels are zero.
-    void fill(const float* image, Index first, Index last, Index channel, Index count, float* to) const {
+    template <class Number>
+    void fill(const Number* image, Index first, Index last, Index channel, Index count, float* to) const {
         const Index step = shape.in_step, of_line = shape.x.size * step, numbers = count * groups.inputs;
         for (Index number = 0; number < numbers; ++number) {
             const Index source = groups.source(channel, number), left = shape.in_channels - source;
-            const float* line = image + first * of_line + source;
+            const Number* line = image + first * of_line + source;
             float* pixel = to + number * of_vector + before;
             for (Index y = first; y < last; ++y, line += of_line, pixel += of_row)
                 if (left >= lanes)
@@ -99,12 +100,14 @@ struct Strip {
     }
 };
 
+template <class Number>
 struct Pass {
     const Window& shape;
     Groups groups;
-    const float *input, *weights;
+    const Number* input;
+    const float* weights;
     const Epilogue& epilogue;
-    float* output;
+    Number* output;
     Index block = groups.wide ? 2 * wide_block() : small_block;
     Index taps = shape.y.taps * shape.x.taps;
     Index of_factors = taps * groups.in * groups.width;  // per slice
@@ -127,7 +130,7 @@ struct Pass {
     // its slices. `simple` is for small groups whose outputs fill vectors, without residuals.
     void rows(Index number, Index first, Index last, Index begin, Index end, float* memory, BandFunction simple,
               BandFunction any) const {
-        const float* image = input + number * shape.y.size * shape.x.size * shape.in_step;
+        const Number* image = input + number * shape.y.size * shape.x.size * shape.in_step;
         float* const factors = memory + strip.size;
         strip.fill_padding(memory);
         for (; begin < end; begin += strip.slices) {
@@ -276,7 +279,7 @@ struct Pass {
         Epilogue after = epilogue;
         if (simple) after.residual = nullptr;
         const bool later = after.in_two_passes();
-        VectorEpilogue<float> epilogues[width];
+        VectorEpilogue<Number> epilogues[width];
         Vector starts[width];
         for (Index part = 0; part < width; ++part) {
             const Index count = simple ? lanes : min(apart, left - part * apart);
@@ -349,13 +352,13 @@ struct Pass {
     }
 };
 
-}  // namespace
-
-void grouped(const Window& shape, std::ptrdiff_t count, const float* input, const float* weights, const Epilogue& epilogue,
-             float* output, int threads) {
-    if (shape.batch == 0) return;
-    const Pass pass{shape, Groups(shape.in_channels / count, shape.out_channels / count), input, weights, epilogue, output};
-    const Pass::Functions functions = pass.functions();
+template <class Number>
+void compute(const Window& shape, Index count, const void* input, const float* weights, const Epilogue& epilogue, void* output,
+             int threads) {
+    const Groups groups(shape.in_channels / count, shape.out_channels / count);
+    const Pass<Number> pass{shape,    groups, static_cast<const Number*>(input), weights, epilogue,
+                            static_cast<Number*>(output)};
+    const auto functions = pass.functions();
     const Index own = pass.strip.size + pass.strip.slices * pass.of_factors;
     float* const memory = scratch(threads * own);
     // Each image is divided into several pieces per thread: into slices or, if these are few, into bands of rows. There are no
@@ -371,6 +374,14 @@ void grouped(const Window& shape, std::ptrdiff_t count, const float* input, cons
         const Index begin = all * share / shares, end = all * (share + 1) / shares;
         pass.rows(image, first, last, begin, end, memory + thread * own, functions.simple, functions.any);
     });
+}
+
+}  // namespace
+
+void grouped(const Window& shape, std::ptrdiff_t count, const void* input, const float* weights, const Epilogue& epilogue,
+             void* output, bool narrow, int threads) {
+    if (shape.batch == 0) return;
+    (narrow ? compute<BFloat16> : compute<float>)(shape, count, input, weights, epilogue, output, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

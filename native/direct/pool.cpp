@@ -8,11 +8,12 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
+template <class Number>
 struct Pass {
     const Window& shape;
     Pooling pooling;
-    const float* input;
-    float* output;
+    const Number* input;
+    Number* output;
 
     // One line of outputs, channels `first` to `last`.
     void line(Index number, Index first, Index last) const {
@@ -20,9 +21,9 @@ struct Pass {
         const TapsInside rows(shape.y, y);
         for (Index x = 0; x < shape.x.out_size; ++x) {
             const TapsInside columns(shape.x, x);
-            const float* const corner =
+            const Number* const corner =
                 input + ((image * shape.y.size + rows.start) * shape.x.size + columns.start) * shape.in_step;
-            float* const to = output + (number * shape.x.out_size + x) * shape.out_step;
+            Number* const to = output + (number * shape.x.out_size + x) * shape.out_step;
             Index channel = first;
             for (; channel + together * lanes <= last; channel += together * lanes)
                 reduce<together>(rows, columns, corner + channel, lanes, to + channel);
@@ -36,8 +37,8 @@ struct Pass {
 
     // `vectors` vectors of channels of one output pixel, the last with `count` numbers.
     template <int vectors>
-    ALWAYS_INLINE void reduce(const TapsInside& rows, const TapsInside& columns, const float* corner, Index count,
-                              float* to) const {
+    ALWAYS_INLINE void reduce(const TapsInside& rows, const TapsInside& columns, const Number* corner, Index count,
+                              Number* to) const {
         const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
         const auto each_tap = [&](auto function) __attribute__((always_inline)) {
             for (Index i = rows.first; i < rows.last; ++i)
@@ -76,10 +77,9 @@ struct Pass {
     }
 };
 
-}  // namespace
-
-void pool(const Window& shape, Pooling pooling, const float* input, float* output, int threads) {
-    const Pass pass{shape, pooling, input, output};
+template <class Number>
+void compute(const Window& shape, Pooling pooling, const void* input, void* output, int threads) {
+    const Pass<Number> pass{shape, pooling, static_cast<const Number*>(input), static_cast<Number*>(output)};
     const Index lines = shape.batch * shape.y.out_size;
     // If there are few lines, as for the mean over whole maps, threads divide the channels.
     const Index pieces = lines >= 4 * threads ? 1 : threads;
@@ -88,6 +88,12 @@ void pool(const Window& shape, Pooling pooling, const float* input, float* outpu
         const Index channel = number % pieces * piece;
         pass.line(number / pieces, channel, min(channel + piece, shape.in_channels));
     });
+}
+
+}  // namespace
+
+void pool(const Window& shape, Pooling pooling, const void* input, void* output, bool narrow, int threads) {
+    (narrow ? compute<BFloat16> : compute<float>)(shape, pooling, input, output, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -1,4 +1,4 @@
-// Elementwise operations between 8-bit numbers and floats, the conversions of one to the other among them.
+// Elementwise operations between 8-bit numbers, bfloat16 and floats, the conversions of one to the other among them.
 #include "../parallel.h"
 #include "vector_requantization.h"
 
@@ -31,9 +31,9 @@ struct Pass {
             for (Index i = 0; i < min(count, lanes); ++i) gathered[i] = numbers[offset + i * step];
             return load(gathered, lanes);
         };
-        if (!operand.bytes)
-            return read([](const float* from, Index count) { return load_up_to(from, count); },
-                        static_cast<const float*>(operand.numbers));
+        const auto load_real = [](const auto* from, Index count) { return load_up_to(from, count); };
+        if (operand.storage == Storage::float32) return read(load_real, static_cast<const float*>(operand.numbers));
+        if (operand.storage == Storage::bfloat16) return read(load_real, static_cast<const BFloat16*>(operand.numbers));
         const Bytes bytes =
             read([](const Byte* from, Index count) { return load_bytes(from, count); }, static_cast<const Byte*>(operand.numbers));
         return to_floats(bytes) * operand.real.scale + operand.real.shift;
@@ -50,11 +50,20 @@ struct Pass {
             if (other.numbers) value = combine(value, real(other, b + k * step_b, step_b, count), operation.combination);
             value = activate<activation>(value, operation.slope) * stored.scale + stored.shift;
             value = clamp(value, operation.low, operation.high);
-            if (operation.to_bytes)
-                store_strided(static_cast<Byte*>(output) + to + k * step, to_bytes(value), step, count);
-            else
-                store_strided(static_cast<float*>(output) + to + k * step, value, step, count);
+            const Index place = to + k * step;
+            switch (operation.storage) {
+                case Storage::byte: store_strided(static_cast<Byte*>(output) + place, to_bytes(value), step, count); break;
+                case Storage::bfloat16: store_bf16(static_cast<BFloat16*>(output) + place, value, step, count); break;
+                case Storage::float32: store_strided(static_cast<float*>(output) + place, value, step, count);
+            }
         }
+    }
+
+    ALWAYS_INLINE static void store_bf16(BFloat16* to, Vector values, Index step, Index count) {
+        if (step == 1) return store_up_to(to, values, count);
+        BFloat16 rounded[lanes];
+        store(rounded, values);
+        for (Index i = 0; i < count; ++i) to[i * step] = rounded[i];
     }
 
     template <class Number, class Numbers>

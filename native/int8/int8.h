@@ -38,10 +38,10 @@ struct Requantization {
     bool in_two_passes() const { return activation != Activation::none || (residual && multiply) || to_float; }
 };
 
-// The numbers of an elementwise operation: 8 bits that `real` converts, or floats.
+// The numbers of an elementwise operation; `real` converts those of 8 bits.
 struct Operand {
     const void* numbers = nullptr;
-    bool bytes = false;
+    Storage storage = Storage::float32;
     Affine real;
 };
 
@@ -52,7 +52,7 @@ struct ByteOperation {
     float slope;
     Affine stored;
     float low, high;  // of the number that is stored
-    bool to_bytes;
+    Storage storage;
 };
 
 // An average pool: the result is mean · (sum − zero of each pixel inside) / count + shift.

@@ -19,14 +19,14 @@ namespace {
 // pixels from 1.44e-6 of the results' root mean square to 8.1e-7 and takes 2 % of the time.
 constexpr Index KC = 64;
 
-// The tensors, sizes and steps of one call. Images consist of `Number`s. `Factor`s are multiplied: floats or pairs of
-// inputs.
-template <class Number, class Factor>
+// The tensors, sizes and steps of one call. Images consist of `Number`s, the output and the residual of `Result`s. `Factor`s
+// are multiplied: floats or pairs of inputs.
+template <class Number, class Result, class Factor>
 struct Pass {
     const Convolution& shape;
     const Epilogue& epilogue;
     Weights weights;
-    Number* output;
+    Result* output;
     Tiles tiles;
     Images<Number> input;
     Index block;  // tiles
@@ -125,7 +125,7 @@ struct Pass {
     }
 
     template <class ProductAt>
-    [[gnu::noinline]] static void store_in_two_passes(const VectorEpilogue<Number>& vector_epilogue, ProductAt product_at,
+    [[gnu::noinline]] static void store_in_two_passes(const VectorEpilogue<Result>& vector_epilogue, ProductAt product_at,
                                                       Index height, Index width) {
         float sums[outputs * outputs * lanes];
         transform<winograd::output_matrix>(product_at, [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
@@ -148,7 +148,7 @@ struct Pass {
     // Fetches what the epilogue of a tile adds into the cache.
     void fetch_residual(const Tile& tile, Index number) const {
         const Index pixel = (tile.image * shape.out_height + tile.y) * shape.out_width + tile.x;
-        const float* from = epilogue.residual + pixel * epilogue.residual_step + number * NR;
+        const Result* from = static_cast<const Result*>(epilogue.residual) + pixel * epilogue.residual_step + number * NR;
         for (Index i = 0; i < tile.height; ++i, from += shape.out_width * epilogue.residual_step)
             for (Index j = 0; j < tile.width; ++j)
                 for (Index half = 0; half < NR; half += lanes) __builtin_prefetch(from + j * epilogue.residual_step + half);
@@ -174,20 +174,21 @@ struct Plan {
     }
 };
 
-template <class Factor, class Number>
-void compute(const Convolution& shape, const Number* input, const Weights& weights, const Epilogue& epilogue,
-             Number* output, int threads) {
+template <class Factor, class Number, class Result>
+void compute(const Convolution& shape, const void* input, const Weights& weights, const Epilogue& epilogue, void* results,
+             int threads) {
+    Result* const output = static_cast<Result*>(results);
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
     const Plan plan(shape, values_per<Factor>, tiles.count(), threads);
     const Index size = shape.batch * shape.out_height * shape.out_width * shape.out_channels;
-    const bool lines = NR * sizeof(Number) % 64 == 0 && shape.out_channels % lanes == 0 &&
+    const bool lines = NR * sizeof(Result) % 64 == 0 && shape.out_channels % lanes == 0 &&
                        shape.out_step % lanes == 0 && is_aligned(output);
-    Pass<Number, Factor> pass{.shape = shape,
+    Pass<Number, Result, Factor> pass{.shape = shape,
                               .epilogue = epilogue,
                               .weights = weights,
                               .output = output,
                               .tiles = tiles,
-                              .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
+                              .input = {static_cast<const Number*>(input), shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
                               .block = plan.block,
                               .depth = plan.depth,
                               .stream = lines && size > Index{1} << 20};
@@ -258,19 +259,16 @@ void pack(const float* numbers, Index in_channels, Index out_channels, float* pa
         weights.packed(number, 0, in_channels, packed + number * in_channels * taps * NR);
 }
 
-template <class Number>
-void forward(const Convolution& shape, const Number* input, const void* weights, Order order, Precision precision,
-             const Epilogue& epilogue, Number* output, int threads) {
-    const bool narrow = order == Order::packed && precision != Precision::float32;
-    const Weights all{weights, order, narrow, shape.in_channels, shape.out_channels};
-    if (precision == Precision::bfloat16)
-        compute<Pair>(shape, input, all, epilogue, output, threads);
-    else
-        compute<float>(shape, input, all, epilogue, output, threads);
+void forward(const Convolution& shape, const void* input, const void* weights, Order order, Precision precision,
+             const Epilogue& epilogue, void* output, NarrowMaps narrow, int threads) {
+    const bool halves = order == Order::packed && precision != Precision::float32;
+    const Weights all{weights, order, halves, shape.in_channels, shape.out_channels};
+    const auto run = [&](auto function) { function(shape, input, all, epilogue, output, threads); };
+    if (precision != Precision::bfloat16)
+        return run(narrow.input ? compute<float, BFloat16, BFloat16> : compute<float, float, float>);
+    if (narrow.input)
+        return run(narrow.output ? compute<Pair, BFloat16, BFloat16> : compute<Pair, BFloat16, float>);
+    run(narrow.output ? compute<Pair, float, BFloat16> : compute<Pair, float, float>);
 }
-
-template void forward(const Convolution&, const float*, const void*, Order, Precision, const Epilogue&, float*, int);
-template void forward(const Convolution&, const BFloat16*, const void*, Order, Precision, const Epilogue&, BFloat16*,
-                      int);
 
 }  // namespace svertka::INSTRUCTIONS

@@ -34,10 +34,9 @@ struct Winograd {
 
     // With adjoint weights it is the input gradient of a convolution with the channels exchanged, padded by 2 − pad.
     // Packed weights have the dtype of the precision, others are float.
-    void (*forward)(const Convolution&, const float* input, const void* weights, Order, Precision, const Epilogue&,
-                    float* output, int threads);
-    void (*forward_of_bfloat16)(const Convolution&, const BFloat16* input, const void* weights, Order, Precision,
-                                const Epilogue&, BFloat16* output, int threads);
+    // With products of floats, both maps have one dtype.
+    void (*forward)(const Convolution&, const void* input, const void* weights, Order, Precision, const Epilogue&,
+                    void* output, NarrowMaps, int threads);
 
     // Returns (out_channels, 3, 3, in_channels). The order of each sum depends only on the sizes and on `threads`.
     void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
@@ -50,12 +49,11 @@ struct Winograd {
     namespace instructions {                                                                                           \
     std::ptrdiff_t packed_size(std::ptrdiff_t, std::ptrdiff_t);                                                        \
     void pack(const float*, std::ptrdiff_t, std::ptrdiff_t, float*, int);                                              \
-    template <class Number>                                                                                            \
-    void forward(const Convolution&, const Number*, const void*, Order, Precision, const Epilogue&, Number*, int);       \
+    void forward(const Convolution&, const void*, const void*, Order, Precision, const Epilogue&, void*, NarrowMaps, int); \
     void weight_gradient(const Convolution&, const float*, const float*, float*, int);                                 \
     void weight_gradient(const Convolution&, const BFloat16*, const BFloat16*, Precision, float*, int);                \
     inline Winograd winograd_functions() {                                                                             \
-        return {packed_size, pack, forward<float>, forward<BFloat16>, weight_gradient, weight_gradient};               \
+        return {packed_size, pack, forward, weight_gradient, weight_gradient};                                         \
     }                                                                                                                  \
     }
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from svertka.compiler.bfloat16_maps import store_maps_in_bfloat16
 from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import FusedConvolution
@@ -51,7 +52,7 @@ def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def in_bfloat16(network: nn.Module, x: Tensor) -> Optimized:
     """As `optimize` makes it, without its check: the results of few sums can be small beside what is summed up."""
     fused = fuse(capture_graph(network, tuple(x.shape)))
-    steps = convert_weight_precision(fused, choose_precisions(fused, "bf16", "bf16"))
+    steps = store_maps_in_bfloat16(convert_weight_precision(fused, choose_precisions(fused, "bf16", "bf16")))
     return Optimized([(steps, OptimizationRecord(tuple(x.shape), "bf16", "bf16"), None)])
 
 

@@ -238,7 +238,7 @@ def test_a_tensor_that_does_not_hold_what_the_sizes_need_is_refused(large_count:
         bias, packed = torch.randn(outs), torch.randn(kernels.winograd_packed_size(ins, outs))
         more = {"bias": bias, "residual": result, "relu": True, "precision": floats, "output": result, "threads": 1}
         forward = {"shape": shape, "input": x, "weights": weights, "order": plain} | more
-        narrow = forward | {"input": x.bfloat16(), "output": result.bfloat16()}
+        narrow = forward | {"input": x.bfloat16(), "residual": result.bfloat16(), "output": result.bfloat16()}
         of_weights = {"gradient": result, "input": x, "result": weights, "threads": 1}
         pack = {"weights": weights, "in_channels": ins, "out_channels": outs, "packed": packed, "threads": 1}
         by_fourier = {"input": x, "weights": weights, "adjoint": False, "output": result, "threads": 1}

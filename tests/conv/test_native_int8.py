@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fences import Fenced, place, rows
+from fences import Fenced, fenced_bfloat16, place, rows
 from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.int8_requantization import (
     dequantization_scale_and_shift,
@@ -36,6 +36,10 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
 def drawn_quantization(choose: random.Random) -> Quantization:
     low, high = choose.choice(((0, 5), (-3, 4), (-6, 0.5), (0, 0.3), (-20, 30)))
     return Quantization.covering(low, high)
+
+
+def fenced_floats(tensor: Tensor, *, at_end: bool) -> Tensor:
+    return Fenced(tensor.flatten(), at_end=at_end).numbers
 
 
 def fenced_bytes(tensor: Tensor, *, at_end: bool) -> tuple[Tensor, int]:
@@ -182,39 +186,46 @@ def test_elementwise_operations_are_those_of_real_numbers(
         repeated = [size if choose.random() < 0.6 else 1 for size in sizes]
         at_end, memories, operands, reals, strides = choose.random() < 0.7, [], [], [], []
         for shape in (sizes, repeated):
-            quantization = drawn_quantization(choose) if choose.random() < 0.6 else None
+            storage, quantization = choose.choice(("FLOAT32", "BFLOAT16", "BYTE", "BYTE")), drawn_quantization(choose)
             dense = torch.randint(0, 256, [shape[axis] for axis in order])
             numbers = dense.permute([order.index(axis) for axis in range(5)])
-            if quantization is None:
-                memory, offset = Fenced(dense.flatten() / 50 - 2, at_end=at_end).numbers, 0
-                reals.append(numbers.double() / 50 - 2)
-            else:
+            if storage == "BYTE":
                 memory, offset = fenced_bytes(dense, at_end=at_end)
                 reals.append((numbers.double() - quantization.zero_point) * quantization.scale)
+            else:
+                dense = (dense - 100) / 64  # exact in bfloat16
+                narrow = storage == "BFLOAT16"
+                memory, offset = (
+                    fenced_bfloat16(dense, at_end=at_end) if narrow else (fenced_floats(dense, at_end=at_end), 0)
+                )
+                reals.append((numbers.double() - 100) / 64)
             strides.append(list(numbers.expand(sizes).stride()))
             memories.append(memory)
-            operands.append(
-                (kernels.Place(len(operands), offset), quantization and dequantization_scale_and_shift(quantization))
-            )
-        after = drawn_quantization(choose) if choose.random() < 0.6 else None
+            affine = dequantization_scale_and_shift(quantization)
+            operands.append((kernels.Place(len(operands), offset), kernels.Storage[storage], affine))
+        stored = choose.choice(("FLOAT32", "BFLOAT16", "BYTE", "BYTE"))
+        after = drawn_quantization(choose) if stored == "BYTE" else None
         result = torch.zeros(sizes)
-        target, offset = (
-            (Fenced(result.flatten(), at_end=at_end).numbers, 0)
-            if after is None
-            else fenced_bytes(result, at_end=at_end)
-        )
+        if stored == "FLOAT32":
+            target, offset = fenced_floats(result, at_end=at_end), 0
+        else:
+            target, offset = (fenced_bytes if stored == "BYTE" else fenced_bfloat16)(result, at_end=at_end)
         bounds = choose.choice((UNBOUNDED, (0.0, math.inf), (-0.5, 0.5)))
         step = Elementwise(0, 2, None if name == "FIRST" else 1, name, choose.choice(("NONE", "SILU")), bounds=bounds)
-        program, second = kernels.Program(), (None, None) if name == "FIRST" else operands[1]
+        program, second = kernels.Program(), (None, *operands[1][1:]) if name == "FIRST" else operands[1]
         program.add_int8_elementwise(
-            kernels.Strided(sizes, *strides, list(result.stride())), make_quantized_elementwise(step, after),
+            kernels.Strided(sizes, *strides, list(result.stride())), make_quantized_elementwise(step, after, stored),
             *operands[0], *second,
             kernels.Place(2, offset),
         )  # fmt: skip
         program.run([*memories, target], 0, 1, choose.choice((1, 2, 3)))
         exact = step.run(reals[0], None if name == "FIRST" else reals[1]).expand(sizes).flatten()
         if after is None:
-            torch.testing.assert_close(target.double(), exact, rtol=1e-5, atol=1e-4, msg=lambda m, s=seed: f"{s}: {m}")
+            found = target if stored == "FLOAT32" else target.view(torch.bfloat16)[offset : offset + result.numel()]
+            tolerance = 1e-5 if stored == "FLOAT32" else 2**-8
+            torch.testing.assert_close(
+                found.double(), exact, rtol=tolerance, atol=1e-4, msg=lambda m, s=seed: f"{s}: {m}"
+            )
         else:
             found = target.view(torch.uint8)[offset : offset + result.numel()].double()
             assert (found - after.quantize(exact)).abs().max() <= 1, f"seed {seed}"

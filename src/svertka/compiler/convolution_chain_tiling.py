@@ -92,17 +92,23 @@ class ChainTiling:
         maps: Sizes of each step's input, and of the result.
         taps: Rows of each step's kernel.
         segments: Number of segments per image.
+        per_float: For each of `maps`, how many of its numbers take the memory of a float.
 
     Attributes:
         segments: For each segment, its tile steps in order.
-        starts: Offset in the thread's memory of each step's input, except the first.
-        room: Size of a thread's memory, in numbers.
+        starts: Offset in the thread's memory of each step's input, except the first, in numbers of the input.
+        room: Size of a thread's memory, in floats.
     """
 
     def __init__(
-        self, chain: ConvolutionChain, maps: Sequence[FeatureMapSize], taps: Sequence[int], segments: int
+        self,
+        chain: ConvolutionChain,
+        maps: Sequence[FeatureMapSize],
+        taps: Sequence[int],
+        segments: int,
+        per_float: Sequence[int],
     ) -> None:
-        self.chain, self.maps, self.taps = chain, maps, taps
+        self.chain, self.maps, self.taps, self.per_float = chain, maps, taps, per_float
         height = maps[-1].height
         rows = height
         while rows > 1 and self._room(self._parts(range(height), rows))[1] > MAX_TILE_NUMBERS:
@@ -115,11 +121,12 @@ class ChainTiling:
         most = Counter[int]()
         for part in parts:
             most[part.number] = max(most[part.number], len(part.reads))
-        starts = [0, 0]
+        starts, end = [0], 0
         for number, maps in enumerate(self.maps[1:-1], start=1):
-            size = most[number] * maps.width * maps.channels
-            starts.append(starts[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
-        return starts[:-1], starts[-1]
+            starts.append(end * self.per_float[number])
+            size = -(-most[number] * maps.width * maps.channels // self.per_float[number])
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        return starts, end
 
     def _parts(self, segment: range, rows: int) -> Iterator[TileStep]:
         """Yield the tile steps for rows `segment` of the result, `rows` rows at a time."""

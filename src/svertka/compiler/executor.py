@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.attention_tiling import fuse_attention, iter_head_ranges
+from svertka.compiler.bfloat16_maps import list_bfloat16_maps
 from svertka.compiler.convolution_chain_tiling import ChainTiling, TileStep, form_convolution_chains
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
@@ -60,7 +61,7 @@ OWN, BEFORE, AFTER, OPERANDS = range(4)  # numbers of the memories of a tile ste
 class FeatureMapLocation(NamedTuple):
     """The location of a feature map: `memory`, `offset` in it and `step`, the distance between pixels, in numbers.
 
-    The numbers of 8-bit maps are bytes, all others are floats.
+    The numbers of maps are floats, bfloat16 or bytes.
     """
 
     memory: int
@@ -77,7 +78,7 @@ class FeatureMapLocation(NamedTuple):
 
 
 NO_LOCATION = FeatureMapLocation(-1, 0, 0)
-FLOAT_BYTES = 4
+NUMBERS_IN_FLOAT = {"FLOAT32": 1, "BFLOAT16": 2, "BYTE": 4}  # numbers of a map that take the memory of a float
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,16 @@ class ExecutionPlan:
         self.output = self._find_direct_output(shapes)
         kinds = FusedConvolution | Pool | Elementwise | Interpolation | Padding | Concatenation
         made = {one.result for one in fused.steps if isinstance(one, kinds)}
+        # Where the CPU does not multiply bfloat16, only weights are stored so.
+        self.narrow = list_bfloat16_maps(fused) if native_support.multiplies_bfloat16() else set()
         inner = find_concatenated_in_place(fused.steps, made - {self.output})
-        self.inner = {part: outer for part, outer in inner.items() if len(shapes[part]) == 4}
-        self.layouts = NetworkLayouts(fused.steps, shapes, batch_size, self.inner, fused.quantizations)
+        self.inner = {
+            part: (outer, number)
+            for part, (outer, number) in inner.items()
+            if len(shapes[part]) == 4 and self._storage(part) == self._storage(outer)
+        }
+        always_maps = {*fused.quantizations, *self.narrow}
+        self.layouts = NetworkLayouts(fused.steps, shapes, batch_size, self.inner, always_maps)
         self.shapes = self.layouts.shapes
         self.maps = {value: self._find_map_size(value) for value in self.layouts.of}
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
@@ -249,8 +257,19 @@ class ExecutionPlan:
 
     def _count_floats(self, value: int) -> int:
         """Return how many floats the memory of `value` is as large as."""
-        count = math.prod(self.shapes[value])
-        return -(-count // FLOAT_BYTES) if value in self.fused.quantizations else count
+        return -(-math.prod(self.shapes[value]) // self._numbers_in_float(value))
+
+    def _storage(self, value: int) -> str:
+        """Return the kernels' name of the dtype in which `value` is stored."""
+        if value in self.fused.quantizations:
+            return "BYTE"
+        return "BFLOAT16" if value in self.narrow else "FLOAT32"
+
+    def _numbers_in_float(self, value: int) -> int:
+        return NUMBERS_IN_FLOAT[self._storage(value)]
+
+    def _narrow_maps(self, step: FusedConvolution) -> "native_support.kernels.NarrowMaps":
+        return native_support.kernels.NarrowMaps(step.x in self.narrow, step.result in self.narrow)
 
     def _view(self, value: int, memories: Sequence[Tensor | None]) -> Tensor:
         layout = self.layouts.of[value]
@@ -263,8 +282,7 @@ class ExecutionPlan:
         """Return the memory of `value` and its offset in it, in numbers of its own."""
         layout = self.layouts.of[value]
         if layout.root in self.offsets:
-            scale = FLOAT_BYTES if value in self.fused.quantizations else 1
-            return ARENA, self.offsets[layout.root] * scale + layout.offset
+            return ARENA, self.offsets[layout.root] * self._numbers_in_float(value) + layout.offset
         return (OUTPUT if layout.root == self.output else INPUT), layout.offset
 
     def _where(self, value: int | None) -> FeatureMapLocation:
@@ -341,7 +359,7 @@ class ExecutionPlan:
         window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
         kind = native_support.kernels.Pooling[step.kind]
         if step.result not in self.fused.quantizations:
-            self.program.add_pool(window, kind, x.place(), result.place())
+            self.program.add_pool(window, kind, x.place(), result.place(), step.result in self.narrow)
             return
         before, after = (self.fused.quantizations[value] for value in (step.x, step.result))
         mean = before.scale / after.scale, float(after.zero_point)
@@ -355,7 +373,7 @@ class ExecutionPlan:
         if one is None:
             return None
         strides, quantization = self.layouts.of[one].strides, self.fused.quantizations.get(one)
-        return StridedOperand(self._locate(one), self.shapes[one], strides, quantization)
+        return StridedOperand(self._locate(one), self.shapes[one], strides, quantization, self._storage(one))
 
     def _add_strided(self, step: MatrixProduct | Softmax | Reduction | Padding) -> None:
         operands = [self._operand(one) for one in (*step.operands, step.result)]
@@ -443,14 +461,18 @@ class ExecutionPlan:
         if packed.kernel in ("depthwise", "grouped"):
             window = _window(step, packed.shape[2:], before, after, (x.step, result.step))
             ending = self._make_epilogue(step, residual)
-            program.add_grouped(window, step.groups, x.place(), packed.numbers, ending, result.place())
+            narrow = step.result in self.narrow
+            program.add_grouped(window, step.groups, x.place(), packed.numbers, ending, result.place(), narrow)
             return
         window = _window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
         reads, writes = packed.shape[1], packed.shape[0] // step.groups
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
-            program.add_direct(window, places[0], numbers, packed.precision, ending, places[1], gate.place(), gate.step)
+            program.add_direct(
+                window, places[0], numbers, packed.precision, ending, places[1], gate.place(), gate.step,
+                self._narrow_maps(step),
+            )  # fmt: skip
 
     def _add_winograd(
         self, step: FusedConvolution, x: FeatureMapLocation, residual: FeatureMapLocation, result: FeatureMapLocation
@@ -471,9 +493,8 @@ class ExecutionPlan:
             if number > 0:
                 part = replace(part, bias=None, multiply=False, residual_last=False)
             added = result if number > 0 else NO_LOCATION if apart else residual
-            self.program.add_winograd(
-                shape, x.place(), numbers, packed.precision, self._make_epilogue(part, added), result.place()
-            )
+            ending, narrow = self._make_epilogue(part, added), self._narrow_maps(step)
+            self.program.add_winograd(shape, x.place(), numbers, packed.precision, ending, result.place(), narrow)
         if apart:
             self._add_late_residual(step)
 
@@ -489,7 +510,8 @@ class ExecutionPlan:
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
-            self.program.add_winograd(shape, places[0], numbers, packed.precision, ending, places[1])
+            narrow = self._narrow_maps(step)
+            self.program.add_winograd(shape, places[0], numbers, packed.precision, ending, places[1], narrow)
 
     def _add_late_residual(self, step: FusedConvolution) -> None:
         """Apply the epilogue of `step`, without bias, to its result in memory."""
@@ -506,7 +528,9 @@ class ExecutionPlan:
         maps = [*(self.maps[step.x] for step in steps), self.maps[chain.result]]
         batch_size, height = maps[-1].batch, maps[-1].height
         segments = min(-(-torch.get_num_threads() // batch_size), height)
-        bands = ChainTiling(chain, maps, [self.weights[step.weight].shape[2] for step in steps], segments)
+        per_float = [self._numbers_in_float(value) for value in (*(step.x for step in steps), chain.result)]
+        taps = [self.weights[step.weight].shape[2] for step in steps]
+        bands = ChainTiling(chain, maps, taps, segments, per_float)
         programs = []
         for segment in bands.segments:
             program = native_support.kernels.Program()
@@ -514,9 +538,13 @@ class ExecutionPlan:
                 self._add_part(program, bands, part)
             programs.append(program)
         whole = [steps[0].x, chain.result, *_list_operands(chain)]
-        places = [(self._where(value), self.maps[value]) for value in whole]
-        moving = [(where.place(), maps.height * maps.width * where.step) for where, maps in places]
-        self.program.add_parts(batch_size, programs, bands.room, moving)
+        self.program.add_parts(batch_size, programs, bands.room, [self._locate_images(value) for value in whole])
+
+    def _locate_images(self, value: int) -> "tuple[native_support.kernels.Place, int]":
+        """Return the place of the first image of `value`, and the distance between images, in floats."""
+        where, maps, per_float = self._where(value), self.maps[value], self._numbers_in_float(value)
+        place = native_support.kernels.Place(where.memory, where.offset // per_float)
+        return place, maps.height * maps.width * where.step // per_float
 
     def _add_part(self, program: "native_support.kernels.Program", bands: ChainTiling, part: TileStep) -> None:
         """Add a tile step to `program`, with locations in the memories of a thread."""
@@ -533,16 +561,7 @@ class ExecutionPlan:
             result = own.after((part.makes.start - part.first) * after.width)
             if part.below:
                 count, further = part.kept * after.width * after.channels, own.after(part.below * after.width)
-                line = [[1, 1, 1, 1, count], [0, 0, 0, 0, 1], [0] * MAX_AXES, [0, 0, 0, 0, 1]]
-                copy, first = Elementwise(step.result, step.result), native_support.kernels.Combination.FIRST
-                program.add_elementwise(
-                    native_support.kernels.Strided(*line),
-                    first,
-                    further.place(),
-                    None,
-                    to_kernel_epilogue(copy),
-                    own.place(),
-                )
+                self._add_move(program, further, own, count, self._numbers_in_float(step.result))
         if not part.makes:
             return
         if step.residual is not None:
@@ -553,6 +572,20 @@ class ExecutionPlan:
         before = replace(before, batch=1, height=len(part.reads))
         after = replace(after, batch=1, height=len(part.makes))
         self._add_direct(program, step, before, after, x, residual, result, gate)
+
+    def _add_move(
+        self,
+        program: "native_support.kernels.Program",
+        source: FeatureMapLocation,
+        target: FeatureMapLocation,
+        count: int,
+        per_float: int,
+    ) -> None:
+        """Add a copy of `count` numbers in whole floats, `per_float` numbers each."""
+        line = [[1, 1, 1, 1, count // per_float], [0, 0, 0, 0, 1], [0] * MAX_AXES, [0, 0, 0, 0, 1]]
+        sizes, first = native_support.kernels.Strided(*line), native_support.kernels.Combination.FIRST
+        before, after = (native_support.kernels.Place(one.memory, one.offset // per_float) for one in (source, target))
+        program.add_elementwise(sizes, first, before, None, to_kernel_epilogue(Elementwise(0, 1)), after)
 
     def _locate_operand(self, chain: ConvolutionChain, value: int) -> FeatureMapLocation:
         """Return the location of a residual or gate of `chain`, where its memory begins at the current image."""

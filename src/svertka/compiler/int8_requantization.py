@@ -78,14 +78,14 @@ def make_requantization(
 
 
 def make_quantized_elementwise(
-    step: Elementwise, quantization: Quantization | None
+    step: Elementwise, quantization: Quantization | None, storage: str
 ) -> "native_support.kernels.ByteOperation":
-    """Return an elementwise operation on real numbers whose results have a quantization, or are floats."""
+    """Return an elementwise operation on real numbers whose results have a quantization, or None, and a storage."""
     return native_support.kernels.ByteOperation(
         native_support.kernels.Combination[step.combination],
         native_support.kernels.Activation[step.activation],
         step.slope,
         quantization_scale_and_shift(quantization),
         quantize_bounds(step.bounds, quantization),
-        quantization is not None,
+        native_support.kernels.Storage[storage],
     )

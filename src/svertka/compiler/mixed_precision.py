@@ -20,6 +20,7 @@ from torch import Tensor
 
 from svertka.compiler.accuracy_bound import MixedPrecisionReport, Network, ValidationImages, count_needed_images
 from svertka.compiler.activation_ranges import ActivationHistogram
+from svertka.compiler.bfloat16_maps import store_maps_in_bfloat16
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import ConvolutionChain, FusedConvolution
@@ -61,7 +62,7 @@ def apply_layer_precisions(
     """
     layers = {result for result, precision in precisions.items() if precision == "int8"}
     quantized = quantize_network(unfuse_gates(fused, layers), observed, layers) if layers else fused
-    return convert_weight_precision(quantized, precisions)
+    return store_maps_in_bfloat16(convert_weight_precision(quantized, precisions))
 
 
 class MixedPrecisionSearch:

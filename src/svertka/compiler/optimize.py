@@ -17,6 +17,7 @@ from svertka.compiler import serialize
 from svertka.compiler.accuracy_bound import MixedPrecisionReport, ValidationImages, check_max_loss
 from svertka.compiler.accuracy_check import check_int8_error, measure_error, run_original
 from svertka.compiler.activation_ranges import observe_activations
+from svertka.compiler.bfloat16_maps import drop_unsupported_bfloat16, store_maps_in_bfloat16
 from svertka.compiler.calibration_batches import MIN_IMAGES, CalibrationBatches, describe_few_images
 from svertka.compiler.capture_and_fuse import capture_and_fuse, explain_constants
 from svertka.compiler.capture_at_several_batch_sizes import SameGraphChecker
@@ -99,8 +100,9 @@ def optimize(
         example: Typical images, (N, C, H, W) float32; or a shape, (C, H, W) or (N, C, H, W), for which random images
             are drawn from a normal distribution. The result takes images of this size, in batches of any size if the
             network allows it.
-        precision: "fp32", "bf16", "int8" or "auto". With "bf16", weights are stored in bfloat16, and multiplied in
-            bfloat16 where the CPU supports it; sums and feature maps stay float32.
+        precision: "fp32", "bf16", "int8" or "auto". With "bf16", weights are stored in bfloat16. Where the CPU
+            multiplies bfloat16, feature maps between convolutions are bfloat16, too: sums stay float32, and the result
+            of a layer, with its bias, residual and activation function, is rounded once.
         dense: The precision of dense layers. None: `precision`. For single images, reading their weights takes most of
             their time.
         strict: Whether to use only algorithms whose result at each position depends only on its receptive field.
@@ -161,6 +163,7 @@ def optimize(
             calibration = None
     if precision != "auto":
         fused = [convert_weight_precision(one, choose_precisions(one, precision, dense)) for one in fused]
+        fused = [store_maps_in_bfloat16(one) for one in fused]
     tensors = SharedTensors()
     fused = [tensors.share(one) for one in fused]
     optimized = Optimized(list(zip(fused, infos, checks, strict=True)))
@@ -479,7 +482,7 @@ class Optimized(nn.Module):
         for compiled in self.compiled:
             weights = {name: whole[id(one)] for name, one in compiled.packed.items()}
             fused = dataclasses.replace(compiled.fused, tensors={**compiled.fused.tensors, **weights})
-            networks.append((fused, compiled.info_for_saving()))
+            networks.append((drop_unsupported_bfloat16(fused), compiled.info_for_saving()))
         serialize.write_networks(parse_path(path), networks)
 
     @classmethod

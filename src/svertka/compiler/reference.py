@@ -18,7 +18,7 @@ def run_reference(
     x: Tensor,
     observe: Callable[[int, Tensor], None] | None = None,
 ) -> Any:
-    """Return the output of the network. Values of 8 bits are real numbers here, rounded to those that can be stored.
+    """Return the output of the network. Values of 8 bits and of bfloat16 are rounded to numbers that can be stored.
 
     Args:
         fused: The network.
@@ -52,6 +52,8 @@ def run_reference(
         result = _run_step(step, values, [seen(side) for side in fused.shapes[step.result]], seen, weight)
         if step.result in fused.quantizations:
             result = fused.quantizations[step.result].round(result)
+        elif fused.dtypes[step.result] == torch.bfloat16:
+            result = result.to(torch.bfloat16).to(result.dtype)
         values[step.result] = result
         if observe is not None:
             for number in (*step.inputs, step.result):

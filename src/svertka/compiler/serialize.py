@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from svertka.compiler import reference
 from svertka.compiler.accuracy_bound import MixedPrecisionReport
+from svertka.compiler.bfloat16_maps import find_supported_bfloat16, list_bfloat16_maps
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     ACTIVATIONS,
@@ -47,7 +48,7 @@ from svertka.graph.capture import READS_VALUES
 from svertka.graph.operation_and_value_types import Constant, Operation, Value, find_operator_by_name
 from svertka.tensor_files import read_tensors_and_header, write_tensors
 
-FORMAT = 6
+FORMAT = 7  # from 7 on, maps may be bfloat16
 # Names of steps and leaves in files. They belong to the format and do not follow class names.
 STEP_KINDS: dict[str, Any] = {
     "Convolution": FusedConvolution,
@@ -410,9 +411,12 @@ def _check(fused: FusedNetwork, info: OptimizationRecord) -> None:
     if 0 in made or len(made) != len(set(made)):
         raise ValueError("two steps give the same value")
     _check_quantizations(fused)
+    narrow = list_bfloat16_maps(fused)
+    if find_supported_bfloat16(fused, narrow) != narrow:
+        raise ValueError("a kernel would read or write bfloat16, which it does not support")
     for step in fused.steps:
         if not isinstance(step, Operation):
-            _check_floats(fused, step)
+            _check_floats(fused, step, narrow)
         check_step_quantization(step, fused.quantizations)
     for step in fused.steps:
         if isinstance(step, FusedConvolution):
@@ -426,12 +430,13 @@ def _check(fused: FusedNetwork, info: OptimizationRecord) -> None:
     reference.run_reference(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
 
 
-def _check_floats(fused: FusedNetwork, step: KernelStep) -> None:
+def _check_floats(fused: FusedNetwork, step: KernelStep, narrow: Container[int]) -> None:
     operands = step.operands if isinstance(step, TensorStep) else ()
     names = [operand.name for operand in operands if isinstance(operand, Constant)]
     indices = {step.row_indices, step.column_indices} if isinstance(step, Interpolation) else set()
     dtypes = [fused.tensors[name].dtype for name in names if name not in indices]
-    dtypes += [fused.dtypes[value] for value in (*step.inputs, step.result) if value not in fused.quantizations]
+    others = [value for value in (*step.inputs, step.result) if value not in narrow]
+    dtypes += [fused.dtypes[value] for value in others if value not in fused.quantizations]
     if any(dtype != torch.float32 for dtype in dtypes) or any(
         fused.tensors[name].dtype != torch.int64 for name in indices
     ):

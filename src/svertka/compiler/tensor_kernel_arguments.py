@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.compiler.int8_requantization import dequantization_scale_and_shift, make_quantized_elementwise
+from svertka.compiler.int8_requantization import IDENTITY, dequantization_scale_and_shift, make_quantized_elementwise
 from svertka.compiler.ir import ActivatedStep, Elementwise, MatrixProduct, Padding, Quantization, Reduction, Softmax
 from svertka.compiler.layouts import broadcast_strides, collapse_axes
 from svertka.conv import native_support
@@ -21,13 +21,14 @@ Sizes = tuple[int, ...]
 class StridedOperand(NamedTuple):
     """An operand or the result of a strided kernel: a location, (memory, offset), or a constant tensor.
 
-    It has a `quantization` if its numbers have 8 bits.
+    It has a `quantization` if its numbers have 8 bits. `storage`: the kernels' name of their dtype.
     """
 
     where: tuple[int, int] | Tensor
     shape: Sizes
     strides: Sizes
     quantization: Quantization | None = None
+    storage: str = "FLOAT32"
 
     def further(self, more: int) -> Any:
         """Return where it begins, `more` numbers further on, as kernels take it."""
@@ -75,21 +76,19 @@ def add_elementwise(
     strided = native_support.kernels.Strided(inner.sizes, inner.strides[1], inner.strides[2], inner.strides[0])
     for to, of_x, of_y in outer.offsets():
         other = None if y is None else y.further(of_y)
-        if any(one is not None and one.quantization is not None for one in (result, x, y)):
-            operation = make_quantized_elementwise(step, result.quantization)
-            operands_in_order = x.further(of_x), _to_real(x), other, _to_real(y)
+        if any(one is not None and one.storage != "FLOAT32" for one in (result, x, y)):
+            operation = make_quantized_elementwise(step, result.quantization, result.storage)
+            operands_in_order = x.further(of_x), *_to_real(x), other, *_to_real(y)
             program.add_int8_elementwise(strided, operation, *operands_in_order, result.further(to))
             continue
         program.add_elementwise(strided, combination, x.further(of_x), other, ending, result.further(to))
 
 
-def _to_real(operand: StridedOperand | None) -> tuple[float, float] | None:
-    """Return the scale and shift of an operand of 8 bits."""
-    return (
-        None
-        if operand is None or operand.quantization is None
-        else dequantization_scale_and_shift(operand.quantization)
-    )
+def _to_real(operand: StridedOperand | None) -> "tuple[native_support.kernels.Storage, tuple[float, float]]":
+    """Return how the numbers of an operand are stored, and the scale and shift of those of 8 bits."""
+    storage, quantization = ("FLOAT32", None) if operand is None else (operand.storage, operand.quantization)
+    affine = IDENTITY if quantization is None else dequantization_scale_and_shift(quantization)
+    return native_support.kernels.Storage[storage], affine
 
 
 def add_matrix_product(

@@ -193,8 +193,20 @@ def grouped_forward(
     threads: int,
 ) -> None: ...
 
+class Storage(Enum):
+    """How the numbers of a map are stored."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    BYTE = 2
+
+class NarrowMaps:
+    """Whether the input, and the output with the residual, consist of bfloat16 instead of floats."""
+
+    def __init__(self, input: bool, output: bool) -> None: ...  # noqa: A002 - the kernels' own name
+
 class Place:
-    """An offset into one of the memories given to `Program.run`, in floats, or bytes of an 8-bit map; −1 is none."""
+    """An offset into one of the memories given to `Program.run`, in numbers of the map; −1 is none."""
 
     def __init__(self, memory: int, offset: int) -> None: ...
 
@@ -352,7 +364,7 @@ class ByteOperation:
         slope: float,
         stored: tuple[float, float],
         bounds: tuple[float, float],
-        to_bytes: bool,
+        storage: Storage,
     ) -> None: ...
 
 class Program:
@@ -371,6 +383,7 @@ class Program:
         precision: Precision,
         epilogue: Epilogue,
         output: Place,
+        narrow: NarrowMaps = ...,
     ) -> None: ...
     def add_direct(
         self,
@@ -382,6 +395,7 @@ class Program:
         output: Place,
         gate: Place = ...,
         gate_step: int = ...,
+        narrow: NarrowMaps = ...,
     ) -> None: ...
     def add_grouped(
         self,
@@ -391,6 +405,7 @@ class Program:
         weights: Tensor,
         epilogue: Epilogue,
         output: Place,
+        narrow: bool = ...,
     ) -> None: ...
     def add_pool(
         self,
@@ -398,6 +413,7 @@ class Program:
         pooling: Pooling,
         input: Place,  # noqa: A002 - the kernels' own name
         output: Place,
+        narrow: bool = ...,
     ) -> None: ...
     def add_elementwise(
         self,
@@ -441,9 +457,11 @@ class Program:
         shape: Strided,
         operation: ByteOperation,
         input: Place | Tensor | None,  # noqa: A002 - the kernels' own name
-        real: tuple[float, float] | None,
+        storage: Storage,
+        real: tuple[float, float],
         other: Place | Tensor | None,
-        other_real: tuple[float, float] | None,
+        other_storage: Storage,
+        other_real: tuple[float, float],
         output: Place,
     ) -> None: ...
     def add_matrix_product(self, shape: MatrixProduct, left: Place, right: Place, output: Place) -> None: ...
