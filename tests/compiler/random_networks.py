@@ -725,7 +725,7 @@ def smaller(design: Design) -> Iterator[Design]:
 def main() -> int:
     """Try designs: of the seeds given, first and last, or those that come in, a line each. How many are wrong."""
     wrong = 0
-    convolution_chain_tiling.MIN_TILED_NUMBERS = 0  # these networks have small maps only
+    convolution_chain_tiling.MIN_TILED_FLOATS = 0  # these networks have small maps only
     warnings.simplefilter("ignore")
     given = (str(design(seed)) for seed in range(*map(int, sys.argv[1:3]))) if len(sys.argv) > 2 else sys.stdin
     for line in given:

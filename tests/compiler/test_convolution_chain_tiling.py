@@ -1,5 +1,6 @@
 """Chains of convolutions computed a few rows at a time, compared with PyTorch."""
 
+import random
 from typing import Any
 
 import pytest
@@ -9,12 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svertka.compiler import convolution_chain_tiling
-from svertka.compiler.convolution_chain_tiling import ChainTiling, find_input_rows, form_convolution_chains
+from svertka.compiler.convolution_chain_tiling import ChainTiling, find_input_rows
 from svertka.compiler.ir import ConvolutionChain, FusedConvolution
 from svertka.compiler.memory_planner import FeatureMapSize
 from svertka.compiler.optimize import optimize
 from svertka.conv import native_support
-from svertka.graph.operation_and_value_types import Value
 
 kernels = pytest.mark.skipif(bool(native_support.why_not()), reason="no kernels here")
 
@@ -50,8 +50,8 @@ def test_every_row_is_computed_once_from_rows_in_memory(
         return
     last = len(chain.steps) - 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution_chain_tiling, "MAX_TILE_NUMBERS", room)
-        found = ChainTiling(chain, maps, taps, min(segments, maps[-1].height))
+        patch.setattr(convolution_chain_tiling, "MAX_TILE_FLOATS", room)
+        found = ChainTiling(chain, maps, taps, min(segments, maps[-1].height), [1] * len(maps))
     made: list[int] = []
     for segment in found.segments:
         memory: dict[int, int] = {}  # of one thread: at which place which row of which map, as map · 1000 + row
@@ -117,8 +117,8 @@ def test_chains_compute_what_the_network_does(
         expected = network.double()(x.double()).float()
         network.float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution_chain_tiling, "MAX_TILE_NUMBERS", rows * 40 * sides[1])
-        patch.setattr(convolution_chain_tiling, "MIN_TILED_NUMBERS", 0)
+        patch.setattr(convolution_chain_tiling, "MAX_TILE_FLOATS", rows * 40 * sides[1])
+        patch.setattr(convolution_chain_tiling, "MIN_TILED_FLOATS", 0)
         found = optimize(network, x)(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
@@ -129,10 +129,8 @@ def test_maps_that_fit_in_the_cache_are_not_tiled() -> None:
     network = nn.Sequential(*parts).eval()
     for side, tiled in ((16, False), (48, True)):
         optimized = optimize(network, torch.randn(1, 8, side, side))
-        steps = form_convolution_chains(
-            optimized.compiled[0].fused.steps, optimized.compiled[0].plan(1).maps, optimized.compiled[0].packed, []
-        )
-        assert any(isinstance(step, ConvolutionChain) for step in steps) == tiled
+        chains = [step for step, _ in optimized.compiled[0].plan(1).ranges if isinstance(step, ConvolutionChain)]
+        assert bool(chains) == tiled
 
 
 @kernels
@@ -153,7 +151,7 @@ def test_intermediate_maps_need_no_arena_memory() -> None:
     ],
 )
 def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution_chain_tiling, "MIN_TILED_NUMBERS", 0)
+    monkeypatch.setattr(convolution_chain_tiling, "MIN_TILED_FLOATS", 0)
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -172,7 +170,34 @@ def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str], m
     optimized = optimize(network, x)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-5)
-    fused = optimized.compiled[0].fused
-    kept = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
-    steps = form_convolution_chains(fused.steps, optimized.compiled[0].plan(2).maps, optimized.compiled[0].packed, kept)
-    assert [[one.place for one in step.steps] for step in steps if isinstance(step, ConvolutionChain)] == [together]
+    chains = [step for step, _ in optimized.compiled[0].plan(2).ranges if isinstance(step, ConvolutionChain)]
+    assert [[one.place for one in step.steps] for step in chains] == [together]
+
+
+@kernels
+@pytest.mark.filterwarnings("ignore:.*calibration")
+def test_chains_of_8_bits_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch, large_count: Any) -> None:
+    tiled = 0
+    for seed in range(large_count(3, 300)):
+        choose = random.Random(seed)
+        torch.manual_seed(seed)
+        ins, outs = choose.choice((8, 12, 20)), choose.choice((8, 16, 18))  # of 18 bytes, which are no whole floats
+        wide = choose.choice((36, 64, 80, 112, 144))
+        taps, stride = choose.choice((3, 5)), choose.choice((1, 2))
+        network = nn.Sequential(
+            nn.Conv2d(3, ins, 3, padding=1), nn.ReLU6(), nn.Conv2d(ins, wide, 1), nn.ReLU6(),
+            nn.Conv2d(wide, wide, taps, stride, taps // 2, groups=wide), choose.choice((nn.ReLU6(), nn.SiLU())),
+            nn.Conv2d(wide, outs, 1),
+        ).eval()  # fmt: skip
+        x = torch.randn(choose.randint(1, 3), 3, choose.randint(8, 40), choose.randint(8, 40))
+        optimized = optimize(network, x, precision="int8", calibration=x)
+        expected = optimized(x)
+        monkeypatch.setattr(convolution_chain_tiling, "MIN_TILED_FLOATS", 0)
+        monkeypatch.setattr(convolution_chain_tiling, "MAX_TILE_FLOATS", choose.choice((500, 4000)))
+        optimized = optimize(network, x, precision="int8", calibration=x)
+        torch.set_num_threads(choose.choice((1, 2)))
+        assert torch.equal(optimized(x), expected), f"seed {seed}"
+        plan = optimized.compiled[0].plan(len(x))
+        tiled += any(isinstance(step, ConvolutionChain) for step, _ in plan.ranges)
+        monkeypatch.undo()
+    assert tiled

@@ -137,7 +137,7 @@ def test_networks_in_bfloat16_stay_near(monkeypatch: pytest.MonkeyPatch, name: s
     network = with_statistics(model.build(classes=10, size=size))
     x = torch.randn(2, *model.input_shape[:1], size, size)
     optimized = optimize(network, x, precision="bf16")
-    assert 1e-4 < optimized.error < 0.025  # the zoo's largest, efficientnet_lite0's, is 2.0 %
+    assert 1e-4 < optimized.error < 0.03  # the largest, that of efficientnet_lite0, is 2.6 %
     assert error(optimized(x), network, x) < 0.025
 
 

@@ -52,7 +52,9 @@ def fenced_bytes(tensor: Tensor, *, at_end: bool) -> tuple[Tensor, int]:
 
 def drawn_convolution(choose: random.Random) -> tuple[FusedConvolution, list[int], list[int], list[int]]:
     """A convolution, and the sizes of its input, of its weights, and of its result in y and x."""
-    ins, outs = (choose.choice((1, 2, 3, 4, 5, 8, 16, 17, 24, 31, 32, 33, 40, 63, 64, 65, 128, 140)) for _ in range(2))
+    ins, outs = (
+        choose.choice((1, 2, 3, 4, 5, 8, 16, 17, 24, 31, 32, 33, 40, 63, 64, 65, 112, 128, 140)) for _ in range(2)
+    )
     groups, taps = 1, [choose.choice((1, 1, 2, 3, 3, 4, 7))] * 2
     if choose.random() < 0.35:
         groups = outs = ins

@@ -15,8 +15,10 @@ from svertka.compiler.ir import ConvolutionChain, FusedConvolution, Step
 from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
 
-MIN_TILED_NUMBERS = 1 << 16  # smaller intermediate maps stay in the L2 cache as a whole
-MAX_TILE_NUMBERS = 1 << 18  # of intermediate rows per thread, about the size of an L2 cache
+MIN_TILED_FLOATS = 1 << 16  # smaller intermediate maps stay in the L2 cache as a whole
+MAX_TILE_FLOATS = 1 << 18  # of intermediate rows per thread, about the size of an L2 cache
+FLOAT_BYTES = 4
+DEPTHWISE, DENSE = ("depthwise", "int8-depthwise"), ("direct", "int8")  # kinds of kernels
 
 
 def form_convolution_chains(
@@ -24,11 +26,12 @@ def form_convolution_chains(
     maps: Mapping[int, FeatureMapSize],
     weights: Mapping[str, PackedWeights | PackedInt8Weights],
     kept: Iterable[int],
+    per_float: Mapping[int, int],
 ) -> list[Step | ConvolutionChain]:
     """Return `steps` with chains instead of consecutive convolutions that are faster together.
 
     A chain contains depthwise convolutions and the direct convolutions around them. It is extended as long as the
-    intermediate map of one image is larger than MIN_TILED_NUMBERS and than the weights on both sides, which are read
+    intermediate map of one image is larger than MIN_TILED_FLOATS and than the weights on both sides, which are read
     again for each image.
 
     Args:
@@ -36,6 +39,8 @@ def form_convolution_chains(
         maps: The sizes of values.
         weights: Packed weights by name.
         kept: Values needed to the end.
+        per_float: For each value that begins with a whole float in each image, how many of its numbers take the memory of
+            a float. Other values are in no chain.
     """
     uses = Counter(value for step in steps for value in step.inputs) + Counter(kept)
 
@@ -45,11 +50,14 @@ def form_convolution_chains(
         ):
             return False
         packed = weights[before.weight], weights[step.weight]
-        by_definition = all(one.kernel == "depthwise" or (one.kernel == "direct" and one.groups == 1) for one in packed)
+        by_definition = all(one.kernel in DEPTHWISE or (one.kernel in DENSE and one.groups == 1) for one in packed)
+        in_floats = all(value in per_float for value in (*before.inputs, *step.inputs, step.result))
+        if uses[step.x] != 1 or not by_definition or not in_floats:
+            return False
         between = maps[step.x]
-        size = between.height * between.width * between.channels
-        least = max(MIN_TILED_NUMBERS, sum(one.numbers.numel() for one in packed))
-        return uses[step.x] == 1 and by_definition and size > least
+        size = between.height * between.width * between.channels // per_float[step.x]
+        weights_size = sum(one.numbers.nbytes for one in packed) // FLOAT_BYTES
+        return size > max(MIN_TILED_FLOATS, weights_size)
 
     runs: list[list[Step]] = []
     for step in steps:
@@ -60,7 +68,7 @@ def form_convolution_chains(
     found: list[Step | ConvolutionChain] = []
     for run in runs:
         convolutions = [step for step in run if isinstance(step, FusedConvolution)]
-        if len(run) > 1 and any(weights[step.weight].kernel == "depthwise" for step in convolutions):
+        if len(run) > 1 and any(weights[step.weight].kernel in DEPTHWISE for step in convolutions):
             found.append(ConvolutionChain(tuple(convolutions)))
         else:
             found += run
@@ -111,7 +119,7 @@ class ChainTiling:
         self.chain, self.maps, self.taps, self.per_float = chain, maps, taps, per_float
         height = maps[-1].height
         rows = height
-        while rows > 1 and self._room(self._parts(range(height), rows))[1] > MAX_TILE_NUMBERS:
+        while rows > 1 and self._room(self._parts(range(height), rows))[1] > MAX_TILE_FLOATS:
             rows -= 1
         edges = [height * number // segments for number in range(segments + 1)]
         self.segments = [list(self._parts(range(*edge), rows)) for edge in pairwise(edges)]

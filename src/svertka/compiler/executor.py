@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,16 @@ from torch import Tensor
 from svertka.compiler.attention_tiling import fuse_attention, iter_head_ranges
 from svertka.compiler.bfloat16_maps import list_bfloat16_maps
 from svertka.compiler.convolution_chain_tiling import ChainTiling, TileStep, form_convolution_chains
+from svertka.compiler.convolution_kernel_arguments import (
+    NO_LOCATION,
+    ConvolutionKernels,
+    ConvolutionLocations,
+    FeatureMapLocation,
+    make_window,
+)
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.int8_packing import PackedInt8Weights
-from svertka.compiler.int8_requantization import make_requantization
 from svertka.compiler.ir import (
-    UNBOUNDED,
     Attention,
     BatchDependentSize,
     Concatenation,
@@ -35,7 +40,7 @@ from svertka.compiler.ir import (
     Softmax,
     step_output_numbers,
 )
-from svertka.compiler.layouts import NetworkLayouts, row_stride, step_value_numbers
+from svertka.compiler.layouts import NetworkLayouts, pixel_stride, row_stride, step_value_numbers
 from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_output_tensor
 from svertka.compiler.packing import PackedWeights
@@ -58,26 +63,6 @@ ARENA, INPUT, OUTPUT = range(3)  # numbers of the memories of a run
 OWN, BEFORE, AFTER, OPERANDS = range(4)  # numbers of the memories of a tile step; more operands follow
 
 
-class FeatureMapLocation(NamedTuple):
-    """The location of a feature map: `memory`, `offset` in it and `step`, the distance between pixels, in numbers.
-
-    The numbers of maps are floats, bfloat16 or bytes.
-    """
-
-    memory: int
-    offset: int
-    step: int
-
-    def after(self, pixels: int) -> "FeatureMapLocation":
-        """Return the location of the pixel that is `pixels` further on."""
-        return FeatureMapLocation(self.memory, self.offset + pixels * self.step, self.step)
-
-    def place(self, more: int = 0) -> "native_support.kernels.Place":
-        """Return the location for a kernel, moved by `more` numbers."""
-        return native_support.kernels.Place(self.memory, self.offset + more)
-
-
-NO_LOCATION = FeatureMapLocation(-1, 0, 0)
 NUMBERS_IN_FLOAT = {"FLOAT32": 1, "BFLOAT16": 2, "BYTE": 4}  # numbers of a map that take the memory of a float
 
 
@@ -121,7 +106,10 @@ class ExecutionPlan:
         self.maps = {value: self._find_map_size(value) for value in self.layouts.of}
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
         viewed = self._find_viewed(returned)
-        chains = form_convolution_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
+        per_float = {
+            value: self._numbers_in_float(value) for value in self.layouts.of if self._is_in_whole_floats(value)
+        }
+        chains = form_convolution_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed], per_float)
         steps = fuse_attention(chains, self.shapes, [*returned, *viewed])
         elsewhere = {
             0,
@@ -138,6 +126,7 @@ class ExecutionPlan:
                 sizes[scores] = math.prod(map(len, heads)) * math.prod(self.shapes[scores][-2:])
         self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
         self.program = native_support.kernels.Program()
+        self.convolutions = ConvolutionKernels(fused, weights, self.narrow)
         self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
         # Ranges of steps in the native program, separated by operations of PyTorch.
         self.parts: list[tuple[int, int] | PyTorchOperationStep] = []
@@ -268,8 +257,11 @@ class ExecutionPlan:
     def _numbers_in_float(self, value: int) -> int:
         return NUMBERS_IN_FLOAT[self._storage(value)]
 
-    def _narrow_maps(self, step: FusedConvolution) -> "native_support.kernels.NarrowMaps":
-        return native_support.kernels.NarrowMaps(step.x in self.narrow, step.result in self.narrow)
+    def _is_in_whole_floats(self, value: int) -> bool:
+        """Return whether each pixel of a map begins with a whole float."""
+        layout, per_float = self.layouts.of[value], self._numbers_in_float(value)
+        step = pixel_stride(self.shapes[value], layout.strides) if len(self.shapes[value]) in (2, 4) else None
+        return step is not None and step % per_float == layout.offset % per_float == 0
 
     def _view(self, value: int, memories: Sequence[Tensor | None]) -> Tensor:
         layout = self.layouts.of[value]
@@ -290,33 +282,17 @@ class ExecutionPlan:
             return NO_LOCATION
         return FeatureMapLocation(*self._locate(value), self.layouts.step_of(value))
 
-    def _make_epilogue(
-        self, step: FusedConvolution, residual: FeatureMapLocation, more: int = 0
-    ) -> "native_support.kernels.Epilogue":
-        """Return the epilogue of `step` for the channels from `more` on."""
-        bias = self.fused.tensors[step.bias][more:] if step.bias else None
-        activation = native_support.kernels.Activation[step.activation]
-        return native_support.kernels.Epilogue(
-            bias, residual.place(more), residual.step, *step.bounds, activation, step.slope, step.multiply,
-            step.residual_last,
-        )  # fmt: skip
-
     def _add(self, step: ConvolutionChain | Attention | KernelStep) -> None:
         if isinstance(step, ConvolutionChain):
             self._add_chain(step)
         elif isinstance(step, Attention):
             self._add_attention(step)
-        elif isinstance(step, FusedConvolution) and step.weight_scale is not None:
-            self._add_int8_convolution(step)
         elif isinstance(step, FusedConvolution):
-            x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
-            if self.weights[step.weight].kernel == "winograd" and step.groups > 1:
-                self._add_winograd_groups(step, x, residual, result)
-            elif self.weights[step.weight].kernel == "winograd":
-                self._add_winograd(step, x, residual, result)
-            else:
-                before, after = self.maps[step.x], self.maps[step.result]
-                self._add_direct(self.program, step, before, after, x, residual, result, self._where(step.gate))
+            values = step.x, step.residual, step.result, step.gate
+            where = ConvolutionLocations(*(self._where(value) for value in values))
+            self.convolutions.add(self.program, step, self.maps[step.x], self.maps[step.result], where)
+            if self.convolutions.leaves_residual(step):
+                self._add_late_residual(step)
         elif isinstance(step, Pool):
             self._add_pool(step)
         elif isinstance(step, Elementwise):
@@ -330,33 +306,9 @@ class ExecutionPlan:
         else:
             self._add_strided(step)
 
-    def _add_int8_convolution(self, step: FusedConvolution) -> None:
-        """Add a convolution with 8-bit weights; one for each group, unless it is depthwise."""
-        packed = self.weights[step.weight]
-        assert isinstance(packed, PackedInt8Weights)
-        x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
-        depthwise = packed.kernel == "int8-depthwise"
-        groups = 1 if depthwise else step.groups
-        before, after = self.maps[step.x], self.maps[step.result]
-        window = _window(step, packed.shape[2:], before, after, (x.step, result.step), groups)
-        tensors = [None if name is None else self.fused.tensors[name] for name in (step.weight_scale, step.bias)]
-        found = [
-            None if value is None else self.fused.quantizations.get(value)
-            for value in (step.x, step.residual, step.result)
-        ]
-        zero = self.fused.quantizations[step.x].zero_point
-        reads, writes = before.channels // groups, after.channels // groups
-        for group in range(groups):
-            numbers = packed.numbers if depthwise else packed.numbers[group]
-            place = residual.place(group * writes), residual.step
-            self.program.add_int8_convolution(
-                window, depthwise, x.place(group * reads), zero, numbers,
-                make_requantization(step, packed, group, tensors, found, place), result.place(group * writes),
-            )  # fmt: skip
-
     def _add_pool(self, step: Pool) -> None:
         x, result = self._where(step.x), self._where(step.result)
-        window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
+        window = make_window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
         kind = native_support.kernels.Pooling[step.kind]
         if step.result not in self.fused.quantizations:
             self.program.add_pool(window, kind, x.place(), result.place(), step.result in self.narrow)
@@ -440,79 +392,6 @@ class ExecutionPlan:
                 add_elementwise(self.program, Elementwise(part, step.result), one, None, to)
             start += one.shape[step.axis]
 
-    def _float_weights(self, step: FusedConvolution) -> PackedWeights:
-        packed = self.weights[step.weight]
-        assert isinstance(packed, PackedWeights)
-        return packed
-
-    def _add_direct(
-        self,
-        program: "native_support.kernels.Program",
-        step: FusedConvolution,
-        before: FeatureMapSize,
-        after: FeatureMapSize,
-        x: FeatureMapLocation,
-        residual: FeatureMapLocation,
-        result: FeatureMapLocation,
-        gate: FeatureMapLocation = NO_LOCATION,
-    ) -> None:
-        """Add a direct, depthwise or grouped convolution from `before` at `x` to `after` at `result`."""
-        packed = self._float_weights(step)
-        if packed.kernel in ("depthwise", "grouped"):
-            window = _window(step, packed.shape[2:], before, after, (x.step, result.step))
-            ending = self._make_epilogue(step, residual)
-            narrow = step.result in self.narrow
-            program.add_grouped(window, step.groups, x.place(), packed.numbers, ending, result.place(), narrow)
-            return
-        window = _window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
-        reads, writes = packed.shape[1], packed.shape[0] // step.groups
-        for group, numbers in enumerate(packed.numbers):
-            ending = self._make_epilogue(step, residual, group * writes)
-            places = x.place(group * reads), result.place(group * writes)
-            program.add_direct(
-                window, places[0], numbers, packed.precision, ending, places[1], gate.place(), gate.step,
-                self._narrow_maps(step),
-            )  # fmt: skip
-
-    def _add_winograd(
-        self, step: FusedConvolution, x: FeatureMapLocation, residual: FeatureMapLocation, result: FeatureMapLocation
-    ) -> None:
-        """Add one 3×3 Winograd convolution; for larger kernels four, each added to the previous result."""
-        packed, before, after = self._float_weights(step), self.maps[step.x], self.maps[step.result]
-        sizes = before.height, before.width, after.height, after.width
-        plain = replace(step, bounds=UNBOUNDED, activation="NONE", multiply=False, residual_last=False)
-        last = len(packed.numbers) - 1
-        # Each of four sums is the residual of the next kernel, so a residual that is not a summand is applied
-        # afterwards.
-        apart = last > 0 and step.residual is not None and (step.multiply or step.residual_last)
-        for number, numbers in enumerate(packed.numbers):
-            pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
-            shape = native_support.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
-            shape.in_step, shape.out_step = x.step, result.step
-            part = plain if number < last or apart else step
-            if number > 0:
-                part = replace(part, bias=None, multiply=False, residual_last=False)
-            added = result if number > 0 else NO_LOCATION if apart else residual
-            ending, narrow = self._make_epilogue(part, added), self._narrow_maps(step)
-            self.program.add_winograd(shape, x.place(), numbers, packed.precision, ending, result.place(), narrow)
-        if apart:
-            self._add_late_residual(step)
-
-    def _add_winograd_groups(
-        self, step: FusedConvolution, x: FeatureMapLocation, residual: FeatureMapLocation, result: FeatureMapLocation
-    ) -> None:
-        """Add one 3×3 Winograd convolution for each group."""
-        packed, before, after = self._float_weights(step), self.maps[step.x], self.maps[step.result]
-        reads, writes = packed.shape[1], packed.shape[0] // step.groups
-        sizes = before.height, before.width, after.height, after.width
-        shape = native_support.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
-        shape.in_step, shape.out_step = x.step, result.step
-        for group, numbers in enumerate(packed.numbers):
-            ending = self._make_epilogue(step, residual, group * writes)
-            places = x.place(group * reads), result.place(group * writes)
-            narrow = self._narrow_maps(step)
-            self.program.add_winograd(shape, places[0], numbers, packed.precision, ending, places[1], narrow)
-
     def _add_late_residual(self, step: FusedConvolution) -> None:
         """Apply the epilogue of `step`, without bias, to its result in memory."""
         assert step.residual is not None
@@ -571,7 +450,7 @@ class ExecutionPlan:
         step = replace(step, padding=(top, step.padding[1]))
         before = replace(before, batch=1, height=len(part.reads))
         after = replace(after, batch=1, height=len(part.makes))
-        self._add_direct(program, step, before, after, x, residual, result, gate)
+        self.convolutions.add(program, step, before, after, ConvolutionLocations(x, residual, result, gate))
 
     def _add_move(
         self,
@@ -604,19 +483,3 @@ def _empty_floats(shape: tuple[int, ...]) -> Tensor:
 def _list_operands(chain: ConvolutionChain) -> list[int]:
     """Return the residuals and gates of the steps of `chain`."""
     return [value for step in chain.steps for value in (step.residual, step.gate) if value is not None]
-
-
-def _window(
-    step: FusedConvolution | Pool,
-    kernel: tuple[int, ...],
-    before: FeatureMapSize,
-    after: FeatureMapSize,
-    steps: tuple[int, int],
-    groups: int = 1,
-) -> "native_support.kernels.Window":
-    axes = zip(
-        (before.height, before.width), (after.height, after.width), kernel, step.stride, step.padding, step.dilation,
-        strict=True,
-    )  # fmt: skip
-    channels = before.channels // groups, after.channels // groups
-    return native_support.make_window_sizes(before.batch, channels, axes, steps)
