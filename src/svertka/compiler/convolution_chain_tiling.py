@@ -39,8 +39,8 @@ def form_convolution_chains(
         maps: The sizes of values.
         weights: Packed weights by name.
         kept: Values needed to the end.
-        per_float: For each value that begins with a whole float in each image, how many of its numbers take the memory of
-            a float. Other values are in no chain.
+        per_float: How many numbers of a value take the memory of a float, for each value whose pixels begin with a whole
+            float. Other values are in no chain.
     """
     uses = Counter(value for step in steps for value in step.inputs) + Counter(kept)
 
