@@ -39,7 +39,7 @@ def form_convolution_chains(
         maps: The sizes of values.
         weights: Packed weights by name.
         kept: Values needed to the end.
-        per_float: How many numbers of a value take the memory of a float, for each value whose pixels begin with a whole
+        per_float: How many numbers of a value take the memory of a float, for values whose pixels begin with a whole
             float. Other values are in no chain.
     """
     uses = Counter(value for step in steps for value in step.inputs) + Counter(kept)
