@@ -103,11 +103,14 @@ def cross_validate(predict: Predict, labels: Ints, groups: Ints, classes: int, p
         parts: The parts of the data set that the images belong to.
     """
     folds, wrong = count_folds(labels, groups, classes), 0
-    with progress("cross-validating", REPEATS * folds, "folds") as shown:
-        for seed in range(REPEATS):
-            for outside, inside in stratified_group_folds(labels, groups, classes, folds, seed):
-                wrong += int((predict(outside, inside) != labels[inside]).sum())
-                shown.advance()
+    # Before the time is measured: scikit-learn takes seconds to import, the time of many folds.
+    divided = [
+        fold for seed in range(REPEATS) for fold in stratified_group_folds(labels, groups, classes, folds, seed)
+    ]
+    with progress("cross-validating", len(divided), "folds") as shown:
+        for outside, inside in divided:
+            wrong += int((predict(outside, inside) != labels[inside]).sum())
+            shown.advance()
     return CrossValidation(
         error=wrong / (REPEATS * len(labels)),
         interval=corrected_interval(wrong / REPEATS, groups, folds, REPEATS),
