@@ -190,6 +190,11 @@ def test_changed_pictures_stop_a_resume(
     (folder / "one" / "00.png").unlink()
     with pytest.raises(RunError, match=r"are not those that .* was started with \(239 now, 240 then\)"):
         svertka.resume(tmp_path / "run")
+    shutil.rmtree(folder)
+    shutil.copytree(digit_folder, folder)
+    (folder / "one").rename(folder / "1")
+    with pytest.raises(RunError, match=r"\(240 now, 240 then; new classes: 1\)"):
+        svertka.resume(tmp_path / "run")
 
 
 def test_a_disk_that_fills_keeps_the_run(
@@ -211,6 +216,7 @@ def test_a_disk_that_fills_keeps_the_run(
     ("options", "error", "sentence"),
     [
         ({"model": "resnet21"}, UsageError, "model=resnet21 is not known; use .*resnet20"),
+        ({"model": ""}, UsageError, "model= is not known; `svertka models` lists"),
         ({"recipe": "fast"}, UsageError, "recipe=fast is not known; use one of"),
         ({"lr": "high"}, UsageError, "lr=high is neither a number nor find"),
         ({"time": "soon"}, UsageError, "time=soon is not a length of time; write 90s, 10m or 1.5h"),

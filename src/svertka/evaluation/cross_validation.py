@@ -104,9 +104,7 @@ def cross_validate(predict: Predict, labels: Ints, groups: Ints, classes: int, p
     """
     folds, wrong = count_folds(labels, groups, classes), 0
     # Before the time is measured: scikit-learn takes seconds to import, the time of many folds.
-    divided = [
-        fold for seed in range(REPEATS) for fold in stratified_group_folds(labels, groups, classes, folds, seed)
-    ]
+    divided = [fold for seed in range(REPEATS) for fold in stratified_group_folds(labels, groups, classes, folds, seed)]
     with progress("cross-validating", len(divided), "folds") as shown:
         for outside, inside in divided:
             wrong += int((predict(outside, inside) != labels[inside]).sum())

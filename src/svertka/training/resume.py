@@ -20,7 +20,7 @@ from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path, open_source, source_word
 from svertka.device import choose_device, set_memory_format, set_threads, with_preserved_settings
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
-from svertka.escaping import format_command
+from svertka.escaping import format_command, join_first
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.metrics import Evaluation
@@ -111,9 +111,11 @@ def resume(
             moved = moved.model_copy(update={"source": dataset.source})
         parts = _split_as_before(run, moved, dataset)
         if parts.fingerprint != settings.fingerprint:
+            new = join_first([name for name in dataset.names if name not in config.names])
             raise RunError(
                 f"the images of {moved.source} are not those that {run.folder} was started with "
-                f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back, or "
+                f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then"
+                f"{f'; new classes: {new}' if new else ''}); put them back, or "
                 f"{_further(run, moved.source)}"
             )
         if read_manifest(run) is None and distributed.is_first():

@@ -245,7 +245,8 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
         model, start_from = BACKBONE
     known = None if start_from is None else read_model_of_run(start_from, trust_builder=options.trust_builder)
-    found = _find_model(options, dataset, model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
+    default = known or DEFAULTS.get(dataset.source, BACKBONE)[0]
+    found = _find_model(options, dataset, default if model is None else model)
     # The weights that a network comes with may be pretrained or not: all of it is trained by default.
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
     recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=trained)
