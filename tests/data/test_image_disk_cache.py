@@ -484,3 +484,49 @@ def test_16_bits_are_surveyed_once_and_stored_by_their_range(tmp_path, opened):
         assert not opened
     dark, right = (expected(dataset.with_intensity_range(used))[0].mean() for used in (None, (0, 1023)))
     assert right > 30 * dark
+
+
+def test_very_many_files_are_decoded_only_when_they_are_read(tmp_path, monkeypatch, opened):
+    monkeypatch.setattr(image_disk_cache, "STREAMED_ABOVE", 20)
+    dataset = folder_of(tmp_path / "many", 30)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2)
+    assert opened == []
+    assert (prepared.stored, prepared.bad) == (0, {})
+    assert {info.size for info in prepared.info.values()} == {(48, 60)}
+    assert (everything(prepared.rows) == expected(dataset)).all()
+    few = prepare_images(dataset, SIDE, 3, only=np.arange(20), threads=2)
+    assert few.stored == 20
+
+
+def test_files_that_are_cut_off_or_no_images_are_found_without_decoding_the_others(tmp_path, monkeypatch, opened):
+    monkeypatch.setattr(image_disk_cache, "STREAMED_ABOVE", 20)
+    dataset = folder_of(tmp_path / "many", 30)
+    whole = (tmp_path / "many" / "3.jpg").read_bytes()
+    (tmp_path / "many" / "3.jpg").write_bytes(whole[:-100])
+    (tmp_path / "many" / "4.jpg").write_bytes(b"no image")
+    (tmp_path / "many" / "5.jpg").unlink()
+    (tmp_path / "many" / "6.jpg").write_bytes(whole + bytes(5000))  # whole, with something after its end
+    prepared = prepare_images(dataset, SIDE, 3, threads=2)
+    assert set(prepared.bad) == {3, 4, 5}
+    assert len(opened) == 2
+    (tmp_path / "many" / "7.jpg").write_bytes(whole)
+    assert (prepared.rows[np.array([6])] == prepared.rows[np.array([7])]).all()
+
+
+def test_the_facts_of_very_many_files_are_those_of_decoded_ones(tmp_path, monkeypatch):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        exif = Image.Exif()
+        exif[274] = number + 1  # orientation
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / f"{number}.jpg", exif=exif)
+        Image.fromarray(rng.integers(0, 65536, (10, 12), np.uint16)).save(folder / f"{number}.png")
+    dataset = dataset_of(folder, sorted(path.name for path in folder.iterdir()))
+    decoded = prepare_images(dataset, SIDE, 3, threads=2)
+    monkeypatch.setattr(image_disk_cache, "STREAMED_ABOVE", 4)
+    read = prepare_images(dataset, SIDE, 3, threads=2)
+    assert read.info == decoded.info
+    assert (everything(read.rows) == everything(decoded.rows)).all()
+    surveyed = prepare_images(dataset, SIDE, 3, threads=2, survey=True)
+    assert sum(info.intensities is not None for info in surveyed.info.values()) == 8

@@ -15,9 +15,15 @@ import simplejpeg
 
 from svertka import distributed
 from svertka.data.content_hash import hash_images, unwrap_subset
-from svertka.data.dataset import ArrayImages, Dataset, EncodedImages, Images, Ints, Pixels, get_decoding
+from svertka.data.dataset import ArrayImages, Dataset, EncodedImages, FileImages, Images, Ints, Pixels, get_decoding
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
-from svertka.data.image_io import SUFFIXES, DecodingOptions, measure_intensity_range, read_header
+from svertka.data.image_io import (
+    SUFFIXES,
+    TURNED,
+    DecodingOptions,
+    measure_intensity_range,
+    read_header,
+)
 from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, SquareSettings, read_info
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import SquareImages
@@ -36,6 +42,9 @@ CHUNK = 256  # images per write at most: they are lost if the process is killed 
 SAMPLED = 32  # images whose sizes predict the size of the cache
 SURVEYED = 1000  # images in shards whose sizes are taken for those of all
 STREAMED = "images in shards are decoded at each read"
+STREAMED_ABOVE = 50_000  # files that are not decoded before they are needed
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # of files that are not cut off
+END_BYTES = 1024  # at the end of a file, among which its end must be
 TOGETHER = 8  # images that a thread decodes at a time
 
 
@@ -80,7 +89,8 @@ def prepare_images(
     Each file is decoded once and stored in the cache folder under its content digest; an image smaller than its square
     is stored at its own size. Images that do not fit, or that the disk returns damaged, are decoded whenever they are
     read. In a distributed job each process decodes its share, and all return when all are done. Images in memory stay
-    there.
+    there. Images in shards, and those of more than `STREAMED_ABOVE` files, are decoded whenever they are read; of files
+    the headers and ends are read before.
 
     Args:
         dataset: The images.
@@ -101,6 +111,8 @@ def prepare_images(
     if isinstance(source, ShardImages):
         source.content.limit_cache(cache_limit)
         prepared = PreparedImages(squares, contents, {}, _sample_infos(source, where), 0, 0, STREAMED)
+    elif isinstance(source, FileImages) and len(images) > STREAMED_ABOVE:
+        prepared = _survey_headers(squares, contents, unreadable)
     elif isinstance(source, ArrayImages):
         rows: SquareImages = squares
         everything = np.arange(len(where), dtype=np.int64)
@@ -118,6 +130,28 @@ def _sample_infos(images: ShardImages, where: Ints) -> dict[int, ImageInfo]:
     """Return the sizes of some of the images at `where`, evenly spread, by their places in it."""
     places = np.unique(np.linspace(0, len(where) - 1, min(SURVEYED, len(where))).astype(np.int64)).tolist()
     return {place: ImageInfo("", images.size(int(where[place]))) for place in places}
+
+
+def _survey_headers(squares: "_Squares", contents: list[bytes], unreadable: dict[int, str]) -> PreparedImages:
+    """Return images that are decoded at each read, with the facts that their headers state."""
+
+    def survey(index: int) -> ImageInfo | str:
+        if index in unreadable:
+            return unreadable[index]
+        try:
+            return squares.info(index)
+        except ImageError as error:
+            return str(error)
+
+    found: list[ImageInfo | str] = []
+    with progress("reading headers", len(squares), "images") as shown:
+        for some in map_chunks(survey, range(len(squares)), squares.threads, CHUNK):
+            found += some
+            shown.advance(len(some))
+    bad = {index: one for index, one in enumerate(found) if isinstance(one, str)}
+    infos = {index: one for index, one in enumerate(found) if isinstance(one, ImageInfo)}
+    unstored = f"of more than {STREAMED_ABOVE:,} files, images are decoded at each read"
+    return PreparedImages(squares, contents, bad, infos, 0, 0, unstored)
 
 
 def _scatter(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
@@ -146,6 +180,12 @@ class _SomeRows:
         if len(places) and places.min() < 0:
             raise IndexError("the image was not prepared")
         return self.rows[places]
+
+
+def is_streamed(images: Images) -> bool:
+    """Return whether images are decoded at each read: those in shards, and those of very many files."""
+    source, where = unwrap_subset(images)
+    return isinstance(source, ShardImages) or (isinstance(source, FileImages) and len(where) > STREAMED_ABOVE)
 
 
 def find_misnamed_images(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[str, str]]:
@@ -212,6 +252,21 @@ class _Squares:
             return PackedImage(facts, np.empty((0, 0, 1), np.uint8))
         decoded = self.source.decode(int(self.where[index]), self.layout.resize)
         return PackedImage.from_image(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
+
+    def info(self, index: int) -> ImageInfo:
+        """Return what the header of the file of image `index` states; decode it if that does not tell enough.
+
+        Raises:
+            ImageError: The header cannot be read, or the image cannot be decoded.
+        """
+        assert isinstance(self.source, FileImages)
+        content = self.source.read_bytes(int(self.where[index]))
+        header = read_header(content, self.decoding)
+        end = ENDS.get(header.format, b"")
+        is_cut_off = not end or end not in content[-END_BYTES:]
+        if header.deep or is_cut_off or header.size[0] * header.size[1] > self.decoding.max_pixels:
+            return self.row(index).info
+        return ImageInfo(header.format, header.size if header.orientation in TURNED else header.size[::-1])
 
     def square(self, index: int) -> Pixels:
         """Return the square of image `index`.

@@ -13,7 +13,13 @@ from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.hash_split import compute_dataset_fingerprint
-from svertka.data.image_disk_cache import PreparedImages, SquareImages, find_misnamed_images, prepare_images
+from svertka.data.image_disk_cache import (
+    PreparedImages,
+    SquareImages,
+    find_misnamed_images,
+    is_streamed,
+    prepare_images,
+)
 from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
 from svertka.data.large_split import MOST, fingerprint_large_dataset, split_large_dataset
 from svertka.data.loader import BatchLoader
@@ -36,7 +42,7 @@ EVAL_BATCH_SIZE = 128  # largest batch in evaluation, and
 EVAL_BATCH_PIXELS = 2**20  # its largest number of pixels: larger batches would set the peak of memory
 DEFAULT_SIZE = 64  # pixels; input of networks that take any size, unless the images are smaller
 
-MEASURED = 1024  # images in shards of which statistics are measured
+MEASURED = 1024  # images that are decoded at each read, of which statistics are measured
 CROPPED = 0.05  # smallest discarded share of an image that is reported
 MAX_WEIGHT = 8.0  # of a whole image among patches, relative to the mean; with more, training diverges
 NOT_COMPARED = "near-duplicates are not searched for in shards; svertka shard keeps them in one part"
@@ -368,10 +374,11 @@ def _split_without_duplicates(
     in_shards = find_shards(dataset.images) is not None
     if len(good) > MOST:
         return split_large_dataset(dataset, digests, good, val, test, turn=turn, inherited=inherited)
-    alike = [] if in_shards else find_near_duplicates(dataset.images, digests, good, threads)
+    is_compared = not in_shards and not is_streamed(dataset.images)
+    alike = find_near_duplicates(dataset.images, digests, good, threads) if is_compared else None
     division = split_dataset(dataset, digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited)
-    if in_shards and (dataset.parts == "").any():
-        return replace(division, notes=(*division.notes, NOT_COMPARED))
+    if in_shards:
+        return replace(division, notes=(*division.notes, *([NOT_COMPARED] if (dataset.parts == "").any() else [])))
     if alike is not None:
         return division
     note = "near-duplicates are not searched for among so many images; exact copies are"
@@ -503,8 +510,9 @@ def add_training_statistics(
         The preprocessing and the recipe.
     """
     measured = parts.indices["train"]
-    if parts.shards is not None:  # those that training reads first
-        measured = parts.shards.shuffle(np.random.default_rng((seed, 0)), measured)[:MEASURED]
+    if is_streamed(parts.dataset.images):  # those that training reads first
+        shuffle = np.random.Generator.permutation if parts.shards is None else parts.shards.shuffle
+        measured = shuffle(np.random.default_rng((seed, 0)), measured)[:MEASURED]
     statistics = measure_statistics(parts.train_rows, measured)
     mean, std = statistics.mean, statistics.std
     if given is not None:
