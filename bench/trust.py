@@ -3,6 +3,7 @@
     python bench/trust.py small-sets [--only NAME] [--draws 50] [--per-class 20] [--json]
     python bench/trust.py faults [--output tests/training/faulty_histories.json]
     python bench/trust.py suggest [--only NAME] [--seeds 5] [--json]
+    python bench/trust.py tasks [--only labels|count|angle] [--seeds 3] [--images 1500] [--json]
 
 `small-sets`: of a large data set, 20 images of each class are drawn. A head is cross-validated on their features and
 trained on nine tenths of them, as `svertka.train` does by default; the others are its validation set. The true error is
@@ -20,7 +21,9 @@ of each; the histories are those of the test of the health advice.
 `suggest`: the labels that `svertka suggest` needs to reach the accuracy of 200 random labels a class
 (bench/labels_needed.py), on cats-dogs and cifar10.
 
-`small-sets` and `suggest` need SVERTKA_DATA.
+`tasks`: several labels an image, and numbers, against plain PyTorch (bench/labels_and_numbers.py).
+
+All but `faults` need SVERTKA_DATA.
 """
 
 import argparse
@@ -36,6 +39,8 @@ import torch
 from torch import nn
 
 from label_errors import SETS
+from labels_and_numbers import TASKS
+from labels_and_numbers import report as report_tasks
 from labels_needed import SETS as POOLS
 from labels_needed import report as report_labels_needed
 from planted_faults import write_histories
@@ -145,9 +150,10 @@ class Heads:
 def main() -> None:
     """Run what was asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("small-sets", "faults", "suggest"))
-    parser.add_argument("--only", choices=tuple(SETS))
+    parser.add_argument("what", choices=("small-sets", "faults", "suggest", "tasks"))
+    parser.add_argument("--only", choices=(*SETS, *TASKS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
@@ -159,6 +165,10 @@ def main() -> None:
         return
     if options.what == "suggest":
         report_labels_needed([options.only] if options.only else list(POOLS), options.seeds, as_json=options.json)
+        return
+    if options.what == "tasks":
+        tasks = [options.only] if options.only else TASKS
+        report_tasks(tasks, options.seeds, options.images, options.threads, as_json=options.json)
         return
     rows = [
         small_sets(name, options.draws, options.per_class, options.threads)

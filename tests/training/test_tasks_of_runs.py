@@ -137,6 +137,7 @@ def test_other_verbs_refuse_the_run(kind: str, verb: str, task_runs: Runs, task_
         ({"model": "auto"}, "model=auto works with one class an image"),
         ({"class_weights": True}, "class_weights needs one class an image, and .* has several labels an image"),
         ({"head": "nearest-mean"}, "head=nearest-mean needs one class an image"),
+        ({"model": "lenet5"}, "lenet5 computes distances to the codes of classes, .* use another network"),
     ],
 )
 def test_options_of_one_class_are_refused(

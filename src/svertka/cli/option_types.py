@@ -59,7 +59,8 @@ Test = Annotated[
 Columns = Annotated[
     str | None,
     typer.Option(
-        help="If SOURCE is a table: names of the columns with paths and labels, such as path=file,label=class.",
+        help="If SOURCE is a table: names of the columns with paths and labels, such as path=file,label=class; "
+        "labels=tags for several labels an image, target=age for a number.",
         rich_help_panel=DATA,
     ),
 ]

@@ -24,10 +24,10 @@ Read = Callable[[int], Pixels]
 
 SIDE = 128  # CSS pixels of a mistake
 THUMBNAIL = 32  # CSS pixels of an example
-EXAMPLES = 8  # of a label
+EXAMPLES = 4  # of a label
 MAX_EXAMPLES = 240  # of all labels together, to limit the file size
 POINTS = 2000  # of the scatter plot
-PLOT = 320  # pixels, its side
+PLOT = 256  # pixels, its side
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ MAX_POINTS = 400  # of a curve
 FEW_RATES = 8  # up to so many rates they are a step schedule, drawn on a log axis
 MAX_FINDINGS = 12  # sentences shown
 HEIGHT, LOW_HEIGHT = 224, 72  # pixels
+LOSS_UNIT = ", nats"
 COLUMNS = (
     "epoch", "train loss, nats", "val loss, nats", "train error", "val error", "learning rate", "pictures/s", "time",
 )  # fmt: skip
@@ -34,6 +35,7 @@ class TrainingCurves:
     """
 
     def __init__(self, lines: Iterable[Entry], task: AnyTask = SINGLE_LABEL) -> None:
+        self._loss_unit = "" if isinstance(task, Regression) else LOSS_UNIT
         self._is_share = not isinstance(task, Regression)
         self._error_title = {"single-label": "Top-1 error", "multi-label": "Wrong labels"}.get(
             task.kind, "Mean absolute error"
@@ -70,7 +72,7 @@ class TrainingCurves:
         rates = subsample_log_lines(self.steps) or epochs
         smooth = bucket_means(self.steps, ("epoch", "loss", "error"))
         panels = [
-            _panel("Loss, nats", "loss", epochs, smooth, "log", format_brief),
+            _panel(f"Loss{self._loss_unit}", "loss", epochs, smooth, "log", format_brief),
             _panel(
                 self._error_title,
                 "error",
@@ -110,7 +112,8 @@ class TrainingCurves:
             )
             for line in shown
         ]
-        return render_template("epochs_table.html", title=title, columns=COLUMNS, rows=rows)
+        columns = [name.replace(LOSS_UNIT, self._loss_unit) for name in COLUMNS]
+        return render_template("epochs_table.html", title=title, columns=columns, rows=rows)
 
     def lr_finder_html(self) -> Markup:
         """Return the curve of the learning-rate finder as HTML; empty if it did not run."""
@@ -123,7 +126,11 @@ class TrainingCurves:
         rates, losses = [x for x, _ in points], [y for _, y in points]
         scale = Scale("log", min(rates), max(rates) * 1.001)
         panel = Panel(
-            "Loss, nats", fit_scale(losses, "log"), [Line("loss", rates, losses, "solid")], format_brief, HEIGHT
+            f"Loss{self._loss_unit}",
+            fit_scale(losses, "log"),
+            [Line("loss", rates, losses, "solid")],
+            format_brief,
+            HEIGHT,
         )
         readings = [CursorReadout(x, f"learning rate {format_brief(x)}", [format_three_digits(y)]) for x, y in points]
         nearest = min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / chosen))) if chosen > 0 else None

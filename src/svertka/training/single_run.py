@@ -58,7 +58,7 @@ from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import name_resume_command_on_interrupt, resume, train_from_checkpoint
 from svertka.training.run_lock import claim_run_folder
-from svertka.training.task_options import check_task_options
+from svertka.training.task_options import check_task_options, check_task_outputs
 from svertka.training.trained_part_and_batches import (
     count_missing_features,
     estimate_final_evaluation_seconds,
@@ -355,6 +355,7 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     side, resize, channels = choose_input_size_and_channels(dataset, model, options.size, given, fit)
     with torch.device("meta"):  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
+    check_task_outputs(dataset, unmade, model.name)
     if model.reference is not None:
         _check_classes(unmade, model, dataset, (1, channels, side, side))
     if start is not None:

@@ -3,6 +3,7 @@
 document.addEventListener("DOMContentLoaded", () => {
   const { make, named, percent, address, partCaption, takeFiles, classBars } = self.build;
   const SIDE = 320; // CSS pixels of a picture
+  const SHOWN = 10; // labels, besides those that are predicted
   const PATCH = 72; // CSS pixels of a unit's patch
   const MAX_REQUESTS = 2; // concurrent requests; further ones wait in the browser
   const facts = JSON.parse(document.getElementById("facts").textContent);
@@ -85,6 +86,7 @@ document.addEventListener("DOMContentLoaded", () => {
           return;
         }
         const best = labels[0];
+        labels.splice(0, labels.length, ...labels.filter((one, k) => k < SHOWN || one.predicted));
         if ("predicted" in best) title.replaceChildren(named(file.name), ": ", ...listed(labels.filter((one) => one.predicted)), ".");
         else title.replaceChildren(named(file.name), ": ", named(best.name), ` with ${percent(best.probability)}.`);
         const { list, press } = classBars(labels, "predicted" in best ? "The labels" : "The most probable classes", explain);
