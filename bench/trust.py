@@ -4,6 +4,8 @@
     python bench/trust.py faults [--output tests/training/faulty_histories.json]
     python bench/trust.py suggest [--only NAME] [--seeds 5] [--json]
     python bench/trust.py tasks [--only labels|count|angle] [--seeds 3] [--images 1500] [--json]
+    python bench/trust.py unknown [--only NAME] [--images 1500] [--json]
+    python bench/trust.py sets [--splits 100] [--images 1500] [--json]
 
 `small-sets`: of a large data set, 20 images of each class are drawn. A head is cross-validated on their features and
 trained on nine tenths of them, as `svertka.train` does by default; the others are its validation set. The true error is
@@ -23,6 +25,9 @@ of each; the histories are those of the test of the health advice.
 
 `tasks`: several labels an image, and numbers, against plain PyTorch (bench/labels_and_numbers.py).
 
+`unknown`: how well the unknown score separates images of none of the classes, against pytorch-ood; `sets`: coverage and
+size of prediction sets. For both see bench/unknown_and_sets.py.
+
 All but `faults` need SVERTKA_DATA.
 """
 
@@ -38,6 +43,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+import unknown_and_sets
 from label_errors import SETS
 from labels_and_numbers import TASKS
 from labels_and_numbers import report as report_tasks
@@ -150,8 +156,9 @@ class Heads:
 def main() -> None:
     """Run what was asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("small-sets", "faults", "suggest", "tasks"))
-    parser.add_argument("--only", choices=(*SETS, *TASKS))
+    what = ("small-sets", "faults", "suggest", "tasks", "unknown", "sets")
+    parser.add_argument("what", choices=what)
+    parser.add_argument("--only")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--draws", type=int, default=50)
@@ -159,7 +166,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("faulty_histories.json"))
+    parser.add_argument("--splits", type=int, default=100)
     options = parser.parse_args()
+    if options.what in ("unknown", "sets"):
+        unknown_and_sets.run(options.what, options.only, options.images, options.splits, as_json=options.json)
+        return
+    if options.only not in (None, *SETS, *TASKS):
+        parser.error(f"--only {options.only} is none of {', '.join((*SETS, *TASKS))}")
     if options.what == "faults":
         write_histories(options.output)
         return

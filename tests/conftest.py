@@ -84,6 +84,41 @@ def made() -> "Callable[..., Classifier]":
 
 
 @pytest.fixture(scope="session")
+def calibrated(made: "Callable[..., Classifier]") -> "Callable[..., Classifier]":
+    """`calibrated(model, size, resize, …)`: what `made` gives, compared with rectangles out of two photographs.
+
+    Its prediction sets are calibrated on 99 images, whose true class has a probability of 0.01 to 0.99.
+    """
+    import numpy as np
+    import torch
+    from sklearn.datasets import load_sample_image
+
+    from svertka.calibration_file import CalibrationRecord, RunCalibration, UnknownThreshold
+    from svertka.unknown_score import fit_unknown_score, split_features_and_logits
+
+    def make(*arguments: Any, **options: Any) -> "Classifier":
+        classifier = made(*arguments, **options)
+        generator = np.random.default_rng(0)
+        images = []
+        for number in range(36):
+            photograph = load_sample_image(("china.jpg", "flower.jpg")[number % 2])
+            top, left = int(generator.integers(300)), int(generator.integers(500))
+            images.append(classifier.preprocess(photograph[top : top + 90, left : left + 120]))
+        split = split_features_and_logits(classifier.network, classifier.model, classifier.preprocess.input_shape)
+        with torch.inference_mode():
+            assert split is not None
+            features, logits = split(torch.stack(images))
+            score = fit_unknown_score(features[:24].numpy(), np.arange(24) % 2)
+            threshold = float(score(features, logits)[24:].median())
+        unknown = UnknownThreshold(method=score.method, threshold=threshold, images=12, kept=0.5)
+        record = CalibrationRecord(weights_hash="", unknown=unknown, set_images=99)
+        classifier.calibration = RunCalibration(record, score, torch.arange(1, 100) / 100)
+        return classifier
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One photograph in many formats and modes: rotated, gray, CMYK, 16 bits, with alpha, …"""
     import numpy as np

@@ -173,7 +173,7 @@ TENSORS: list[Callable[[torch.Tensor], torch.Tensor]] = [
     lambda t: t * 1e38 if t.is_floating_point() else t,
     lambda t: t.reshape(-1)[:0],
     lambda t: t[None],
-    lambda t: t.reshape(-1)[:1].reshape(()),
+    lambda t: t.new_zeros(()) if t.numel() == 0 else t.reshape(-1)[0],
     lambda t: torch.cat([t.reshape(-1), t.reshape(-1)]),
     lambda t: t.to(torch.int64),
     lambda t: t.to(torch.bool),
@@ -228,6 +228,7 @@ FILES: dict[str, tuple[bool, tuple[str, ...]]] = {  # whether the run is finishe
     "begun metrics.jsonl": (False, ("resume",)),
     "begun model.safetensors": (False, ("resume",)),
     "checkpoint/state.safetensors": (False, ("resume",)),
+    "calibration.safetensors": (True, ("predict", "evaluate", "serve")),
     "optimized.safetensors": (True, ("predict", "evaluate", "serve", "compare")),
 }
 

@@ -12,8 +12,9 @@ import svertka
 def test_the_public_names() -> None:
     assert svertka.__all__ == [
         "Classifier", "Optimized", "Recipe", "Repeats", "Run", "SvertkaError",
-        "accelerate", "check", "compare", "evaluate", "export", "extend", "list_models", "locate", "look", "optimize",
-        "optimize_run", "predict", "restore", "resume", "serve", "shard", "similar", "suggest", "train", "tune",
+        "accelerate", "calibrate", "check", "compare", "evaluate", "export", "extend", "list_models", "locate", "look",
+        "optimize", "optimize_run", "predict", "restore", "resume", "serve", "shard", "similar", "suggest", "train",
+        "tune",
     ]  # fmt: skip
     assert svertka.conv.conv2d is importlib.import_module("svertka.conv.api").conv2d
     assert dir(svertka) == svertka.__all__

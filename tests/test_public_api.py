@@ -24,6 +24,7 @@ from svertka.curation.similar import SimilarImage, SimilarImages
 from svertka.curation.suggest import Suggestion, Suggestions
 from svertka.data.shard import ShardedDataset
 from svertka.errors import SvertkaError
+from svertka.evaluation.calibrate_run import CalibratedRun
 from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.optimize_run import OptimizedRun
@@ -33,9 +34,10 @@ from svertka.localization.locate import LocatedClass, LocatedImage, LocatedImage
 from svertka.training.extend import AccuracyEstimate, Extension
 
 RESULTS = (
-    MixedPrecisionReport, AmbiguousPair, Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Extension,
-    GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LocatedImages, LocatedClass, LocatedImage,
-    Neighbor, OptimizedRun, Predictions, ShardedDataset, SimilarImage, SimilarImages, Suggestion, Suggestions,
+    MixedPrecisionReport, AmbiguousPair, Atlas, CalibratedRun, ComparedRun, Comparison, Difference, Evaluation, Export,
+    Extension, GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LocatedImages, LocatedClass,
+    LocatedImage, Neighbor, OptimizedRun, Predictions, ShardedDataset, SimilarImage, SimilarImages, Suggestion,
+    Suggestions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 

@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from svertka.calibration_file import CalibrationRecord, RunCalibration, read_calibration
 from svertka.compiler.optimize import Optimized, optimize_if_worthwhile
+from svertka.conformal_sets import check_coverage, count_in_set
 from svertka.data import imagenet
 from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
@@ -28,7 +30,7 @@ from svertka.data.prediction_inputs import Input, find_wrong_suffixes, list_inpu
 from svertka.data.preprocessing import ImageLike, Preprocess, load_rgb_image
 from svertka.device import choose_device, is_dense_with_values, network_device, set_threads, with_preserved_settings
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
-from svertka.escaping import join_first
+from svertka.escaping import format_command, join_first
 from svertka.files import os_error_to_storage_error, parse_path, read_json, write_json
 from svertka.graph.network_copy import copy_sharing_parameters
 from svertka.models import external, published_weights, registry, weights
@@ -49,8 +51,9 @@ from svertka.tensor_files import (
     write_tensors,
 )
 from svertka.type_checking import check_types
+from svertka.unknown_score import ScoredNetwork, add_unknown_score
 
-FORMAT = 1  # of config.json; a reader refuses what is newer
+FORMAT = 2  # of config.json with a calibration; without one it is 1. A reader refuses what is newer
 BATCH_SIZE = 64  # images
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -63,7 +66,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = 1
     model: str = Field(validation_alias=AliasChoices("model", "architecture"))
     names: tuple[str, ...] = Field(
         min_length=1, max_length=1_000_000, validation_alias=AliasChoices("names", "label_names")
@@ -76,13 +79,17 @@ class Config(BaseModel):
     patches_only: tuple[str, ...] = Field(
         default=(), description="the last of names, which only patches of images show: no whole image is named so"
     )
+    calibration: CalibrationRecord | None = Field(
+        default=None, description="what calibration.safetensors is for, if there is one"
+    )
+
     task: Task = Field(default=SINGLE_LABEL, description="what the network predicts of an image")
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `builder` and `task` if they say nothing, so that earlier versions read the file, too."""
+        """Omit `builder`, `calibration` and `task` if they say nothing, so that earlier versions read the file, too."""
         fields: dict[str, Any] = dump(self)
-        unsaid = {"builder": None, "task": SINGLE_LABEL.model_dump()}
+        unsaid = {"builder": None, "calibration": None, "task": SINGLE_LABEL.model_dump()}
         return {name: value for name, value in fields.items() if name not in unsaid or value != unsaid[name]}
 
     @model_validator(mode="after")
@@ -106,6 +113,10 @@ class Config(BaseModel):
         return self.model_copy(
             update={"names": self.names[: len(self.names) - len(self.patches_only)], "patches_only": ()}
         )
+
+    def with_calibration(self, record: CalibrationRecord | None) -> Self:
+        """Return the config with another calibration, or without one."""
+        return self.model_copy(update={"calibration": record, "format": 1 if record is None else FORMAT})
 
     def find_model(self, folder: Path, *, trust_builder: bool = False) -> registry.Model:
         """Return the model that builds the network of a run in `folder`.
@@ -153,6 +164,7 @@ class Classifier:
         preprocess: Maps an image to a tensor (C, H, W) float32.
         origin: As given, or the name of the model in angle brackets. Commands find the training images by it.
         optimized: The optimized network in the run folder, which computes predictions instead of `network`; or None.
+        calibration: What tells unknown images from those of the classes, and gives prediction sets; or None.
 
     Raises:
         UsageError: An argument has another type.
@@ -167,6 +179,8 @@ class Classifier:
         self._model = model
         self.origin = origin or f"<{config.model}>"
         self.optimized: Optimized | None = None
+        self.calibration: RunCalibration | None = None
+        self._scored: tuple[torch.nn.Module, ScoredNetwork] | None = None  # a network, and the same with its score
 
     @property
     def model(self) -> registry.Model:
@@ -188,6 +202,7 @@ class Classifier:
         of_patches: bool = False,
         trust_builder: bool = False,
         model: registry.Model | None = None,
+        with_calibration: bool = True,
     ) -> Self:
         """Load a run or pretrained weights for inference.
 
@@ -201,6 +216,7 @@ class Classifier:
             trust_builder: Whether the run may import the code that builds its network, or read an exported graph, if
                 the network is not one of svertka's, timm's or torchvision's.
             model: What builds the network of a run, if that is known already. None: what its config.json says.
+            with_calibration: Whether to read the calibration of a run, too, if it has one.
 
         Returns:
             The classifier, in evaluation mode.
@@ -244,7 +260,10 @@ class Classifier:
         network.load_state_dict(
             {name: one if one.shape == shapes[name] else one[: shapes[name][0]] for name, one in tensors.items()}
         )
-        return cls(network.to(device).eval(), used, model, fspath(path))
+        classifier = cls(network.to(device).eval(), used, model, fspath(path))
+        if with_calibration and config.calibration is not None and not of_patches:
+            classifier.calibration = read_calibration(folder, config.calibration, weights, len(used.names))
+        return classifier
 
     @classmethod
     def _load_pretrained(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:
@@ -331,6 +350,8 @@ class Classifier:
         if precision is None and here and (folder := parse_path(run)).is_dir():
             shape = classifier.preprocess.input_shape[1:]
             classifier.optimized = read_optimized(folder, folder / WEIGHTS, shape, len(classifier.names))
+            if classifier.optimized is not None and classifier.calibration is not None:
+                say(f"{folder}: the optimized network does not tell unknown images; --precision fp32 does")
         return classifier
 
     def require_single_label(self, what: str, to_do: str = "use evaluate, predict, export or serve") -> None:
@@ -369,13 +390,15 @@ class Classifier:
         if self.config.builder is not None and self.config.builder.is_graph and not (folder / GRAPH).exists():
             write_graph(folder / GRAPH, self.network, self.preprocess.input_shape)
         write_tensors(folder / WEIGHTS, self.network.state_dict())
-        write_json(folder / CONFIG, self.config.model_dump())
+        record = None if self.calibration is None else self.calibration.write(folder, folder / WEIGHTS)
+        write_json(folder / CONFIG, self.config.with_calibration(record).model_dump())
 
     @check_types
     def optimized_for(self, num_images: int) -> Self:
         """Return a classifier for inference only, optimized if that pays off for the number of images.
 
-        Outputs differ by rounding only, unless it computes with the optimized network of a run.
+        Outputs differ by rounding only, unless it computes with the optimized network of a run, which gives no unknown
+        score.
 
         Args:
             num_images: Images that will be classified.
@@ -383,9 +406,31 @@ class Classifier:
         Raises:
             UsageError: `num_images` is not an integer.
         """
-        shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
-        network = self.optimized or optimize_if_worthwhile(self.network, shape, num_images)
-        return type(self)(network, self.config, self._model, self.origin)
+        shape = self.preprocess.input_shape[1:]
+        scored = self.scored_network()
+        if scored is not None:
+            network: torch.nn.Module = scored.optimized_for(shape, num_images)
+        else:
+            network = self.optimized or optimize_if_worthwhile(self.network, shape, num_images)
+        made = type(self)(network, self.config, self._model, self.origin)
+        made.calibration = None if scored is None else self.calibration
+        return made
+
+    def scored_network(self) -> ScoredNetwork | None:
+        """Return the network with the unknown score; None if the run has no calibration, or an optimized network.
+
+        Raises:
+            RunError: The network cannot be split before its last layer, as it was for the calibration.
+        """
+        if self.calibration is None or self.optimized is not None:
+            return None
+        if isinstance(self.network, ScoredNetwork):
+            return self.network
+        if self._scored is None or self._scored[0] is not self.network:  # the attribute may have been replaced
+            score = self.calibration.score.to(network_device(self.network) or "cpu")
+            made = add_unknown_score(self.network, self.model, self.preprocess.input_shape, score)
+            self._scored = self.network, made
+        return self._scored[1]
 
     @check_types
     def predict(self, image: ImageLike, top: int = 5) -> list[tuple[str, float]]:
@@ -432,20 +477,31 @@ class Classifier:
         return [(self.names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     @check_types
-    def describe(self, probabilities: torch.Tensor, top: int = 5) -> dict[str, Any]:
+    def describe(
+        self,
+        probabilities: torch.Tensor,
+        top: int = 5,
+        *,
+        unknown_score: float | None = None,
+        set_quantile: float | None = None,
+    ) -> dict[str, Any]:
         """Return what is predicted of one image as JSON values, with the keys of `svertka predict --json`.
 
         Args:
             probabilities: A row of what `probabilities` returns, (K,).
             top: Number of classes, at least 1; labels are all listed.
+            unknown_score: The unknown score of the image; None without a calibration.
+            set_quantile: What the method `set_quantile` returns, to list the prediction set. None: no set.
 
         Returns:
             `labels`, a list of dicts with `name` and `probability`, most probable first; if an image has several
             labels, also `predicted`, whether the probability reaches the threshold of the label. Or no labels, and
-            `number`, a dict with `name` and `value`.
+            `number`, a dict with `name` and `value`. With an unknown score also `unknown`, `unknown_score` and
+            `unknown_threshold`; with a quantile `set`, the class names of the prediction set.
 
         Raises:
             UsageError: As `rank`.
+            RunError: The unknown score is NaN or infinite.
         """
         if isinstance(self.task, Regression):
             ((name, value),) = self.rank(probabilities, 1)
@@ -458,7 +514,20 @@ class Classifier:
                     for name, share in self.rank(probabilities, len(self.names))
                 ]
             }
-        return {"labels": [{"name": name, "probability": share} for name, share in self.rank(probabilities, top)]}
+        ranked = self.rank(probabilities, top)
+        answer: dict[str, Any] = {"labels": [{"name": name, "probability": share} for name, share in ranked]}
+        if unknown_score is not None and self.calibration is not None:
+            self.require_finite(torch.tensor(unknown_score) * 0)  # infinity times 0 is NaN
+            threshold = self.calibration.threshold
+            answer |= {
+                "unknown": unknown_score > threshold,
+                "unknown_score": unknown_score,
+                "unknown_threshold": threshold,
+            }
+        if set_quantile is not None:
+            count = count_in_set(probabilities, set_quantile)
+            answer["set"] = [name for name, _ in self.rank(probabilities, max(count, 1))][:count]
+        return answer
 
     @torch.inference_mode()
     @check_types
@@ -477,6 +546,43 @@ class Classifier:
         """
         if not images:
             return torch.empty(0, len(self.names))
+        logits: torch.Tensor = self.network(self._stack(images))
+        return self.require_finite(self.task.activate(logits.float()).cpu())
+
+    @torch.inference_mode()
+    @check_types
+    def probabilities_and_unknown_scores(
+        self, images: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return class probabilities of preprocessed images, and how unlike the training images they are.
+
+        An image whose score exceeds `calibration.threshold` is called unknown.
+
+        Args:
+            images: N tensors (C, H, W) float32, as `preprocess` returns them.
+
+        Returns:
+            Probabilities (N, K) float32, and scores (N,) float32, both on the CPU; None instead of scores without a
+            calibration, or with an optimized network.
+
+        Raises:
+            UsageError: A tensor has another shape, type or layout.
+            RunError: The network gives NaN, or cannot be split for its features.
+        """
+        scored = self.scored_network()
+        if scored is None:
+            return self.probabilities(images), None
+        if not images:
+            return torch.empty(0, len(self.names)), torch.empty(0)
+        logits, scores = scored.logits_and_scores(self._stack(images))
+        return self.require_finite(self.task.activate(logits.float()).cpu()), self.require_finite(scores.cpu())
+
+    def _stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return preprocessed images as one batch on the device of the network.
+
+        Raises:
+            UsageError: A tensor has another shape, type or layout.
+        """
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
         for image in images:
             if not (is_dense_with_values(image) and image.dtype == torch.float32 and image.shape == shape):
@@ -489,9 +595,32 @@ class Classifier:
                     f"a tensor of images is {kind}; probabilities() needs dense ones of {shape} {torch.float32}, which "
                     "preprocess gives"
                 )
-        batch = torch.stack(list(images)).to(network_device(self.network) or "cpu")
-        logits: torch.Tensor = self.network(batch)
-        return self.require_finite(self.task.activate(logits.float()).cpu())
+        return torch.stack(list(images)).to(network_device(self.network) or "cpu")
+
+    @check_types
+    def set_quantile(self, coverage: float) -> float:
+        """Return the quantile of the calibration images by which prediction sets have a coverage.
+
+        Args:
+            coverage: 0 to 1.
+
+        Raises:
+            UsageError: `coverage` is not between 0 and 1, the run does not predict one class an image, or has too few
+                calibration images, or computes with an optimized network, for which none were measured.
+        """
+        self.require_single_label(f"sets={coverage:g}", "leave it out")
+        check_coverage(coverage)
+        if self.optimized is not None:
+            raise UsageError(
+                f"sets={coverage:g}: {self.origin} computes with its optimized network, and prediction sets are "
+                "calibrated for its own; use precision fp32"
+            )
+        if self.calibration is None:
+            raise UsageError(
+                f"sets={coverage:g}: {self.origin} has no calibration; make one: "
+                f"{format_command('calibrate', self.origin)}"
+            )
+        return self.calibration.set_quantile(coverage, self.origin)
 
     @check_types
     def require_finite(self, probabilities: torch.Tensor) -> torch.Tensor:
@@ -527,6 +656,7 @@ def predict(
     max_pixels: int | None = None,
     trust_builder: bool = False,
     precision: str | None = None,
+    sets: float | None = None,
 ) -> "Predictions":
     """Classify images and return the most probable classes of each.
 
@@ -541,22 +671,28 @@ def predict(
         trust_builder: As for `Classifier.load`.
         precision: "fp32" to use the weights of a run even if it has an optimized network, which is used on the CPU
             otherwise.
+        sets: Coverage of prediction sets, such as 0.95: the `set` of an image lists the classes, most probable first,
+            among which its true class is with at least this probability, if images are drawn like those of the
+            calibration. An empty set: no class is probable enough. None: no sets.
 
     Returns:
         A list of dicts, one per image in the order given: `path`, and `labels`, a list of dicts with `name` and
         `probability` (0 to 1), most probable first. If an image has several labels, all are listed, with `predicted`;
-        if the network predicts a number, there are no labels, and `number` has its `name` and `value`. An image that
-        cannot be read has no labels, and the reason as `error`.
+        if the network predicts a number, there are no labels, and `number` has its `name` and `value`. With a
+        calibrated run also `unknown`, whether the image resembles the training images of no class: whether
+        `unknown_score` exceeds `unknown_threshold`. An image that cannot be read has no labels, and the reason as
+        `error`.
 
     Raises:
-        UsageError: There is no image, `top` is below 1, or the network, weights or device do not exist.
+        UsageError: There is no image, `top` is below 1, the network, weights or device do not exist, or the run has too
+            few calibration images for `sets`.
         RunError: The run is missing or damaged, or gives NaN.
         FetchError: The weights cannot be downloaded.
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, trust_builder=trust_builder, precision=precision)
     inputs, decoding = list_inputs(images), DecodingOptions.up_to(max_pixels)
-    batches = _predict_batches(classifier, inputs, decoding, workers, top)
+    batches = _predict_batches(classifier, inputs, decoding, workers, top, sets)
     return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
 
 
@@ -614,7 +750,7 @@ class Predictions(list[dict[str, Any]]):
 def _label_lines(prediction: dict[str, Any]) -> list[str]:
     if "error" in prediction:
         return [f"cannot be read: {prediction['error']}"]
-    return describe_prediction(prediction)
+    return [*(["unknown"] if prediction.get("unknown") else []), *describe_prediction(prediction)]
 
 
 def describe_prediction(prediction: dict[str, Any]) -> list[str]:
@@ -641,6 +777,7 @@ def iter_predictions(
     max_pixels: int | None = None,
     trust_builder: bool = False,
     precision: str | None = None,
+    sets: float | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield what `predict` returns, batch by batch as they are computed, with progress on stderr.
 
@@ -648,13 +785,20 @@ def iter_predictions(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, trust_builder=trust_builder, precision=precision)
-    yield from _predict_batches(classifier, list_inputs(images), DecodingOptions.up_to(max_pixels), workers, top)
+    inputs, decoding = list_inputs(images), DecodingOptions.up_to(max_pixels)
+    yield from _predict_batches(classifier, inputs, decoding, workers, top, sets)
 
 
 def _predict_batches(
-    classifier: Classifier, inputs: Sequence[tuple[str, Input]], decoding: DecodingOptions, workers: int, top: int
+    classifier: Classifier,
+    inputs: Sequence[tuple[str, Input]],
+    decoding: DecodingOptions,
+    workers: int,
+    top: int,
+    sets: float | None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the predictions for images with their paths, `BATCH_SIZE` at a time."""
+    quantile = None if sets is None else classifier.set_quantile(sets)
     precision = {} if classifier.optimized is None else {"precision": classifier.precision}
     classifier = classifier.optimized_for(len(inputs))
     with ThreadPoolExecutor(workers) as pool, progress("predicting", len(inputs), "images") as shown:
@@ -664,7 +808,12 @@ def _predict_batches(
                 pool.map(partial(_preprocess_or_error, classifier.preprocess, decoding), (image for _, image in some))
             )
             good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
-            described = iter(classifier.describe(row, top) for row in classifier.probabilities(good))
+            probabilities, scores = classifier.probabilities_and_unknown_scores(good)
+            unknown = [None] * len(good) if scores is None else scores.tolist()
+            described = iter(
+                classifier.describe(row, top, unknown_score=score, set_quantile=quantile)
+                for row, score in zip(probabilities, unknown, strict=True)
+            )
             batch: list[dict[str, Any]] = []
             for (path, _), tensor in zip(some, tensors, strict=True):
                 if isinstance(tensor, str):

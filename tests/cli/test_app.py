@@ -16,6 +16,7 @@ VERBS = (
     "train",
     "evaluate",
     "compare",
+    "calibrate",
     "predict",
     "look",
     "locate",
@@ -159,14 +160,15 @@ def test_the_whole_way_in_json(
         "optimized",
     }
     scope |= not_used - {"bad"}
-    assert set(judged) == figures | scope | chance | {"calibration_error", "temperature"}
+    figures |= {"calibration_error", "temperature", "unknown_images", "unknown_share"}
+    assert set(judged) == figures | scope | chance
     assert judged["top1_error"] == trained["val_error"]
     assert judged["top5_error"] is None
 
     named = ask("predict", "runs/x", f"{source}/one/05.png", f"{source}/two")
     assert isinstance(named, list)
     assert len(named) == 61
-    assert set(named[0]) == {"path", "labels"}
+    assert set(named[0]) == {"path", "labels", "unknown", "unknown_score", "unknown_threshold"}
     assert set(named[0]["labels"][0]) == {"name", "probability"}
 
     listed = ask("models")
@@ -197,9 +199,10 @@ def test_tables_and_csv(digit_folder: Path, tmp_path: Path, capsys: pytest.Captu
     bad.write_bytes(b"")
     assert main(["predict", run, picture, str(bad), "--csv", "--top", "2"]) == 1
     out, err = capsys.readouterr()
-    assert out.splitlines()[0] == "path,rank,name,probability,error"
+    header = "path,rank,name,probability,error,unknown,unknown_score,unknown_threshold,in_set"
+    assert out.splitlines()[0] == header
     assert len(out.splitlines()) == 4
-    assert out.splitlines()[3] == f"{bad},,,,empty file"
+    assert out.splitlines()[3] == f"{bad},,,,empty file,,,,"
     assert err.splitlines() == [f"svertka: {bad}: empty file", "svertka: 1 of 2 images could not be read"]
     assert main(["predict", run, picture]) == 0
     assert capsys.readouterr().out.startswith(picture)

@@ -24,6 +24,7 @@ NEEDED = {
     "locate": ["RUN", "PICTURE", "--threads", "1"],
     "export": ["RUN", "--to", "NEW/"],
     "optimize": ["RUN", "--threads", "1"],
+    "calibrate": ["RUN", "--threads", "1"],
     "suggest": ["TWIN", "PICTURES", "--count", "2", "--threads", "1"],
     "similar": ["RUN", "PICTURE", "PICTURES", "--threads", "1"],
     "extend": ["RUN", "PICTURES", "--output", "NEW", "--threads", "1"],
@@ -33,7 +34,7 @@ NEEDED = {
 }
 PATHS = {
     "check": [0],
-    "train": [0, "--weights", "--boxes", "--output", "--resume"],
+    "train": [0, "--weights", "--boxes", "--unknown", "--output", "--resume"],
     "evaluate": [0, 1, "--output"],
     "compare": [0, 1, 2, "--output"],
     "predict": [0, 1],
@@ -41,6 +42,7 @@ PATHS = {
     "locate": [0, 1, "--boxes", "--output"],
     "export": [0, "--to"],
     "optimize": [0, 1],
+    "calibrate": [0, 1, "--unknown", "--new"],
     "suggest": [0, 1],
     "similar": [0, 1, 2],
     "extend": [0, 1],

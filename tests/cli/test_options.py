@@ -76,7 +76,7 @@ def test_every_argument_of_a_function_has_a_type_and_is_documented(name: str) ->
 def test_every_command_is_compared() -> None:
     assert set(COMMANDS) == {
         "check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune",
-        "studio", "optimize", "suggest", "similar", "extend", "shard",
+        "calibrate", "studio", "optimize", "suggest", "similar", "extend", "shard",
     }  # fmt: skip
 
 

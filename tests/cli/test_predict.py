@@ -62,7 +62,7 @@ def test_names_of_every_kind_are_rows(run: str, album: Path, capsys: pytest.Capt
 
     assert main(["predict", run, str(album), "--csv", "--top", "1"]) == 1
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
-    assert rows[0] == ["path", "rank", "name", "probability", "error"]
+    assert rows[0][:5] == ["path", "rank", "name", "probability", "error"]
     assert {row[0] for row in rows[1:]} == {to_printable(path) for path in images}
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
 

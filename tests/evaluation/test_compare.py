@@ -106,7 +106,8 @@ def test_command_prints_and_writes_the_comparison(
     assert set(short) == {
         "run", "model", "precision", "optimized", "parameters", "multiply_adds", "seconds_per_image",
         "images_per_second", "top1_error", "top1_interval", "top5_error", "top5_interval", "loss", "calibration_error",
-        "temperature", "per_class", "difference_from_first", "at_chance", "never_predicted",
+        "temperature", "unknown_images", "unknown_share", "per_class", "difference_from_first", "at_chance",
+        "never_predicted",
     }  # fmt: skip
     assert told["together"]["top1_error"] <= short["top1_error"]
 

@@ -229,6 +229,8 @@ def test_metrics_without_images_are_null() -> None:
         "loss": None,
         "calibration_error": None,
         "temperature": None,
+        "unknown_images": None,
+        "unknown_share": None,
         "at_chance": None,
         "never_predicted": [],
         "per_class": [

@@ -110,7 +110,7 @@ def test_commands_use_the_optimized_network(copied: Run, digit_folder: Path) -> 
     assert svertka.evaluate(copied, digit_folder, crops="dense", threads=1).to_dict()["optimized"] == []
     served = ServedModel(copied, torch.device("cpu"), precision=None)
     assert served.sentence.endswith("It computes in int8.")
-    torch.testing.assert_close(served.probabilities([classifier.preprocess(path)])[0], expected)
+    torch.testing.assert_close(served.answer([classifier.preprocess(path)])[0][0], expected)
 
 
 def test_compare_tables_the_two_networks_of_a_run(copied: Run, digit_folder: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_file_alone_names_what_is_in_a_picture(run: Run, source: Path, tmp_p
     names = json.loads(session.get_modelmeta().custom_metadata_map["names"])
     for picture in sorted(source.rglob("*.png"))[::40]:
         pixels = np.asarray(Image.open(picture).convert("RGB"))
-        (probabilities,) = session.run(None, {"pictures": pixels[None]})
+        (probabilities,) = session.run(["probabilities"], {"pictures": pixels[None]})
         best, probability = run.classifier().predict(picture, top=1)[0]
         assert names[probabilities[0].argmax()] == best
         assert probabilities.max() == pytest.approx(probability, abs=1e-5)

@@ -205,9 +205,9 @@ def answer_while_stopping(run: Path, live: Callable[..., Any], image: bytes, sec
     def slow(pictures: Any) -> Any:
         begun.set()
         time.sleep(seconds)
-        return ServedModel.probabilities(served, pictures)
+        return ServedModel.answer(served, pictures)
 
-    served.probabilities = slow  # type: ignore[method-assign]
+    served.answer = slow  # type: ignore[method-assign]
     with live(served) as server:
         thread = threading.Thread(target=lambda: answers.append(server.ask("POST", "/predict", image)))
         thread.start()
@@ -290,14 +290,14 @@ def test_formats_are_those_of_predict(server: Any, small_run: Path, tmp_path: Pa
 
 def test_a_network_that_gives_nan_is_refused_where_it_is_loaded(small_run: Path) -> None:
     served = ServedModel(small_run, torch.device("cpu"))
-    served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
+    served._fast.network = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
     with pytest.raises(RunError, match="gives scores that are NaN"):
         served.warm_up()
 
 
 def test_nan_is_no_error_of_the_server(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
     served = ServedModel(small_run, torch.device("cpu"))
-    served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
+    served._fast.network = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
     with torch.no_grad():
         for parameter in served.classifier.network.parameters():
             parameter.fill_(torch.nan)

@@ -19,7 +19,10 @@ def test_any_number_of_pictures_is_computed_as_by_the_plain_network(small_run: P
     torch.manual_seed(1)
     pictures = list(torch.randn(23, 3, 32, 32))
     for count in (1, 3, 4, 8, 23):
-        found, wanted = served.probabilities(pictures[:count]), plain.probabilities(pictures[:count])
+        found, wanted = (
+            torch.stack([row for row, _ in served.answer(pictures[:count])]),
+            plain.probabilities(pictures[:count]),
+        )
         assert found.shape == wanted.shape
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)  # other algorithms, another order of sums
 
@@ -27,9 +30,9 @@ def test_any_number_of_pictures_is_computed_as_by_the_plain_network(small_run: P
 def test_few_sizes_of_batches_are_run(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = ServedModel(small_run, CPU)
     sizes: list[int] = []
-    served._fast.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    served._fast.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     served.warm_up()
-    served.probabilities([torch.zeros(3, 32, 32)] * 16 + [torch.zeros(3, 32, 32)] * 6)
+    served.answer([torch.zeros(3, 32, 32)] * 16 + [torch.zeros(3, 32, 32)] * 6)
     assert set(sizes) == set(BATCH_SIZES)
 
 

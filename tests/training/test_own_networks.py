@@ -318,7 +318,7 @@ def test_every_command_resizes_as_the_network_expects(of_bicubic: tuple[Path, Pa
     assert predicted == pytest.approx(expected.tolist(), abs=2e-3)
     assert abs(predicted[0] - scores(svertka.predict(plain, image, threads=1))[0]) > 1e-4
     served = ServedModel(classifier, torch.device("cpu"))
-    of_server = served.probabilities([served.prepared(np.asarray(Image.open(image)))])[0]
+    of_server, _ = served.answer([served.prepared(np.asarray(Image.open(image)))])[0]
     assert of_server.tolist() == pytest.approx(predicted, abs=1e-5)
     only = tmp_path / "only"
     for name in "ab":

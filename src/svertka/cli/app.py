@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
+from svertka.cli.calibrate import calibrate
 from svertka.cli.check import check
 from svertka.cli.compare import compare
 from svertka.cli.evaluate import evaluate
@@ -81,6 +82,7 @@ SUMMARIES: dict[
     train: "Train a network and write a run folder.",
     evaluate: "Measure top-1 and top-5 error, with confidence intervals.",
     compare: "Compare the errors, sizes and speeds of runs.",
+    calibrate: "Let a run tell images of none of its classes.",
     optimize: "Make the network of a run faster on this CPU.",
     predict: "Classify images, folders of images and arrays.",
     look: "Build an atlas: pages that show what each unit responds to.",

@@ -156,3 +156,13 @@ def parse_share(text: str | float) -> float:
         return float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
     except ValueError:
         raise UsageError(f"{given} is not a share; write 0.5% or 0.005") from None
+
+
+Sets = Annotated[
+    float | None,
+    typer.Option(
+        metavar="COVERAGE",
+        parser=parse_share,
+        help="Also list, for each image, the classes that contain the true one with this probability, such as 95%.",
+    ),
+]

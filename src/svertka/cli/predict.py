@@ -18,6 +18,7 @@ from svertka.cli.option_types import (
     MaxPixels,
     Precision,
     RunArgument,
+    Sets,
     Threads,
     TrustBuilder,
     parse_pixel_count,
@@ -28,13 +29,17 @@ from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 Batch = list[dict[str, Any]]
 Write = Callable[[Batch], None]
 
-CLASS_COLUMNS = ("path", "rank", "name", "probability", "error")
+CLASS_COLUMNS = (
+    *("path", "rank", "name", "probability", "error"),
+    *("unknown", "unknown_score", "unknown_threshold", "in_set"),
+)
 
 
 def predict(
     run: RunArgument,
     images: ImageArguments,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to list per image.")] = 5,
+    sets: Sets = None,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,
     precision: Precision = None,
@@ -44,8 +49,8 @@ def predict(
         bool,
         typer.Option(
             "--csv",
-            help="Print CSV with the columns path, rank, name, probability and error; for a number: path, name, value "
-            "and error.",
+            help="Print CSV with the columns path, rank, name, probability, error, unknown, unknown_score, "
+            "unknown_threshold and in_set; for a number: path, name, value and error.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -70,6 +75,7 @@ def predict(
             max_pixels=limit,
             trust_builder=trust_builder,
             precision=precision,
+            sets=sets,
         ):
             write(batch)
             sys.stdout.flush()
@@ -124,11 +130,21 @@ def _csv_form() -> Iterator[Write]:
                 continue
             labels = [label for label in one["labels"] if label.get("predicted", True)]
             if not labels:  # it cannot be read, or no label is predicted
-                table.writerow((path, "", "", "", error))
+                table.writerow((path, "", "", "", error, "", "", "", ""))
+            unknown = _csv_unknown(one)
             for rank, label in enumerate(labels, start=1):
-                table.writerow((path, rank, escape_csv_cell(label["name"]), f"{label['probability']:.6f}", ""))
+                in_set = "" if "set" not in one else str(label["name"] in one["set"]).lower()
+                probability = f"{label['probability']:.6f}"
+                table.writerow((path, rank, escape_csv_cell(label["name"]), probability, "", *unknown, in_set))
 
     yield write
+
+
+def _csv_unknown(one: dict[str, Any]) -> tuple[str, str, str]:
+    """Return whether an image is unknown, its score and the threshold; empty cells without a calibration."""
+    if "unknown" not in one:
+        return "", "", ""
+    return str(one["unknown"]).lower(), f"{one['unknown_score']:.6g}", f"{one['unknown_threshold']:.6g}"
 
 
 @contextmanager
@@ -152,8 +168,22 @@ def _table_form() -> Iterator[Write]:
             is_ranked = not any(
                 "number" in one or any("predicted" in label for label in one["labels"]) for _, _, one in described
             )
-            rows = [(path, *(lines if is_ranked else [", ".join(lines)])) for path, lines, _ in described]
+            rows = [
+                (path, *_table_answers(one), *(lines if is_ranked else [", ".join(lines)]))
+                for path, lines, one in described
+            ]
             labels = range(1, len(rows[0]))
             widths = print_table(rows, shrink=(0, *reversed(labels)), drop=labels[:0:-1], widths=widths)
 
     yield write
+
+
+def _table_answers(one: dict[str, Any]) -> list[str]:
+    """Return the cells between the path and the classes: whether the image is unknown, and its prediction set."""
+    cells = []
+    if "unknown" in one:
+        above = f"score {one['unknown_score']:.3g} > {one['unknown_threshold']:.3g}"
+        cells.append(f"unknown ({above})" if one["unknown"] else "")
+    if "set" in one:
+        cells.append(f"{{{', '.join(one['set'])}}}")
+    return cells

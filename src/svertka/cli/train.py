@@ -163,6 +163,15 @@ def train(
         int | None, typer.Option(help="Seed of the random split into train, val and test.", rich_help_panel=DATA)
     ] = None,
     group: Group = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Images of none of the classes, to choose the threshold above which an image is called unknown "
+            "(default: 95 % of the validation images are below it).",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     columns: Columns = None,
     max_pixels: MaxPixels = None,
     epochs: Annotated[

@@ -242,6 +242,11 @@ def evaluate_jointly(
     )
     found = [replace(one.result(names), scope=scope) for one in per_run]
     found = [_mark_thresholds(one) for one in found]
+    unknown = [_count_unknown(predictor) for predictor in predictors]
+    found = [
+        replace(one, unknown_images=count) if isinstance(one, Evaluation) else one
+        for one, count in zip(found, unknown, strict=True)
+    ]
     results = tuple(one for one in found if isinstance(one, Evaluation))
     return JointEvaluation(
         runs=tuple(runs),
@@ -259,6 +264,12 @@ def _mark_thresholds(evaluation: AnyEvaluation) -> AnyEvaluation:
     if not isinstance(evaluation, MultiLabelEvaluation) or evaluation.scope is None:
         return evaluation
     return replace(evaluation, chose_thresholds=evaluation.scope.part == "val" and bool(evaluation.task.thresholds))
+
+
+def _count_unknown(predictor: Predictor) -> int | None:
+    """Return how many images the runs of `predictor` in all processes called unknown; None if they do not say."""
+    counts = [count for count in distributed.all_gather(predictor.unknown_images) if count is not None]
+    return sum(counts) if counts else None
 
 
 def _describe_optimized(classifiers: Sequence[Classifier], protocols: Sequence[CropProtocol]) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ class Evaluation:
         wrong: Whether each of them is a mistake, (N,) bool.
         calibration: Confidence against accuracy.
         scope: Which images these are; None if the caller chose them.
+        unknown_images: Images that the run calls unknown, as of none of its classes; None without a calibration, for
+            several crops, and for several runs.
     """
 
     images: int
@@ -106,6 +108,12 @@ class Evaluation:
     wrong: npt.NDArray[np.bool_]
     calibration: Calibration
     scope: EvaluationScope | None = None
+    unknown_images: int | None = None
+
+    @property
+    def unknown_share(self) -> float | None:
+        """Share of the images that the run calls unknown; None where these were not counted."""
+        return None if self.unknown_images is None or not self.images else self.unknown_images / self.images
 
     @property
     def error(self) -> float:
@@ -131,6 +139,8 @@ class Evaluation:
         said.append(f"loss {self.loss:.4f}")
         if self.calibration.is_meaningful:
             said.append(f"calibration error {self.calibration.error:.2%}")
+        if self.unknown_share is not None:
+            said.append(f"{self.unknown_share:.1%} called unknown")
         return f"{format_image_count(self.images)}: {', '.join(said)}"
 
     def __repr__(self) -> str:
@@ -198,6 +208,8 @@ class Evaluation:
             "loss": _finite(self.loss),
             "calibration_error": _finite(self.calibration.error) if self.calibration.is_meaningful else None,
             "temperature": _finite(self.calibration.temperature) if self.calibration.is_meaningful else None,
+            "unknown_images": self.unknown_images,
+            "unknown_share": self.unknown_share,
             "at_chance": self.at_chance,
             "never_predicted": list(self.never_predicted),
             "per_class": [

@@ -11,8 +11,15 @@ from svertka.data.image_disk_cache import PreparedImages, prepare_images
 from svertka.data.parallel_map import map_chunks
 from svertka.device import autocast
 from svertka.errors import DataError, ImageError
-from svertka.evaluation.crop_protocols import CropProtocol, make_1_or_10_crops, make_144_crops, to_normalized_batch
+from svertka.evaluation.crop_protocols import (
+    CropProtocol,
+    get_crop_protocol,
+    make_1_or_10_crops,
+    make_144_crops,
+    to_normalized_batch,
+)
 from svertka.graph.fully_convolutional import make_fully_convolutional
+from svertka.unknown_score import ScoredNetwork
 
 CROPS_PER_BATCH = 64
 
@@ -31,6 +38,10 @@ class Predictor:
         device: Device of the network.
         threads: Threads for decoding.
         cache_limit: Size limit of the image cache, bytes.
+
+    Attributes:
+        unknown_images: Images so far that a calibrated classifier calls unknown; None if it is not calibrated, or the
+            protocol is not that of `predict`.
     """
 
     def __init__(
@@ -51,11 +62,16 @@ class Predictor:
         self._squares: list[PreparedImages] = []
         classifier.network.eval()
         self._network, self._sliding = classifier.network, None
+        self._scored: ScoredNetwork | None = None
         if protocol.crops == "dense":
             self._sliding = make_fully_convolutional(classifier.network, self.preprocess.input_shape)
         else:
             num_images = len(dataset if only is None else only)
-            self._network = classifier.optimized_for(num_images * protocol.num_views).network
+            optimized = classifier.optimized_for(num_images * protocol.num_views)
+            self._network = optimized.network
+            if protocol == get_crop_protocol("1", None, classifier.preprocess):
+                self._scored = optimized.scored_network()
+        self.unknown_images = None if self._scored is None else 0
 
     @property
     def batch_size(self) -> int:
@@ -132,5 +148,13 @@ class Predictor:
         """Return the outputs for crops (N, C, H, W), computed in chunks of about 64."""
         parts = shown.chunk(max(1, round(len(shown) / CROPS_PER_BATCH)))
         with autocast(self.device):
-            logits = [self._network(part.contiguous()).float() for part in parts]
+            if self._scored is None or self.classifier.calibration is None:
+                logits = [self._network(part.contiguous()).float() for part in parts]
+            else:
+                outputs = [self._scored.logits_and_scores(part.contiguous()) for part in parts]
+                logits = [one.float() for one, _ in outputs]
+                scores = self.classifier.require_finite(torch.cat([one.float() for _, one in outputs]).cpu())
+                self.unknown_images = (self.unknown_images or 0) + int(
+                    (scores > self.classifier.calibration.threshold).sum()
+                )
         return self.classifier.require_finite(self.classifier.task.normalize(torch.cat(logits)).cpu())

@@ -36,8 +36,8 @@ def open_images_of_run(folder: Path, source: str | PathLike[str] | None, max_pix
     """
     if not Run(folder).training.exists():
         raise RunError(
-            f"{folder} has no training.json, so its training and validation images are unknown; use svertka.optimize "
-            "with images of your own"
+            f"{folder} has no training.json, so its training and validation images are unknown; name a run "
+            "that svertka train made"
         )
     given = fspath(source) if source is not None else str(Run(folder).settings()["source"])
     how = {"columns": columns_of_training(folder, given), "boxes": read_training_boxes(folder, given)}

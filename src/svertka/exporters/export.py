@@ -119,7 +119,8 @@ def export(
         images: Images on which ONNX Runtime is compared with the original, as for `predict`. Empty: up to 32 of
             the images that the run was trained on. A file that differs is not written.
         preprocessing: Whether the file includes the preprocessing: uint8 images of any size in, probabilities out,
-            instead of prepared images in, logits out.
+            instead of prepared images in, logits out. The file of a calibrated run has two further outputs,
+            `unknown_score` and `unknown`, whether an image is of none of the classes.
         precision: "fp32" or "int8", of the ONNX file or page; for a page also "int16", of which only the weights are
             16-bit integers. None: "fp32", "int16" for a page.
         calibration: For "int8", a hundred or more typical images, as for `predict`, of which up to 256 are read. Empty:

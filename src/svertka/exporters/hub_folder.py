@@ -40,7 +40,8 @@ def write_hub_folder(folder: Path, classifier: Classifier, run: str) -> None:
     with os_error_to_storage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, classifier.network.state_dict())
-    config = _shareable(classifier, folder).model_dump()
+    record = None if classifier.calibration is None else classifier.calibration.write(folder, folder / WEIGHTS)
+    config = _shareable(classifier, folder).with_calibration(record).model_dump()
     theirs = {"architecture": config.pop("model"), "label_names": config.pop("names")}
     write_json(folder / CONFIG, theirs | config)
     write_atomic(
@@ -125,7 +126,8 @@ def _results(run: str) -> list[str]:
 
 def _limits(classifier: Classifier) -> list[str]:
     return [
-        f"- It predicts one of its {_classes(classifier)} for any image, also for images of something else.",
+        f"- It predicts one of its {_classes(classifier)} for any image, also for images of something else"
+        f"{'.' if classifier.calibration is None else ', some of which it calls unknown.'}",
         *_unseen(classifier),
         "- The results above are for images like the training images. Others have not been measured.",
         "- Probabilities are not calibrated: predictions with 90 % need not be right nine times in ten.",

@@ -1,5 +1,6 @@
 """Export to ONNX, with metadata, and a comparison with the original in ONNX Runtime."""
 
+import copy
 import json
 import logging
 import warnings
@@ -8,12 +9,13 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import onnxscript  # noqa: F401 - in which PyTorch's exporter is written
 import torch
-from onnx import ModelProto, TensorProto, helper
-from torch import nn
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
@@ -25,12 +27,15 @@ from svertka.graph.network_copy import copy_network
 from svertka.package_version import VERSION
 from svertka.tasks import AnyTask, MultiLabel, Regression
 from svertka.text_width import shorten
+from svertka.unknown_score import ScoredNetwork, add_unknown_score
 
 IMAGES, LOGITS = "images", "logits"  # without preprocessing
 PICTURES, PROBABILITIES, NUMBERS = "pictures", "probabilities", "numbers"  # with preprocessing
+UNKNOWN_SCORE, UNKNOWN = "unknown_score", "unknown"  # with preprocessing, of a calibrated classifier
 LOGIT_TOLERANCE = 1e-4  # relative to the largest logit of an image, at least 1: float32 sums in another order
 # With preprocessing, where pixels may differ by 1 or 2 of 255 (`onnx_preprocess`).
 PROBABILITY_TOLERANCE = 0.01
+SCORE_TOLERANCE = 0.05  # relative, with preprocessing
 BATCH = 8  # images that are checked together
 MAX_REASON = 300  # characters of an error of PyTorch's exporter
 
@@ -40,11 +45,15 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
 
     It maps `images`, (N, C, size, size) float32, to `logits`, (N, K). With `preprocessing` it maps `pictures`,
     (N, H, W, 3) RGB of any size, to `probabilities`, (N, K); they are uint8, or uint16 if the classifier has an
-    intensity range. A network of a number then computes `numbers`, (N, 1). The metadata has `names`, `preprocess` and,
-    unless images have one class, `task` as JSON, `model`, and `input`, a sentence.
+    intensity range. A network of a number then computes `numbers`, (N, 1). If the classifier is calibrated, two more
+    outputs follow `probabilities`: `unknown_score`, (N,) float32, and `unknown`, (N,) bool, whether the score exceeds
+    the threshold. The metadata has `names`, `preprocess` and, unless images have one class, `task` as JSON, `model`,
+    and `input`, a sentence; and `unknown_threshold` with these outputs.
     """
     network = copy_float_network(classifier)
-    return complete_model(trace_network(network, classifier), classifier, preprocessing=preprocessing)
+    scored = _score_copy(network, classifier) if preprocessing else None
+    model = trace_network(network if scored is None else _LogitsAndScores(scored), classifier)
+    return complete_model(model, classifier, preprocessing=preprocessing)
 
 
 def copy_float_network(classifier: Classifier) -> nn.Module:
@@ -68,7 +77,7 @@ def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
                 dynamo=True,
                 verbose=False,
                 input_names=[IMAGES],
-                output_names=[LOGITS],
+                output_names=[LOGITS, UNKNOWN_SCORE] if isinstance(network, _LogitsAndScores) else [LOGITS],
                 dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
             )
     except torch.onnx.OnnxExporterError as error:
@@ -84,8 +93,11 @@ def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
 
 def complete_model(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> ModelProto:
     """Add metadata, and the preprocessing if wanted, to a traced `model`, and return it."""
+    gives_score = any(output.name == UNKNOWN_SCORE for output in model.graph.output)
     if preprocessing:
         _prepend_preprocessing(model, PreprocessingGraph(classifier.preprocess, PICTURES, IMAGES), classifier.task)
+    if gives_score and classifier.calibration is not None:
+        _append_threshold(model, classifier.calibration.threshold)
     write_metadata(model, classifier, preprocessing=preprocessing)
     onnx.checker.check_model(model)
     return model
@@ -102,6 +114,8 @@ def write_metadata(model: ModelProto, classifier: Classifier, *, preprocessing: 
     }
     if not classifier.task.is_single_label:
         metadata["task"] = classifier.task.model_dump_json()
+    if any(output.name == UNKNOWN for output in model.graph.output) and classifier.calibration is not None:
+        metadata["unknown_threshold"] = repr(classifier.calibration.threshold)
     helper.set_model_props(model, metadata)
 
 
@@ -113,12 +127,15 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
         an image, at least 1.
 
     Raises:
-        ExportMismatchError: The difference exceeds the tolerance, or a most probable class that leads by more changes.
+        ExportMismatchError: The difference exceeds the tolerance, or a most probable class that leads by more changes;
+            or an unknown score differs by more.
     """
     session = open_session(model)
     inside = session.get_inputs()[0].name == PICTURES
     tolerance = PROBABILITY_TOLERANCE if inside else LOGIT_TOLERANCE
     network = copy_float_network(classifier)
+    gives_score = any(output.name == UNKNOWN for output in session.get_outputs())
+    scored = _score_copy(network, classifier) if gives_score else None
     largest = 0.0
     for some in _batches(pictures):
         images = torch.stack([classifier.preprocess(picture) for picture in some])
@@ -128,8 +145,11 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
             wanted = classifier.task.activate(logits).numpy()
             values = [shades_to_16_bit(picture, classifier.preprocess.intensity_range) for picture in some]
             twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # alone and in a batch
-            found = np.concatenate([session.run(None, {PICTURES: pair})[0][-1:] for pair in twice])
+            outputs = [session.run(None, {PICTURES: pair}) for pair in twice]
+            found = np.concatenate([one[0][-1:] for one in outputs])
             unit = np.full(len(some), classifier.task.std if isinstance(classifier.task, Regression) else 1.0)
+            if scored is not None:
+                _check_scores(np.array([one[1][-1] for one in outputs]), scored, images)
         else:
             wanted = logits.numpy()
             (found,) = session.run(None, {IMAGES: images.numpy()})
@@ -150,6 +170,48 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
 def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
     """Return a session of ONNX Runtime that runs `model` on the CPU."""
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+class _LogitsAndScores(nn.Module):
+    """A network with an unknown score, whose forward pass returns both."""
+
+    def __init__(self, scored: ScoredNetwork) -> None:
+        super().__init__()
+        self.scored = scored
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, K) and unknown scores (N,) of images (N, C, H, W)."""
+        return self.scored.logits_and_scores(images)
+
+
+def _score_copy(network: nn.Module, classifier: Classifier) -> ScoredNetwork | None:
+    """Return `network`, a copy of that of `classifier`, with its unknown score; None without a calibration."""
+    if classifier.calibration is None:
+        return None
+    shape = classifier.preprocess.input_shape
+    return add_unknown_score(network, classifier.model, shape, copy.deepcopy(classifier.calibration.score).cpu())
+
+
+def _append_threshold(model: ModelProto, threshold: float) -> None:
+    """Add the outputs `unknown_score` and `unknown` to a model that computes the former."""
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.array(threshold, np.float32), "unknown_threshold"))
+    graph.node.append(helper.make_node("Greater", [UNKNOWN_SCORE, "unknown_threshold"], [UNKNOWN]))
+    graph.output.append(helper.make_tensor_value_info(UNKNOWN_SCORE, TensorProto.FLOAT, ["N"]))
+    graph.output.append(helper.make_tensor_value_info(UNKNOWN, TensorProto.BOOL, ["N"]))
+
+
+@torch.inference_mode()
+def _check_scores(found: npt.NDArray[np.float32], scored: ScoredNetwork, images: Tensor) -> None:
+    """Raise ExportMismatchError if the unknown scores `found`, (N,), are not those of `images`, (N, C, H, W)."""
+    wanted = scored.logits_and_scores(images)[1].numpy()
+    difference = float((np.abs(found - wanted) / np.maximum(1, np.abs(wanted))).max())
+    if not difference <= SCORE_TOLERANCE:
+        raise ExportMismatchError(
+            f"an unknown score of ONNX Runtime {onnxruntime.__version__} differs by {difference:.2g}, more than "
+            f"{SCORE_TOLERANCE:g}; no file was written; report it with the versions of torch ({torch.__version__}) and "
+            f"onnx ({onnx.__version__})"
+        )
 
 
 def _batches(pictures: Sequence[Pixels]) -> Iterator[Sequence[Pixels]]:

@@ -198,9 +198,16 @@ class CuttableGraph:
             raise UsageError(f"{name} cannot be cut off, since more than one tensor flows into it; cut at {listed}")
         return self.halves(place)
 
-    def before_layer(self, path: str) -> PrefixAndRest:
-        """Return the two parts directly before the layer at `path`, even if a stage of that name begins earlier."""
-        return self.halves(next(number for number, node in enumerate(self.nodes) if node.target == path))
+    def before_module(self, path: str) -> PrefixAndRest:
+        """Return the two parts directly before the module at `path`, even if a stage of that name begins earlier.
+
+        Raises:
+            UsageError: It does not run, or more than one tensor flows into it.
+        """
+        place = next((number for number, node in enumerate(self.nodes) if path in _around(node)), None)
+        if place is None or place not in (0, 1, *self.places):
+            raise UsageError(f"{type(self.network).__name__} cannot be cut before {path}")
+        return self.halves(place)
 
     def halves(self, place: int) -> PrefixAndRest:
         """Return the two parts at one of the `places`."""

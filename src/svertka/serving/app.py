@@ -126,7 +126,7 @@ class App:
         self._may_decode = asyncio.Event()
         self._may_decode.set()
         shared = asyncio.Event() if self._first.device.type != "cpu" else self._may_decode
-        self._batchers = {run.key: Batcher(run.probabilities, self._network, shared) for run in runs}
+        self._batchers = {run.key: Batcher(run.answer, self._network, shared) for run in runs}
         self._bodies = BodyReader()
         self._files = f"/files/{secrets.token_urlsafe(16)}"  # a secret that only the upload page tells
         access_control = Middleware(
@@ -254,9 +254,11 @@ class App:
         self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: RequestDecoding
     ) -> dict[str, Any]:
         prepared = await self._decode(run, wanted.images[number], usage, run.prepared)
-        row = await self._batchers[run.key].submit(prepared)
+        row, score = await self._batchers[run.key].submit(prepared)
         with _convert_errors():
-            return wanted.entry(number, run.classifier.describe(run.classifier.require_finite(row), wanted.options.top))
+            probabilities = run.classifier.require_finite(row)
+            described = run.classifier.describe(probabilities, wanted.options.top, unknown_score=score)
+        return wanted.entry(number, described)
 
     async def _explain(self, request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
         self._find_class(options)

@@ -3,13 +3,16 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from svertka.serving.http_error import HTTPError
+
+Result = TypeVar("Result")
 
 MAX_PENDING_IMAGES = 256  # further ones get 503
 # Images per batch: on a CPU, an image of 8 takes no longer than one of 16, and later images wait half as long.
@@ -17,23 +20,26 @@ MAX_BATCH = 8
 BATCH_WAIT_SECONDS = 0.005  # that images wait for the next one in progress
 
 
-class Batcher:
+class Batcher(Generic[Result]):
     """Passes images to `compute` in batches, as they arrive.
 
     While the network is idle, a batch waits up to BATCH_WAIT_SECONDS for each image that is being read or decoded, and
     not at all if there is none.
 
     Args:
-        compute: Maps a list of images to rows of results.
+        compute: Maps a list of images to their results.
         thread: Runs `compute`.
         free: An event that is set except while `compute` runs.
     """
 
     def __init__(
-        self, compute: Callable[[Sequence[Tensor]], Tensor], thread: Executor, free: asyncio.Event | None = None
+        self,
+        compute: Callable[[Sequence[Tensor]], Iterable[Result]],
+        thread: Executor,
+        free: asyncio.Event | None = None,
     ) -> None:
         self._compute, self._thread, self._free = compute, thread, free or asyncio.Event()
-        self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Tensor]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Result]]] = asyncio.Queue()
         self._seconds = 0.05  # running mean per image
 
         self.open = 0  # images in progress
@@ -57,9 +63,9 @@ class Batcher:
         finally:
             self.open -= count
 
-    async def submit(self, picture: Tensor) -> Tensor:
-        """Return the row that `compute` returns for `picture`."""
-        future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+    async def submit(self, picture: Tensor) -> Result:
+        """Return the result that `compute` returns for `picture`."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((picture, future))
         return await future
 
@@ -71,7 +77,7 @@ class Batcher:
             began = time.monotonic()
             self._free.clear()
             try:
-                rows = await loop.run_in_executor(self._thread, self._compute, [picture for picture, _ in batch])
+                results = await loop.run_in_executor(self._thread, self._compute, [picture for picture, _ in batch])
             except Exception as error:  # each request fails with it
                 for _, future in batch:
                     if not future.done():
@@ -81,11 +87,11 @@ class Batcher:
                 self._free.set()
             self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began) / len(batch)
             self.answered += len(batch)
-            for (_, future), row in zip(batch, rows, strict=True):
+            for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
-                    future.set_result(row)
+                    future.set_result(result)
 
-    async def _batch(self) -> list[tuple[Tensor, asyncio.Future[Tensor]]]:
+    async def _batch(self) -> list[tuple[Tensor, asyncio.Future[Result]]]:
         batch = [await self._next()]
         loop = asyncio.get_running_loop()
         try:
@@ -97,7 +103,7 @@ class Batcher:
             pass
         return batch
 
-    async def _next(self) -> tuple[Tensor, asyncio.Future[Tensor]]:
+    async def _next(self) -> tuple[Tensor, asyncio.Future[Result]]:
         """Return the next image whose client is still connected."""
         while True:
             picture, future = await self._queue.get()

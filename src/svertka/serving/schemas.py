@@ -75,6 +75,14 @@ class ImageLabels(BaseModel):
     path: Annotated[str, Field(description="#0, #1, …: position in the request.")]
     labels: Annotated[list[Label], Field(description="Most probable first; empty after an error, or for a number.")]
     number: Annotated[Number | None, Field(description="What a run of a number predicts.")] = None
+    unknown: Annotated[
+        bool | None,
+        Field(description="Whether the image is of none of the classes: unknown_score exceeds unknown_threshold."),
+    ] = None
+    unknown_score: Annotated[
+        float | None, Field(description="How unlike the training images it is; absent without a calibration.")
+    ] = None
+    unknown_threshold: Annotated[float | None, Field(description="That of the run.")] = None
     name: Annotated[str | None, Field(description="File name in the form.")] = None
     error: Annotated[str | None, Field(description="Why the image has no labels.")] = None
 

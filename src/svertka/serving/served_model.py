@@ -25,6 +25,8 @@ from svertka.pages.inline_images import encode_webp
 from svertka.run import Run, display_name
 from svertka.serving.decoder_process import DecodingSettings
 
+Answer = tuple[Tensor, float | None]  # class probabilities (K,) of an image, and its unknown score
+
 MAX_PIXELS = 50_000_000  # of an image, since several decoded images are in memory
 BATCH_SIZES = (8, 4, 2, 1)  # few sizes, since each has a memory plan that is kept
 MAX_PIXELATED_SIZE = 64  # side in pixels up to which a page shows the pixels
@@ -54,7 +56,7 @@ class ServedModel:
         self.folder = Run(run).folder if Path(run).is_dir() else None
         self.name = display_name(run)
         self.key = _make_key(self.name, taken)
-        self._fast = self.classifier.optimized_for(MIN_NUM_IMAGES).network
+        self._fast = self.classifier.optimized_for(MIN_NUM_IMAGES)
         self._best = read_largest_activations_of_atlas(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
@@ -64,7 +66,8 @@ class ServedModel:
             RunError: The network gives NaN.
         """
         for number in BATCH_SIZES:
-            self.classifier.require_finite(self.probabilities([self._nothing()] * number))
+            for row, _ in self.answer([self._nothing()] * number):
+                self.classifier.require_finite(row)
 
     def _nothing(self) -> Tensor:
         preprocess = self.classifier.preprocess
@@ -82,15 +85,20 @@ class ServedModel:
         return preprocess.normalize(torch.from_numpy(preprocess.square(pixels)).permute(2, 0, 1)[None])[0]
 
     @torch.inference_mode()
-    def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Return what `Classifier.probabilities` does, (N, K), of N preprocessed images; NaN stays in its row."""
-        rows, done = [], 0
-        while done < len(pictures):
-            number = next(size for size in BATCH_SIZES if size <= len(pictures) - done)
-            images = torch.stack(list(pictures[done : done + number])).to(self.device)
-            rows.append(self.classifier.task.activate(self._fast(images).float()).cpu())
-            done += number
-        return torch.cat(rows)
+    def answer(self, pictures: Sequence[Tensor]) -> list[Answer]:
+        """Return what `probabilities` of the classifier does of each image, (K,), and its unknown score; NaN stays."""
+        answers: list[Answer] = []
+        scored = self._fast.scored_network()
+        while len(answers) < len(pictures):
+            number = next(size for size in BATCH_SIZES if size <= len(pictures) - len(answers))
+            images = torch.stack(list(pictures[len(answers) : len(answers) + number])).to(self.device)
+            if scored is None:
+                logits, scores = self._fast.network(images), None
+            else:
+                logits, scores = scored.logits_and_scores(images)
+            rows = self.classifier.task.activate(logits.float()).cpu()
+            answers += zip(rows, [None] * number if scores is None else scores.tolist(), strict=True)
+        return answers
 
     def explain(self, pixels: Pixels, label: int | None) -> dict[str, Any]:
         """Return the input of the network, the Grad-CAM overlay for a class, and the most active units.

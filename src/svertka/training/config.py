@@ -63,6 +63,7 @@ class RunSettings(BaseModel):
     model: str
     weights: str | None = Field(default=None, description="the option weights; None: fresh weights")
     boxes: str | None = Field(default=None, description="the option boxes")
+    unknown: str | None = Field(default=None, description="the option unknown")
     recipe_name: str
     recipe: Recipe
     stored_side: int = Field(ge=1, le=16384, description="side of the squares that random crops are taken from, pixels")

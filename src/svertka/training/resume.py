@@ -37,6 +37,7 @@ from svertka.training import checkpoint, health, training_report
 from svertka.training.computed_initial_head import compute_head, needs_computed_head
 from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits, decode_and_split, replace_images_by_patches
+from svertka.training.final_calibration import calibrate_finished_run
 from svertka.training.head_cross_validation import cross_validate_head, why_not_cross_validated
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
@@ -201,7 +202,8 @@ def train_from_checkpoint(
         distributed.barrier()  # the first process has now written the weights that all load
 
         part = parts.final_part
-        kept, images = Classifier.load(run.folder, place, model=classifier.model), parts.whole_images()
+        kept = Classifier.load(run.folder, place, model=classifier.model, with_calibration=False)
+        images = parts.whole_images()
         kept = _choose_thresholds(run, kept, settings, images, place)
         judged = evaluate_network(
             *prepare_evaluation_network_and_batches(kept, settings, images, part, place),
@@ -235,6 +237,7 @@ def train_from_checkpoint(
             log.close()
             for sentence in judged.warnings:
                 say(sentence)
+            calibrate_finished_run(run, kept, settings, images)
             training_report.write_training_report(run, classifier.model, settings, images, judged, part)
         distributed.barrier()
         return run

@@ -46,6 +46,7 @@ from svertka.training.data_splits import (
     replace_images_by_patches,
     stored_side_for_crops,
 )
+from svertka.training.final_calibration import check_unknown_option, count_calibrated_images
 from svertka.training.head_cross_validation import estimate_epoch_seconds, why_not_cross_validated
 from svertka.training.initial_classifier import (
     build_initial_classifier,
@@ -113,6 +114,7 @@ class TrainingOptions:
     split_seed: int | None
     columns: str | None
     group: str | None
+    unknown: str | None
     tensorboard: bool
     is_repeated: bool = False
 
@@ -251,7 +253,7 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
     recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=trained)
     check_frozen_layers_and_boxes(recipe, options.boxes, trained=trained or found.has_own_weights)
-    check_task_options(dataset, recipe, options.boxes)
+    check_task_options(dataset, recipe, options.boxes, options.unknown)
     if options.boxes is not None:
         check_patch_augmentation(recipe)
     check_range("seed", options.seed, 0, MAX_SEED)
@@ -382,6 +384,8 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         boxed=boxes is not None,
         inherited=_trained_on_before(resolved.start_from),
     )
+    if options.unknown is not None:
+        check_unknown_option(options.unknown, parts.manifest)
     preprocess, recipe = add_training_statistics(parts, unmeasured, model, resolved.recipe, given, options.seed)
     if boxes is not None:
         parts = replace_images_by_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
@@ -492,6 +496,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
         classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing
     )
     around += estimate_final_evaluation_seconds(parts.whole_images(), forward) + optimizing  # which is done again
+    around += forward * count_calibrated_images(parts.whole_images())
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch + validating)
@@ -537,6 +542,7 @@ def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement
         max_pixels=options.max_pixels,
         turn=options.split_seed or 0,
         group=options.group,
+        unknown=options.unknown,
     )
 
 

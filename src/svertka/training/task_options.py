@@ -8,18 +8,20 @@ from svertka.models.lenet import RadialBasisOutput
 from svertka.training.recipe import Recipe
 
 
-def check_task_options(dataset: Dataset, recipe: Recipe, boxes: str | None) -> None:
+def check_task_options(dataset: Dataset, recipe: Recipe, boxes: str | None, unknown: str | None) -> None:
     """Raise UsageError if an option needs one class an image, and the images have several labels or a number.
 
     Args:
         dataset: The images.
         recipe: The recipe with the options.
         boxes: The option boxes.
+        unknown: The option unknown.
     """
     if dataset.task.is_single_label:
         return
     needing = {
         f"boxes={boxes}": boxes is not None,
+        f"unknown={unknown}": unknown is not None,
         "class_weights": recipe.class_weights,
         f"head={recipe.head}": recipe.head in ("nearest-mean", "cosine"),
         "a recipe with a class for rubbish": recipe.rubbish is not None,

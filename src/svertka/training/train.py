@@ -43,6 +43,7 @@ def train(
     split_seed: int | None = None,
     repeats: int | None = None,
     group: str | None = None,
+    unknown: str | PathLike[str] | None = None,
     columns: str | None = None,
     max_pixels: int | None = None,
     epochs: float | None = None,
@@ -128,6 +129,9 @@ def train(
         split_seed: Draws another random split into train, val and test for each number. None: the default split.
         repeats: Train on this many random splits, 2 to 1000, and return a `Repeats` with a confidence interval.
         group: Regular expression; images in whose file names it finds the same text stay in one part.
+        unknown: A folder of images that show none of the classes. With it, the threshold above which the run calls an
+            image unknown is the one that best separates them from the validation images; without it, 95 % of the
+            validation images are below.
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         max_pixels: Largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
         epochs: Passes over the training set.
@@ -186,7 +190,7 @@ def train(
     return train_run(options) if repeats is None else train_repeatedly(options, repeats)
 
 
-PATHS = ("weights", "boxes", "output")
+PATHS = ("weights", "boxes", "unknown", "output")
 NOT_SETTINGS = ("source", "lr")  # options that are called as fields of Recipe, but handled otherwise
 RECIPE_SETTINGS = tuple(
     name for name in signature(train).parameters if name in Recipe.model_fields and name not in NOT_SETTINGS

@@ -33,13 +33,15 @@ def write_training_report(
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    pictures = parts.dataset.images
+    pictures, classifier = parts.dataset.images, Classifier.load(run.folder, model=model)
+    calibration = classifier.config.calibration
     report = Report(
         name=run.name,
         network=settings.model,
         source=settings.source,
         facts=[
-            *describe_training(Classifier.load(run.folder, model=model), settings),
+            *describe_training(classifier, settings),
+            *([] if calibration is None else [("unknown", calibration.unknown.sentence)]),
             *(("notes on the data", sentence) for sentence in parts.notes()),
         ],
         history=run.history(),

@@ -142,7 +142,7 @@ def split_before_head(network: nn.Module, head: str, shape: tuple[int, ...]) -> 
     partial, layer = split_at_frozen(network, HEAD, shape), network.get_submodule(head)
     if partial is None or not isinstance(layer, nn.Linear) or math.prod(partial.shape) == layer.in_features:
         return partial
-    halves = CuttableGraph(network, shape).before_layer(head)
+    halves = CuttableGraph(network, shape).before_module(head)
     assert halves.prefix is not None
     return PartiallyFrozen(FrozenPrefix(halves.prefix), halves.rest, halves.shape, head)
 

@@ -78,7 +78,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
     async function predict() {
       try {
-        const [{ labels, number }] = await ask("predict", { run: source.key, top: 5 }, file);
+        const [{ labels, number, unknown }] = await ask("predict", { run: source.key, top: 5 }, file);
         if (number) {
           title.replaceChildren(named(file.name), ": ", named(number.name), ` ${Number(number.value.toPrecision(6))}.`);
           item.select = () => {};
@@ -88,9 +88,10 @@ document.addEventListener("DOMContentLoaded", () => {
         const best = labels[0];
         labels.splice(0, labels.length, ...labels.filter((one, k) => k < SHOWN || one.predicted));
         if ("predicted" in best) title.replaceChildren(named(file.name), ": ", ...listed(labels.filter((one) => one.predicted)), ".");
-        else title.replaceChildren(named(file.name), ": ", named(best.name), ` with ${percent(best.probability)}.`);
+        else title.replaceChildren(named(file.name), ": ", ...(unknown ? ["unknown, closest to "] : []), named(best.name), ` with ${percent(best.probability)}.`);
         const { list, press } = classBars(labels, "predicted" in best ? "The labels" : "The most probable classes", explain);
-        verdict.replaceChildren(list);
+        const note = "This picture is unlike those that the network was trained on: it may show none of the classes.";
+        verdict.replaceChildren(...(unknown ? [make("p", { class: "wrong" }, note)] : []), list);
         item.select = press;
         await explain(best.name);
       } catch (error) {

@@ -1,0 +1,99 @@
+"""The calibration at the end of a training: when the finished run answers "unknown", and its prediction sets."""
+
+import numpy as np
+
+from svertka.classifier import Classifier
+from svertka.data.prediction_inputs import list_inputs, load_pixels
+from svertka.data.split_manifest import Manifest
+from svertka.errors import DataError, ImageError, UsageError
+from svertka.evaluation.calibrate_run import describe_set_images, find_set_parts, save_calibration
+from svertka.evaluation.unknown_threshold import (
+    MAX_IMAGES,
+    MAX_TRAIN_IMAGES,
+    LabeledImages,
+    check_examples,
+    fit_calibration,
+    read_examples,
+)
+from svertka.progress import say
+from svertka.run import Run
+from svertka.training.config import RunSettings
+from svertka.training.data_splits import DataSplits
+
+
+def check_unknown_option(unknown: str, manifest: Manifest) -> None:
+    """Check the option `unknown` before the training.
+
+    Args:
+        unknown: A folder of images of none of the classes.
+        manifest: The images of the run.
+
+    Raises:
+        UsageError: It holds no image, or images of the run, or the run has no validation images.
+        DataError: None of the images can be read.
+    """
+    if not manifest.parts["val"]:
+        raise UsageError(
+            f"unknown={unknown} needs validation images, from which it tells the images of none of the classes; leave "
+            "it out, or validate with --val 0.1"
+        )
+    inputs = list_inputs([unknown])
+    check_examples(unknown, [image for _, image in inputs], manifest)
+    reason = ""
+    for name, image in inputs:
+        try:
+            load_pixels(image)
+            return
+        except ImageError as error:
+            reason = f"{name}: {error}"
+    raise DataError(f"unknown={unknown}: no image can be read ({reason}); name other images")
+
+
+def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettings, parts: DataSplits) -> None:
+    """Calibrate the kept network of `run` and say how; say why not, if it cannot be.
+
+    A network of several labels or a number is left as it is.
+
+    Args:
+        run: The run.
+        classifier: Its kept network.
+        settings: Its settings.
+        parts: Its whole images.
+    """
+    if not classifier.task.is_single_label:
+        return
+    if not len(parts.indices["val"]):
+        say(
+            "unknown: there are no validation images to choose a threshold on, so predictions do not say which images "
+            "are of none of the classes"
+        )
+        return
+
+    def images(*names: str) -> LabeledImages:
+        indices = np.sort(np.concatenate([parts.indices[name] for name in names]))
+        return LabeledImages(parts.eval_rows, parts.dataset.labels, indices)
+
+    try:
+        examples = (
+            []
+            if settings.unknown is None
+            else read_examples(classifier, settings.unknown, parts.manifest, settings.max_pixels)
+        )
+        calibration = fit_calibration(
+            classifier, images("train"), images("val"), images(*find_set_parts(run)), examples
+        )
+    except (UsageError, DataError) as error:  # the network is trained: nothing else is lost
+        say(f"the run is not calibrated: {error}")
+        return
+    record = save_calibration(run.folder, calibration)
+    say(f"unknown: {record.unknown.sentence}")
+    if record.set_images:
+        say(describe_set_images(record, str(run.folder)))
+
+
+def count_calibrated_images(parts: DataSplits) -> int:
+    """Return how many images `calibrate_finished_run` computes at most."""
+    sizes = parts.sizes()
+    if not sizes["val"]:
+        return 0
+    return min(sizes["train"], MAX_TRAIN_IMAGES) + min(sizes["val"], MAX_IMAGES) + min(sizes["test"], MAX_IMAGES)

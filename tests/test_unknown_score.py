@@ -1,0 +1,105 @@
+"""The unknown score is a Mahalanobis distance, and a network with it computes the same logits as without."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import LedoitWolf
+from sklearn.datasets import load_digits
+
+from svertka.classifier import Classifier
+from svertka.errors import RunError, UsageError
+from svertka.models.external import open_model
+from svertka.unknown_score import (
+    MIN_VARIANCE,
+    UnknownScore,
+    add_unknown_score,
+    fit_unknown_score,
+    split_features_and_logits,
+)
+
+
+def test_it_is_the_distance_to_the_nearest_mean_in_the_shared_covariance() -> None:
+    data = load_digits()
+    features, labels = data.data[:300].astype(np.float32), data.target[:300]
+    found = fit_unknown_score(features, labels)(torch.from_numpy(data.data[300:350]).float(), torch.zeros(50, 10))
+
+    def unit(values: np.ndarray) -> np.ndarray:
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    means = np.stack([unit(features)[labels == k].mean(0) for k in range(10)])
+    fitted = LedoitWolf(assume_centered=True).fit(unit(features) - means[labels]).covariance_
+    inverse = np.linalg.inv(fitted + MIN_VARIANCE * np.trace(fitted) / 64 * np.eye(64))
+    wanted = [min((x - mean) @ inverse @ (x - mean) for mean in means) ** 0.5 for x in unit(data.data[300:350])]
+    torch.testing.assert_close(found, torch.tensor(wanted).float(), rtol=1e-3, atol=0)
+
+
+def test_inverted_digits_score_higher_than_digits() -> None:
+    data = load_digits()
+    score = fit_unknown_score(data.data[:900].astype(np.float32), data.target[:900])
+    known, inverted = (
+        score(torch.from_numpy(values).float(), torch.zeros(len(values), 10)).numpy()
+        for values in (data.data[900:], 16 - data.data[900:])
+    )
+    assert (inverted[:, None] > known).mean() > 0.99  # the area under the ROC curve
+
+
+def test_energy_needs_no_features() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.0, 50.0]])
+    wanted = -np.log(np.exp(logits.double().numpy()).sum(1))
+    np.testing.assert_allclose(UnknownScore("energy", {})(logits, logits), wanted, rtol=1e-6)
+
+
+def test_features_that_are_constant_or_zero_are_no_fault() -> None:
+    features = np.zeros((20, 6), np.float32)
+    features[:, 0] = 1 + np.arange(20) % 2
+    score = fit_unknown_score(features, np.arange(20) % 2)
+    assert score(torch.zeros(3, 6), torch.zeros(3, 2)).isfinite().all()
+
+
+def test_features_that_hardly_vary_keep_their_digits() -> None:
+    generator = np.random.default_rng(0)
+    features = (100 + generator.normal(size=(200, 20)) * 1e-2).astype(np.float32)
+    score = fit_unknown_score(features, np.arange(200) % 4)
+    exact = UnknownScore("mahalanobis", {name: one.double() for name, one in score.named_buffers()})
+    new = torch.from_numpy(100 + generator.normal(size=(50, 20)) * 1e-2)
+    found, wanted = score(new.float(), torch.zeros(50, 4)), exact(new.float().double(), torch.zeros(50, 4))
+    torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0)
+
+
+def test_nan_features_are_refused() -> None:
+    features = np.ones((20, 6), np.float32)
+    features[3, 2] = np.nan
+    with pytest.raises(UsageError, match="1 of 20 training images have features that are NaN or infinite"):
+        fit_unknown_score(features, np.arange(20) % 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "channels", "features"),
+    [("lenet5", 32, 1, 84), ("resnet20", 32, 3, 64), ("squeezenet1_1", 48, 3, 512)],
+)
+def test_the_logits_are_those_of_the_network(
+    made: Callable[..., Classifier], model: str, size: int, channels: int, features: int
+) -> None:
+    classifier = made(model, size, size, channels)
+    split = split_features_and_logits(classifier.network, classifier.model, classifier.preprocess.input_shape)
+    assert split is not None
+    images = torch.randn(3, channels, size, size)
+    with torch.inference_mode():
+        found, logits = split(images)
+        torch.testing.assert_close(logits, classifier.network(images))
+    assert found.shape == (3, features)
+
+
+def test_a_network_that_cannot_be_split_is_refused_where_features_are_needed() -> None:
+    model = open_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)), sizes=(4,))
+    network = model.build(2, 3, 4)
+    score = fit_unknown_score(np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32), np.arange(20) % 2)
+    if split_features_and_logits(network, model, (1, 3, 4, 4)) is None:
+        with pytest.raises(RunError, match="cannot be split before its last layer"):
+            add_unknown_score(network, model, (1, 3, 4, 4), score)
+    logits, scores = add_unknown_score(network, model, (1, 3, 4, 4), UnknownScore("energy", {})).logits_and_scores(
+        torch.randn(2, 3, 4, 4)
+    )
+    torch.testing.assert_close(scores, -logits.logsumexp(1))
