@@ -108,11 +108,14 @@ def is_shard_source(source: str | os.PathLike[str]) -> bool:
     text = os.fspath(source)
     if is_url(text):
         return True
-    if text.endswith(".tar"):
-        return BRACES.search(text) is not None or _holds_labels(parse_path(text))
-    folder = parse_path(text)
     try:
-        with os.scandir(folder) as entries:
+        path = parse_path(text)
+    except UsageError:  # impossible, as another reader explains
+        return False
+    if text.endswith(".tar"):
+        return BRACES.search(text) is not None or _holds_labels(path)
+    try:
+        with os.scandir(path) as entries:
             suffixes = {Path(entry.name).suffix for entry in itertools.islice(entries, SURVEYED) if entry.is_file()}
     except OSError:  # not a folder, or one that another reader explains
         return False
