@@ -112,6 +112,25 @@ def test_the_camera_is_classified_live_and_a_frame_can_be_kept(
         assert np.abs(np.array(answer["probabilities"]) - wanted).max() < 1e-3
 
 
+def test_a_browser_that_changes_pixels_is_refused(browser: Any, page: Path) -> None:
+    # Before the worker's source: what protections against fingerprinting do.
+    noise = """const Plain = Blob; self.Blob = class extends Plain { constructor(parts, options) { super([`{
+        const context = OffscreenCanvasRenderingContext2D.prototype, read = context.getImageData;
+        context.getImageData = function (...given) {
+            const found = read.apply(this, given);
+            found.data[8] ^= 1;
+            return found;
+        };
+    }`, ...parts], options); } };"""
+    context = browser.new_context(offline=True)
+    context.add_init_script(noise)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.locator("#state").get_by_text("changes the pixels that a page reads").wait_for()
+    assert not tab.locator("#ask").is_visible()
+    context.close()
+
+
 def test_pixels_are_resized_as_by_pytorch(browser: Any, large_count: Callable[[int, int], int]) -> None:
     rng = np.random.default_rng(0)
     context = browser.new_context()

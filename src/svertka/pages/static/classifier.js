@@ -28,7 +28,9 @@ document.addEventListener("DOMContentLoaded", () => {
       ask.hidden = false;
       state.textContent = "Ready.";
     } catch (error) {
-      state.textContent = `This browser cannot run the network (${error.message || error.name || error.type}). It needs a browser of 2023 or later: Chrome or Edge 110, Firefox 113, Safari 16.4.`;
+      state.textContent = error.name === "PixelsChanged"
+        ? "This browser changes the pixels that a page reads, to protect against fingerprinting, so that answers would be wrong. Allow this page to read them, or use another browser."
+        : `This browser cannot run the network (${error.message || error.name || error.type}). It needs a browser of 2023 or later: Chrome or Edge 110, Firefox 113, Safari 16.4.`;
     }
   }
 
