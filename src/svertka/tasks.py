@@ -55,6 +55,7 @@ class SingleLabel(_Task):
     kind: Literal["single-label"] = "single-label"
 
     phrase: ClassVar[str] = "one class an image"
+    targets: ClassVar[str] = "the class"
     curvature: ClassVar[float] = 0.5  # largest second derivative of the loss by an output (Böhning 1992, §2)
 
     @property
@@ -115,6 +116,7 @@ class MultiLabel(_Task):
     thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
 
     phrase: ClassVar[str] = "several labels an image"
+    targets: ClassVar[str] = "the labels"
     curvature: ClassVar[float] = 0.25
 
     def describe_names(self, names: tuple[str, ...]) -> str:
@@ -189,6 +191,7 @@ class Regression(_Task):
     std: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     phrase: ClassVar[str] = "a number for an image"
+    targets: ClassVar[str] = "the number"
     curvature: ClassVar[float] = 1.0
 
     def fit(self, targets: Targets) -> "Regression":

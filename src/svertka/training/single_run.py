@@ -59,7 +59,7 @@ from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import name_resume_command_on_interrupt, resume, train_from_checkpoint
 from svertka.training.run_lock import claim_run_folder
-from svertka.training.task_options import check_task_options, check_task_outputs
+from svertka.training.task_options import check_task_options, check_task_outputs, describe_left_out, keep_targets
 from svertka.training.trained_part_and_batches import (
     count_missing_features,
     estimate_final_evaluation_seconds,
@@ -128,6 +128,7 @@ class ResolvedOptions:
         start_from: The weights to start from. None: fresh weights.
         fit: The option, checked. None: not given.
         budget: Seconds to train for. None: not given.
+        notes: Sentences about the recipe.
     """
 
     options: TrainingOptions
@@ -141,6 +142,7 @@ class ResolvedOptions:
     recipe: Recipe
     fit: Fit | None
     budget: float | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +253,7 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     found = _find_model(options, dataset, default if model is None else model)
     # The weights that a network comes with may be pretrained or not: all of it is trained by default.
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
-    recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=trained)
+    recipe_name, recipe, notes = _recipe(options, dataset, found.name, trained=trained)
     check_frozen_layers_and_boxes(recipe, options.boxes, trained=trained or found.has_own_weights)
     check_task_options(dataset, recipe, options.boxes, options.unknown)
     if options.boxes is not None:
@@ -278,6 +280,7 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
         recipe=recipe,
         fit=fit,
         budget=budget,
+        notes=notes,
     )
 
 
@@ -323,23 +326,33 @@ def _find_model(
     return open_model(model, head_layer=options.head_layer, sizes=sizes)
 
 
-def _recipe(options: TrainingOptions, source: str, model: str, *, trained: bool) -> tuple[str, Recipe]:
-    """Return the name of the recipe and the recipe with the changes that the options ask for."""
-    changes = dict(options.changes)
+def _recipe(
+    options: TrainingOptions, dataset: Dataset, model: str, *, trained: bool
+) -> tuple[str, Recipe, tuple[str, ...]]:
+    """Return the name of the recipe, the recipe with the changes that the options ask for, and notes on others.
+
+    Without a recipe in the options, augmentations that may change the labels or the number of an image are left out.
+    """
+    changes, task = dict(options.changes), dataset.task
     if isinstance(options.recipe, Recipe):
         name, recipe = CUSTOM, options.recipe
     else:
-        default = default_recipe(source, model, unfreeze=changes.get("unfreeze"), trained=trained)
+        default = default_recipe(dataset.source, model, unfreeze=changes.get("unfreeze"), trained=trained)
         name = options.recipe or (default if options.boxes is None else "patches")
         recipe = find_recipe_by_name(name)
     augmentations = recipe.augmentations
     if not options.augment or options.boxes is not None:  # patches overlap, which is augmentation enough
         augmentations = ()
         changes = {"mixup": 0.0, "cutmix": 0.0} | changes
+    elif options.recipe is None and not task.is_single_label:
+        augmentations = keep_targets(task, augmentations)
+        changes = {"mixup": 0.0, "cutmix": 0.0} | changes
     changes["augmentations"] = merge_augmentations(
         augmentations, auto_augment=options.auto_augment, random_erasing=options.random_erasing
     )
-    return name, recipe.with_changes(lr=time_estimate.parse_learning_rate(options.lr), **changes)
+    used = recipe.with_changes(lr=time_estimate.parse_learning_rate(options.lr), **changes)
+    left_out = describe_left_out(task, recipe, used, name) if options.augment else []
+    return name, used, tuple(left_out)
 
 
 def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
@@ -407,7 +420,7 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         classifier=classifier,
         frozen=frozen,
         batches=parts.training_batches(preprocess, recipe, options.seed, place),
-        notes=[*notes, *describe_ignored_settings(recipe, boxes)],
+        notes=[*resolved.notes, *notes, *describe_ignored_settings(recipe, boxes)],
     )
 
 

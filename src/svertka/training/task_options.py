@@ -1,11 +1,43 @@
-"""Options that a training on several labels or on a number refuses."""
+"""Options of a training on several labels or on a number: what it refuses, and which augmentations it leaves out."""
+
+from collections.abc import Sequence
 
 from torch import nn
 
+from svertka.data.augmentation import Augmentation
 from svertka.data.dataset import Dataset
 from svertka.errors import UsageError
 from svertka.models.lenet import RadialBasisOutput
+from svertka.tasks import AnyTask
 from svertka.training.recipe import Recipe
+
+# Augmentations that leave the labels of an image as they are: others may move what is labeled out of the image. A
+# number may depend on position, size, orientation and color.
+KEPT_AUGMENTATIONS = {"multi-label": ("flip", "pad_crop", "pca_colour"), "regression": ()}
+
+
+def keep_targets(task: AnyTask, augmentations: Sequence[Augmentation]) -> tuple[Augmentation, ...]:
+    """Return those of the `augmentations` of a recipe that do not change the target of an image."""
+    if task.is_single_label:
+        return tuple(augmentations)
+    return tuple(one for one in augmentations if one.kind in KEPT_AUGMENTATIONS[task.kind])
+
+
+def describe_left_out(task: AnyTask, before: Recipe, after: Recipe, name: str) -> list[str]:
+    """Return a sentence on what of a recipe is left out because it may change the targets; [] if nothing is.
+
+    Args:
+        task: What the network predicts.
+        before: The recipe called `name`.
+        after: The recipe that is used.
+        name: Its name.
+    """
+    lost = [one.kind.replace("_", " ") for one in before.augmentations if one not in after.augmentations]
+    lost += [key for key in ("mixup", "cutmix") if getattr(before, key) and not getattr(after, key)]
+    if task.is_single_label or not lost:
+        return []
+    listed = ", ".join(lost)
+    return [f"left out of the recipe {name}, since they may change {task.targets}: {listed}; --recipe {name} uses them"]
 
 
 def check_task_options(dataset: Dataset, recipe: Recipe, boxes: str | None, unknown: str | None) -> None:

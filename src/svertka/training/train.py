@@ -132,7 +132,8 @@ def train(
         unknown: A folder of images that show none of the classes. With it, the threshold above which the run calls an
             image unknown is the one that best separates them from the validation images; without it, 95 % of the
             validation images are below.
-        columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
+        columns: Columns of a table that contain paths and labels, such as "path=file,label=class"; "labels=tags" for
+            several labels an image, "target=age" for a number.
         max_pixels: Largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
         epochs: Passes over the training set.
         time: Train for as many epochs as fit into "90s", "10m" or "1.5h"; a number is in seconds.
