@@ -179,7 +179,8 @@ class DataSplits:
         if counts[smallest] >= FEW:
             return None
         images = "1 training image" if counts[smallest] == 1 else f"{counts[smallest]} training images"
-        advice = "" if is_repeated else "; --repeats 10 --test 0.3 shows how much"
+        may_repeat = not is_repeated and self.dataset.task.is_single_label
+        advice = "; --repeats 10 --test 0.3 shows how much" if may_repeat else ""
         return f"{self.dataset.names[smallest]} has {images}: the result depends on which these are{advice}"
 
     def training_batches(
