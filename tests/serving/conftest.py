@@ -59,9 +59,9 @@ class Live:
     def bytes_held(self, patience: float = 5.0) -> int:
         """Bytes of request bodies that the server holds, zero as soon as it is: a body goes just after its answer."""
         deadline = time.monotonic() + patience
-        while self.api._bodies.held and time.monotonic() < deadline:
+        while self.api.service.bodies.held and time.monotonic() < deadline:
             time.sleep(0.01)
-        held: int = self.api._bodies.held
+        held: int = self.api.service.bodies.held
         return held
 
     def ask(

@@ -177,7 +177,7 @@ def test_those_who_come_together_are_answered_together(
     server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    batcher = server.api._batchers["small"]
+    batcher = server.api.service.batchers["small"]
     compute = batcher._compute
 
     def slow(pictures: Any) -> Any:
@@ -329,7 +329,7 @@ def test_a_request_whose_client_is_gone_is_given_up(server: Any, jpeg: bytes, mo
             ended.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.api.decoders, "decode", never)
+        patch.setattr(server.api.service.decoders, "decode", never)
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
             head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(jpeg)}\r\n\r\n"
             sock.sendall(head.encode() + jpeg)

@@ -320,7 +320,7 @@ def test_an_error_of_ours_is_an_error_and_no_end(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.api._batchers["small"], "_compute", broken)
+        patch.setattr(server.api.service.batchers["small"], "_compute", broken)
         assert server.ask("POST", "/predict", jpeg).status == 500
     assert server.ask("POST", "/predict", jpeg).status == 200
 

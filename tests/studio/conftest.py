@@ -1,6 +1,7 @@
 """A studio on a folder with real images."""
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
+
+from svertka.run import Run
 
 pytest.importorskip("fastapi")
 
@@ -24,6 +27,36 @@ def encode(side: int, shade: int, kind: str = "JPEG") -> bytes:
 def photograph() -> Callable[..., bytes]:
     """`photograph(side, shade, kind)`: the bytes of an image file."""
     return encode
+
+
+def write_run(runs: Path, name: str, *, finished: bool) -> Run:
+    """A run folder as a training leaves it."""
+    run = Run(runs / name)
+    run.folder.mkdir(parents=True)
+    run.training.write_text(json.dumps({"format": 1, "source": "photos", "model": "m", "recipe": {"epochs": 4.0}}))
+    run.config.write_text("{}")
+    epochs = [
+        {"kind": "epoch", "epoch": k, "step": k, "train_loss": 1 / k, "train_error": 0.1, "val_loss": 1 / k,
+         "val_error": 0.2, "kept": True, "learning_rate": 0.1, "images_per_second": 5, "seconds": 2.0 * k,
+         "gradients": {}}
+        for k in (1, 2)
+    ]  # fmt: skip
+    lines: list[dict[str, object]] = [
+        *epochs,
+        {"kind": "health", "epoch": 2, "finding": "x", "sentence": "It <b>overfits."},
+    ]
+    if finished:
+        run.report.write_text("report")
+        result = {"val_error": 0.2, "test_error": None, "epochs": 2, "seconds": 4.0, "images_per_second": 5}
+        lines.append({"kind": "result"} | result)
+    run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Run]:
+    """`make_run(runs, name, finished=…)`: a run folder as a training leaves it."""
+    return write_run
 
 
 @pytest.fixture

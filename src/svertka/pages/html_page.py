@@ -19,6 +19,9 @@ _STYLES = {
     "check": ("base.css", "components.css", "check.css"),
     "docs": ("base.css", "docs.css"),
     "studio-collect": ("base.css", "components.css", "studio.css", "studio-collect.css"),
+    "studio-train": ("base.css", "components.css", "studio.css", "studio-train.css"),
+    "studio-try": ("base.css", "components.css", "upload.css", "studio.css", "studio-try.css"),
+    "studio-understand": ("base.css", "components.css", "studio.css", "studio-train.css", "studio-understand.css"),
 }
 _SCRIPTS = {
     "report": ("base.js",),
@@ -37,6 +40,9 @@ _SCRIPTS = {
     "check": ("base.js", "dom.js", "check.js", "check-map.js"),
     "docs": ("base.js",),
     "studio-collect": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-collect.js", "studio-camera.js"),
+    "studio-train": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-train.js"),
+    "studio-try": ("base.js", "dom.js", "htmx.min.js", "studio.js", "upload.js", "studio-try.js"),
+    "studio-understand": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-understand.js"),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.classifier import Classifier
+from svertka.classifier import Classifier, Config
 from svertka.compiler.optimize import MIN_NUM_IMAGES
 from svertka.data.dataset import Pixels
 from svertka.device import network_device
@@ -144,30 +144,29 @@ class ServedModel:
     @property
     def sentence(self) -> str:
         """One or two sentences about the network, for a page."""
-        config = self.classifier.config
-        known, size = len(config.names), config.preprocess.size
-        try:
-            source = Path(Run(self.folder).settings()["source"]).name if self.folder is not None else ""
-        except RunError:
-            source = ""
-        trained = f", trained on {source}" if source else ""
-        classes = "1 class" if known == 1 else f"{known:,} classes"
-        if not self.classifier.task.is_single_label:
-            classes = self.classifier.task.describe_names(config.names)
-        optimized = "" if self.classifier.optimized is None else f" It computes in {self.classifier.precision}."
-        return f"{config.model}{trained}: {classes}. It sees a picture at {size}×{size} pixels.{optimized}"
+        optimized = None if self.classifier.optimized is None else self.classifier.precision
+        return describe_network(self.classifier.config, self.folder, optimized)
 
-    def file(self, name: str) -> Path | None:
-        """Return the path of report.html or of a file of the atlas; None for other names and for missing files."""
-        if self.folder is None:
-            return None
-        try:
-            folder = self.folder.resolve(strict=True)
-            path = (folder / name).resolve(strict=True)
-        except (OSError, ValueError, RuntimeError):  # no such file, a NUL in its name, a loop of links
-            return None
-        allowed = path == folder / "report.html" or path.is_relative_to(folder / "atlas")
-        return path if allowed and path.is_file() else None
+
+def describe_network(config: Config, folder: Path | None, optimized: str | None = None) -> str:
+    """Return one or two sentences about a network, for a page.
+
+    Args:
+        config: Its configuration.
+        folder: The folder of its run; None if it has none.
+        optimized: The precision of its optimized network; None if it has none.
+    """
+    known, size = len(config.names), config.preprocess.size
+    try:
+        source = Path(Run(folder).settings()["source"]).name if folder is not None else ""
+    except RunError:
+        source = ""
+    trained = f", trained on {source}" if source else ""
+    classes = "1 class" if known == 1 else f"{known:,} classes"
+    if not config.task.is_single_label:
+        classes = config.task.describe_names(config.names)
+    computes = "" if optimized is None else f" It computes in {optimized}."
+    return f"{config.model}{trained}: {classes}. It sees a picture at {size}×{size} pixels.{computes}"
 
 
 def _make_key(name: str, taken: Collection[str]) -> str:

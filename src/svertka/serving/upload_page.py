@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from svertka.pages.html_page import content_security_policy, render_page
 from svertka.pages.templates import render_template
+from svertka.serving.run_files import find_run_file
 from svertka.serving.served_model import ServedModel
 
 POLICY = content_security_policy("upload", served=True) + "; frame-ancestors 'none'"
@@ -30,5 +31,5 @@ def render_upload_page(runs: Sequence[ServedModel], files: str, address: str) ->
 def _describe_run(run: ServedModel, files: str) -> dict[str, str | None]:
     start = f"{files.lstrip('/')}/{quote(run.key, safe='')}"
     pages = {"report": "report.html", "atlas": "atlas/index.html"}
-    links = {name: f"{start}/{path}" if run.file(path) else None for name, path in pages.items()}
+    links = {name: f"{start}/{path}" if find_run_file(run.folder, path) else None for name, path in pages.items()}
     return {"key": run.key, "name": run.name, "sentence": run.sentence, **links}

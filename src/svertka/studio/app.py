@@ -1,10 +1,15 @@
 """The ASGI application of the studio: its pages, errors and background processes."""
 
+import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from os import PathLike
+from pathlib import Path
 
+import torch
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -19,13 +24,21 @@ from svertka.errors import (
     UsageError,
 )
 from svertka.serving.access_control import AccessControl
-from svertka.serving.app import ASCIIJSONResponse
-from svertka.serving.decoder_pool import DecoderPool
 from svertka.serving.http_error import HTTPError
-from svertka.serving.request_body_limits import BodyReader
+from svertka.serving.prediction_service import ASCIIJSONResponse, PredictionService
+from svertka.serving.run_files import find_run_file, respond_with_run_file
+from svertka.studio.background_jobs import BackgroundJobs
 from svertka.studio.collect_page import CollectPage
+from svertka.studio.loaded_runs import LoadedRuns
+from svertka.studio.run_list import LOGS, RunList
 from svertka.studio.thumbnails import Thumbnails
+from svertka.studio.train_page import TrainPage
+from svertka.studio.training_process import TrainingProcesses
+from svertka.studio.try_page import TryPage
+from svertka.studio.understand_page import UnderstandPage
 from svertka.studio.workspace import Workspace
+
+RUNS = "runs"  # folder of the runs, as svertka train has it
 
 STATUSES: dict[type[SvertkaError], int] = {
     ImageFormatError: 415,
@@ -50,17 +63,21 @@ class StudioApp:
     def __init__(
         self, folders: Sequence[str | PathLike[str]], *, hosts: frozenset[str] | None, token: str | None, threads: int
     ) -> None:
-        self._decoders = DecoderPool(threads)
+        self._service = PredictionService(threads)
+        self._runs = RunList(Path(RUNS).absolute())
+        self._processes, self._jobs = TrainingProcesses(self._runs), BackgroundJobs(self._runs.folder / LOGS)
+        self._stopping = asyncio.Event()
+        self._files = f"/files/{secrets.token_urlsafe(16)}"  # a secret that only the pages tell
+        thumbnails = Thumbnails(self._service.decoders)
         self.workspaces: list[Workspace] = []
-        thumbnails, bodies = Thumbnails(self._decoders), BodyReader()
         for folder in folders:
             taken = [one.key for one in self.workspaces]
-            self.workspaces.append(Workspace(folder, thumbnails, taken))
-        siblings = [(one.key, one.name) for one in self.workspaces]
+            made = Workspace(folder, thumbnails, self._runs, self._processes, self._jobs, taken)
+            self.workspaces.append(made)
         for one in self.workspaces:
-            one.siblings = siblings
+            one.siblings = [(other.key, other.name) for other in self.workspaces]
         access_control = Middleware(
-            AccessControl, hosts=hosts, allowed=frozenset(), token=token, unguarded="/files/none/", root=""
+            AccessControl, hosts=hosts, allowed=frozenset(), token=token, unguarded=f"{self._files}/", root=""
         )
         self.asgi = FastAPI(
             title="svertka studio",
@@ -74,17 +91,38 @@ class StudioApp:
             },
             lifespan=self._lifespan,
         )
-        self.asgi.add_api_route("/", self._home, methods=["GET"], response_model=None)
+        self._add_routes()
+
+    def _add_routes(self) -> None:
+        for path, answer in (("/", self._home), (f"{self._files}/{{run}}/{{name:path}}", self._file)):
+            self.asgi.add_api_route(path, answer, methods=["GET", "HEAD"], response_model=None)
+        loaded = LoadedRuns(self._runs, self._service, torch.device("cpu"))
         for workspace in self.workspaces:
-            CollectPage(workspace, bodies).add_routes(self.asgi)
+            CollectPage(workspace, self._service.bodies).add_routes(self.asgi)
+            TrainPage(workspace, self._stopping).add_routes(self.asgi)
+            UnderstandPage(workspace, self._files).add_routes(self.asgi)
+            TryPage(workspace, self._service, loaded, self._files).add_routes(self.asgi)
+
+    def begin_shutdown(self) -> None:
+        """End the streams of progress, and ask trainings to write their checkpoints."""
+        self._stopping.set()
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        self._decoders.start()
+        self._service.start()
         try:
             yield
         finally:
-            self._decoders.stop()
+            await run_in_threadpool(self._processes.stop_all)
+            await run_in_threadpool(self._jobs.stop_all)
+            await self._service.stop()
+
+    async def _file(self, run: str, name: str) -> Response:
+        try:
+            folder = self._runs.run(run).folder
+        except SvertkaError:
+            return respond_with_run_file(None)
+        return respond_with_run_file(find_run_file(folder, name))
 
     async def _home(self) -> Response:
         return RedirectResponse(f"{self.workspaces[0].key}/collect", status_code=303)

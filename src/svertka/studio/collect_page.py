@@ -18,6 +18,7 @@ from svertka.files import format_bytes, os_error_to_storage_error
 from svertka.serving.http_error import HTTPError
 from svertka.serving.request_body_limits import BodyReader
 from svertka.studio.collection import TRASH, Change, CollectedImage
+from svertka.studio.image_marks import ImageMark
 from svertka.studio.request_fields import Fields, read_form, read_query
 from svertka.studio.studio_page import add_routes, render_fragment, render_studio_page, said
 from svertka.studio.thumbnails import SIDES
@@ -151,7 +152,8 @@ class CollectPage:
 
     def _rows(self, label: str) -> list[list[str]]:
         images = self._collection.images(label)
-        marks = self._marks.of(images)
+        doubts = {one["path"]: ImageMark("doubt", f"perhaps {one['suggested']}") for one in self._workspace.doubts()}
+        marks = doubts | self._marks.of(images)
         rows = []
         for one in images:
             mark = marks.get(one.path)

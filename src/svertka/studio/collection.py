@@ -133,6 +133,16 @@ class Collection:
             raise DataError(f"there is no image {shorten(to_printable(path))}; reload the page")
         return place
 
+    def relative(self, path: str) -> str:
+        """Return "class/name" for the path of an image as other commands print it; "" if it is not a shown image."""
+        place = Path(path)
+        try:
+            inside = (place if place.is_absolute() else self.folder / place).relative_to(self.folder).as_posix()
+            self.file(inside)
+        except (ValueError, DataError):
+            return ""
+        return inside
+
     def stamp(self, path: str) -> str:
         """Return what changes whenever the file of an image does; "" if there is no such file."""
         try:

@@ -44,4 +44,5 @@ def run_studio(
         token = None if here else secrets.token_urlsafe(24)
         app = StudioApp(folders, hosts=LOOPBACK if here else None, token=token, threads=count)
         keys = [workspace.key for workspace in app.workspaces]
-        run_server(app.asgi, sock, lambda: ready(server_address(sock, host, token, keys)))
+        address = server_address(sock, host, token, keys)
+        run_server(app.asgi, sock, lambda: ready(address), app.begin_shutdown)

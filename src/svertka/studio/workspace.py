@@ -4,30 +4,75 @@ import re
 from collections.abc import Collection as AnyCollection
 from itertools import count
 from os import PathLike
+from typing import Any
 
+from svertka.studio.background_jobs import BackgroundJobs
 from svertka.studio.collection import Collection
 from svertka.studio.image_marks import ImageMarks
+from svertka.studio.run_list import RunList
 from svertka.studio.thumbnails import Thumbnails
+from svertka.studio.training_process import TrainingProcesses
 
 
 class Workspace:
-    """A data set, its images' marks and thumbnails; `key` is its name in URLs.
+    """A data set with the marks of its images, and what all data sets share.
 
     Args:
         folder: The folder of the data set, which is created if missing.
-        thumbnails: Shared by all data sets.
+        thumbnails: Thumbnails.
+        runs: The runs.
+        processes: Their trainings.
+        jobs: Work in the background.
         taken: Keys of other data sets.
+
+    Attributes:
+        key: Its name in URLs.
+        siblings: Keys and names of all data sets, set by the application.
+        decided: Paths of images whose class was decided since the labels were checked.
     """
 
-    def __init__(self, folder: str | PathLike[str], thumbnails: Thumbnails, taken: AnyCollection[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        thumbnails: Thumbnails,
+        runs: RunList,
+        processes: TrainingProcesses,
+        jobs: BackgroundJobs,
+        taken: AnyCollection[str] = (),
+    ) -> None:
         self.collection = Collection(folder)
         self.marks = ImageMarks(self.collection)
-        self.thumbnails = thumbnails
+        self.thumbnails, self.runs, self.processes, self.jobs = thumbnails, runs, processes, jobs
+        self.decided: set[str] = set()
+        self.siblings: list[tuple[str, str]] = []
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)[:60] or "images"
-        self.siblings: list[tuple[str, str]] = []  # keys and names of all data sets, set by the application
         self.key = next(key for number in count(1) if (key := stem if number == 1 else f"{stem}-{number}") not in taken)
 
     @property
     def name(self) -> str:
         """The name of its folder."""
         return self.collection.name
+
+    @property
+    def doubts_key(self) -> str:
+        """The key of the job that checks the labels."""
+        return f"{self.key}.labels"
+
+    def doubts(self) -> list[dict[str, Any]]:
+        """Return the doubtful labels that the last check found and nobody has decided on, the most doubtful first.
+
+        Each has the keys of `LabelError.to_dict`, with `path` in the folder, and `stamp`.
+        """
+        result = self.jobs.state(self.doubts_key).result
+        found = []
+        for one in result.get("label_errors", []) if isinstance(result, dict) else []:
+            path = self.collection.relative(one["path"])
+            if path and path not in self.decided:
+                found.append(one | {"path": path, "stamp": self.collection.stamp(path)})
+        return found
+
+    def trained_runs(self) -> list[str]:
+        """Return the names of the finished runs, those on this data set first, the newest first."""
+        names = [name for name in self.runs.names() if self.processes.state(name) == "finished"]
+        is_other = {name: not self.runs.is_of(self.runs.run(name), self.collection.folder) for name in names}
+        return sorted(names, key=lambda name: is_other[name])

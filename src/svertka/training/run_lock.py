@@ -102,15 +102,42 @@ def _in_use(run: Run) -> Iterator[None]:
 
 def check_not_locked(run: Run) -> None:
     """Raise RunError if a process trains `run`; the message names the process."""
+    holder = _read_holder(run)
+    if holder is not None:
+        process, host = holder
+        where = "" if host == platform.node() else f" on {host}"
+        raise RunError(
+            f"{run.folder} is being trained by process {process}{where}; wait until it ends, or stop it (kill "
+            f"{process})"
+        )
+
+
+def find_training_process(run: Run) -> int | None:
+    """Return the id of the process on this machine that trains `run`; None if there is none."""
+    holder = _read_holder(run)
+    if holder is None or holder[1] != platform.node():
+        return None
+    try:
+        os.kill(holder[0], 0)
+        descriptor = os.open(run.lock, os.O_RDWR)
+    except (OSError, OverflowError):
+        return None
+    try:
+        is_free = lock_descriptor(descriptor, shared=True, wait=False)  # a killed process left the file behind
+    except OSError:  # without locks, the file is all there is
+        is_free = False
+    finally:
+        os.close(descriptor)
+    return None if is_free else holder[0]
+
+
+def _read_holder(run: Run) -> tuple[int, str] | None:
+    """Return the process and the host in the lock file of `run`; None if there are none."""
     try:
         holder = json.loads(run.lock.read_bytes())
-        process, host = int(holder["process"]), str(holder["host"])
+        return int(holder["process"]), str(holder["host"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return
-    where = "" if host == platform.node() else f" on {host}"
-    raise RunError(
-        f"{run.folder} is being trained by process {process}{where}; wait until it ends, or stop it (kill {process})"
-    )
+        return None
 
 
 def _claim(run: Run) -> int | None:

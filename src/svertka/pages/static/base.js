@@ -125,10 +125,14 @@
     for (const { target } of entries) target.parentElement.classList.toggle("wide", target.scrollWidth > target.clientWidth + 1);
   });
 
+  self.showReadouts = (place) => {
+    place.querySelectorAll("figure.curves").forEach(curves);
+    place.querySelectorAll("figure.matrix").forEach(matrix);
+  };
+
   document.addEventListener("DOMContentLoaded", () => {
     schemeSwitch(document.getElementById("scheme"));
-    document.querySelectorAll("figure.curves").forEach(curves);
-    document.querySelectorAll("figure.matrix").forEach(matrix);
+    self.showReadouts(document);
     document.querySelectorAll("table.sortable").forEach(sortable);
     document.querySelectorAll(".scrollable > .scroll").forEach((table) => widths.observe(table));
   });
