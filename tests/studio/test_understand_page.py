@@ -12,8 +12,8 @@ import pytest
 def jobs(client: Any, tmp_path: Path, make_run: Callable[..., Any]) -> Path:
     """The folder where finished jobs have their results, and a run."""
     make_run(tmp_path / "runs", "photos-1", finished=True)
-    folder = tmp_path / "runs" / ".studio"
-    folder.mkdir()
+    folder = tmp_path / "runs" / ".studio" / "jobs"
+    folder.mkdir(parents=True)
     return folder
 
 

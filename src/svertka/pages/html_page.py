@@ -22,6 +22,7 @@ _STYLES = {
     "studio-train": ("base.css", "components.css", "studio.css", "studio-train.css"),
     "studio-try": ("base.css", "components.css", "upload.css", "studio.css", "studio-try.css"),
     "studio-understand": ("base.css", "components.css", "studio.css", "studio-train.css", "studio-understand.css"),
+    "studio-ship": ("base.css", "components.css", "studio.css", "studio-train.css", "studio-understand.css"),
 }
 _SCRIPTS = {
     "report": ("base.js",),
@@ -42,7 +43,8 @@ _SCRIPTS = {
     "studio-collect": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-collect.js", "studio-camera.js"),
     "studio-train": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-train.js"),
     "studio-try": ("base.js", "dom.js", "htmx.min.js", "studio.js", "upload.js", "studio-try.js"),
-    "studio-understand": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-understand.js"),
+    "studio-understand": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-choose-run.js"),
+    "studio-ship": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-choose-run.js"),
 }
 
 

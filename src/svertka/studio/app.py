@@ -30,7 +30,8 @@ from svertka.serving.run_files import find_run_file, respond_with_run_file
 from svertka.studio.background_jobs import BackgroundJobs
 from svertka.studio.collect_page import CollectPage
 from svertka.studio.loaded_runs import LoadedRuns
-from svertka.studio.run_list import LOGS, RunList
+from svertka.studio.run_list import JOBS, RunList
+from svertka.studio.ship_page import ShipPage
 from svertka.studio.thumbnails import Thumbnails
 from svertka.studio.train_page import TrainPage
 from svertka.studio.training_process import TrainingProcesses
@@ -65,7 +66,7 @@ class StudioApp:
     ) -> None:
         self._service = PredictionService(threads)
         self._runs = RunList(Path(RUNS).absolute())
-        self._processes, self._jobs = TrainingProcesses(self._runs), BackgroundJobs(self._runs.folder / LOGS)
+        self._processes, self._jobs = TrainingProcesses(self._runs), BackgroundJobs(self._runs.folder / JOBS)
         self._stopping = asyncio.Event()
         self._files = f"/files/{secrets.token_urlsafe(16)}"  # a secret that only the pages tell
         thumbnails = Thumbnails(self._service.decoders)
@@ -102,6 +103,7 @@ class StudioApp:
             TrainPage(workspace, self._stopping).add_routes(self.asgi)
             UnderstandPage(workspace, self._files).add_routes(self.asgi)
             TryPage(workspace, self._service, loaded, self._files).add_routes(self.asgi)
+            ShipPage(workspace).add_routes(self.asgi)
 
     def begin_shutdown(self) -> None:
         """End the streams of progress, and ask trainings to write their checkpoints."""

@@ -14,7 +14,8 @@ from svertka.text_width import shorten
 from svertka.training.run_lock import find_training_process
 
 ARCHIVE = ".archive"
-LOGS = ".studio"
+LOGS = ".studio"  # what trainings said
+JOBS = ".studio/jobs"  # outputs of other work in the background
 NAME = re.compile(r"[^\W_](?:[\w. -]{0,78}\w)?")
 
 

@@ -12,7 +12,7 @@ from svertka.pages.html_page import content_security_policy, render_page
 from svertka.pages.templates import render_template
 from svertka.studio.workspace import Workspace
 
-VIEWS = {"collect": "Collect", "train": "Train", "understand": "Understand", "try": "Try"}
+VIEWS = {"collect": "Collect", "train": "Train", "understand": "Understand", "try": "Try", "ship": "Ship"}
 
 
 def add_routes(

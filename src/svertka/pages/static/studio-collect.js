@@ -55,9 +55,11 @@ document.addEventListener("DOMContentLoaded", () => {
     const marked = rows.filter((row) => row[2]).length;
     id("class-count").textContent = label === null ? "" : count(rows.length, "picture") + (marked ? `, ${marked} marked` : "") + (answer.reading ? ", reading the files …" : "");
     id("empty").hidden = rows.length > 0;
+    const hadFocus = grid.contains(document.activeElement);
     for (const cell of cells.values()) cell.remove();
     cells.clear();
     draw();
+    if (hadFocus) (cells.get(focused) ?? grid).focus({ preventScroll: true });
     showSelection();
     if (answer.reading) setTimeout(() => { if (label === shown) load(); }, 1500);
   }

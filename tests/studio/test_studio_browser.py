@@ -1,0 +1,236 @@
+"""The studio in a real browser: from an empty folder to a shipped classifier."""
+
+import asyncio
+import base64
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+DROP = """files => {
+    const transfer = new DataTransfer();
+    for (const [name, encoded] of files) {
+        const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
+        transfer.items.add(new File([bytes], name, {type: 'image/jpeg'}));
+    }
+    document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+}"""
+
+
+class Studio:
+    """A studio process on `folder`, whose runs are beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "svertka", "studio", str(self.folder), "--port", "0", "--json"]
+        process = subprocess.Popen(command, cwd=self.folder.parent, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        text = b""
+        while not text.rstrip().endswith(b"}"):
+            text += process.stdout.readline()
+        self.url = json.loads(text)["url"] + self.folder.name
+        return process
+
+    def restart(self) -> None:
+        """Kill the server, as by a crash, and start another one."""
+        self.process.kill()
+        self.process.wait()
+        self._close()
+        self.process = self._start()
+
+    def _close(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def stop(self) -> None:
+        """Stop the server as Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+        self._close()
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Studio]:
+    running = Studio(tmp_path / "pets")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def collecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a studio in this process, on an empty folder."""
+    from svertka.serving.access_control import LOOPBACK
+    from svertka.serving.uvicorn_server import ServerReturningOnSignal, bind_socket, build_config
+    from svertka.studio.app import StudioApp
+
+    monkeypatch.chdir(tmp_path)
+    app, up = StudioApp([tmp_path / "pets"], hosts=LOOPBACK, token=None, threads=1), threading.Event()
+    server = ServerReturningOnSignal(build_config(app.asgi), up.set)
+    sock = bind_socket("127.0.0.1", 0)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
+    thread.start()
+    assert up.wait(20)
+    yield f"http://127.0.0.1:{sock.getsockname()[1]}/pets"
+    server.should_exit = True
+    thread.join(30)
+    sock.close()
+
+
+def drop(tab: Any, files: list[Path]) -> None:
+    """Drop files on the page."""
+    tab.evaluate(DROP, [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in files])
+
+
+def add_class(tab: Any, label: str) -> None:
+    tab.fill("#new-class", label)
+    tab.keyboard.press("Enter")
+    tab.locator("h1", has_text=label).wait_for()
+
+
+def test_pictures_are_collected_moved_deleted_and_brought_back(
+    collecting: str,
+    tmp_path: Path,
+    browser: Any,
+    photos: Path,
+    axe_violations: Callable[[Any], list[str]],
+    cut_texts: Callable[[Any], list[str]],
+) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    tab = context.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(f"{collecting}/collect")
+    assert axe_violations(tab) == []
+    add_class(tab, "cat")
+    drop(tab, sorted((photos / "cat").iterdir()))
+    add_class(tab, "dog")
+    drop(tab, [*sorted((photos / "dog").iterdir()), Path(__file__)])
+    tab.get_by_text("1\u00a0file not added").wait_for()
+    cells = tab.locator(".cell")
+    cells.nth(1).wait_for()
+    cells.nth(0).click()
+    tab.keyboard.press("1")  # to cat
+    tab.locator("#class-count", has_text="1\u00a0picture").wait_for()
+    tab.keyboard.press("Delete")
+    tab.locator("#class-count", has_text="0\u00a0pictures").wait_for()
+    tab.locator("#undo").click()
+    tab.locator("#class-count", has_text="1\u00a0picture").wait_for()
+    tab.reload()
+    tab.locator("#undo").click()  # the move, which another page made
+    tab.get_by_text("undone: 1\u00a0picture moved to cat").wait_for()
+    tab.goto(f"{collecting}/collect#/cat")
+    cells.nth(2).wait_for()
+    assert axe_violations(tab) == []
+    assert cut_texts(tab) == []
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert errors == []
+    context.close()
+    pets = tmp_path / "pets"
+    names = {path.relative_to(pets).as_posix() for path in pets.glob("*/*.jpg")}
+    assert names == {"cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "dog/4.jpg"}
+
+
+@pytest.mark.large
+def test_from_an_empty_folder_to_a_shipped_classifier(
+    studio: Studio,
+    browser: Any,
+    shared_data: Path,
+    axe_violations: Callable[[Any], list[str]],
+    cut_texts: Callable[[Any], list[str]],
+) -> None:
+    sources = {"cat": "cats-dogs/cat", "dog": "cats-dogs/dog", "raccoon": "raccoons/images"}
+    pictures = {label: sorted((shared_data / path).iterdir())[:20] for label, path in sources.items()}
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions(["camera"])
+    tab = context.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    began = time.monotonic()
+    tab.goto(f"{studio.url}/collect")
+    for label, files in pictures.items():
+        add_class(tab, label)
+        drop(tab, files)
+        tab.locator("#class-count", has_text="20\u00a0pictures").wait_for()
+
+    # Trained, with a reload and a crash of the server in the middle.
+    tab.get_by_role("link", name="Train").click()
+    tab.locator("#start .primary").click()
+    tab.locator("#training").wait_for()
+    tab.reload()
+    tab.locator("#training .meter").wait_for()
+    studio.restart()
+    tab.goto(f"{studio.url}/train")
+    tab.locator("#training", has_text="pets-1: finished").wait_for(timeout=240_000)
+    tab.locator("#training figure.curves").wait_for()
+
+    # Tried.
+    tab.goto(f"{studio.url}/try")
+    tab.set_input_files("#drop input", str(sorted((shared_data / "raccoons/images").iterdir())[30]))
+    tab.locator("#answers h2", has_text="raccoon with").wait_for(timeout=60_000)
+    print(f"from opening the page to the first classification: {time.monotonic() - began:.1f} s")
+
+    # A picture with a wrong label is found, corrected by a click, and trained again.
+    shutil.copy(sorted((shared_data / sources["cat"]).iterdir())[25], studio.folder / "dog" / "wrong.jpg")
+    tab.goto(f"{studio.url}/understand")
+    tab.get_by_role("button", name="Check the labels").click()
+    wrong = tab.locator("#doubts li", has=tab.locator("img[alt='dog/wrong.jpg']"))
+    wrong.wait_for(timeout=120_000)
+    wrong.get_by_role("button", name="It is cat").click()
+    wrong.wait_for(state="detached")
+    assert (studio.folder / "cat" / "wrong.jpg").exists()
+    tab.get_by_role("button", name="Train again").click()
+    tab.locator("#training", has_text="pets-2: finished").wait_for(timeout=240_000)
+
+    # Taken home.
+    tab.goto(f"{studio.url}/ship")
+    tab.get_by_role("button", name="ONNX file").click()
+    link = tab.locator("a[href*='what=onnx']")
+    link.wait_for(timeout=120_000)
+    with tab.expect_download() as download:
+        link.click()
+    assert download.value.path().stat().st_size > 1_000_000
+    for view in ("collect", "train", "understand", "try", "ship"):
+        for width, scheme in ((1280, "light"), (390, "dark")):
+            tab.emulate_media(color_scheme=scheme)
+            tab.set_viewport_size({"width": width, "height": 800})
+            tab.goto(f"{studio.url}/{view}")
+            assert axe_violations(tab) == [], view
+            assert cut_texts(tab) == [], view
+            assert tab.evaluate("document.documentElement.scrollWidth") == width, view
+    assert errors == []
+    context.close()
+
+
+@pytest.mark.large
+def test_a_stopped_server_leaves_a_training_that_continues(studio: Studio, browser: Any, digit_folder: Path) -> None:
+    shutil.copytree(digit_folder, studio.folder, dirs_exist_ok=True)
+    tab = browser.new_page()
+    tab.goto(f"{studio.url}/train")
+    tab.get_by_text("More options").click()
+    tab.get_by_label("Network").fill("lenet5")
+    tab.get_by_label("Epochs").fill("2000")
+    tab.locator("#start .primary").click()
+    tab.locator("#training figure.curves").wait_for(timeout=120_000)
+    studio.stop()
+    assert (studio.folder.parent / "runs" / "pets-1" / "checkpoint" / "state.safetensors").exists()
+    assert not (studio.folder.parent / "runs" / "pets-1" / ".lock").exists()
+    studio.restart()
+    tab.goto(f"{studio.url}/train")
+    tab.get_by_role("button", name="Continue").click()
+    tab.locator("#training", has_text="pets-1: training").wait_for(timeout=120_000)
+    tab.get_by_role("button", name="Stop").click()
+    tab.locator("#training", has_text="pets-1: stopped").wait_for(timeout=60_000)
+    tab.close()
