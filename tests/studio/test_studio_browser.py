@@ -153,6 +153,7 @@ def test_from_an_empty_folder_to_a_shipped_classifier(
 ) -> None:
     sources = {"cat": "cats-dogs/cat", "dog": "cats-dogs/dog", "raccoon": "raccoons/images"}
     pictures = {label: sorted((shared_data / path).iterdir())[:20] for label, path in sources.items()}
+    pictures["raccoon"].append(sorted((shared_data / sources["raccoon"]).iterdir())[20])  # one is a copy, and not added
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.grant_permissions(["camera"])
     tab = context.new_page()

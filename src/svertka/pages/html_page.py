@@ -42,7 +42,7 @@ _SCRIPTS = {
     "docs": ("base.js",),
     "studio-collect": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-collect.js", "studio-camera.js"),
     "studio-train": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-train.js"),
-    "studio-try": ("base.js", "dom.js", "htmx.min.js", "studio.js", "upload.js", "studio-try.js"),
+    "studio-try": ("base.js", "dom.js", "htmx.min.js", "studio.js", "answers.js", "upload.js", "studio-try.js"),
     "studio-understand": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-choose-run.js"),
     "studio-ship": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-choose-run.js"),
 }

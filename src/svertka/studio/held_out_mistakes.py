@@ -7,9 +7,10 @@ import json
 import sys
 from typing import Any
 
-from svertka.errors import SvertkaError
+from svertka.errors import SvertkaError, UsageError
 from svertka.escaping import to_printable
 from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
+from svertka.evaluation.metrics import Evaluation
 
 
 def describe_mistakes(joint: JointEvaluation) -> dict[str, Any]:
@@ -17,8 +18,13 @@ def describe_mistakes(joint: JointEvaluation) -> dict[str, Any]:
 
     `mistakes` are dicts with `path`, `label`, `predicted` (indices of classes) and `probability`. Of each pair of
     classes there are the 8 most confident, and the 24 most confident of all.
+
+    Raises:
+        UsageError: The run predicts several labels or a number.
     """
     evaluation = joint.ensemble
+    if not isinstance(evaluation, Evaluation):
+        raise UsageError("only the mistakes of runs with one class an image are shown; see the report of the run")
     names = [one.name for one in evaluation.per_class]
     low, high = evaluation.top1_interval
     return {

@@ -46,6 +46,12 @@ class ExportFormat:
 
 FORMATS = (
     ExportFormat(
+        "page",
+        "A page",
+        "One file that classifies pictures and what the camera sees in any browser, without a server and offline.",
+        "page.html",
+    ),
+    ExportFormat(
         "onnx",
         "ONNX file",
         "For other programs and languages. It takes pictures of any size and returns probabilities, and was compared "
