@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +94,15 @@ def test_runs_are_renamed_archived_and_restored(tmp_path: Path, make_run: Callab
     assert runs.names(archived=True) == ["two"]
     runs.restore("two")
     assert sorted(runs.names()) == ["first run", "two"]
+
+
+def test_a_request_does_not_choose_code_that_is_run(client: Any) -> None:
+    for field, value in (
+        ("model", "os:abort"),
+        ("model", "evil.py:make"),
+        ("epochs", "1 --resume x"),
+        ("weights", "x"),
+    ):
+        answer = client.post("start", data={field: value})
+        assert answer.status_code == 400, field
+        assert f"the field {field} is wrong" in answer.json()["error"]

@@ -152,10 +152,10 @@ class PredictionService:
             run, usage = self._find_run(wanted.options.run), RequestDecoding()
             with self.batchers[run.key].reserve(len(wanted.images)):
                 if wanted.is_single:
-                    entry = await _cancel_on_disconnect(request, self._predict_one(run, wanted, 0, usage))
+                    entry = await cancel_on_disconnect(request, self._predict_one(run, wanted, 0, usage))
                     return ASCIIJSONResponse([entry])
                 entries = [self._try_one(run, wanted, number, usage) for number in range(len(wanted.images))]
-                return ASCIIJSONResponse(await _cancel_on_disconnect(request, _gather(entries)))
+                return ASCIIJSONResponse(await cancel_on_disconnect(request, _gather(entries)))
 
     async def _try_one(
         self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: RequestDecoding
@@ -193,7 +193,7 @@ class PredictionService:
             run, label = self._find_class(wanted.options)
             with self.batchers[run.key].reserve(1):
                 explained = self._explain_one(run, wanted.images[0], label)
-                return ASCIIJSONResponse(await _cancel_on_disconnect(request, explained))
+                return ASCIIJSONResponse(await cancel_on_disconnect(request, explained))
 
     async def _explain_one(self, run: ServedModel, image: EncodedImage, label: int | None) -> dict[str, Any]:
         pixels = await self._decode(run, image, RequestDecoding(), lambda pixels: pixels)
@@ -246,7 +246,7 @@ async def _gather(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result
     return await asyncio.gather(*answers)
 
 
-async def _cancel_on_disconnect(request: Request, answer: Coroutine[Any, Any, Result]) -> Result:
+async def cancel_on_disconnect(request: Request, answer: Coroutine[Any, Any, Result]) -> Result:
     """Return the result of `answer`, which is cancelled when the client disconnects."""
 
     async def disconnect() -> None:

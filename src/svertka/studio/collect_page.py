@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.files import format_bytes, os_error_to_storage_error
 from svertka.serving.http_error import HTTPError
+from svertka.serving.prediction_service import cancel_on_disconnect
 from svertka.serving.request_body_limits import BodyReader
 from svertka.studio.collection import TRASH, Change, CollectedImage
 from svertka.studio.image_marks import ImageMark
@@ -124,7 +125,6 @@ class CollectPage:
         add_routes(app, self._workspace, pages, forms)
 
     async def _page(self) -> Response:
-        await run_in_threadpool(self._marks.read_unknown)
         return render_studio_page(self._workspace, "collect", **await run_in_threadpool(self._describe_classes))
 
     async def _classes(self) -> Response:
@@ -164,7 +164,8 @@ class CollectPage:
         wanted = read_query(request, ThumbnailFields)
         file = await run_in_threadpool(self._collection.file, wanted.path)
         try:
-            content = await self._workspace.thumbnails.of_file(file, wanted.v, int(wanted.side))
+            made = self._workspace.thumbnails.of_file(file, wanted.v, int(wanted.side))
+            content = await cancel_on_disconnect(request, made)  # the page has been scrolled on
         except ImageError as error:
             self._marks.add_problem(wanted.path, str(error))
             raise

@@ -104,17 +104,15 @@ class Collection:
         """Return the images of a class by name; empty if there is no such class."""
         if not self.has_class(label):
             return []
-        found = []
-        with suppress(OSError), os.scandir(self.folder / label) as entries:
-            for entry in entries:
-                if _is_shown_file(entry):
-                    stamp = _stamp(entry.stat(follow_symlinks=False))
-                    found.append(CollectedImage(f"{label}/{entry.name}", stamp))
+        found = [
+            CollectedImage(f"{label}/{entry.name}", _stamp(entry.stat(follow_symlinks=False)))
+            for entry in self._shown_files(label)
+        ]
         return sorted(found, key=lambda one: one.path)
 
     def counts(self) -> dict[str, int]:
         """Return the number of images of each class."""
-        return {label: len(self.images(label)) for label in self.classes()}
+        return {label: sum(1 for _ in self._shown_files(label)) for label in self.classes()}
 
     def has_class(self, label: str) -> bool:
         """Return whether there is a class of this name."""
@@ -318,6 +316,12 @@ class Collection:
             shutil.rmtree(self._trash, ignore_errors=True)
             return f"{count_with_noun(count, 'file')} deleted for good"
 
+    def _shown_files(self, label: str) -> Iterator["os.DirEntry[str]"]:
+        with suppress(OSError), os.scandir(self.folder / label) as entries:
+            for entry in entries:
+                if _is_shown_file(entry):
+                    yield entry
+
     def _class_folders(self) -> Iterator["os.DirEntry[str]"]:
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
@@ -420,7 +424,7 @@ def _is_shown_file(entry: "os.DirEntry[str]") -> bool:
     name = entry.name
     return (
         not is_junk_file_name(name)
-        and Path(name).suffix.lower() in SUFFIXES
+        and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - ten times as fast
         and entry.is_file(follow_symlinks=False)
         and not FORBIDDEN.search(name)
         and _is_text(name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from svertka.data.image_io import read_bytes, read_header
 from svertka.errors import ImageError
 from svertka.studio.collection import CollectedImage, Collection
 
+PAUSE_SECONDS = 0.0005  # between two files that are read in the background, for requests that somebody waits for
 Kind = Literal["bad", "copy", "doubt"]
 
 
@@ -88,6 +90,7 @@ class ImageMarks:
     def _read_all(self) -> None:
         for one in self._all_images():
             if not self._digest_of(one):
+                time.sleep(PAUSE_SECONDS)
                 try:
                     self.add(one, read_bytes(self._collection.folder / one.path))
                 except ImageError as error:

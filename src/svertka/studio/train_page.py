@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -79,6 +79,14 @@ class StartFields(Fields):
     val: Option = ""
     test: Option = ""
     seed: Option = ""
+
+    @field_validator("model")
+    @classmethod
+    def _is_known(cls, model: str) -> str:
+        # Not package.module:function, which svertka train would import and call.
+        if model and model not in (*MODELS, "auto") and not model.startswith(("timm:", "torchvision:")):
+            raise ValueError("no network of svertka; see svertka models")
+        return model
 
 
 class RunField(Fields):

@@ -7,6 +7,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const GAP = 4; // CSS pixels between pictures
   const SPARE_ROWS = 3; // above and below the visible ones
   const SENDING = 3; // files at a time
+  const LOAD_EVERY = 80; // milliseconds; a picture that is scrolled past sooner is not asked for
   const IGNORED = /(^|\/)(\.|__MACOSX\/|Thumbs\.db|desktop\.ini)/i;
   const id = (name) => document.getElementById(name);
   const [grid, files, folder] = [id("grid"), id("files"), id("folder")];
@@ -17,6 +18,7 @@ document.addEventListener("DOMContentLoaded", () => {
   let focused = 0; // index of the picture that Tab reaches
   let anchor = 0; // where a selection with Shift begins
   let cells = new Map(); // index → element
+  let loading = 0; // timer
 
   const links = () => [...document.querySelectorAll("#classes a[data-label]")];
   const labels = () => links().map((link) => link.dataset.label);
@@ -56,8 +58,7 @@ document.addEventListener("DOMContentLoaded", () => {
     id("class-count").textContent = label === null ? "" : count(rows.length, "picture") + (marked ? `, ${marked} marked` : "") + (answer.reading ? ", reading the files …" : "");
     id("empty").hidden = rows.length > 0;
     const hadFocus = grid.contains(document.activeElement);
-    for (const cell of cells.values()) cell.remove();
-    cells.clear();
+    for (const [k, cell] of cells) discard(k, cell);
     draw();
     if (hadFocus) (cells.get(focused) ?? grid).focus({ preventScroll: true });
     showSelection();
@@ -80,7 +81,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const wanted = new Set();
     for (let k = first; k < last; k += 1) wanted.add(k);
     if (rows.length) wanted.add(focused); // which keeps the focus
-    for (const [k, cell] of cells) if (!wanted.has(k)) { cell.remove(); cells.delete(k); }
+    for (const [k, cell] of cells) if (!wanted.has(k)) discard(k, cell);
     const fresh = [];
     for (const k of wanted) {
       let cell = cells.get(k);
@@ -89,12 +90,25 @@ document.addEventListener("DOMContentLoaded", () => {
       Object.assign(cell.style, { width: `${side}px`, height: `${side}px`, transform: `translate(${x}px, ${y}px)` });
     }
     grid.append(...fresh);
+    if (fresh.length && !loading) loading = setTimeout(loadImages, LOAD_EVERY);
+  }
+  function discard(k, cell) {
+    cell.querySelector("img")?.removeAttribute("src"); // or it would still be loaded
+    cell.remove();
+    cells.delete(k);
+  }
+  function loadImages() {
+    loading = 0;
+    for (const [k, cell] of cells) {
+      const image = cell.querySelector("img:not([src])");
+      if (image) image.src = address(rows[k]);
+    }
   }
   function makeCell(k) {
     const row = rows[k];
     const [name, , kind, reason] = row;
     const marks = { bad: "cannot be read", copy: "copy", doubt: "doubtful" };
-    const image = make("img", { src: address(row), alt: "", draggable: false, decoding: "async", onerror: () => image.replaceWith(make("span", { class: "broken" }, "cannot be read")) });
+    const image = make("img", { alt: "", draggable: false, decoding: "async", onerror: () => image.replaceWith(make("span", { class: "broken" }, "cannot be read")) });
     return make("div", {
       class: "cell", role: "option", id: `cell-${k}`, "data-at": k, title: reason ? `${name}: ${reason}` : name, draggable: "true",
       "aria-selected": String(selected.has(name)), "aria-setsize": rows.length, "aria-posinset": k + 1, tabindex: k === focused ? 0 : -1,
