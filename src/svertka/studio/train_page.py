@@ -121,7 +121,11 @@ class TrainPage:
 
     def add_routes(self, app: FastAPI) -> None:
         """Add the routes to `app`."""
-        pages: dict[str, Callable[..., Any]] = {"train": self._page, "progress": self._progress}
+        pages: dict[str, Callable[..., Any]] = {
+            "train": self._page,
+            "progress": self._progress,
+            "runs": self._list,
+        }
         forms: dict[str, Callable[..., Any]] = {
             "start": self._start,
             "stop": self._stop,
@@ -195,6 +199,9 @@ class TrainPage:
         name = (await read_form(request, RunField)).run
         await run_in_threadpool(self._runs.forget_failed, name)
         return await self._list_after(f"{name} removed from the list")
+
+    async def _list(self) -> Response:
+        return render_fragment("studio_runs.html", **await run_in_threadpool(self._describe_runs))
 
     async def _list_after(self, sentence: str) -> Response:
         listed = await run_in_threadpool(self._describe_runs)

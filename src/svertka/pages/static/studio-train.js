@@ -21,5 +21,5 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const kind of ["pointerout", "focusout"]) {
     panel.addEventListener(kind, () => setTimeout(() => { if (waiting && !isRead()) { show(waiting); waiting = null; } }));
   }
-  source.addEventListener("end", () => { source.close(); setTimeout(() => location.reload(), isRead() ? 3000 : 300); });
+  source.addEventListener("end", () => { source.close(); htmx.ajax("GET", "runs", { target: "#runs", swap: "outerHTML" }); });
 });
