@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from torch import Tensor
 
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, RunError
 from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
@@ -22,7 +21,7 @@ from svertka.serving.http_error import HTTPError
 from svertka.serving.request_batching import Batcher
 from svertka.serving.request_body_limits import BodyReader
 from svertka.serving.schemas import IMAGE_TYPES, ExplainOptions, PredictOptions
-from svertka.serving.served_model import ServedModel
+from svertka.serving.served_model import Answer, ServedModel
 from svertka.serving.uploads import decode_base64, parse_form, split_base64_list
 
 # The last is curl's default for --data-binary. The content says whether the body is an image.
@@ -94,7 +93,7 @@ class PredictionService:
         # wait for the one whose core the decoder took.
         self._may_decode = asyncio.Event()
         self._may_decode.set()
-        self.batchers: dict[str, Batcher[tuple[Tensor, float | None]]] = {}
+        self.batchers: dict[str, Batcher[Answer]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._is_started = False
 

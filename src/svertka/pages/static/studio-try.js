@@ -58,20 +58,20 @@ document.addEventListener("DOMContentLoaded", () => {
       try {
         const { key, size } = facts.runs[choice.selectedIndex];
         const body = await capture(size);
-        const [{ labels, number }] = await studio.ask(studio.query("predict", { run: key, top: 5 }), { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
-        if (turn === running) show(labels, number, times);
+        const [answer] = await studio.ask(studio.query("predict", { run: key, top: 5 }), { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
+        if (turn === running) show(answer, times);
       } catch (error) {
         if (turn === running) panel.querySelector(".verdict").textContent = `${error.message}.`;
         await new Promise((resolve) => setTimeout(resolve, 1000));
       }
     }
   }
-  function show(labels, number, times) {
+  function show({ labels, number, unknown }, times) {
     times.push(performance.now());
     if (times.length > RATES) times.shift();
     const rate = times.length > 1 ? (1000 * (times.length - 1)) / (times.at(-1) - times[0]) : 0;
     const best = labels[0] ?? number;
-    panel.querySelector(".verdict").replaceChildren(build.named(best.name), number ? ` ${build.number(number.value)}` : ` with ${build.percent(best.probability)}`);
+    panel.querySelector(".verdict").replaceChildren(...(unknown ? ["unknown, closest to "] : []), build.named(best.name), number ? ` ${build.number(number.value)}` : ` with ${build.percent(best.probability)}`);
     if (!number) panel.querySelector(".chart").replaceChildren(build.bars(labels.map(({ name, probability }) => [name, probability]), "The most probable classes"));
     panel.querySelector(".rate").textContent = `${rate.toFixed(0)} answers a second`;
     panel.dataset.answers = Number(panel.dataset.answers ?? 0) + 1;
