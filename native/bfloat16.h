@@ -50,6 +50,17 @@ ALWAYS_INLINE void store(BFloat16* to, Vector vector) {
     __builtin_memcpy(to, &halves, sizeof halves);
 }
 
+// Two vectors, one after the other.
+ALWAYS_INLINE void store_two(BFloat16* to, Vector first, Vector second) {
+#if defined(__AVX512BF16__)
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    __builtin_memcpy(to, &both, sizeof both);
+#else
+    store(to, first);
+    store(to + lanes, second);
+#endif
+}
+
 // `to` is aligned to half a vector.
 ALWAYS_INLINE void stream_store(BFloat16* to, Vector vector) {
     const Halves halves = to_bf16(vector);
@@ -64,14 +75,22 @@ ALWAYS_INLINE void stream_store(BFloat16* to, Vector vector) {
 
 // The first `count` < lanes values, then zeros.
 ALWAYS_INLINE Vector load_partial(const BFloat16* from, Index count) {
+#if defined(__AVX512BW__) && !defined(__SANITIZE_ADDRESS__)
+    return upcast((Halves)_mm256_maskz_loadu_epi16(mask_of(count), from));
+#else
     Halves halves{};
     __builtin_memcpy(&halves, from, count * sizeof(BFloat16));
     return upcast(halves);
+#endif
 }
 
 ALWAYS_INLINE void store_partial(BFloat16* to, Vector vector, Index count) {
     const Halves halves = to_bf16(vector);
+#if defined(__AVX512BW__) && !defined(__SANITIZE_ADDRESS__)
+    _mm256_mask_storeu_epi16(to, mask_of(count), (__m256i)halves);
+#else
     __builtin_memcpy(to, &halves, count * sizeof(BFloat16));
+#endif
 }
 
 // The first `count` values of a vector: none if count <= 0, all if count >= lanes.

@@ -157,6 +157,12 @@ struct Pass {
         const float low = epilogue.low, high = epilogue.high;
         Result* const to = output + pixel * shape.out_step + channel;
         const Index step = shape.out_step;
+        if constexpr (whole && vectors == 2 && std::is_same_v<Result, BFloat16>) {
+#pragma GCC unroll 16
+            for (int row = 0; row < count; ++row)
+                store_two(to + row * step, clamp(sums[row][0], low, high), clamp(sums[row][1], low, high));
+            return;
+        }
         each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
             const Vector result = clamp(sums[row][half], low, high);
             if (whole || half < vectors - 1)
