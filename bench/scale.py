@@ -224,7 +224,10 @@ def decoding_alone(folder: Path) -> Iterable[int]:
 
 
 def svertka_loader(folder: Path) -> Iterable[int]:
-    """Read the shards as training does."""
+    """Read the shards as training does, in the second epoch."""
+    from svertka.malloc import keep_freed_memory
+
+    keep_freed_memory()
     from svertka.data.image_disk_cache import prepare_images
     from svertka.data.loader import BatchLoader
     from svertka.data.preprocessing import Preprocess
@@ -239,8 +242,10 @@ def svertka_loader(folder: Path) -> Iterable[int]:
         rows, dataset.labels, np.arange(len(dataset)), preprocess, batch_size=BATCH, shuffle=True, prefetch=True,
         permute=images.shuffle, request=images.request,
     )  # fmt: skip
+    for _ in loader.epoch(0):  # in which the images are compared with their digests
+        pass
     yield 0
-    for batch in loader.epoch(0):
+    for batch in loader.epoch(1):
         yield len(batch.labels)
 
 

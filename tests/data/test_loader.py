@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svertka.data.augmentation import Flip, PadCrop, RandomCrop
-from svertka.data.loader import BatchLoader
+from svertka.data.loader import PREFETCHERS, BatchLoader
 from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
@@ -144,10 +144,10 @@ def test_processes_share_every_batch(make, world):
     assert shares[-1][-1].images.shape[1:] == (3, 12, 12)
 
 
-def test_stopping_early_ends_the_thread(make):
+def test_stopping_early_ends_the_threads(make):
     stream = make(shuffle=True, prefetch=True).epoch(0)
     next(stream)
-    assert len(threads()) == 1
+    assert 0 < len(threads()) <= PREFETCHERS
     stream.close()
     assert not threads()
 

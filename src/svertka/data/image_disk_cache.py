@@ -27,7 +27,7 @@ from svertka.data.image_io import (
 from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, SquareSettings, read_info
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import SquareImages
-from svertka.data.preprocessing import Fit, Interpolation
+from svertka.data.preprocessing import Fit, Interpolation, select_used_region
 from svertka.data.sharded_images import ShardImages
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
@@ -275,10 +275,11 @@ class _Squares:
             DataError: The image cannot be read.
         """
         try:
-            return self.row(index).square(self.layout)
+            rgb = self.images.read(index, min_side=self.layout.resize)
         except ImageError as error:
             name = self.images.name(index)
             raise DataError(f"{name} cannot be read: {error}; fix or remove the file and start again") from error
+        return self.layout.square(select_used_region(rgb, self.layout.fit))
 
     def _survey(self, content: bytes) -> ImageInfo | None:
         """Return the information on a 16-bit image with the range of its values; None for other images."""

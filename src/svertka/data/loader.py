@@ -20,6 +20,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
 AHEAD = 3  # batches prepared in advance
+PREFETCHERS = 2  # threads that prepare them: one normalizes a batch while the images of the next one are decoded
 REQUESTED = 8  # batches whose images are announced before they are read
 NO_MIXING = MixupAndCutmix()
 
@@ -172,7 +173,7 @@ class BatchLoader:
             return
         steps = iter(range(first_step, self.steps))
         coming: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        pool = ThreadPoolExecutor(PREFETCHERS, thread_name_prefix="batches")
         try:
             coming.extend(pool.submit(self._batch, order, number, step) for step in islice(steps, AHEAD))
             while coming:

@@ -36,6 +36,7 @@ class ShardImages(EncodedImages):
     ) -> None:
         self.location, self.index, self.content, self.decoding = location, index, content, decoding
         self.shard_of = index.shard_of
+        self._verified = np.zeros(len(index), bool)  # images that were compared with their digest
 
     def __len__(self) -> int:
         return len(self.index)
@@ -60,13 +61,15 @@ class ShardImages(EncodedImages):
         return height, width
 
     def read_bytes(self, index: int) -> bytes:
-        """Return the encoded image.
+        """Return the encoded image; when it is read for the first time, it is compared with its digest.
 
         Raises:
             DataError: Its shard cannot be read, or has another content than its index says.
         """
         place = self._range(index)
         content = self.content.read(*place)
+        if self._verified[index]:
+            return content
         if hash_content(content) != self.digest(index):
             self.content.forget(*place)
             content = self.content.read(*place)
@@ -76,6 +79,7 @@ class ShardImages(EncodedImages):
                     f"{what} has another content at byte {place[1]:,} than its index says; copy both again, or write "
                     "both again with svertka shard"
                 )
+        self._verified[index] = True
         return content
 
     def decode(self, index: int, min_side: int | None = None) -> DecodedImage:
@@ -91,7 +95,9 @@ class ShardImages(EncodedImages):
 
     def with_decoding(self, decoding: DecodingOptions) -> "ShardImages":
         """Return the same images, decoded as `decoding` says."""
-        return ShardImages(self.location, self.index, self.content, decoding)
+        other = ShardImages(self.location, self.index, self.content, decoding)
+        other._verified = self._verified
+        return other
 
     def request(self, indices: Ints) -> None:
         """Begin to fetch the shards' blocks with the images at `indices`, which will be read soon."""
