@@ -223,9 +223,11 @@ class RemoteBytes:
 
 
 def make_room(folder: Path, room: int) -> None:
-    """Remove the oldest files under `folder` until the rest take at most `room` bytes."""
+    """Remove the oldest blocks under `folder` until the rest take at most `room` bytes."""
     found = []
     for path in folder.glob("*/*/*"):
+        if not path.name.isdigit():  # another process is writing it
+            continue
         with suppress(OSError):
             status = path.stat()
             found.append((status.st_mtime_ns, status.st_size, path))

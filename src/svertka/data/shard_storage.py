@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +24,9 @@ from svertka.progress import say
 from svertka.text_width import shorten
 
 T = TypeVar("T")
+
+_waiting = threading.Lock()
+_reported = {"until": 0.0}  # time.monotonic() up to which no further request is reported as waiting
 
 PATIENCE = 60.0  # seconds for which a request is repeated
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds between two attempts
@@ -204,7 +208,7 @@ def retry(action: Callable[[], T], what: str, system: Any, absent: T | None = No
     Raises:
         DataError: The file does not exist, access is denied, or the server does not answer for a minute.
     """
-    deadline, wait, said = time.monotonic() + PATIENCE, FIRST_WAIT, False
+    deadline, wait = time.monotonic() + PATIENCE, FIRST_WAIT
     while True:
         try:
             return action()
@@ -218,11 +222,17 @@ def retry(action: Callable[[], T], what: str, system: Any, absent: T | None = No
                 raise DataError(
                     f"{what} cannot be {verb} ({_describe(error)}); check the connection and start again"
                 ) from error
-            if not said:
-                said = True
-                say(f"{what} does not answer ({_describe(error)}); trying again for {PATIENCE:.0f} seconds")
+            _report_waiting(f"{what} does not answer ({_describe(error)}); trying again for {PATIENCE:.0f} seconds")
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _report_waiting(sentence: str) -> None:
+    """Say `sentence`, unless another thread said so of its request a short time ago."""
+    with _waiting:
+        if time.monotonic() > _reported["until"]:
+            _reported["until"] = time.monotonic() + PATIENCE
+            say(sentence)
 
 
 def _final_reason(error: Exception, what: str, verb: str) -> str | None:
