@@ -1,5 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.device import (
     autocast,
@@ -7,6 +10,7 @@ from svertka.device import (
     cpu_name,
     describe_device,
     is_dense_with_values,
+    meta_device,
     set_memory_format,
     set_threads,
 )
@@ -53,6 +57,30 @@ def test_layout_changes_strides_and_nothing_else() -> None:
     set_memory_format(layer, torch.channels_last)
     assert layer.weight.stride(1) == 1
     assert torch.equal(layer.weight, before)
+
+
+class Recorded(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_random_numbers_are_drawn_for_a_network_on_the_meta_device() -> None:
+    torch.manual_seed(0)
+    with Recorded() as recorded, meta_device():
+        layer = torch.nn.Linear(3, 4)
+        assert torch.nn.init.normal_(layer.weight) is layer.weight
+        assert torch.nn.init.trunc_normal_(layer.bias) is layer.bias
+        torch.nn.init.kaiming_normal_(layer.weight)
+    assert layer.weight.is_meta
+    assert "aten.normal_.default" not in recorded.names
+    with meta_device():
+        drawn = torch.nn.init.normal_(torch.empty(3, device="cpu"))
+    assert torch.equal(drawn, torch.empty(3).normal_(generator=torch.Generator().manual_seed(0)))
 
 
 def test_descriptions_are_for_people() -> None:

@@ -28,7 +28,14 @@ from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.prediction_inputs import Input, find_wrong_suffixes, list_inputs, sample_intensity_ranges
 from svertka.data.preprocessing import ImageLike, Preprocess, load_rgb_image
-from svertka.device import choose_device, is_dense_with_values, network_device, set_threads, with_preserved_settings
+from svertka.device import (
+    choose_device,
+    is_dense_with_values,
+    meta_device,
+    network_device,
+    set_threads,
+    with_preserved_settings,
+)
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
 from svertka.escaping import format_command, join_first
 from svertka.files import os_error_to_storage_error, parse_path, read_json, write_json
@@ -239,7 +246,7 @@ class Classifier:
         weights = folder / WEIGHTS
         model = model or config.find_model(folder, trust_builder=trust_builder)
         # Shapes are compared on a meta network: a damaged config must not allocate terabytes.
-        with torch.device("meta"):
+        with meta_device():
             expected = {name: tuple(tensor.shape) for name, tensor in config.build(model).state_dict().items()}
         found = read_tensor_shapes(weights)
         if expected != found:
@@ -864,7 +871,7 @@ def read_initial_weights(model: registry.Model, text: str) -> LoadedWeights:
     if other is None or model.warm_start is None or other.warm_start is not model.warm_start:
         raise UsageError(f"weights={text} are of {config.model}, not {model.name}; give --model {config.model}")
     shape = len(config.names), config.preprocess.channels, config.preprocess.size
-    with torch.device("meta"):
+    with meta_device():
         theirs, ours = other.build(*shape), model.build(*shape)
     theirs.load_state_dict(tensors, assign=True)
     note = f"{model.name} starts from some layers of {config.model}, as its paper says"

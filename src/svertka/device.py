@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from svertka.errors import UsageError
 
@@ -98,6 +99,28 @@ def autocast(device: torch.device, *, bfloat16: bool = False) -> AbstractContext
 def has_bfloat16() -> bool:
     """Return whether this CPU has bfloat16 products (AVX512-BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class _SkipNormalOnMeta(TorchFunctionMode):
+    """Skips filling meta tensors with normal numbers: they have no values, and PyTorch loads torch._dynamo for it."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the tensor as it is, or the result of `function`."""
+        kwargs = kwargs or {}
+        if function in (nn.init.normal_, torch.Tensor.normal_):
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Build networks on the meta device in the body, without values and without allocating their weights."""
+    with torch.device("meta"), _SkipNormalOnMeta():
+        yield
 
 
 def set_memory_format(network: nn.Module, layout: torch.memory_format) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from svertka.device import meta_device
 from svertka.errors import UsageError
 from svertka.models.registry import Model
 from svertka.models.weights import head_tensor_names
@@ -56,7 +57,7 @@ def head_kind_without_relu(model: Model, kind: HeadKind) -> HeadKind:
     """
     if kind == "linear" and not has_head(model):
         return kind
-    with torch.device("meta"):
+    with meta_device():
         has_relu = _rectified_head(model.build(2), head_path(model)) is not None
     return "pooled" if has_relu and kind == "linear" else kind
 
@@ -108,7 +109,7 @@ def head_path(model: Model) -> str:
                 "with --head-layer (in Python head_layer=), or train all of it with --head linear"
             )
         return model.reference.head_layer
-    with torch.device("meta"):
+    with meta_device():
         auxiliary = tuple(getattr(model.build(), "auxiliaries", ()))
     paths = {name.rpartition(".")[0] for name in head_tensor_names(model)}
     return next(path for path in sorted(paths) if path.partition(".")[0] not in auxiliary)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from svertka.data.preprocessing import Preprocess
+from svertka.device import meta_device
 from svertka.errors import UsageError
 from svertka.graph.summary import Trace, trace
 from svertka.models.airbench import AirBench
@@ -119,7 +120,7 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 def _count(model: Model) -> tuple[int, int, int]:
     """Return parameters in inference, parameters in training, and multiply-adds of a network, as in its paper."""
-    with torch.device("meta"):
+    with meta_device():
         network = model.build()
     layers = trace(network, (1, *model.input_shape))
     return layers.parameters, sum(parameter.numel() for parameter in network.parameters()), layers.multiply_adds
@@ -137,7 +138,7 @@ SIZES = _read_sizes()
 
 def trace_model(model: Model) -> Trace:
     """Trace a network as in its paper, without allocating its weights."""
-    with torch.device("meta"):
+    with meta_device():
         network = model.build()
     return trace(network, (1, *model.input_shape))
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from svertka.data import imagenet
 from svertka.data.preprocessing import Preprocess
+from svertka.device import meta_device
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path
@@ -193,7 +194,7 @@ def _published_by_package(model: Model, package: str) -> LoadedWeights:
 @cache
 def head_tensor_names(model: Model) -> frozenset[str]:
     """Return the names of the tensors whose first dimension is the number of classes: the heads of `model`."""
-    with torch.device("meta"):
+    with meta_device():
         two, three = (model.build(classes).state_dict() for classes in (2, 3))
     return frozenset(name for name in two if two[name].shape != three[name].shape)
 

@@ -1,6 +1,5 @@
 """The built-in recipes, each with its source, and the default recipe for a source and a network."""
 
-import torch
 from torch import nn
 
 from svertka.data.augmentation import (
@@ -13,6 +12,7 @@ from svertka.data.augmentation import (
     ScaleJitter,
     TrivialAugment,
 )
+from svertka.device import meta_device
 from svertka.errors import UsageError
 from svertka.models.registry import MODELS
 from svertka.training.lr_schedule import Cosine, Plateau, Polynomial, Step
@@ -255,7 +255,7 @@ def default_recipe(source: str, model: str, *, unfreeze: str | None = None, trai
 
 
 def _has_batch_norm(model: str) -> bool:
-    with torch.device("meta"):
+    with meta_device():
         return any(isinstance(layer, nn.BatchNorm2d) for layer in MODELS[model].build().modules())
 
 

@@ -22,7 +22,7 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Fit, Preprocess, parse_fit_mode
 from svertka.data.source_opener import Source, is_path, open_source
-from svertka.device import choose_device, describe_device, set_memory_format, set_threads
+from svertka.device import choose_device, describe_device, meta_device, set_memory_format, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
 from svertka.graph.output_layer import count_classes
@@ -368,7 +368,7 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     given = model.preprocess if start is None else start.preprocess
     fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
     side, resize, channels = choose_input_size_and_channels(dataset, model, options.size, given, fit)
-    with torch.device("meta"):  # fails early if the size is too small, or if the weights are another network's
+    with meta_device():  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
     check_task_outputs(dataset, unmade, model.name)
     if model.reference is not None:
