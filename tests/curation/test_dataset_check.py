@@ -217,6 +217,16 @@ def test_sixteen_bits_that_are_not_all_used(photos: Path, top: int, taken: tuple
     assert any(f"{taken[1]:,} for white" in line for line in describe_findings(findings))
 
 
+def test_pages_after_the_first_are_said_not_to_be_used(photos: Path) -> None:
+    noise(60).save(photos / "cat" / "single.tif")
+    assert not any("pages" in one for one in check(photos).account.warnings)
+    noise(61).save(photos / "cat" / "stack.tif", save_all=True, append_images=[noise(62)])
+    (warning,) = check(photos).account.warnings
+    assert warning.startswith("TIFF files with several pages, of which only the first is used: ")
+    assert "stack.tif; " in warning
+    assert "single.tif" not in warning
+
+
 def test_the_share_that_the_central_square_leaves_out(tmp_path: Path) -> None:
     for number, (width, height) in enumerate([(90, 30), (30, 60), (40, 40), (60, 30), (30, 60)]):
         folder = tmp_path / "ab"[number % 2]

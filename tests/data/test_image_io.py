@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import sys
 import time
 import tracemalloc
 import warnings
@@ -29,7 +30,7 @@ from svertka.data.image_io import (
     read_image_size,
     to_rgb,
 )
-from svertka.errors import ImageError, UsageError
+from svertka.errors import ImageError, ImageFormatError, UsageError
 
 SIZES = [(23, 37), (5, 3)]  # odd, higher than wide; smaller than a JPEG block
 
@@ -313,6 +314,16 @@ def late_exif(data: bytes) -> bytes:
     start = data.index(b"eXIf") - 4
     end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
     return data[:start] + data[end:-12] + data[start:end] + data[-12:]
+
+
+def test_an_image_whose_decoder_is_not_installed_says_what_to_install(monkeypatch):
+    image = Image.fromarray(noise((9, 7), 3))
+    assert decode_to_pixels(heic(image)).shape == (9, 7, 3)
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    for data, reason in ((heic(image), r"pip install 'svertka\[heif\]'"), (save(image, "AVIF"), "upgrade Pillow")):
+        with pytest.raises(ImageFormatError, match=reason):
+            decode_to_pixels(data)
 
 
 def test_size_needs_no_pixels(shared_data, monkeypatch):

@@ -42,7 +42,7 @@ from svertka.data.shard_storage import is_shard_source
 from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.escaping import escape_undecodable, to_printable
+from svertka.escaping import escape_undecodable, join_first, to_printable
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -212,6 +212,7 @@ class _Seen:
     misnamed: str | None = None
     intensities: Range | None = None
     file: FileProperties | None = None
+    has_more_pages: bool = False
 
 
 @check_types
@@ -284,6 +285,7 @@ def check(
     problems += _find_problems(dataset, bad, per_class["train"])
     account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
+    warnings = [*account.warnings, *_shortcuts(dataset, seen), *_unread_pages(dataset, seen)]
     findings = Findings(
         source=escape_undecodable(dataset.source),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
@@ -308,7 +310,7 @@ def check(
         hidden=tuple(map(escape_undecodable, listing.hidden)),
         others=tuple(map(escape_undecodable, listing.others)),
         problems=tuple(map(escape_undecodable, problems)),
-        account=replace(account, warnings=(*account.warnings, *_shortcuts(dataset, seen))),
+        account=replace(account, warnings=tuple(warnings)),
     )
     if not labels:
         return findings
@@ -451,7 +453,8 @@ def _look(images: Images, index: int) -> _Seen:
     )
     properties = FileProperties(header.format, 16 if header.deep else 8, header.size)
     wrong = detect_misnamed(images.paths[index], content) if isinstance(images, FileImages) else None
-    return _Seen(digest, header.mode, header.size, header.orientation != 1, small, wrong, values, properties)
+    turned, more = header.orientation != 1, header.has_more_pages
+    return _Seen(digest, header.mode, header.size, turned, small, wrong, values, properties, more)
 
 
 def _shortcuts(dataset: Dataset, seen: dict[int, _Seen]) -> list[str]:
@@ -489,6 +492,17 @@ def _discarded(dataset: Dataset, seen: dict[int, _Seen]) -> tuple[float, float, 
     shares = {index: discarded_share(height, width) for index, one in seen.items() for width, height in [one.size]}
     worst = max(shares, key=shares.__getitem__)
     return float(np.median(list(shares.values()))), shares[worst], escape_undecodable(dataset.images.name(worst))
+
+
+def _unread_pages(dataset: Dataset, seen: dict[int, _Seen]) -> list[str]:
+    """Return a warning if files have several pages, of which only the first is used."""
+    found = [escape_undecodable(dataset.images.name(index)) for index in sorted(seen) if seen[index].has_more_pages]
+    if not found:
+        return []
+    return [
+        f"TIFF files with several pages, of which only the first is used: {join_first(found)}; "
+        "save each page as a file of its own if it is an image to learn from"
+    ]
 
 
 def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:

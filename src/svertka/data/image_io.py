@@ -279,6 +279,7 @@ class ImageHeader:
         size: (width, height) as stored, pixels.
         orientation: EXIF orientation, 1 to 8.
         deep: Whether the image has 16 bits per value.
+        has_more_pages: Whether the file is a TIFF with pages after the first, which is the one that is read.
     """
 
     format: str
@@ -286,6 +287,7 @@ class ImageHeader:
     size: tuple[int, int]
     orientation: int
     deep: bool
+    has_more_pages: bool = False
 
 
 def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader:
@@ -299,7 +301,8 @@ def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader
         orientation = _orientation(image)
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
         orientation = orientation if orientation in range(1, 9) else 1
-        return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep)
+        more = isinstance(image, TiffImageFile) and image.is_animated
+        return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep, more)
 
 
 def measure_intensity_range(data: bytes, decoding: DecodingOptions = DEFAULT) -> Range | None:
