@@ -13,7 +13,8 @@ def test_the_public_names() -> None:
     assert svertka.__all__ == [
         "Classifier", "Optimized", "Recipe", "Repeats", "Run", "SvertkaError",
         "accelerate", "calibrate", "check", "compare", "evaluate", "export", "extend", "list_models", "locate", "look",
-        "optimize", "optimize_run", "predict", "restore", "resume", "serve", "shard", "similar", "suggest", "train",
+        "optimize", "optimize_run", "predict", "restore", "resume", "serve", "shard", "similar", "suggest", "summary",
+        "train",
         "tune",
     ]  # fmt: skip
     assert svertka.conv.conv2d is importlib.import_module("svertka.conv.api").conv2d

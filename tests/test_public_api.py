@@ -16,6 +16,7 @@ from torch import Tensor
 import svertka
 import svertka.conv
 import svertka.inspection
+import svertka.plot
 from svertka.classifier import Predictions
 from svertka.compiler.accuracy_bound import MixedPrecisionReport
 from svertka.curation.dataset_check import Findings
@@ -29,13 +30,15 @@ from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.exporters.export import Export
+from svertka.graph.layer_table import LayerTable
 from svertka.inspection.atlas.build import Atlas
 from svertka.localization.locate import LocatedClass, LocatedImage, LocatedImages
 from svertka.training.extend import AccuracyEstimate, Extension
 
 RESULTS = (
     MixedPrecisionReport, AmbiguousPair, Atlas, CalibratedRun, ComparedRun, Comparison, Difference, Evaluation, Export,
-    Extension, GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LocatedImages, LocatedClass,
+    Extension, GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LayerTable, LocatedImages,
+    LocatedClass,
     LocatedImage, Neighbor, OptimizedRun, Predictions, ShardedDataset, SimilarImage, SimilarImages, Suggestion,
     Suggestions,
 )  # fmt: skip
@@ -45,7 +48,7 @@ SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Exam
 def public_objects() -> dict[str, Any]:
     """Return every public function, class and method by its qualified name."""
     found: dict[str, Any] = {f"svertka.{name}": getattr(svertka, name) for name in svertka.__all__}
-    for module in (svertka.conv, svertka.inspection):
+    for module in (svertka.conv, svertka.inspection, svertka.plot):
         found |= {f"{module.__name__}.{name}": one for name, one in exported(module)}
     found |= {f"{one.__module__}.{one.__name__}": one for one in RESULTS}
     for name, one in list(found.items()):

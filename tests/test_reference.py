@@ -9,6 +9,7 @@ import pytest
 import svertka
 import svertka.conv
 import svertka.inspection
+import svertka.plot
 from test_public_api import RESULTS, exported
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -16,6 +17,7 @@ NAMES = {
     "svertka": {f"svertka.{name}" for name in svertka.__all__},
     "conv": {f"svertka.conv.{name}" for name, _ in exported(svertka.conv)},
     "inspection": {f"svertka.inspection.{name}" for name, _ in exported(svertka.inspection)},
+    "plot": {f"svertka.plot.{name}" for name, _ in exported(svertka.plot)},
     "results": {f"{one.__module__}.{one.__name__}" for one in RESULTS},
 }
 

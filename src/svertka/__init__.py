@@ -15,6 +15,7 @@ from svertka import package_version
 if TYPE_CHECKING:
     from svertka import conv as conv
     from svertka import inspection as inspection
+    from svertka import plot as plot
     from svertka.classifier import Classifier as Classifier
     from svertka.classifier import predict as predict
     from svertka.compiler.optimize import Optimized as Optimized
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from svertka.evaluation.evaluate import evaluate as evaluate
     from svertka.evaluation.optimize_run import optimize_run as optimize_run
     from svertka.exporters.export import export as export
+    from svertka.graph.layer_table import summary as summary
     from svertka.inspection.atlas.build import look as look
     from svertka.localization.locate import locate as locate
     from svertka.models.external import list_models as list_models
@@ -71,10 +73,11 @@ _HOMES = {
     "shard": "svertka.data.shard",
     "similar": "svertka.curation.similar",
     "suggest": "svertka.curation.suggest",
+    "summary": "svertka.graph.layer_table",
     "train": "svertka.training.train",
     "tune": "svertka.evaluation.algorithm_timing",
 }
-_PACKAGES = ("conv", "inspection")
+_PACKAGES = ("conv", "inspection", "plot")
 __all__ = sorted(_HOMES)
 
 

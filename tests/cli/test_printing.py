@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from os import terminal_size
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hostile import TEXTS
-from svertka.cli.printing import MIN_WIDTH, append_left_to_right_mark, fit_columns, print_line, print_table
+from svertka.cli.printing import print_line, print_table
 from svertka.text_width import text_width
 
 
@@ -90,21 +88,3 @@ def test_signs_that_an_encoding_lacks_do_not_widen_rows(monkeypatch: pytest.Monk
     table, line = terminal.getvalue().splitlines()
     assert table == "3x32x3...32 3x32x32  1"
     assert line == "3x32x32 \\u72ac"
-
-
-def test_numbers_after_right_to_left_names_stay_after_them() -> None:
-    assert append_left_to_right_mark("שלום עולם 95.1%") == "שלום עולם\u200e 95.1%"
-    assert append_left_to_right_mark("犬 95.1%") == "犬 95.1%"
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 200))
-def test_columns_fit_and_are_cut_only_if_needed(widths: list[int], available: int) -> None:
-    fitted = fit_columns(widths, available, shrink=range(len(widths)))
-    left = [width for width in fitted if width]
-    assert sum(left) + 2 * (len(left) - 1) + (3 if len(left) < len(widths) else 0) <= max(available, 4)
-    if sum(widths) + 2 * (len(widths) - 1) <= available:
-        assert fitted == widths
-    assert all(width <= natural for width, natural in zip(fitted, widths, strict=True))
-    assert all(
-        width == 0 or width >= min(natural, MIN_WIDTH) for width, natural in zip(fitted[1:], widths[1:], strict=True)
-    )

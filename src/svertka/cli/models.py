@@ -1,14 +1,11 @@
 """`svertka models`."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from svertka.cli.option_types import AsJson
 from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
-
-if TYPE_CHECKING:
-    from svertka.graph.summary import Layer, Trace
 
 
 def models(
@@ -27,6 +24,7 @@ def models(
     Example: svertka models vgg16
     """
     with show_import_spinner():
+        from svertka.graph.layer_table import COLUMNS, layer_rows
         from svertka.models import external, registry
 
     if name is None:
@@ -61,41 +59,10 @@ def models(
             prose=(4, 5),
         )
         print_line()
-    print_table(_layer_table(trace), right=(3, 4, 5, 6), shrink=(1, 0), drop=(6, 4, 7, 5))
+    print_table(layer_rows(trace), **COLUMNS)
 
 
 def _errors(figure: dict[str, Any]) -> tuple[str, str, str, str]:
     """Format top-1 and top-5 error in percent, the protocol and the dataset."""
     top1, top5 = ("" if figure[key] is None else str(figure[key]) for key in ("top1_error", "top5_error"))
     return top1, top5, figure["protocol"], figure["dataset"]
-
-
-def _layer_table(trace: "Trace") -> list[tuple[str, ...]]:
-    """Build a row per layer, a row per kind with parameters or multiply-adds, and a row of totals."""
-    header = ("layer", "kind", "output", "parameters", "%", "multiply-adds", "%", "receptive field")
-
-    def sums(parameters: int, multiply_adds: int) -> tuple[str, str, str, str]:
-        return *share(parameters, trace.parameters), *share(multiply_adds, trace.multiply_adds)
-
-    def share(number: int, of: int) -> tuple[str, str]:
-        return (f"{number:,}", f"{100 * number / of:.1f}") if number else ("", "")
-
-    rows: list[tuple[str, ...]] = [header]
-    for layer in trace.layers:
-        size = "×".join(map(str, layer.shape[1:]))
-        rows.append((layer.name, layer.kind, size, *sums(layer.parameters, layer.multiply_adds), _seen(layer)))
-    for kind in dict.fromkeys(layer.kind for layer in trace.layers):
-        alike = [layer for layer in trace.layers if layer.kind == kind]
-        parameters, multiply_adds = sum(one.parameters for one in alike), sum(one.multiply_adds for one in alike)
-        if parameters or multiply_adds:
-            rows.append((f"all {len(alike)}", kind, "", *sums(parameters, multiply_adds), ""))
-    rows.append((f"all {len(trace.layers)}", "", "", *sums(trace.parameters, trace.multiply_adds), ""))
-    return rows
-
-
-def _seen(layer: "Layer") -> str:
-    """Format the receptive field in pixels per side, or "all" if every unit sees the whole image."""
-    if all(field.whole and field.grid is None for field in layer.fields):
-        return "all"
-    extents = [str(field.extent) for field in layer.fields]
-    return extents[0] if len(set(extents)) == 1 else "×".join(extents)

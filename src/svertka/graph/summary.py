@@ -129,11 +129,16 @@ def measure_network_size(network: nn.Module, shape: tuple[int, ...]) -> NetworkS
     Raises:
         UsageError: The network cannot be traced with such an input.
     """
+    return sum_up_network_size(network, trace(network, shape))
+
+
+def sum_up_network_size(network: nn.Module, traced: Trace) -> NetworkSize:
+    """Return the size of `network`, whose layers in inference are those of `traced`."""
     parameters = list(network.parameters())
     return NetworkSize(
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        multiply_adds=trace(network, shape).multiply_adds,
+        multiply_adds=traced.multiply_adds,
     )
 
 

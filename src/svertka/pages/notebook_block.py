@@ -45,7 +45,9 @@ class NotebookBlock:
         curves: Curves of one chart.
         axes: Names of its x and y axes.
         header: Column names of the table.
-        rows: Rows of the table; the first 30 are shown.
+        rows: Rows of the table.
+        right: Columns of the table that are aligned right.
+        most_rows: The number of rows that are shown, of the first ones.
         thumbnails: Images.
         omitted: What was left out, such as "3 more images"; empty if nothing was.
     """
@@ -56,19 +58,21 @@ class NotebookBlock:
     axes: tuple[str, str] = ("", "")
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    right: Sequence[int] = ()
+    most_rows: int = MAX_ROWS
     thumbnails: Sequence[Thumbnail] = ()
     omitted: str = field(default="")
 
     def render(self) -> str:
         """Return the block as HTML."""
-        hidden = len(self.rows) - MAX_ROWS
+        hidden = len(self.rows) - self.most_rows
         omitted = self.omitted or (f"{hidden:,} more rows" if hidden > 0 else "")
         chart = _chart(self.curves)
         return str(
             render_template(
                 "notebook_block.html",
                 block=self,
-                rows=self.rows[:MAX_ROWS],
+                rows=self.rows[: self.most_rows],
                 omitted=omitted,
                 chart=chart,
                 side=THUMBNAIL_SIDE,

@@ -1,0 +1,129 @@
+"""Each figure shows the numbers and images that svertka's functions return."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import svertka
+from svertka import inspection, plot
+from svertka.errors import UsageError
+from svertka.run import Run
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4 * 5 * 5, 3),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def shown(figure: Figure) -> list[np.ndarray]:
+    """The images of a figure, in order."""
+    return [np.asarray(one.get_array()) for axis in figure.axes for one in axis.get_images()]
+
+
+def texts(figure: Figure) -> str:
+    """All text of a figure."""
+    return "\n".join(text.get_text() for text in figure.findobj(lambda one: hasattr(one, "get_text")))
+
+
+def test_filters_are_those_of_the_network(network: nn.Module) -> None:
+    found = inspection.get_first_layer_filters(network)
+    expected = found.to_images()[found.similarity_order]
+    assert np.array_equal(np.stack(shown(plot.first_layer_filters(network))), expected)
+
+
+def test_feature_maps_are_the_layers_output(network: nn.Module, images: torch.Tensor) -> None:
+    figure = plot.feature_maps(network, images[2], "4", units=[3, 0])
+    expected = inspection.layer_outputs(network, images[2:3], ["4"])["4"][0].detach()
+    assert np.allclose(np.stack(shown(figure)), expected[[3, 0]])
+    assert "4: 2 of 4 feature maps of 5×5" in texts(figure)
+
+
+def test_the_tables_bars_are_the_summarys(network: nn.Module) -> None:
+    layers = [one for one in svertka.summary(network, 16).trace.layers if one.parameters or one.multiply_adds]
+    left, right = plot.layer_table(network, 16).axes
+    assert [bar.get_width() for bar in left.patches] == [one.parameters for one in layers]
+    assert [bar.get_width() for bar in right.patches] == [one.multiply_adds for one in layers]
+    left, _ = plot.receptive_fields(network, 16).axes
+    assert [bar.get_width() for bar in left.patches] == [3, 3, 3, 4, 8, 8]
+
+
+def test_patches_are_cut_from_the_images(network: nn.Module, images: torch.Tensor) -> None:
+    found = inspection.top_patches(network, images, "4", 3)["4"]
+    unit = int(np.flatnonzero(~found.is_dead)[0])
+    figure = plot.top_patches(network, images, "4", units=[unit], count=3)
+    top, left, bottom, right = found.boxes[unit, 0]
+    image = images[found.images[unit, 0]].numpy().transpose(1, 2, 0)
+    stretched = (image - image.min()) / (image.max() - image.min())
+    assert np.allclose(shown(figure)[0], stretched[top:bottom, left:right], atol=1e-6)
+    projected = shown(plot.projections(network, images, "4", units=[unit], count=3))
+    expected = inspection.to_images(
+        inspection.project(network, images, "4", unit, found.positions[unit, :1].tolist(), [int(found.images[unit, 0])])
+    )[0]
+    assert np.array_equal(projected[3], expected[top:bottom, left:right])
+
+
+def test_saliency_leaves_the_network_as_it_was(network: nn.Module, images: torch.Tensor) -> None:
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    figure = plot.saliency(network, images[:2])
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert len(shown(figure)) == 2 * 4
+    predicted = network.eval()(images[:2]).argmax(1).tolist()
+    assert texts(figure).count("evidence for ") == 2
+    assert all(f"evidence for {label}" in texts(figure) for label in predicted)
+
+
+def test_a_run_is_shown_with_its_own_images(run: Run, digit_folder: Path) -> None:
+    evaluation = svertka.evaluate(run, digit_folder)
+    confusion = plot.confusion(run)
+    assert np.allclose(shown(confusion)[0], evaluation.confusion / evaluation.confusion.sum(1, keepdims=True).clip(1))
+    assert f"{evaluation.images:,} images" in texts(confusion)
+    points = plot.reliability(evaluation).axes[0].lines[1].get_xydata()
+    assert np.allclose(points, [(100 * one.confidence, 100 * one.accuracy) for one in evaluation.calibration.bins])
+    if evaluation.mistakes:
+        worst = evaluation.mistakes[0]
+        assert f"{100 * worst.probability:.0f} %" in texts(plot.top_losses(run, count=1))
+    image = next((digit_folder / "one").iterdir())
+    assert len(shown(plot.feature_maps(run, image, "c1"))) == 6
+
+
+def test_the_training_is_shown_as_it_was_recorded(run: Run) -> None:
+    epochs = [line for line in run.history() if line["kind"] == "epoch"]
+    figure = plot.learning_curves(run)
+    drawn = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert [line["val_loss"] for line in epochs] in drawn
+    finder = next(line for line in run.history() if line["kind"] == "range_test")
+    curve = plot.lr_finder(run.folder).axes[0].lines[0]
+    assert list(curve.get_ydata()) == finder["loss"]
+    batch = shown(plot.show_batch(run, count=3, draws=2))
+    assert len(batch) == 9
+    assert not np.array_equal(batch[0], batch[3])
+
+
+def test_what_cannot_be_shown_is_refused_with_a_sentence(network: nn.Module, images: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="unit 9 does not exist; the layer has 4 units, 0 to 3"):
+        plot.feature_maps(network, images, "4", units=[9])
+    with pytest.raises(UsageError, match="layer=7 has the output 3, which is no set of feature maps"):
+        plot.feature_maps(network, images, "7")
+    with pytest.raises(UsageError, match="Sequential has no images of its own"):
+        plot.confusion(network)
+    with pytest.raises(UsageError, match="a network without preprocessing cannot read"):
+        plot.saliency(network, "cat.jpg")
+    with pytest.raises(UsageError, match="no convolution, so it has no filters"):
+        plot.first_layer_filters(nn.Linear(3, 2))
+    with pytest.raises(UsageError, match="count=0 must be 1 to 24"):
+        plot.top_losses(network, count=0)
