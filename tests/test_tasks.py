@@ -24,6 +24,15 @@ def test_losses_are_those_of_pytorch_summed_over_the_batch() -> None:
     torch.testing.assert_close(task.errors(outputs, numbers), torch.tensor([0.0, 1.0, 12.0], dtype=torch.float64))
 
 
+def test_outputs_in_bfloat16_have_the_same_loss() -> None:
+    rounded = LOGITS.bfloat16()
+    torch.testing.assert_close(MultiLabel().loss(rounded, LABELS), MultiLabel().loss(rounded.float(), LABELS))
+    numbers = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(
+        Regression().loss(rounded[:, :1], numbers), Regression().loss(rounded[:, :1].float(), numbers)
+    )
+
+
 def test_error_of_labels_is_the_share_of_wrong_ones() -> None:
     torch.testing.assert_close(MultiLabel().errors(LOGITS, LABELS), torch.tensor([1 / 3, 0.0], dtype=torch.float64))
 

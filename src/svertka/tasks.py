@@ -137,7 +137,7 @@ class MultiLabel(_Task):
             smoothing: Label smoothing, 0 to 1: 0 and 1 are moved toward 0.5 by this share.
         """
         wanted = targets * (1 - smoothing) + smoothing / 2 if smoothing else targets
-        losses = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none").sum(1)
+        losses = F.binary_cross_entropy_with_logits(outputs.float(), wanted, reduction="none").sum(1)
         return losses.sum() if weights is None else weights @ losses
 
     def errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class Regression(_Task):
             weights: Weight of each image (B,). None: all 1.
             smoothing: Has no effect.
         """
-        losses = F.huber_loss(outputs, self.standardize(targets), reduction="none").sum(1)
+        losses = F.huber_loss(outputs.float(), self.standardize(targets), reduction="none").sum(1)
         return losses.sum() if weights is None else weights @ losses
 
     def errors(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -48,6 +48,14 @@ def test_several_labels(header: str, rows: list[str], columns: str | None, label
     assert dataset.labels.sum() == sum(len(one.split("|")) for one in labels if one)
 
 
+def test_a_number_beside_one_hot_columns_is_named(tmp_path: Path) -> None:
+    rows = [f"a{number}.jpg,{number % 2},{number % 3 // 2},{number}" for number in range(30)]
+    (tmp_path / "a1.jpg").write_bytes(b"")
+    dataset = open_folder(table(tmp_path, "Id,Eyes,Face,Pawpularity", rows), to_train=False)
+    assert dataset.names == ("Eyes", "Face")
+    assert "to predict Pawpularity instead: --columns target=Pawpularity" in " ".join(dataset.account.notes)
+
+
 def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
     rows = ['{"file_name": "b.jpg", "labels": []}', '{"file_name": "c.jpg", "labels": ["dog"]}']
     dataset = open_folder(table(tmp_path, '{"file_name": "a.jpg", "labels": ["dog", "cat"]}', rows, "metadata.jsonl"))

@@ -35,12 +35,14 @@ class TargetColumns:
         columns: The column, or the one-hot columns.
         is_one_hot: Whether they are one-hot columns.
         separator: What separates several labels in a cell.
+        numbers: Columns beside one-hot columns with so many numbers that they may be what is wanted.
     """
 
     kind: Kind
     columns: tuple[str, ...]
     is_one_hot: bool = False
     separator: str = SEPARATOR
+    numbers: tuple[str, ...] = ()
 
     def text(self, cells: Sequence[str], where: str) -> str:
         """Return what an image shows: its class, its labels joined by |, or its number.
@@ -74,12 +76,16 @@ class TargetColumns:
     def note(self, file: Path) -> list[str]:
         """Return a sentence on how the columns of `file` are read; [] for a class in one column."""
         named = join_first(self.columns)
+        instead = ""
+        if self.numbers:
+            option = shell_quote("--columns", f"target={self.numbers[0]}")
+            instead = f"; to predict {self.numbers[0]} instead: {option}"
         if self.kind == "regression":
             return [f"the column {named} of {file} is read as a number, which is to be predicted"]
         if self.kind == "multi-label":
             how = "one-hot columns" if self.is_one_hot else "column"
-            return [f"{file} has several labels an image, in its {how} {named}"]
-        return [f"the classes of {file} are its one-hot columns {named}"] if self.is_one_hot else []
+            return [f"{file} has several labels an image, in its {how} {named}{instead}"]
+        return [f"the classes of {file} are its one-hot columns {named}{instead}"] if self.is_one_hot else []
 
 
 def find_target_columns(
@@ -152,7 +158,14 @@ def _one_hot(names: Sequence[str], taken: Sequence[str], cells: Callable[[str], 
     if len(hot) < 2:
         return None
     counts = [sum(map(float, row)) for row in zip(*map(cells, hot), strict=True)]
-    return TargetColumns("single-label" if {*counts} == {1.0} else "multi-label", tuple(hot), is_one_hot=True)
+    others = [name for name in names if name and name not in (*taken, *hot)]
+    numbers = []
+    for name in others:
+        found = {_number(cell) for cell in cells(name)}
+        if len(found) > MANY_NUMBERS and None not in found:
+            numbers.append(name)
+    kind: Kind = "single-label" if {*counts} == {1.0} else "multi-label"
+    return TargetColumns(kind, tuple(hot), is_one_hot=True, numbers=tuple(numbers))
 
 
 def _number(cell: str) -> float | None:
