@@ -3,7 +3,8 @@
 Both use features of the frozen backbone that the package contains, and a logistic regression on them (C = 0.1).
 
 `unknown`: the area under the ROC curve (AUROC) with which a score separates held-out images of the classes from images
-of none. svertka's score is `fit_unknown_score`; pytorch-ood's detectors get the same features and logits.
+of none. svertka's score is `fit_unknown_score`, with a sixth of the training images as validation images; pytorch-ood's
+detectors get the same features, and all training images to fit on.
 
 - `cats-dogs/raccoons`: trained on 980 cats and dogs; near.
 - `cats-dogs/imagenet`: the same, against 56 photographs, one each of ImageNet classes that are no cats or dogs; far.
@@ -132,6 +133,17 @@ def fit_head(train: Features) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(weights).float(), torch.from_numpy(biases).float()
 
 
+def score_with_svertka(train: Features, values: Tensor) -> Tensor:
+    """Return svertka's scores for features (N, D)."""
+    order = np.random.default_rng(0).permutation(len(train.labels))
+    val, rest = train[order[: len(order) // 6]], train[order[len(order) // 6 :]]
+    weights, biases = fit_head(rest)
+    known = torch.from_numpy(val.values)
+    score = fit_unknown_score(rest.values, rest.labels, known, known @ weights.T + biases)
+    scores: Tensor = score(values, values @ weights.T + biases)
+    return scores
+
+
 def score_with_pytorch_ood(train: Features, values: Tensor) -> dict[str, Tensor]:
     """Return the scores of pytorch-ood's detectors for features (N, D)."""
     from pytorch_ood import detector as peers
@@ -169,9 +181,8 @@ def measure_unknown(only: str | None, images: int) -> Iterator[dict[str, Any]]:
     for case in unknown_cases(only, images):
         values = torch.from_numpy(np.concatenate([case.known.values, case.unknown.values]))
         is_unknown = np.arange(len(values)) >= len(case.known.labels)
-        score = fit_unknown_score(case.train.values, case.train.labels)
         with torch.no_grad():
-            own = score(values, values)
+            own = score_with_svertka(case.train, values)
         row = {
             "case": case.name,
             "kind": case.kind,

@@ -108,7 +108,7 @@ def calibrated(made: "Callable[..., Classifier]") -> "Callable[..., Classifier]"
         with torch.inference_mode():
             assert split is not None
             features, logits = split(torch.stack(images))
-            score = fit_unknown_score(features[:24].numpy(), np.arange(24) % 2)
+            score = fit_unknown_score(features[:24].numpy(), np.arange(24) % 2, features[24:], logits[24:])
             threshold = float(score(features, logits)[24:].median())
         unknown = UnknownThreshold(method=score.method, threshold=threshold, images=12, kept=0.5)
         record = CalibrationRecord(weights_hash="", unknown=unknown, set_images=99)

@@ -23,7 +23,8 @@ from svertka.unknown_score import (
 def test_it_is_the_distance_to_the_nearest_mean_in_the_shared_covariance() -> None:
     data = load_digits()
     features, labels = data.data[:300].astype(np.float32), data.target[:300]
-    found = fit_unknown_score(features, labels)(torch.from_numpy(data.data[300:350]).float(), torch.zeros(50, 10))
+    new = torch.from_numpy(data.data[300:350]).float()
+    found = fit_unknown_score(features, labels, new, torch.zeros(50, 10)).distances(new)
 
     def unit(values: np.ndarray) -> np.ndarray:
         return values / np.linalg.norm(values, axis=1, keepdims=True)
@@ -37,12 +38,22 @@ def test_it_is_the_distance_to_the_nearest_mean_in_the_shared_covariance() -> No
 
 def test_inverted_digits_score_higher_than_digits() -> None:
     data = load_digits()
-    score = fit_unknown_score(data.data[:900].astype(np.float32), data.target[:900])
+    val = torch.from_numpy(data.data[850:900]).float()
+    score = fit_unknown_score(data.data[:850].astype(np.float32), data.target[:850], val, torch.zeros(50, 10))
     known, inverted = (
         score(torch.from_numpy(values).float(), torch.zeros(len(values), 10)).numpy()
         for values in (data.data[900:], 16 - data.data[900:])
     )
     assert (inverted[:, None] > known).mean() > 0.99  # the area under the ROC curve
+
+
+def test_distance_and_energy_count_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, logits = torch.randn(80, 6, generator=generator), 3 * torch.randn(80, 2, generator=generator)
+    score = fit_unknown_score(features[:40].numpy(), np.arange(40) % 2, features[40:], logits[40:])
+    distances, energies = score.distances(features[40:]), -logits[40:].logsumexp(1)
+    wanted = sum((one - one.mean()) / one.std(correction=0) for one in (distances, energies))
+    torch.testing.assert_close(score(features[40:], logits[40:]), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_energy_needs_no_features() -> None:
@@ -54,17 +65,17 @@ def test_energy_needs_no_features() -> None:
 def test_features_that_are_constant_or_zero_are_no_fault() -> None:
     features = np.zeros((20, 6), np.float32)
     features[:, 0] = 1 + np.arange(20) % 2
-    score = fit_unknown_score(features, np.arange(20) % 2)
+    score = fit_unknown_score(features, np.arange(20) % 2, torch.from_numpy(features[:1]), torch.zeros(1, 2))
     assert score(torch.zeros(3, 6), torch.zeros(3, 2)).isfinite().all()
 
 
 def test_features_that_hardly_vary_keep_their_digits() -> None:
     generator = np.random.default_rng(0)
     features = (100 + generator.normal(size=(200, 20)) * 1e-2).astype(np.float32)
-    score = fit_unknown_score(features, np.arange(200) % 4)
-    exact = UnknownScore("mahalanobis", {name: one.double() for name, one in score.named_buffers()})
+    score = fit_unknown_score(features, np.arange(200) % 4, torch.from_numpy(features), torch.zeros(200, 4))
+    exact = UnknownScore(score.method, {name: one.double() for name, one in score.named_buffers()})
     new = torch.from_numpy(100 + generator.normal(size=(50, 20)) * 1e-2)
-    found, wanted = score(new.float(), torch.zeros(50, 4)), exact(new.float().double(), torch.zeros(50, 4))
+    found, wanted = score.distances(new.float()), exact.distances(new.float().double())
     torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0)
 
 
@@ -72,7 +83,7 @@ def test_nan_features_are_refused() -> None:
     features = np.ones((20, 6), np.float32)
     features[3, 2] = np.nan
     with pytest.raises(UsageError, match="1 of 20 training images have features that are NaN or infinite"):
-        fit_unknown_score(features, np.arange(20) % 2)
+        fit_unknown_score(features, np.arange(20) % 2, torch.zeros(1, 6), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +106,8 @@ def test_the_logits_are_those_of_the_network(
 def test_a_network_that_cannot_be_split_is_refused_where_features_are_needed() -> None:
     model = open_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)), sizes=(4,))
     network = model.build(2, 3, 4)
-    score = fit_unknown_score(np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32), np.arange(20) % 2)
+    features = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    score = fit_unknown_score(features, np.arange(20) % 2, torch.from_numpy(features), torch.zeros(20, 2))
     if split_features_and_logits(network, model, (1, 3, 4, 4)) is None:
         with pytest.raises(RunError, match="cannot be split before its last layer"):
             add_unknown_score(network, model, (1, 3, 4, 4), score)

@@ -23,7 +23,10 @@ from svertka.unknown_score import Method, UnknownScore
 
 CALIBRATION = "calibration.safetensors"
 SET_SCORES = "set_scores"
-SCORE_TENSORS: dict[Method, tuple[str, ...]] = {"mahalanobis": ("center", "whitening", "means"), "energy": ()}
+SCORE_TENSORS: dict[Method, tuple[str, ...]] = {
+    "mahalanobis+energy": ("center", "whitening", "means", "scale"),
+    "energy": (),
+}
 
 
 class UnknownThreshold(BaseModel):
@@ -152,7 +155,9 @@ def _fits(tensors: Mapping[str, Tensor], record: CalibrationRecord, classes: int
         return False
     if record.unknown.method == "energy":
         return True
-    whitening, means = tensors["whitening"], tensors["means"]
+    whitening, means, scale = tensors["whitening"], tensors["means"], tensors["scale"]
+    if scale.shape != (2, 2) or not (scale[:, 1] > 0).all():
+        return False
     is_square = whitening.dim() == 2 and whitening.shape[0] == whitening.shape[1]
     is_square &= tensors["center"].shape == whitening.shape[:1]
     return is_square and means.dim() == 2 and means.shape[1] == len(whitening) and 1 <= len(means) <= classes

@@ -19,22 +19,25 @@ from svertka.graph.cut import CuttableGraph
 from svertka.models.head_kinds import has_head, head_path
 from svertka.models.registry import Model
 
-Method = Literal["mahalanobis", "energy"]
+Method = Literal["mahalanobis+energy", "energy"]
 
 MIN_VARIANCE = 1e-6  # added to the covariance, relative to its mean variance: features may be constant
+MIN_SPREAD = 1e-3  # of distances and energies, relative to their mean: validation images may be few
 
 
 class UnknownScore(nn.Module):
     """Maps the features and logits of images to scores (N,) float32; the higher, the less alike the training images.
 
-    "mahalanobis" is the smallest distance to the mean of a class, in units of the covariance that all classes share, of
-    features scaled to length 1. "energy", for networks without separate features, is the negative logsumexp of the
-    logits.
+    "mahalanobis+energy" is the sum of a distance and the energy, each standardized by the validation images. The
+    distance is the smallest to the mean of a class, in units of the covariance that all classes share, of features
+    scaled to length 1. The energy is the negative logsumexp of the logits; "energy", for networks without separate
+    features, is the energy alone.
 
     Args:
         method: One of both.
-        tensors: For "mahalanobis": `center`, (D,), the mean of the features; `whitening`, (D, D); and `means`, (K, D),
-            the whitened means of the classes, without the center.
+        tensors: For "mahalanobis+energy": `center`, (D,), the mean of the features; `whitening`, (D, D); `means`,
+            (K, D), the whitened means of the classes, without the center; and `scale`, (2, 2), mean and standard
+            deviation of the distances and of the energies of validation images.
 
     Source:
         Lee et al. 2018, "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
@@ -45,6 +48,7 @@ class UnknownScore(nn.Module):
     center: Tensor
     whitening: Tensor
     means: Tensor
+    scale: Tensor
 
     def __init__(self, method: Method, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -55,8 +59,14 @@ class UnknownScore(nn.Module):
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Return the scores (N,) of images with `features` (N, D) or (N, D, H, W), and `logits` (N, K)."""
+        energies = -logits.logsumexp(1)
         if self.method == "energy":
-            return -logits.logsumexp(1)
+            return energies
+        values = torch.stack([self.distances(features), energies], 1)
+        return ((values - self.scale[:, 0]) / self.scale[:, 1]).sum(1)
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Return the Mahalanobis distances (N,) of images with `features` (N, D) or (N, D, H, W)."""
         # Without the center, the squares below would be large and their differences rounded.
         whitened = (F.normalize(flatten_features(features)) - self.center) @ self.whitening
         # |a − b|² = |a|² − 2 a·b + |b|²: no tensor of N × K × D.
@@ -70,8 +80,10 @@ def flatten_features(features: Tensor) -> Tensor:
     return features.mean((2, 3)) if features.dim() == 4 else features.flatten(1)
 
 
-def fit_unknown_score(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]) -> UnknownScore:
-    """Return the Mahalanobis score for the features of training images.
+def fit_unknown_score(
+    features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64], val_features: Tensor, val_logits: Tensor
+) -> UnknownScore:
+    """Return the score of distance and energy for the features of training and validation images.
 
     The covariance is shrunk to a multiple of the identity, by the share of Ledoit and Wolf, so that fewer images than
     features suffice.
@@ -79,6 +91,8 @@ def fit_unknown_score(features: npt.NDArray[np.floating[Any]], labels: npt.NDArr
     Args:
         features: (N, D), finite.
         labels: Their classes, (N,).
+        val_features: Those of the validation images, (M, D).
+        val_logits: Logits of the validation images, (M, K).
 
     Raises:
         UsageError: A feature is NaN or infinite.
@@ -105,8 +119,14 @@ def fit_unknown_score(features: npt.NDArray[np.floating[Any]], labels: npt.NDArr
     # With covariance = L Lᵀ, distances are lengths of L⁻¹ (x − mean).
     lower = np.linalg.cholesky(covariance)
     whitening = solve_triangular(lower, np.eye(len(lower)), lower=True).T
-    tensors = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
-    return UnknownScore("mahalanobis", {name: torch.from_numpy(one).float() for name, one in tensors.items()})
+    arrays = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
+    tensors = {name: torch.from_numpy(one).float() for name, one in arrays.items()}
+    score = UnknownScore("mahalanobis+energy", tensors | {"scale": torch.tensor([[0.0, 1.0], [0.0, 1.0]])})
+    values = torch.stack([score.distances(val_features), -val_logits.logsumexp(1)], 1).double()
+    averages = values.mean(0)
+    spreads = values.std(0, correction=0).maximum(MIN_SPREAD * averages.abs()).clamp(min=1e-6)
+    score.scale.copy_(torch.stack([averages, spreads], 1))
+    return score
 
 
 class FeaturesAndLogits(nn.Module):

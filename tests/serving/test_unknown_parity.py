@@ -61,7 +61,7 @@ def test_every_way_gives_the_same_answer(
             assert entry["unknown"] == one["unknown"]
             assert entry["unknown_threshold"] == threshold
             # The server computes by other algorithms, as for probabilities.
-            assert entry["unknown_score"] == pytest.approx(one["unknown_score"], rel=1e-3)
+            assert entry["unknown_score"] == pytest.approx(one["unknown_score"], abs=0.01)
 
     capsys.readouterr()
     assert main(["predict", str(run), *map(str, images), "--json", "--threads", "1"]) == 0
@@ -88,10 +88,10 @@ def test_the_exported_file_has_two_outputs_more(run: Path, images: list[Path]) -
     assert probabilities.shape == (len(images), 3)
     # Pixels that the resize rounds otherwise move the score.
     expected = np.array([one["unknown_score"] for one in wanted])
-    np.testing.assert_allclose(scores, expected, rtol=0.05)
+    np.testing.assert_allclose(scores, expected, atol=0.3)
     threshold = wanted[0]["unknown_threshold"]
     assert unknown.tolist() == (scores > np.float32(threshold)).tolist()
-    clear = np.abs(expected - threshold) > 0.05 * threshold
+    clear = np.abs(expected - threshold) > 0.3
     assert (unknown == [one["unknown"] for one in wanted])[clear].all()
     assert float(session.get_modelmeta().custom_metadata_map["unknown_threshold"]) == threshold
     assert clear.sum() > len(images) // 2

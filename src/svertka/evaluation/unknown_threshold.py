@@ -86,8 +86,9 @@ def fit_calibration(
     counts = [len(train.indices), len(val.indices), len(for_sets.indices), len(examples)]
     outputs = _Outputs(classifier, sum(counts))
     with progress("calibrating", sum(counts), "images") as shown:
-        score = outputs.fit(train, shown.advance)
-        known = score(*outputs.of_rows(val, shown.advance))
+        of_val = outputs.of_rows(val, shown.advance)
+        score = outputs.fit(train, of_val, shown.advance)
+        known = score(*of_val)
         set_scores = torch.empty(0)
         if len(for_sets.indices):
             logits = outputs.of_rows(for_sets, shown.advance)[1]
@@ -209,13 +210,19 @@ class _Outputs:
         self._network = optimize_if_worthwhile(network.eval(), shape[1:], num_images)
         self._batch_size = max(1, BATCH_PIXELS // self._preprocess.size**2)
 
-    def fit(self, train: LabeledImages, advance: Callable[[int], None]) -> UnknownScore:
-        """Return the score for images like `train`: "energy" without features, else "mahalanobis"."""
+    def fit(self, train: LabeledImages, of_val: tuple[Tensor, Tensor], advance: Callable[[int], None]) -> UnknownScore:
+        """Return the score for images like `train`: "energy" without features, else with distances, too.
+
+        Args:
+            train: Training images.
+            of_val: Features and logits of the validation images.
+            advance: Is told of each batch.
+        """
         if not self._has_features:
             advance(len(train.indices))
             return UnknownScore("energy", {})
         features, _ = self.of_rows(train, advance)
-        return fit_unknown_score(features.numpy(), train.labels[train.indices])
+        return fit_unknown_score(features.numpy(), train.labels[train.indices], *of_val)
 
     def of_rows(self, images: LabeledImages, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         """Return the features (N, D) and the logits (N, K) of square images; `advance` is told of each batch."""
