@@ -47,7 +47,8 @@ def split_large_dataset(
     if dataset.groups is not None:
         raise DataError(f"{dataset.source} has {len(good):,} images, and groups are split only up to {MOST:,}")
     contents = [digests[index] for index in good.tolist()]
-    keys, known = _keys(contents), np.isin(_keys(contents), _keys(sorted(inherited)))
+    keys = _keys(contents)
+    known = _is_among(keys, _keys(sorted(inherited)))
     named = dataset.parts[good]
     chosen = np.where(named == "", "train", named).astype("<U5")
     drawn = [part for part in ("val", "test") if not (named == part).any() and (val if part == "val" else test)]
@@ -60,14 +61,16 @@ def split_large_dataset(
                 chosen[pool & is_drawn] = part
         notes.append(NOTE)
     overlaps = []
-    trained = np.unique(keys[chosen == "train"])
+    trained = keys[chosen == "train"]
     for part in ("test", "val"):
-        copies = (chosen == part) & (np.isin(keys, trained) | known)
+        copies = chosen == part
+        copies[copies] = _is_among(keys[copies], trained) | known[copies]
         if copies.any():
             names = tuple(dataset.images.name(int(index)) for index in good[copies][:NAMED])
             overlaps.append(Overlap(part, LEFT_OUT, int(copies.sum()), int((chosen == part).sum()), names))
             chosen[copies] = ""
-    of_test = (chosen == "val") & np.isin(keys, keys[chosen == "test"])
+    of_test = chosen == "val"
+    of_test[of_test] = _is_among(keys[of_test], keys[chosen == "test"])
     chosen[of_test] = ""
     return DatasetSplit({part: good[chosen == part] for part in PARTS}, tuple(overlaps), tuple(notes))
 
@@ -95,3 +98,12 @@ def fingerprint_large_dataset(dataset: Dataset, digests: Sequence[bytes], good: 
 def _keys(contents: Sequence[bytes]) -> npt.NDArray[np.void]:
     """Return digests of 16 bytes as an array, (n,), that can be sorted."""
     return np.frombuffer(b"".join(contents), np.dtype([("low", "<u8"), ("high", "<u8")]))
+
+
+def _is_among(keys: npt.NDArray[np.void], others: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Return whether each of `keys` (n,) is one of `others`; halves of the digests are compared first, in arrays."""
+    found = np.isin(keys["low"], others["low"])
+    if found.any():
+        wanted = {key.tobytes() for key in others[np.isin(others["low"], keys["low"][found])]}
+        found[found] = [key.tobytes() in wanted for key in keys[found]]
+    return found
