@@ -115,6 +115,19 @@ def test_predict_and_check_read_shards(shards: Path, run: Run, capsys: pytest.Ca
     assert {part: sum(counts.values()) for part, counts in findings.split.items()} == run.settings()["parts"]
 
 
+def test_similar_finds_an_image_in_shards(shards: Path, run: Run, digit_folder: Path) -> None:
+    found = svertka.similar(run, digit_folder / "two" / "07.png", shards, threads=1)
+    content = (digit_folder / "two" / "07.png").read_bytes()
+    assert content in (shards / found.copies[0].partition(": ")[0].rpartition("/")[2]).read_bytes()
+
+
+def test_suggest_reads_shards(shards: Path, run: Run, tmp_path: Path) -> None:
+    run.classifier().save(tmp_path / "saved")  # does not know its training images
+    found = svertka.suggest(tmp_path / "saved", shards, count=3, threads=1)
+    assert len({one.path for one in found.suggestions}) == 3
+    assert all(".tar: " in one.path for one in found.suggestions)
+
+
 def test_too_many_images_are_not_checked(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("svertka.curation.dataset_check.MOST", 100)
     with pytest.raises(UsageError, match="has 240 images, and check compares up to 100; name some of the shards"):

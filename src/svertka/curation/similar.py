@@ -17,6 +17,7 @@ from svertka.data.folder_and_table_sources import list_folder
 from svertka.data.image_io import DecodingOptions
 from svertka.data.label_tables import parse_columns
 from svertka.data.preprocessing import ImageLike
+from svertka.data.shard_storage import is_shard_source
 from svertka.data.source_opener import Source, is_path, open_source
 from svertka.data.unlabeled_images import UNLABELED, open_unlabeled
 from svertka.device import choose_device, network_device, set_threads, with_preserved_settings
@@ -190,6 +191,8 @@ def similar(
 
 def _open(source: Source, columns: str | None) -> Dataset:
     """Open labeled images, or a folder of images that has none with labels."""
+    if is_path(source) and is_shard_source(source):
+        return open_source(source, to_train=False, columns=columns)
     if is_path(source) and fspath(source) not in NAMES and (folder := parse_path(source)).is_dir():
         listing = list_folder(folder, parse_columns(columns))
         return listing.dataset() if listing.entries else open_unlabeled(source)
