@@ -21,5 +21,9 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const kind of ["pointerout", "focusout"]) {
     panel.addEventListener(kind, () => setTimeout(() => { if (waiting && !isRead()) { show(waiting); waiting = null; } }));
   }
-  source.addEventListener("end", () => { source.close(); htmx.ajax("GET", "runs", { target: "#runs", swap: "outerHTML" }); });
+  source.addEventListener("end", () => {
+    source.close();
+    document.getElementById("busy")?.remove();
+    htmx.ajax("GET", "runs", { target: "#runs", swap: "outerHTML" });
+  });
 });
