@@ -180,7 +180,9 @@ def test_from_an_empty_folder_to_a_shipped_classifier(
     # Tried.
     tab.goto(f"{studio.url}/try")
     tab.set_input_files("#drop input", str(sorted((shared_data / "raccoons/images").iterdir())[30]))
-    tab.locator("#answers h2", has_text="raccoon with").wait_for(timeout=60_000)
+    answer = tab.locator("#answers h2", has_text="raccoon with")
+    answer.wait_for(timeout=60_000)
+    first_answer = answer.inner_text()
     print(f"from opening the page to the first classification: {time.monotonic() - began:.1f} s")
 
     # A picture with a wrong label is found, corrected by a click, and trained again.
@@ -203,6 +205,22 @@ def test_from_an_empty_folder_to_a_shipped_classifier(
     with tab.expect_download() as download:
         link.click()
     assert download.value.path().stat().st_size > 1_000_000
+    # The page of the first run gives the same answer without the server.
+    tab.goto(f"{studio.url}/ship?run=pets-1")
+    tab.get_by_role("button", name="A page").click()
+    link = tab.locator("a[href*='what=page']")
+    link.wait_for(timeout=240_000)
+    with tab.expect_download() as download:
+        link.click()
+    download.value.save_as(studio.folder.parent / "page.html")
+    alone = browser.new_context(offline=True).new_page()
+    alone.goto((studio.folder.parent / "page.html").as_uri())
+    alone.locator("#ask:not([hidden])").wait_for(timeout=60_000)
+    alone.set_input_files("#drop input", str(sorted((shared_data / "raccoons/images").iterdir())[30]))
+    answer = alone.locator("#answers h2", has_text="raccoon with")
+    answer.wait_for(timeout=60_000)
+    assert answer.inner_text() == first_answer
+    alone.context.close()
     for view in ("collect", "train", "understand", "try", "ship"):
         for width, scheme in ((1280, "light"), (390, "dark")):
             tab.emulate_media(color_scheme=scheme)
