@@ -34,6 +34,8 @@ def test_what_a_training_says_becomes_plan_notes_and_error() -> None:
     log = parse_training_log(SAID.splitlines())
     assert [label for label, _ in log.plan] == ["data", "network", "time"]
     assert log.working == "computing features: 20 of 53 images, 9.1 s left"
+    drawing = "drawing: 12%, blocks.15.expand_conv, 3 min left"
+    assert parse_training_log([drawing]).working == drawing
     assert log.notes[1:] == ("values from −1 to 1", "one class is small")
     assert log.error.startswith("stopped after step 3")
 

@@ -24,7 +24,7 @@ State = Literal["preparing", "training", "stopped", "finished", "failed"]
 MAX_LOG_BYTES = 1 << 20  # that are read of what a training said
 STOP_SECONDS = 30.0  # for a training to write its checkpoint
 PLAN_LINE = re.compile(r"([a-z0-9][a-z0-9 ]{1,20}?) {2,}(\S.*)")  # as `progress.say_table` prints
-PROGRESS_LINE = re.compile(r"(.{1,60}?): (\d+%|[\d,]+ of [\d,]+.*)")  # as `progress.Progress` prints
+PROGRESS_LINE = re.compile(r"(.{1,60}?): (\d+%.*|[\d,]+ of [\d,]+.*)")  # as `progress.Progress` prints
 SAID_ELSEWHERE = ("svertka: ", "next: ", "the run is in ", "epoch ")  # the page shows this in other places
 
 

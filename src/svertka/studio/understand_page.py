@@ -24,7 +24,7 @@ from svertka.studio.workspace import Workspace
 MAX_TABLE_CLASSES = 20  # of a confusion matrix with numbers; beyond, the most confused pairs
 SHOWN_PAIRS = 20
 SHOWN_DOUBTS = 40
-ATLAS_LIMITS = ("--units=4", "--images=40")  # minutes, with all layers
+ATLAS_LIMITS = ("--units=2", "--images=20")  # minutes, with all layers
 
 
 class CellFields(RunField):
