@@ -177,7 +177,7 @@ class Evaluation:
         if sentence := self._against_chance():
             said.append(sentence)
         if missed := self.never_predicted:
-            said.append(f"It never predicts {join_first(missed, CLASSES_IN_WARNING)}, though there are images of them.")
+            said.append(f"It never predicts {join_first(missed, CLASSES_IN_WARNING)}, of which there are images.")
         return tuple(said)
 
     def _against_chance(self) -> str | None:

@@ -251,7 +251,7 @@ class MultiLabelEvaluation:
                 f"{self.chance:.1%} would be by chance."
             )
         if missed := self.never_predicted:
-            said.append(f"It never predicts {join_first(missed, LABELS_IN_WARNING)}, though there are images of them.")
+            said.append(f"It never predicts {join_first(missed, LABELS_IN_WARNING)}, of which there are images.")
         return tuple(said)
 
     def __repr__(self) -> str:

@@ -134,7 +134,10 @@ class LoadedWeights:
         replaced = f"the head of {old_count:,} classes is replaced by one of {new_count:,}"
         if not kept:
             return f"{replaced}, newly initialized"
-        return f"{replaced}; {len(kept):,} of them keep the weights of the class of the same name ({join_first(kept)})"
+        keep = "keeps" if len(kept) == 1 else "keep"
+        return (
+            f"{replaced}; {len(kept):,} of them {keep} the weights of the class of the same name ({join_first(kept)})"
+        )
 
 
 def _reshaped(head: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
