@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from svertka.classifier import Classifier
 from svertka.inspection import grad_cam
 
 pytest.importorskip("onnxruntime")
-from svertka.exporters.classifier_page import convert_for_page
 from svertka.exporters.onnx import open_session
 
 
@@ -23,8 +21,3 @@ def test_maps_are_those_of_grad_cam(averaging: Classifier, page_model: Any) -> N
         for column, label in enumerate(classes[row]):
             wanted = grad_cam(averaging.network, images[row], int(label))[0].numpy()
             np.testing.assert_allclose(maps[row, column].clip(0) / 64, wanted, rtol=1e-3, atol=1e-3 * wanted.max())
-
-
-def test_other_networks_have_none(made: Callable[..., Classifier]) -> None:
-    exported: Any = convert_for_page(made("lenet5", 32, 32, channels=1), "fp32")
-    assert [output.name for output in exported.graph.output] == ["probabilities"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 import svertka
 from hostile import TEXTS
@@ -110,6 +111,33 @@ def test_the_camera_is_classified_live_and_a_frame_can_be_kept(
         image = averaging.preprocess.normalize(torch.from_numpy(square.copy()).permute(2, 0, 1)[None])
         wanted = averaging.probabilities([image[0]])[0].numpy()
         assert np.abs(np.array(answer["probabilities"]) - wanted).max() < 1e-3
+
+
+def test_unknown_images_are_called_so(
+    browser: Any, calibrated: Callable[..., Classifier], tmp_path: Path, kinds: dict[str, Path]
+) -> None:
+    classifier = calibrated("lenet5", 32, 32)
+    page = svertka.export(classifier, tmp_path / "page.html", images=[kinds["plain.jpg"]]).path
+    rng = np.random.default_rng(0)
+    photograph = load_sample_image("china.jpg")
+    shown = [photograph[50 * k : 50 * k + 90, :120] for k in range(4)]
+    shown.append(rng.integers(0, 256, (90, 120, 3), np.uint8))
+    paths = [tmp_path / f"{number}.png" for number in range(len(shown))]
+    for path, pixels in zip(paths, shown, strict=True):
+        Image.fromarray(pixels).save(path)
+    wanted = [one["unknown"] for one in svertka.predict(classifier, *paths, threads=1)]
+    assert set(wanted) == {False, True}
+    context = browser.new_context(offline=True)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.locator("#ask:not([hidden])").wait_for()
+    tab.set_input_files("#drop input", [str(path) for path in paths])
+    tab.get_by_text("5\u00a0pictures classified.").wait_for()
+    assert [": unknown, closest to " in title for title in tab.locator("#answers h2").all_inner_texts()] == wanted
+    assert tab.get_by_text("it may show none of the classes").count() == sum(wanted)
+    tab.locator("#answers").get_by_text("Where it looked").first.click()
+    assert "There is no heat map" in tab.locator("#answers .explained").first.inner_text()
+    context.close()
 
 
 def test_a_browser_that_changes_pixels_is_refused(browser: Any, page: Path) -> None:

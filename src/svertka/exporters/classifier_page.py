@@ -25,9 +25,13 @@ from svertka.exporters.onnx import (
     IMAGES,
     LOGITS,
     PROBABILITIES,
+    UNKNOWN_SCORE,
+    append_threshold,
+    check_scores,
     copy_float_network,
+    copy_with_score,
     open_session,
-    trace_network,
+    trace_with_score,
     write_metadata,
 )
 from svertka.files import format_bytes
@@ -55,7 +59,7 @@ def convert_for_page(classifier: Classifier, precision: str) -> ModelProto:
     Raises:
         ExportMismatchError: PyTorch's exporter does not support the network.
     """
-    model = trace_network(copy_float_network(classifier), classifier)
+    model = trace_with_score(classifier)
     complete_for_page(model, classifier)
     if precision == "int16":
         store_weights_in_int16(model)
@@ -63,14 +67,21 @@ def convert_for_page(classifier: Classifier, precision: str) -> ModelProto:
 
 
 def complete_for_page(model: ModelProto, classifier: Classifier) -> None:
-    """Replace the output `logits` of `model` by `probabilities`, with class activation maps where they exist."""
+    """Replace the output `logits` of `model` by `probabilities`, and add others, in place.
+
+    `classes` and `maps` are class activation maps, where they exist; `unknown`, where `model` has an unknown score, is
+    whether it exceeds the threshold.
+    """
     append_class_activation_maps(model, min(SHOWN_CLASSES, len(classifier.names)))
     graph = model.graph
     graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1))
-    others = [output for output in graph.output if output.name != LOGITS]
+    gives_score = any(output.name == UNKNOWN_SCORE for output in graph.output)
+    others = [output for output in graph.output if output.name not in (LOGITS, UNKNOWN_SCORE)]
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", len(classifier.names)]))
     graph.output.extend(others)
+    if gives_score and classifier.calibration is not None:
+        append_threshold(model, classifier.calibration.threshold)
     write_metadata(model, classifier, preprocessing=False)
     onnx.checker.check_model(model)
 
@@ -79,10 +90,12 @@ def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequen
     """Return the largest difference of a probability between `model` and `classifier` on `pictures`, (H, W, 3) uint8.
 
     Raises:
-        ExportMismatchError: It exceeds `TOLERANCE`.
+        ExportMismatchError: It exceeds `TOLERANCE`, or an unknown score differs.
     """
     session = open_session(model)
     network = copy_float_network(classifier)
+    gives_score = any(output.name == UNKNOWN_SCORE for output in session.get_outputs())
+    scored = copy_with_score(network, classifier) if gives_score else None
     largest = 0.0
     for picture in pictures:
         image = classifier.preprocess(picture)[None]
@@ -95,6 +108,8 @@ def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequen
                 f"a probability of ONNX Runtime {onnxruntime.__version__} differs by {difference:.2g}, more than "
                 f"{TOLERANCE:g}; no file was written; use --precision fp32, whose weights are not rounded"
             )
+        if scored is not None:
+            check_scores(session.run([UNKNOWN_SCORE], {IMAGES: image.numpy()})[0], scored, image)
         largest = max(largest, difference)
     return largest
 

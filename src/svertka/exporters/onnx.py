@@ -50,15 +50,24 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
     the threshold. The metadata has `names`, `preprocess` and, unless images have one class, `task` as JSON, `model`,
     and `input`, a sentence; and `unknown_threshold` with these outputs.
     """
-    network = copy_float_network(classifier)
-    scored = _score_copy(network, classifier) if preprocessing else None
-    model = trace_network(network if scored is None else _LogitsAndScores(scored), classifier)
+    model = trace_with_score(classifier) if preprocessing else trace_network(copy_float_network(classifier), classifier)
     return complete_model(model, classifier, preprocessing=preprocessing)
 
 
 def copy_float_network(classifier: Classifier) -> nn.Module:
     """Return a copy of the network, float32 on the CPU, in inference mode and with PyTorch's convolutions."""
     return restore(copy_network(classifier.network)).cpu().float().eval()
+
+
+def trace_with_score(classifier: Classifier) -> ModelProto:
+    """Return the float network as `trace_network` does, with the output `unknown_score` if it is calibrated.
+
+    Raises:
+        ExportMismatchError: PyTorch's exporter does not support the network.
+    """
+    network = copy_float_network(classifier)
+    scored = copy_with_score(network, classifier)
+    return trace_network(network if scored is None else _LogitsAndScores(scored), classifier)
 
 
 def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
@@ -97,7 +106,7 @@ def complete_model(model: ModelProto, classifier: Classifier, *, preprocessing: 
     if preprocessing:
         _prepend_preprocessing(model, PreprocessingGraph(classifier.preprocess, PICTURES, IMAGES), classifier.task)
     if gives_score and classifier.calibration is not None:
-        _append_threshold(model, classifier.calibration.threshold)
+        append_threshold(model, classifier.calibration.threshold)
     write_metadata(model, classifier, preprocessing=preprocessing)
     onnx.checker.check_model(model)
     return model
@@ -135,7 +144,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
     tolerance = PROBABILITY_TOLERANCE if inside else LOGIT_TOLERANCE
     network = copy_float_network(classifier)
     gives_score = any(output.name == UNKNOWN for output in session.get_outputs())
-    scored = _score_copy(network, classifier) if gives_score else None
+    scored = copy_with_score(network, classifier) if gives_score else None
     largest = 0.0
     for some in _batches(pictures):
         images = torch.stack([classifier.preprocess(picture) for picture in some])
@@ -149,7 +158,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
             found = np.concatenate([one[0][-1:] for one in outputs])
             unit = np.full(len(some), classifier.task.std if isinstance(classifier.task, Regression) else 1.0)
             if scored is not None:
-                _check_scores(np.array([one[1][-1] for one in outputs]), scored, images)
+                check_scores(np.array([one[1][-1] for one in outputs]), scored, images)
         else:
             wanted = logits.numpy()
             (found,) = session.run(None, {IMAGES: images.numpy()})
@@ -184,7 +193,7 @@ class _LogitsAndScores(nn.Module):
         return self.scored.logits_and_scores(images)
 
 
-def _score_copy(network: nn.Module, classifier: Classifier) -> ScoredNetwork | None:
+def copy_with_score(network: nn.Module, classifier: Classifier) -> ScoredNetwork | None:
     """Return `network`, a copy of that of `classifier`, with its unknown score; None without a calibration."""
     if classifier.calibration is None:
         return None
@@ -192,7 +201,7 @@ def _score_copy(network: nn.Module, classifier: Classifier) -> ScoredNetwork | N
     return add_unknown_score(network, classifier.model, shape, copy.deepcopy(classifier.calibration.score).cpu())
 
 
-def _append_threshold(model: ModelProto, threshold: float) -> None:
+def append_threshold(model: ModelProto, threshold: float) -> None:
     """Add the outputs `unknown_score` and `unknown` to a model that computes the former."""
     graph = model.graph
     graph.initializer.append(numpy_helper.from_array(np.array(threshold, np.float32), "unknown_threshold"))
@@ -202,7 +211,7 @@ def _append_threshold(model: ModelProto, threshold: float) -> None:
 
 
 @torch.inference_mode()
-def _check_scores(found: npt.NDArray[np.float32], scored: ScoredNetwork, images: Tensor) -> None:
+def check_scores(found: npt.NDArray[np.float32], scored: ScoredNetwork, images: Tensor) -> None:
     """Raise ExportMismatchError if the unknown scores `found`, (N,), are not those of `images`, (N, C, H, W)."""
     wanted = scored.logits_and_scores(images)[1].numpy()
     difference = float(np.abs(found - wanted).max())

@@ -1,7 +1,7 @@
 // Parts of the pages that name what is in pictures: how pictures get in, and the classes of an answer.
 "use strict";
 (() => {
-  const { make, named, bars } = self.build;
+  const { make, named, bars, percent } = self.build;
 
   // Call `take` with the files that are chosen, dropped anywhere or pasted.
   self.build.takeFiles = (drop, take) => {
@@ -15,6 +15,12 @@
     });
     document.addEventListener("paste", (event) => take([...event.clipboardData.files]));
   };
+
+  // The most probable class in words, as children of an element.
+  self.build.bestClass = ({ name, probability }, unknown) => [...(unknown ? ["unknown, closest to "] : []), named(name), ` with ${percent(probability)}.`];
+  // What is said of an unknown picture, else nothing.
+  self.build.unknownNote = (unknown) => (unknown
+    ? [make("p", { class: "wrong" }, "This picture is unlike those that the network was trained on: it may show none of the classes.")] : []);
 
   // Bars of labels {name, probability} whose names are buttons: {list, press}, called `title`. `choose` gets the name that is clicked.
   self.build.classBars = (labels, title, choose) => {

@@ -1,7 +1,7 @@
 // Page of an exported classifier: pictures and the camera are classified by a worker, which has the network.
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
-  const { make, named, percent, bars, count, takeFiles, classBars } = self.build;
+  const { make, named, bars, count, takeFiles, classBars, bestClass, unknownNote } = self.build;
   const SIDE = 224; // CSS pixels of a picture
   const VEIL = 0.85; // opacity of the heat map where it is 0
   const [state, ask, drop, answers] = ["state", "ask", "drop", "answers"].map((id) => document.getElementById(id));
@@ -34,17 +34,19 @@ document.addEventListener("DOMContentLoaded", () => {
     }
   }
 
-  // The most probable classes of an answer, each with its heat map {width, height, shares} or null.
+  // The most probable classes of an answer, each with its heat map {width, height, shares} or null; and whether the
+  // image is unknown.
   function readAnswer({ found }) {
     const { data } = found.probabilities;
     if (!data.every(Number.isFinite)) throw new Error("The network gives no number for this picture");
     const best = [...data.keys()].sort((a, b) => data[b] - data[a] || a - b).slice(0, facts.shown);
     const known = facts.hasMaps ? [...found.classes.data].map(Number) : [];
-    return best.map((label) => {
+    const labels = best.map((label) => {
       const name = facts.names[label];
       const at = known.indexOf(label);
       return { name, probability: data[label], map: at < 0 ? null : readMap(found.maps, at) };
     });
+    return { labels, unknown: Boolean(found.unknown?.data[0]) };
   }
   function readMap({ data, dims: [, , height, width] }, at) {
     const values = data.subarray(at * height * width, (at + 1) * height * width);
@@ -90,7 +92,7 @@ document.addEventListener("DOMContentLoaded", () => {
     showProgress();
   }
 
-  function answerView(name, { square, seconds }, labels) {
+  function answerView(name, { square, seconds }, { labels, unknown }) {
     const { size } = facts.settings;
     const best = labels[0];
     const picture = make("canvas", { width: size, height: size, role: "img", "aria-label": `What the network sees of ${name}`, class: facts.isPixelated ? "crisp" : "" });
@@ -116,7 +118,7 @@ document.addEventListener("DOMContentLoaded", () => {
     show(best, false);
     return make("div", { class: "picture-view" },
       make("figure", {}, stage, controls, explained),
-      make("div", { class: "verdict" }, make("h2", {}, named(name), ": ", named(best.name), ` with ${percent(best.probability)}.`), list,
+      make("div", { class: "verdict" }, make("h2", {}, named(name), ": ", ...bestClass(best, unknown)), ...unknownNote(unknown), list,
         make("p", { class: "quiet" }, `Classified in ${Math.max(1, Math.round(1000 * seconds))}\u00a0ms.`)));
   }
 
@@ -131,9 +133,9 @@ document.addEventListener("DOMContentLoaded", () => {
     const times = [];
     while (video.srcObject) {
       const frame = await createImageBitmap(video);
-      const labels = readAnswer(await request("classify", { image: frame }, [frame]));
+      const { labels, unknown } = readAnswer(await request("classify", { image: frame }, [frame]));
       const best = labels[0];
-      liveAnswer.replaceChildren(named(best.name), ` ${percent(best.probability)}`);
+      liveAnswer.replaceChildren(...bestClass(best, unknown));
       liveBars.replaceChildren(bars(labels.map(({ name, probability }) => [name, probability]), "The most probable classes"));
       liveVeil.hidden = !(liveMap.checked && best.map);
       if (!liveVeil.hidden) drawMap(liveVeil, best.map);

@@ -1,7 +1,7 @@
 // Upload page: send pictures to the server and show predictions, a Grad-CAM overlay and the most active units.
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
-  const { make, named, percent, address, partCaption, takeFiles, classBars } = self.build;
+  const { make, named, percent, address, partCaption, takeFiles, classBars, bestClass, unknownNote } = self.build;
   const SIDE = 320; // CSS pixels of a picture
   const SHOWN = 10; // labels, besides those that are predicted
   const PATCH = 72; // CSS pixels of a unit's patch
@@ -88,10 +88,9 @@ document.addEventListener("DOMContentLoaded", () => {
         const best = labels[0];
         labels.splice(0, labels.length, ...labels.filter((one, k) => k < SHOWN || one.predicted));
         if ("predicted" in best) title.replaceChildren(named(file.name), ": ", ...listed(labels.filter((one) => one.predicted)), ".");
-        else title.replaceChildren(named(file.name), ": ", ...(unknown ? ["unknown, closest to "] : []), named(best.name), ` with ${percent(best.probability)}.`);
+        else title.replaceChildren(named(file.name), ": ", ...bestClass(best, unknown));
         const { list, press } = classBars(labels, "predicted" in best ? "The labels" : "The most probable classes", explain);
-        const note = "This picture is unlike those that the network was trained on: it may show none of the classes.";
-        verdict.replaceChildren(...(unknown ? [make("p", { class: "wrong" }, note)] : []), list);
+        verdict.replaceChildren(...unknownNote(unknown), list);
         item.select = press;
         await explain(best.name);
       } catch (error) {
