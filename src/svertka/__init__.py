@@ -15,6 +15,7 @@ from svertka import package_version
 if TYPE_CHECKING:
     from svertka import conv as conv
     from svertka import inspection as inspection
+    from svertka import lessons as lessons
     from svertka import plot as plot
     from svertka.classifier import Classifier as Classifier
     from svertka.classifier import predict as predict
@@ -77,7 +78,7 @@ _HOMES = {
     "train": "svertka.training.train",
     "tune": "svertka.evaluation.algorithm_timing",
 }
-_PACKAGES = ("conv", "inspection", "plot")
+_PACKAGES = ("conv", "inspection", "lessons", "plot")
 __all__ = sorted(_HOMES)
 
 

@@ -1,0 +1,67 @@
+"""The notebooks run as a student finds them, were executed when they were stored, and have all exercises."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svertka import lessons
+
+FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_every_exercise_is_in_one_notebook() -> None:
+    sources = ["".join(cell["source"]) for path in NOTEBOOKS for cell in code_cells(path)]
+    asked = [number for source in sources for number in re.findall(r'lessons\.check\("([\d.]+)"', source)]
+    assert asked == list(lessons.EXERCISES)
+
+
+@every_notebook
+def test_it_is_stored_with_its_results(path: Path) -> None:
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+
+
+@every_notebook
+def test_its_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # matplotlib reads tensors
+def test_a_notebook_runs_without_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    names: dict[str, Any] = {}
+    for cell in code_cells(FOLDER / "02_stride_padding_dilation.ipynb"):
+        exec("".join(cell["source"]), names)
+    names["plt"].close("all")
+    assert repr(lessons.check("2.1", names["output_size"])).startswith(
+        "Exercise 2.1: not yet. The function returns None"
+    )
+
+
+@pytest.mark.large
+@every_notebook
+def test_it_runs_in_three_minutes(path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    began = time.perf_counter()
+    NotebookClient(nbformat.read(path, as_version=4), timeout=180, resources={"metadata": {"path": FOLDER}}).execute()
+    assert time.perf_counter() - began < 180
