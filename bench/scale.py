@@ -201,7 +201,7 @@ def measure_folder(count: int) -> dict[str, Any]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(numbered(jpegs[number % len(jpegs)], number))
         found = first_step(str(folder / "images"), folder)
-    print(f"{count:>9,} files: {describe(found)}", flush=True)
+        print(f"{count:>9,} files: {describe(found)}", flush=True)
     return {"files": count} | found
 
 
