@@ -29,6 +29,7 @@ from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 from svertka.files import format_bytes, os_error_to_storage_error, write_atomic
 from svertka.progress import progress, say
+from svertka.text_width import shorten
 from svertka.type_checking import check_types
 
 SHARD_MEGABYTES = 256.0
@@ -119,7 +120,9 @@ def shard(
         StorageError: The disk is full.
     """
     if not 0 < shard_size <= LARGEST_MEGABYTES:
-        raise UsageError(f"shard_size={shard_size:g} must be more than 0 and at most {LARGEST_MEGABYTES:,.0f} MB")
+        raise UsageError(
+            f"shard_size={shorten(str(shard_size))} must be more than 0 and at most {LARGEST_MEGABYTES:,.0f} MB"
+        )
     location = open_location(to, is_folder=True)
     num_threads = set_threads(threads)
     dataset = open_source(source, to_train=False, columns=columns).with_decoding(DecodingOptions.up_to(max_pixels))
