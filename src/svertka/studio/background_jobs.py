@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svertka.files import os_error_to_storage_error, read_json
-from svertka.studio.training_process import parse_training_log
+from svertka.studio.training_process import parse_training_log, stop_processes
 
 MAX_RESULT_BYTES = 1 << 28
 STOP_SECONDS = 10.0
@@ -81,12 +81,7 @@ class BackgroundJobs:
 
     def stop_all(self) -> None:
         """Stop all running jobs."""
-        running = [process for process in self._processes.values() if process.poll() is None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
+        stop_processes(self._processes.values(), STOP_SECONDS)
 
     def state(self, key: str) -> JobState:
         """Return the state of a job and its result, if it has one by now."""

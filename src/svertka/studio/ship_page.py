@@ -105,10 +105,7 @@ class ShipPage:
 
     async def _page(self, request: Request) -> Response:
         wanted = read_query(request, OptionalRunField).run
-        names = await run_in_threadpool(self._workspace.trained_runs)
-        if wanted and wanted not in names:
-            raise HTTPError(404, "there is no such trained run; go back and reload the page")
-        name = wanted or next(iter(names), "")
+        names, name = await run_in_threadpool(self._workspace.choose_trained_run, wanted)
         values = await run_in_threadpool(self._describe, name) if name else {}
         return render_studio_page(self._workspace, "ship", runs=names, **values)
 

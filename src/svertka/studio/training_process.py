@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +97,7 @@ class TrainingProcesses:
 
     def stop_all(self) -> None:
         """Stop the trainings that this process started, and wait for their checkpoints."""
-        running = [process for process in self._processes.values() if process.poll() is None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
+        stop_processes(self._processes.values(), STOP_SECONDS)
 
     def state(self, name: str) -> State:
         """Return the state of the training of the run `name`."""
@@ -144,6 +139,16 @@ class TrainingProcesses:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C in the terminal stops the server, which stops trainings itself
                 )
+
+
+def stop_processes(processes: Iterable[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Send SIGTERM to the processes that run, and wait for each at most `seconds`."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.terminate()
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
 
 
 def parse_training_log(lines: Sequence[str]) -> TrainingLog:

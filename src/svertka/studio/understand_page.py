@@ -72,10 +72,7 @@ class UnderstandPage:
 
     async def _page(self, request: Request) -> Response:
         wanted = read_query(request, OptionalRunField).run
-        names = await run_in_threadpool(self._workspace.trained_runs)
-        if wanted and wanted not in names:
-            raise HTTPError(404, "there is no such trained run; go back and reload the page")
-        name = wanted or next(iter(names), "")
+        names, name = await run_in_threadpool(self._workspace.choose_trained_run, wanted)
         values: dict[str, Any] = {"runs": names, "run_name": name, "errors": [], "report": None}
         if name:
             run = self._runs.run(name)

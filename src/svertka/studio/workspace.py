@@ -6,6 +6,7 @@ from itertools import count
 from os import PathLike
 from typing import Any
 
+from svertka.serving.http_error import HTTPError
 from svertka.studio.background_jobs import BackgroundJobs
 from svertka.studio.collection import Collection
 from svertka.studio.image_marks import ImageMarks
@@ -76,3 +77,14 @@ class Workspace:
         names = [name for name in self.runs.names() if self.processes.state(name) == "finished"]
         is_other = {name: not self.runs.is_of(self.runs.run(name), self.collection.folder) for name in names}
         return sorted(names, key=lambda name: is_other[name])
+
+    def choose_trained_run(self, wanted: str | None) -> tuple[list[str], str]:
+        """Return the names of the finished runs, and the one to show: `wanted`, or else the first; "" if there is none.
+
+        Raises:
+            HTTPError: 404, there is no finished run `wanted`.
+        """
+        names = self.trained_runs()
+        if wanted and wanted not in names:
+            raise HTTPError(404, "there is no such trained run; go back and reload the page")
+        return names, wanted or next(iter(names), "")
