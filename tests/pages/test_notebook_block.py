@@ -68,10 +68,13 @@ def test_hostile_text_stays_text_everywhere_in_a_block(kind: str) -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
     thumbnails = [Thumbnail(thumbnail_uri(pixels), (text, text)), Thumbnail(None, (text,))]
     curves = [Curve(text, [1, 2], [0.5, 0.25])]
-    block = NotebookBlock(text, (text,), curves, (text, text), (text,), [(text,)], thumbnails, text)
+    block = NotebookBlock(text, (text,), curves, (text, text), (text,), [(text,)], thumbnails=thumbnails, omitted=text)
     plain_thumbnails = [Thumbnail(thumbnail_uri(pixels), ("x", "x")), Thumbnail(None, ("x",))]
     plain_curves = [Curve("x", [1, 2], [0.5, 0.25])]
-    plain = read(NotebookBlock("x", ("x",), plain_curves, ("x", "x"), ("x",), [("x",)], plain_thumbnails, "x").render())
+    like = NotebookBlock(
+        "x", ("x",), plain_curves, ("x", "x"), ("x",), [("x",)], thumbnails=plain_thumbnails, omitted="x"
+    )
+    plain = read(like.render())
     found = read(block.render())
     assert found.elements == plain.elements
     assert found.attributes == plain.attributes
