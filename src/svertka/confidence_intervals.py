@@ -82,3 +82,18 @@ def format_percentage_points(share: float) -> str:
 def format_p_value(p: float) -> str:
     """Format a p-value after the letter p: "= 0.03", "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.01 else f"= {p:.2f}"
+
+
+def percent_with_interval(share: float, interval: Interval) -> str:
+    """Return a share and its interval in percent, such as "5.00% (3.10 to 7.90)"."""
+    return f"{share:.2%} ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return a number for JSON, which has neither NaN nor infinity: None in their place."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def finite_interval_or_none(interval: Interval) -> Interval | None:
+    """Return an interval for JSON; None unless both ends are finite."""
+    return interval if all(map(math.isfinite, interval)) else None

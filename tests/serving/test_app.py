@@ -312,7 +312,7 @@ def test_nan_is_no_error_of_the_server(small_run: Path, live: Callable[..., Any]
 
 
 def test_json_never_holds_nan() -> None:
-    from svertka.serving.app import ASCIIJSONResponse
+    from svertka.serving.json_responses import ASCIIJSONResponse
 
     content = {"a": [1.0, float("nan"), (float("inf"),)], "b": -float("inf"), "c": "NaN"}
     assert json.loads(ASCIIJSONResponse(content).body) == {"a": [1.0, None, [None]], "b": None, "c": "NaN"}

@@ -151,13 +151,13 @@ class ConvolutionKernels:
         x, residual, result, gate = where
         window = make_window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
         reads, writes = packed.shape[1], packed.shape[0] // step.groups
+        narrow = self._narrow_maps(step)
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
             program.add_direct(
-                window, places[0], numbers, packed.precision, ending, places[1], gate.place(), gate.step,
-                self._narrow_maps(step),
-            )  # fmt: skip
+                window, places[0], numbers, packed.precision, ending, places[1], gate.place(), gate.step, narrow
+            )
 
     def _add_winograd(
         self,
@@ -173,7 +173,7 @@ class ConvolutionKernels:
         sizes = before.height, before.width, after.height, after.width
         plain = replace(step, bounds=UNBOUNDED, activation="NONE", multiply=False, residual_last=False)
         last = len(packed.numbers) - 1
-        apart = self.leaves_residual(step)
+        apart, narrow = self.leaves_residual(step), self._narrow_maps(step)
         for number, numbers in enumerate(packed.numbers):
             pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
             shape = native_support.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
@@ -182,7 +182,7 @@ class ConvolutionKernels:
             if number > 0:
                 part = replace(part, bias=None, multiply=False, residual_last=False)
             added = result if number > 0 else NO_LOCATION if apart else residual
-            ending, narrow = self._make_epilogue(part, added), self._narrow_maps(step)
+            ending = self._make_epilogue(part, added)
             program.add_winograd(shape, x.place(), numbers, packed.precision, ending, result.place(), narrow)
 
     def _add_winograd_groups(
@@ -200,10 +200,10 @@ class ConvolutionKernels:
         sizes = before.height, before.width, after.height, after.width
         shape = native_support.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
         shape.in_step, shape.out_step = x.step, result.step
+        narrow = self._narrow_maps(step)
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
-            narrow = self._narrow_maps(step)
             program.add_winograd(shape, places[0], numbers, packed.precision, ending, places[1], narrow)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from svertka import distributed
-from svertka.confidence_intervals import Interval, error_interval
+from svertka.confidence_intervals import Interval, error_interval, finite_or_none, percent_with_interval
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
@@ -133,9 +133,9 @@ class Evaluation:
     @property
     def sentence(self) -> str:
         """The metrics in words, errors with their confidence intervals."""
-        said = [f"top-1 error {_with_interval(self.top1_error, self.top1_interval)}"]
+        said = [f"top-1 error {percent_with_interval(self.top1_error, self.top1_interval)}"]
         if self.top5_error is not None and self.top5_interval is not None:
-            said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
+            said.append(f"top-5 error {percent_with_interval(self.top5_error, self.top5_interval)}")
         said.append(f"loss {self.loss:.4f}")
         if self.calibration.is_meaningful:
             said.append(f"calibration error {self.calibration.error:.2%}")
@@ -201,13 +201,13 @@ class Evaluation:
         return {
             **(self.scope.to_dict() if self.scope else {}),
             "images": self.images,
-            "top1_error": _finite(self.top1_error),
+            "top1_error": finite_or_none(self.top1_error),
             "top1_interval": _finite_pair(self.top1_interval),
-            "top5_error": _finite(self.top5_error),
+            "top5_error": finite_or_none(self.top5_error),
             "top5_interval": _finite_pair(self.top5_interval),
-            "loss": _finite(self.loss),
-            "calibration_error": _finite(self.calibration.error) if self.calibration.is_meaningful else None,
-            "temperature": _finite(self.calibration.temperature) if self.calibration.is_meaningful else None,
+            "loss": finite_or_none(self.loss),
+            "calibration_error": finite_or_none(self.calibration.error) if self.calibration.is_meaningful else None,
+            "temperature": finite_or_none(self.calibration.temperature) if self.calibration.is_meaningful else None,
             "unknown_images": self.unknown_images,
             "unknown_share": self.unknown_share,
             "at_chance": self.at_chance,
@@ -392,13 +392,5 @@ def _place_in_group(group: Tensor) -> Tensor:
     return places
 
 
-def _with_interval(error: float, interval: Interval) -> str:
-    return f"{error:.2%} ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
-
-
 def _finite_pair(pair: Interval | None) -> list[float] | None:
     return list(pair) if pair is not None and all(map(math.isfinite, pair)) else None
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

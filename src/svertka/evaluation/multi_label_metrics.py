@@ -1,7 +1,6 @@
 """Metrics of a network that predicts several labels of an image: average precision, F1, thresholds."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svertka.confidence_intervals import Interval
+from svertka.confidence_intervals import Interval, finite_interval_or_none, finite_or_none, percent_with_interval
 from svertka.escaping import join_first
 from svertka.evaluation.bootstrap import as_interval, bootstrap_intervals
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
+from svertka.evaluation.metrics import MISTAKES_KEPT
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.tasks import MultiLabel
 
@@ -22,7 +22,6 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 MIN_IMAGES = 10  # with a label, and without it, from which a threshold is chosen; on fewer it would follow chance
-MISTAKES_KEPT = 24
 LABELS_IN_WARNING = 10
 
 
@@ -111,16 +110,21 @@ class MultiLabelEvaluation:
         """Share of the labels of all images that are wrong, 0 to 1 (Hamming loss); NaN without images."""
         return float((self.predicted != self.targets).mean()) if self.images else math.nan
 
-    @cached_property
-    def _means(self) -> tuple[float, float]:
-        """Return the means over the labels of average precision and F1."""
-        found = self._mean_metrics(np.ones((1, self.images)))[0] if self.images else (math.nan, math.nan)
-        return float(found[0]), float(found[1])
+    def _metrics(self, weights: Floats) -> Floats:
+        """Return the metrics for weights of the images (S, N), (S, 2 + 2·K).
 
-    def _mean_metrics(self, weights: Floats) -> Floats:
-        """Return mean average precision and mean F1, (S, 2), for weights of the images (S, N)."""
-        precisions = average_precisions(self.probabilities, self.targets, weights)
-        return np.stack([_mean_of_known(precisions), _mean_of_known(self._f1(weights))], 1)
+        They are the means of average precision and F1 over the labels, then each label's average precision and F1.
+        """
+        precisions, scores = average_precisions(self.probabilities, self.targets, weights), self._f1(weights)
+        means = np.stack([_mean_of_known(precisions), _mean_of_known(scores)], 1)
+        return np.concatenate([means, precisions, scores], 1)
+
+    @cached_property
+    def _values(self) -> list[float]:
+        """Return the metrics of these images, in the order of `_metrics`."""
+        count = 2 + 2 * len(self.names)
+        found: list[float] = self._metrics(np.ones((1, self.images)))[0].tolist() if self.images else [math.nan] * count
+        return found
 
     def _f1(self, weights: Floats) -> Floats:
         """Return F1 of each label, (S, K), for weights of the images (S, N); NaN for a label that no image has."""
@@ -130,19 +134,13 @@ class MultiLabelEvaluation:
 
     @cached_property
     def _intervals(self) -> tuple[Floats, Floats]:
-        """Return both ends of the intervals of the two means, then of each label's average precision and F1."""
-
-        def metric(weights: Floats) -> Floats:
-            precisions, scores = average_precisions(self.probabilities, self.targets, weights), self._f1(weights)
-            means = np.stack([_mean_of_known(precisions), _mean_of_known(scores)], 1)
-            return np.concatenate([means, precisions, scores], 1)
-
-        return bootstrap_intervals(metric, self.images, 2 + 2 * len(self.names))
+        """Return both ends of the intervals of the metrics, in the order of `_metrics`."""
+        return bootstrap_intervals(self._metrics, self.images, len(self._values))
 
     @property
     def mean_average_precision(self) -> float:
         """Mean over the labels that some image has of the average precision, 0 to 1 (mAP)."""
-        return self._means[0]
+        return self._values[0]
 
     @property
     def mean_average_precision_interval(self) -> Interval:
@@ -152,7 +150,7 @@ class MultiLabelEvaluation:
     @property
     def f1(self) -> float:
         """Mean over the labels that some image has of F1, 0 to 1 (macro F1)."""
-        return self._means[1]
+        return self._values[1]
 
     @property
     def f1_interval(self) -> Interval:
@@ -171,8 +169,6 @@ class MultiLabelEvaluation:
         if not self.images:
             return ()
         count, (low, high) = len(self.names), self._intervals
-        precisions = average_precisions(self.probabilities, self.targets, np.ones((1, self.images)))[0]
-        scores = self._f1(np.ones((1, self.images)))[0]
         found = []
         for k, name in enumerate(self.names):
             right = int((self.predicted[:, k] & self.targets[:, k]).sum())
@@ -181,13 +177,13 @@ class MultiLabelEvaluation:
                 LabelMetrics(
                     name,
                     has,
-                    _known(precisions[k]),
-                    _known_interval(low[2 + k], high[2 + k]),
+                    finite_or_none(self._values[2 + k]),
+                    finite_interval_or_none(as_interval(low[2 + k], high[2 + k])),
                     self.task.threshold(k),
                     right / said if said else None,
                     right / has if has else None,
-                    _known(scores[k]),
-                    _known_interval(low[2 + count + k], high[2 + count + k]),
+                    finite_or_none(self._values[2 + count + k]),
+                    finite_interval_or_none(as_interval(low[2 + count + k], high[2 + count + k])),
                 )
             )
         return tuple(found)
@@ -231,8 +227,8 @@ class MultiLabelEvaluation:
     def sentence(self) -> str:
         """The metrics in words, with their confidence intervals."""
         said = [
-            f"mAP {_with_interval(self.mean_average_precision, self.mean_average_precision_interval)}",
-            f"F1 {_with_interval(self.f1, self.f1_interval)}"
+            f"mAP {percent_with_interval(self.mean_average_precision, self.mean_average_precision_interval)}",
+            f"F1 {percent_with_interval(self.f1, self.f1_interval)}"
             + (", too high since the thresholds were chosen on these images" if self.chose_thresholds else ""),
             f"wrong labels {self.error:.2%}",
             f"loss {self.loss:.4f}",
@@ -289,7 +285,7 @@ class MultiLabelEvaluation:
             "f1": (self.f1, *self.f1_interval),
         }
         return {
-            name + end: _known(value)
+            name + end: finite_or_none(value)
             for name, values in metrics.items()
             for end, value in zip(("", "_low", "_high"), values, strict=True)
         }
@@ -300,12 +296,12 @@ class MultiLabelEvaluation:
         return {
             **(self.scope.to_dict() if self.scope else {}),
             "images": self.images,
-            "mean_average_precision": _known(self.mean_average_precision),
-            "mean_average_precision_interval": _known_interval(*self.mean_average_precision_interval),
-            "f1": _known(self.f1),
-            "f1_interval": _known_interval(*self.f1_interval),
-            "label_error": _known(self.error),
-            "loss": _known(self.loss),
+            "mean_average_precision": finite_or_none(self.mean_average_precision),
+            "mean_average_precision_interval": finite_interval_or_none(self.mean_average_precision_interval),
+            "f1": finite_or_none(self.f1),
+            "f1_interval": finite_interval_or_none(self.f1_interval),
+            "label_error": finite_or_none(self.error),
+            "loss": finite_or_none(self.loss),
             "calibration_error": None if calibration is None else calibration.error,
             "temperature": None if calibration is None else calibration.temperature,
             "at_chance": self.at_chance,
@@ -386,15 +382,3 @@ def _mean_of_known(values: Floats) -> Floats:
     known = ~np.isnan(values)
     sums = np.where(known, values, 0.0).sum(1)
     return np.where(known.any(1), sums / np.maximum(known.sum(1), 1), np.nan)
-
-
-def _known(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _known_interval(low: float, high: float) -> Interval | None:
-    return as_interval(low, high) if math.isfinite(low) and math.isfinite(high) else None
-
-
-def _with_interval(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.2%} ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"

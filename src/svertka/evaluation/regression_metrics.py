@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from svertka.confidence_intervals import Interval
+from svertka.confidence_intervals import Interval, finite_interval_or_none, finite_or_none
 from svertka.evaluation.bootstrap import as_interval, bootstrap_intervals
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
+from svertka.evaluation.metrics import MISTAKES_KEPT
 from svertka.pages.notebook_block import NotebookBlock
 
 Floats = npt.NDArray[np.float64]
-
-MISTAKES_KEPT = 24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,7 +157,7 @@ class RegressionEvaluation:
             "r2": (self.r2, *self.r2_interval),
         }
         return {
-            name + end: _known(value)
+            name + end: finite_or_none(value)
             for name, values in metrics.items()
             for end, value in zip(("", "_low", "_high"), values, strict=True)
         }
@@ -169,23 +168,15 @@ class RegressionEvaluation:
             **(self.scope.to_dict() if self.scope else {}),
             "images": self.images,
             "name": self.name,
-            "mean_absolute_error": _known(self.error),
-            "mean_absolute_error_interval": _known_interval(self.error_interval),
-            "rmse": _known(self.rmse),
-            "rmse_interval": _known_interval(self.rmse_interval),
-            "r2": _known(self.r2),
-            "r2_interval": _known_interval(self.r2_interval),
-            "loss": _known(self.loss),
+            "mean_absolute_error": finite_or_none(self.error),
+            "mean_absolute_error_interval": finite_interval_or_none(self.error_interval),
+            "rmse": finite_or_none(self.rmse),
+            "rmse_interval": finite_interval_or_none(self.rmse_interval),
+            "r2": finite_or_none(self.r2),
+            "r2_interval": finite_interval_or_none(self.r2_interval),
+            "loss": finite_or_none(self.loss),
             "at_chance": self.at_chance,
         }
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _known_interval(interval: Interval) -> Interval | None:
-    return interval if all(map(math.isfinite, interval)) else None
 
 
 def _with_interval(value: float, interval: Interval) -> str:

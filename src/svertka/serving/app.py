@@ -8,7 +8,6 @@ from urllib.parse import parse_qs
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -17,7 +16,8 @@ from svertka.package_version import VERSION
 from svertka.serving import docs_page, upload_page
 from svertka.serving.access_control import AccessControl
 from svertka.serving.http_error import HTTPError
-from svertka.serving.prediction_service import ASCIIJSONResponse, PredictionService, describe_fault
+from svertka.serving.json_responses import ERROR_HANDLERS, ASCIIJSONResponse
+from svertka.serving.prediction_service import PredictionService, describe_fault
 from svertka.serving.run_files import find_run_file, respond_with_run_file
 from svertka.serving.schemas import (
     ExplainOptions,
@@ -70,8 +70,7 @@ class App:
             redirect_slashes=False,
             middleware=[access_control],
             exception_handlers={
-                HTTPError: _handle_http_error,
-                HTTPException: _handle_starlette_error,
+                **ERROR_HANDLERS,
                 RequestValidationError: _handle_validation_error,
             },
             lifespan=self._lifespan,
@@ -172,16 +171,6 @@ async def _check_query(request: Request) -> None:
     for name, values in query.items():
         if len(values) != 1:
             raise HTTPError(400, f"the query has {name[:80]} {len(values)} times; give it once")
-
-
-async def _handle_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPError)
-    return ASCIIJSONResponse({"error": error.sentence}, error.status, error.headers)
-
-
-async def _handle_starlette_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return ASCIIJSONResponse({"error": error.detail.lower()}, error.status_code, error.headers)
 
 
 async def _handle_validation_error(_: Request, error: Exception) -> Response:

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import json
-import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +11,12 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, RunError
 from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
 from svertka.serving.http_error import HTTPError
+from svertka.serving.json_responses import ASCIIJSONResponse
 from svertka.serving.request_batching import Batcher
 from svertka.serving.request_body_limits import BodyReader
 from svertka.serving.schemas import IMAGE_TYPES, ExplainOptions, PredictOptions
@@ -32,25 +31,6 @@ MAX_DECODERS = 8  # processes that decode images; they keep up with any network 
 Result = TypeVar("Result")
 Options = TypeVar("Options", PredictOptions, ExplainOptions)
 EncodedImage = bytearray | memoryview  # the bytes of a file, or a JSON string with the file in base64
-
-
-class ASCIIJSONResponse(JSONResponse):
-    """JSON in ASCII: class names may hold lone surrogates, which UTF-8 cannot encode."""
-
-    def render(self, content: Any) -> bytes:
-        """Encode `content`; NaN and infinity become null."""
-        try:
-            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-        except ValueError:
-            return json.dumps(_replace_nan(content), allow_nan=False, separators=(",", ":")).encode()
-
-
-def _replace_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _replace_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_replace_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @dataclass(frozen=True)

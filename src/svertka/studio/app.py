@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -24,8 +23,8 @@ from svertka.errors import (
     UsageError,
 )
 from svertka.serving.access_control import AccessControl
-from svertka.serving.http_error import HTTPError
-from svertka.serving.prediction_service import ASCIIJSONResponse, PredictionService
+from svertka.serving.json_responses import ERROR_HANDLERS, ASCIIJSONResponse
+from svertka.serving.prediction_service import PredictionService
 from svertka.serving.run_files import find_run_file, respond_with_run_file
 from svertka.studio.background_jobs import BackgroundJobs
 from svertka.studio.collect_page import CollectPage
@@ -86,8 +85,7 @@ class StudioApp:
             redirect_slashes=False,
             middleware=[access_control],
             exception_handlers={
-                HTTPError: _handle_http_error,
-                HTTPException: _handle_starlette_error,
+                **ERROR_HANDLERS,
                 SvertkaError: _handle_svertka_error,
             },
             lifespan=self._lifespan,
@@ -128,16 +126,6 @@ class StudioApp:
 
     async def _home(self) -> Response:
         return RedirectResponse(f"{self.workspaces[0].key}/collect", status_code=303)
-
-
-async def _handle_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPError)
-    return ASCIIJSONResponse({"error": error.sentence}, error.status, error.headers)
-
-
-async def _handle_starlette_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return ASCIIJSONResponse({"error": error.detail.lower()}, error.status_code, error.headers)
 
 
 async def _handle_svertka_error(_: Request, error: Exception) -> Response:
