@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from svertka.studio.collect_page import CollectPage
+from svertka.studio.image_marks import ImageMarks
+
 
 def upload(client: Any, data: bytes, label: str = "cat", name: str = "x.jpg", to: str = "add") -> Any:
     return client.post(to, params={"label": label, "name": name}, content=data)
@@ -40,6 +43,21 @@ def test_files_that_were_there_are_marked(client: Any, photos: Path, photograph:
     assert rows["broken.jpg"][0] == "bad"
     assert rows["0.jpg"] == ["copy", "the same file as dog/copy.jpg"]
     assert rows["1.jpg"] == []
+
+
+def test_marks_that_come_while_an_answer_is_made_are_asked_for_again(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_rows, reading = CollectPage._rows, [True]
+
+    def make_rows_while_reading_ends(page: CollectPage, label: str) -> list[list[str]]:
+        rows = make_rows(page, label)
+        reading[0] = False
+        return rows
+
+    monkeypatch.setattr(ImageMarks, "is_reading", property(lambda _: reading[0]))
+    monkeypatch.setattr(CollectPage, "_rows", make_rows_while_reading_ends)
+    assert [client.get("images", params={"label": "cat"}).json()["reading"] for _ in range(2)] == [True, False]
 
 
 def test_a_zip_file_is_taken_apart(client: Any, photos: Path, photograph: Callable[..., bytes]) -> None:

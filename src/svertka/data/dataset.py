@@ -286,6 +286,6 @@ def get_decoding(images: Images) -> DecodingOptions:
     return images.decoding if isinstance(images, EncodedImages) else DEFAULT
 
 
-def hash_content(content: bytes) -> bytes:
+def hash_content(content: bytes | bytearray) -> bytes:
     """Return the digest of an encoded image, 16 bytes of BLAKE2b."""
     return hashlib.blake2b(content, digest_size=16).digest()

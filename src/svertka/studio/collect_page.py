@@ -148,7 +148,8 @@ class CollectPage:
         """Answer the images of a class as rows of name, stamp, kind of mark and reason."""
         label = read_query(request, ClassField).label
         await run_in_threadpool(self._marks.read_unknown)
-        return JSONResponse({"images": await run_in_threadpool(self._rows, label), "reading": self._marks.is_reading})
+        is_reading = self._marks.is_reading  # asked first: marks that come while the rows are made are asked for again
+        return JSONResponse({"images": await run_in_threadpool(self._rows, label), "reading": is_reading})
 
     def _rows(self, label: str) -> list[list[str]]:
         images = self._collection.images(label)

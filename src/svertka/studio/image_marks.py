@@ -1,6 +1,5 @@
 """Marks on images of a data set: those that cannot be read, and exact copies of others."""
 
-import hashlib
 import threading
 import time
 from collections import defaultdict
@@ -8,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from svertka.data.dataset import hash_content
 from svertka.data.image_io import read_bytes, read_header
 from svertka.errors import ImageError
 from svertka.studio.collection import CollectedImage, Collection
@@ -59,7 +59,7 @@ class ImageMarks:
 
     def copies(self, data: bytes | bytearray) -> list[str]:
         """Return the paths of the images whose files equal `data`."""
-        return self._copies(_digest(data))
+        return self._copies(hash_content(data))
 
     def of(self, images: Iterable[CollectedImage]) -> dict[str, ImageMark]:
         """Return the marks of some images by path."""
@@ -94,7 +94,7 @@ class ImageMarks:
                 try:
                     self.add(one, read_bytes(self._collection.folder / one.path))
                 except ImageError as error:
-                    self._record(one.path, _Content(one.stamp, _digest(one.path.encode()), str(error)))
+                    self._record(one.path, _Content(one.stamp, hash_content(one.path.encode()), str(error)))
 
     def _record(self, path: str, content: _Content) -> None:
         known = self._contents.get(path)
@@ -122,8 +122,4 @@ def _content(stamp: str, data: bytes | bytearray) -> _Content:
         read_header(bytes(data))
     except ImageError as error:
         problem = str(error)
-    return _Content(stamp, _digest(data), problem)
-
-
-def _digest(data: bytes | bytearray) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return _Content(stamp, hash_content(data), problem)
