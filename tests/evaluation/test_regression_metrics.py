@@ -53,3 +53,16 @@ def test_too_few_images_have_no_interval(images: int) -> None:
 def test_equal_numbers_have_no_share_of_variance() -> None:
     found = RegressionEvaluation("age", np.arange(3), np.array([1.0, 2, 3]), np.full(3, 1e6), 0.1)
     assert math.isnan(found.r2)
+
+
+@pytest.mark.parametrize("number", [0.1, 1 / 3, 1e-300, 1.6e9])
+def test_equal_numbers_have_none_whatever_the_number(number: float) -> None:
+    found = RegressionEvaluation("age", np.arange(7), np.arange(7.0), np.full(7, number), 0.1)
+    assert math.isnan(found.r2)
+
+
+def test_numbers_far_from_zero_keep_their_share_of_variance() -> None:
+    near = evaluation(200, 5)
+    moved = RegressionEvaluation("time", near.indices, near.predicted + 1.6e9, near.targets + 1.6e9, 0.1)
+    assert moved.r2 == pytest.approx(r2_score(moved.targets, moved.predicted))
+    assert moved.r2_interval == pytest.approx(near.r2_interval, abs=1e-6)

@@ -46,9 +46,10 @@ class RegressionEvaluation:
         """Return mean absolute error, root mean squared error and R², (S, 3), for weights of the images (S, N)."""
         errors, total = self.predicted - self.targets, weights.sum(1)
         squared = weights @ errors**2
-        center = weights @ self.targets / total
-        spread = weights @ self.targets**2 - total * center**2
-        known = spread > 1e-9 * np.maximum(weights @ self.targets**2, 1e-300)  # else all numbers are the same
+        targets = self.targets - self.targets.mean()  # so that numbers far from 0, such as times, lose no digits
+        center = weights @ targets / total
+        spread = weights @ targets**2 - total * center**2
+        known = spread > 1e-9 * np.maximum(weights @ targets**2, 1e-300)  # else all numbers are the same
         share = np.where(known, 1 - squared / np.where(known, spread, 1.0), np.nan)
         return np.stack([weights @ np.abs(errors) / total, np.sqrt(squared / total), share], 1)
 
