@@ -34,9 +34,10 @@ lint: $(INSTALLED)
 	$(BIN)/codespell src tests docs native bench experiments $(wildcard *.md)
 	$(BIN)/python -m pytest --quiet --noconftest tests/test_style.py
 
-# The API reference, from docstrings.
+# The site, in build/site. It opens from the disk and loads nothing from elsewhere.
 docs: $(INSTALLED)
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python -m pytest --quiet --large tests/test_site.py
 
 # An environment with what bench/ compares with.
 bench-peers: $(PEERS)/installed

@@ -9,6 +9,7 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -107,6 +108,30 @@ def test_the_files_it_names_exist(page: Path) -> None:
 @every_page
 def test_the_names_in_its_code_exist(page: Path) -> None:
     assert missing_names(page) == []
+
+
+def facts(page: Path) -> dict[str, list[Any]]:
+    """What a page and its translation share: code, links, numbers of each section, and the levels of headings."""
+    text = re.sub(
+        r"(?s)<!--.*?-->|^\[[^]]*\]\(lecture(?:\.ru)?\.md\)$", "", page.read_text(encoding="utf-8"), flags=re.M
+    )
+    if page.name.endswith(".ru.md"):
+        text = re.sub(r"(?<=\d),(?=\d)", ".", text)  # the decimal comma
+    sections = re.split(r"^## ", text, flags=re.M)
+    levels = [token.tag for token in parsed(page) if token.type == "heading_open"]
+    return {
+        "headings": levels,
+        "code": [re.findall(r"`([^`]+)`", one) for one in sections],
+        "links": [re.findall(r"\]\(([^)]+)\)", one) for one in sections],
+        "numbers": [Counter(re.findall(r"\d+(?:\.\d+)?", re.sub(r"`[^`]*`|\]\([^)]*\)", "", one))) for one in sections],
+    }
+
+
+def test_the_lecture_is_the_same_in_both_languages() -> None:
+    english, russian = (facts(ROOT / "docs" / name) for name in ("lecture.md", "lecture.ru.md"))
+    for kind, found in english.items():
+        for section, (one, other) in enumerate(zip(found, russian[kind], strict=True)):
+            assert one == other, f"{kind}, part {section}"
 
 
 def test_what_does_not_exist_is_found(tmp_path: Path) -> None:
