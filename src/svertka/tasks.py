@@ -1,6 +1,7 @@
 """What a network predicts of an image: one class, several labels, or a number."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -252,3 +253,32 @@ class Regression(_Task):
 AnyTask = SingleLabel | MultiLabel | Regression
 Task = Annotated[AnyTask, Field(discriminator="kind")]
 SINGLE_LABEL = SingleLabel()
+
+
+def reorder_task(task: AnyTask, order: Sequence[int]) -> AnyTask:
+    """Return the task of a network whose outputs are put in another order.
+
+    Args:
+        task: The task of its outputs as they are.
+        order: Place of each output among them, K numbers.
+    """
+    if not isinstance(task, MultiLabel) or not task.thresholds:
+        return task
+    return MultiLabel(thresholds=tuple(task.thresholds[place] for place in order))
+
+
+def average_tasks(tasks: Sequence[AnyTask]) -> AnyTask:
+    """Return the task of the mean of several networks, with outputs in the same order: the mean of their thresholds."""
+    first = tasks[0]
+    if not isinstance(first, MultiLabel):
+        return first
+    labels = [one for one in tasks if isinstance(one, MultiLabel)]
+    count = max(len(one.thresholds) for one in labels)
+    return MultiLabel(thresholds=tuple(sum(one.threshold(k) for one in labels) / len(labels) for k in range(count)))
+
+
+def convert_outputs(outputs: Tensor, task: AnyTask, other: AnyTask) -> Tensor:
+    """Return outputs of `task` in the form of those of `other`, which standardizes numbers in its own way."""
+    if not (isinstance(task, Regression) and isinstance(other, Regression)):
+        return outputs
+    return (task.activate(outputs) - other.mean) / other.std

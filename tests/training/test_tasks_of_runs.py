@@ -1,6 +1,7 @@
 """Runs of several labels and of a number, through the verbs that support them; the others refuse them."""
 
 import csv
+import html
 import io
 import json
 from collections.abc import Callable
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy.stats import bootstrap
 
 import svertka
-from svertka.classifier import Config
+from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError, SvertkaError, UsageError
+from svertka.evaluation.metric_difference import MetricDifference
 from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
 from svertka.evaluation.regression_metrics import RegressionEvaluation
 from svertka.run import Run
@@ -110,14 +114,67 @@ def test_onnx_with_preprocessing_predicts_the_same(
     assert task == json.loads(classifier.task.model_dump_json())
 
 
+def _with_other_weights(run: Run) -> Classifier:
+    """Return the classifier of a run with noise on its weights, which is worse than the run."""
+    classifier, noise = run.classifier(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in classifier.network.parameters():
+            weight += 0.3 * weight.abs().mean() * torch.randn(weight.shape, generator=noise)
+    return classifier
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_runs_are_compared_by_the_metric_of_their_task(
+    kind: str, task_runs: Runs, task_tables: Tables, tmp_path: Path
+) -> None:
+    run, source = task_runs[kind], str(task_tables[kind])
+    page = tmp_path / "comparison.html"
+    other = _with_other_weights(run)
+    found = svertka.compare([run, other], source, output=str(page), threads=1)
+    one, two = (svertka.evaluate(some, source, threads=1) for some in (run, other))
+    difference = found.runs[1].difference
+    assert isinstance(difference, MetricDifference)
+    assert difference.to_dict()["interval"] == difference.interval
+    if isinstance(one, RegressionEvaluation) and isinstance(two, RegressionEvaluation):
+        assert difference.value == pytest.approx(two.error - one.error)
+        of_images = np.abs(two.predicted - two.targets) - np.abs(one.predicted - one.targets)
+        wanted = bootstrap((of_images,), np.mean, method="percentile", n_resamples=4000, rng=0).confidence_interval
+        assert difference.interval == pytest.approx(wanted, abs=0.1 * (wanted[1] - wanted[0]))
+        assert "is worse, by +" in found.sentence
+    elif isinstance(one, MultiLabelEvaluation) and isinstance(two, MultiLabelEvaluation):
+        assert difference.value == pytest.approx(two.mean_average_precision - one.mean_average_precision)
+        assert difference.interval[0] <= difference.value <= difference.interval[1]
+    text = page.read_text()
+    assert found.sentence in html.unescape(text)
+    assert ("Average precision of each run" in text) == (kind == "multi-label")
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_an_ensemble_averages_probabilities_or_numbers(kind: str, task_runs: Runs, task_tables: Tables) -> None:
+    run, source = task_runs[kind], str(task_tables[kind])
+    other = _with_other_weights(run)
+    if isinstance(other.task, Regression):  # as if it had been trained on other numbers
+        other.config = other.config.model_copy(
+            update={"task": Regression(mean=other.task.mean + 3, std=other.task.std)}
+        )
+    alone = [svertka.evaluate(some, source, threads=1) for some in (run, other)]
+    found = svertka.evaluate([run, other], source, threads=1)
+    for name in ("predicted",) if kind == "regression" else ("probabilities",):
+        mean = np.mean([getattr(one, name) for one in alone], axis=0)
+        np.testing.assert_allclose(getattr(found, name), mean, rtol=1e-4, atol=1e-5)
+
+
+def test_runs_of_different_tasks_are_not_compared(task_runs: Runs, task_tables: Tables) -> None:
+    with pytest.raises(UsageError, match="predicts several labels an image, and .* predicts a number for an image"):
+        svertka.compare([task_runs["multi-label"], task_runs["regression"]], str(task_tables["multi-label"]))
+
+
 REFUSING: dict[str, Callable[[Run, str, Path], Any]] = {
     "look": lambda run, table, to: svertka.look(run, table, output=str(to)),
     "locate": lambda run, table, to: svertka.locate(run, table.replace("labels.csv", "0.png")),
     "optimize": lambda run, table, to: svertka.optimize_run(run),
     "suggest": lambda run, table, to: svertka.suggest(run, str(Path(table).parent)),
     "extend": lambda run, table, to: svertka.extend(run, table),
-    "compare": lambda run, table, to: svertka.compare([run, run.classifier()], table),
-    "an ensemble": lambda run, table, to: svertka.evaluate([run, run.classifier()], table),
     "int8": lambda run, table, to: svertka.export(run, to / "model.onnx", precision="int8"),
     "a folder": lambda run, table, to: svertka.export(run, to / "hub"),
 }

@@ -25,7 +25,7 @@ from svertka.cli.printing import print_json, print_line, print_table, show_impor
 
 if TYPE_CHECKING:
     from svertka.evaluation.compare import ComparedRun
-    from svertka.evaluation.metrics import Evaluation
+    from svertka.evaluation.task_metrics import AnyEvaluation
 
 
 def compare(
@@ -53,6 +53,7 @@ def compare(
 ) -> None:
     """Compare the errors of runs on the same images, with the significance of the differences, and their speed.
 
+    Runs of several labels are compared by their mean average precision, those of a number by their mean absolute error.
     With a single RUN, its original network is compared with the network that svertka optimize made.
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
@@ -83,8 +84,9 @@ def compare(
         return
     print_line(result.sentence)
     print_line(result.joint.scope.sentence)
-    errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
-    rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
+    metrics = [name for name, _ in result.ensemble.metric_cells()]
+    costs = ("parameters", "multiply-adds", "ms an image", "images/s")
+    rows: list[tuple[str, ...]] = [("run", *metrics, "more than A", "p", *costs)]
     rows += [(_name(one), *_errors(one.evaluation), *_rest(one)) for one in result.runs]
     if not result.is_of_one_run:
         rows.append(("   ensemble", *_errors(result.ensemble), *("",) * 6))
@@ -96,13 +98,8 @@ def _name(one: "ComparedRun") -> str:
     return f"{one.letter}  {one.run}{one.suffix}"
 
 
-def _errors(evaluation: "Evaluation") -> tuple[str, str, str]:
-    top5 = "–" if evaluation.top5_error is None else f"{evaluation.top5_error:.2%}"
-    return f"{evaluation.top1_error:.2%}", top5, f"{evaluation.loss:.4f}"
-
-
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+def _errors(evaluation: "AnyEvaluation") -> tuple[str, ...]:
+    return tuple(value for _, value in evaluation.metric_cells())
 
 
 def _rest(one: "ComparedRun") -> tuple[str, ...]:
@@ -111,5 +108,4 @@ def _rest(one: "ComparedRun") -> tuple[str, ...]:
     speed = f"{1000 * one.speed.seconds:.2f}", f"{one.speed.per_second:,.0f}"
     if one.difference is None:
         return "", "", *costs, *speed
-    low, high = (f"{100 * end:+.2f}" for end in one.difference.interval)
-    return f"{100 * one.difference.top1_error:+.2f} ({low} to {high})", _p(one.difference.p), *costs, *speed
+    return one.difference.text, one.difference.p_text, *costs, *speed

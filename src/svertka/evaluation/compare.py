@@ -28,7 +28,9 @@ from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
+from svertka.evaluation.metric_difference import MetricDifference
 from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.task_metrics import AnyEvaluation
 from svertka.files import parse_cache_limit_option
 from svertka.graph.summary import trace
 from svertka.output_paths import HTML, prepare_output_file
@@ -62,6 +64,8 @@ def compare(
     precision: str | None = None,
 ) -> "Comparison":
     """Compare runs on the same labeled images: errors, their differences from the first run, and speed.
+
+    Runs of several labels are compared by their mean average precision, those of a number by their mean absolute error.
 
     Args:
         runs: 2 to 26 run folders or networks with weights, as for `Classifier.load`, Classifiers or nn.Modules; or one
@@ -134,7 +138,7 @@ def compare(
                 speed=speeds[number],
                 history=Run(name).history(),
                 settings=_settings(name),
-                difference=Difference.between(joint.per_run[number], joint.per_run[0]) if number else None,
+                difference=_difference(joint.per_run[number], joint.per_run[0]) if number else None,
             )
         )
     comparison = Comparison(tuple(compared), joint, describe_device(torch_device))
@@ -145,7 +149,7 @@ def compare(
 
 @dataclass(frozen=True, repr=False)
 class Difference:
-    """The error of one run minus the error of the first, on the same images.
+    """The error of one run minus the error of the first, on the same images, of runs of one class an image.
 
     Attributes:
         only_here: Images that only this run gets wrong.
@@ -179,6 +183,22 @@ class Difference:
         )
 
     @property
+    def value(self) -> float:
+        """The difference of the top-1 errors."""
+        return self.top1_error
+
+    @property
+    def text(self) -> str:
+        """The difference in points with its interval, for a table."""
+        low, high = (f"{100 * end:+.2f}" for end in self.interval)
+        return f"{100 * self.top1_error:+.2f} ({low} to {high})"
+
+    @property
+    def p_text(self) -> str:
+        """The p-value for a table."""
+        return "<0.001" if self.p < 0.001 else f"{self.p:.3f}"
+
+    @property
     def is_significant(self) -> bool:
         """Whether p is below 0.05."""
         return self.p < SIGNIFICANCE_LEVEL
@@ -210,6 +230,18 @@ class Difference:
         }
 
 
+AnyDifference = Difference | MetricDifference
+
+
+def _difference(here: AnyEvaluation, first: AnyEvaluation) -> AnyDifference:
+    """Return the difference of two evaluations on the same images."""
+    if isinstance(here, Evaluation) and isinstance(first, Evaluation):
+        return Difference.between(here, first)
+    assert not isinstance(here, Evaluation)
+    assert not isinstance(first, Evaluation)  # runs that predict different things are refused
+    return MetricDifference.between(here, first)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ComparedRun:
     """One of the runs of a comparison.
@@ -226,7 +258,7 @@ class ComparedRun:
         speed: Its speed on this machine.
         history: Lines of metrics.jsonl; empty for a network that was not trained here.
         settings: Content of training.json; empty for a network that was not trained here.
-        difference: Difference of its error from that of the first run; None for the first.
+        difference: Difference of its error or metric from that of the first run; None for the first.
     """
 
     letter: str
@@ -234,13 +266,13 @@ class ComparedRun:
     network: str
     precision: str
     is_optimized: bool
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
     parameters: int
     multiply_adds: int
     speed: InferenceSpeed
     history: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any]
-    difference: Difference | None
+    difference: AnyDifference | None
 
     @property
     def suffix(self) -> str:
@@ -248,7 +280,7 @@ class ComparedRun:
         return f", optimized ({self.precision})" if self.is_optimized else ""
 
     def __repr__(self) -> str:
-        error = f"top-1 error {self.evaluation.top1_error:.2%}"
+        error = " ".join(self.evaluation.metric_cells()[0])
         return f"ComparedRun({self.letter}: {self.run!r}{self.suffix}, {self.network}, {error})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,9 +320,8 @@ class Comparison:
         return len(names) == 1 and len(optimized) == 2
 
     @property
-    def ensemble(self) -> Evaluation:
-        """The evaluation of the mean of the runs' class probabilities."""
-        assert isinstance(self.joint.ensemble, Evaluation)  # runs of several labels or of a number are refused
+    def ensemble(self) -> AnyEvaluation:
+        """The evaluation of the mean of the runs' probabilities or numbers."""
         return self.joint.ensemble
 
     @property
@@ -298,9 +329,14 @@ class Comparison:
         """The result in words, with the first run as the reference."""
         first, *others = self.runs
         images = count_with_noun(self.ensemble.images, f"{PART_ADJECTIVES[self.joint.part]}picture")
-        wrong = f"A gets {format_percent(first.evaluation.top1_error)} of {images} of {self.joint.dataset.source} wrong"
+        source, evaluation = self.joint.dataset.source, first.evaluation
+        if isinstance(evaluation, Evaluation):
+            found = f"A gets {format_percent(evaluation.top1_error)} of {images} of {source} wrong"
+        else:
+            metric = f"{evaluation.metric_name} {evaluation.format_metric(evaluation.metric)}"
+            found = f"A has {metric} on {images} of {source}"
         against = "; ".join(f"{one.letter} {one.difference.sentence}" for one in others if one.difference)
-        return f"{wrong}; {against}."
+        return f"{found}; {against}."
 
     def __repr__(self) -> str:
         return f"Comparison({self.sentence})"
@@ -311,14 +347,15 @@ class Comparison:
                 f"{one.letter} {one.run}{one.suffix}",
                 one.network,
                 one.precision,
-                f"{one.evaluation.top1_error:.2%}",
+                one.evaluation.metric_cells()[0][1],
                 "" if one.difference is None else one.difference.sentence,
                 f"{one.parameters:,}",
                 f"{one.speed.per_second:,.0f}",
             )
             for one in self.runs
         ]
-        header = ("run", "network", "precision", "top-1 error", "against A", "parameters", "images/s")
+        metric = self.ensemble.metric_cells()[0][0]
+        header = ("run", "network", "precision", metric, "against A", "parameters", "images/s")
         return NotebookBlock(self.sentence, header=header, rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
@@ -332,7 +369,7 @@ class Comparison:
         }
 
 
-def _metrics_dict(evaluation: Evaluation) -> dict[str, Any]:
+def _metrics_dict(evaluation: AnyEvaluation) -> dict[str, Any]:
     """Return the metrics that differ between runs evaluated on the same images."""
     return {key: value for key, value in replace(evaluation, scope=None).to_dict().items() if key != "images"}
 

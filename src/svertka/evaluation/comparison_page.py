@@ -1,16 +1,21 @@
 """comparison.html: several runs side by side in one self-contained HTML file."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+import numpy as np
 from markupsafe import Markup
 
-from svertka.confidence_intervals import Interval, format_p_value, format_percentage_points
+from svertka.confidence_intervals import Interval, format_p_value
 from svertka.errors import ImageError
-from svertka.evaluation.compare import ComparedRun, Comparison
-from svertka.evaluation.metrics import ClassMetrics
+from svertka.evaluation.compare import ComparedRun, Comparison, Difference
+from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.regression_metrics import RegressionEvaluation
 from svertka.evaluation.report_page import SHOWN_SIDE
+from svertka.evaluation.task_metrics import AnyEvaluation
 from svertka.evaluation.training_curves import TrainingCurves, format_epoch, read_metric, subsample_log_lines
 from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
@@ -29,10 +34,34 @@ from svertka.pages.templates import render_template
 from svertka.progress import format_duration, show_spinner
 from svertka.run import display_name
 
+INTERVAL = "95 % interval"
 HEIGHT = 224  # pixels of a panel of curves
 MAX_DISAGREEMENTS = 6  # images of each kind that two runs disagree about: a row
 SIDE = 128  # CSS pixels of one
 MAX_CLASSES = 100  # rows of the table of classes
+# Of the table of errors, by kind of task.
+COLUMNS = {
+    "single-label": (
+        "error",
+        INTERVAL,
+        "top-5 error",
+        "loss, nats",
+        "calibration error",
+        "points from A",
+        INTERVAL,
+        "p",
+    ),
+    "multi-label": ("mAP", INTERVAL, "F1", "loss, nats", "calibration error", "points from A", INTERVAL),
+    "regression": (
+        "mean absolute error",
+        INTERVAL,
+        "root mean squared error",
+        "R²",
+        "loss",
+        "difference from A",
+        INTERVAL,
+    ),
+}
 
 Trained = Sequence[tuple[ComparedRun, Sequence[Mapping[str, Any]]]]
 
@@ -51,55 +80,66 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def _body(comparison: Comparison) -> Markup:
-    runs = comparison.runs
+    runs, kind = comparison.runs, comparison.joint.classifiers[0].task.kind
     evaluations = [comparison.ensemble, *(one.evaluation for one in runs)]
-    largest_error = max(one.top1_interval[1] for one in evaluations)
+    ends = [end for one in evaluations for end in one.metric_interval if not math.isnan(end)]
+    axis = (min(0.0, *ends), max(ends)) if ends else (0.0, 1.0)
     reach = max((abs(end) for one in runs if one.difference for end in one.difference.interval), default=1.0)
     trained = [(one, epochs) for one in runs if (epochs := TrainingCurves(one.history).epochs)]
     classes = _classes_by_range(runs)
     return render_template(
         "comparison.html",
         comparison=comparison,
+        kind=kind,
         names=", ".join(f"{one.letter}{NBSP}is {display_name(one.run)}{one.suffix}" for one in runs),
         letters=[one.letter for one in runs],
-        runs=[_describe_run(one, largest_error, reach) for one in runs],
-        ensemble_bar=_bar(
-            comparison.ensemble.top1_interval, comparison.ensemble.top1_error, (0.0, largest_error), format_percent
-        ),
-        curves=_curves(trained),
+        columns=COLUMNS[kind],
+        runs=[_describe_run(one, axis, reach) for one in runs],
+        ensemble=_metric_cells(comparison.ensemble, axis),
+        curves=_curves(trained, is_share=kind != "regression"),
         without_history=_without_history(runs, trained),
         walls=_disagreements(comparison),
-        classes=[_describe_class(some) for some in classes[:MAX_CLASSES]],
+        classes=classes[:MAX_CLASSES],
         classes_left_out=max(0, len(classes) - MAX_CLASSES),
         settings=_different_settings(runs),
     )
 
 
-def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[str, Any]:
+def _metric_cells(evaluation: AnyEvaluation, axis: Interval) -> list[Any]:
+    """Return the cells of an evaluation in the table of errors: the metric, its interval as a bar, and the others."""
+    bar = _bar(evaluation.metric_interval, evaluation.metric, axis, evaluation.format_metric)
+    metric, loss = evaluation.format_metric(evaluation.metric), format_three_digits(evaluation.loss)
+    if isinstance(evaluation, RegressionEvaluation):
+        return [metric, bar, format_three_digits(evaluation.rmse), format_three_digits(evaluation.r2), loss]
+    other = evaluation.top5_error if isinstance(evaluation, Evaluation) else evaluation.f1
+    calibration = evaluation.calibration
+    calibration_error = calibration.error if calibration.is_meaningful else None
+    return [metric, bar, format_percent(other), loss, format_percent(calibration_error)]
+
+
+def _describe_run(one: ComparedRun, axis: Interval, reach: float) -> dict[str, Any]:
     """Return what the template shows of a run.
 
     Args:
         one: The run.
-        largest_error: End of the axis of errors.
+        axis: Both ends of the axis of errors, or of the metric.
         reach: End of the axis of differences, in both directions.
     """
     history = TrainingCurves(one.history)
     is_trained = bool(history.epochs)
     difference = one.difference
+    cells: list[Any] = [*_metric_cells(one.evaluation, axis), "", ""]
+    if difference is not None:
+        text = one.evaluation.format_metric_difference
+        cells[-2:] = [text(difference.value), _bar(difference.interval, difference.value, (-reach, reach), text)]
+    if isinstance(one.evaluation, Evaluation):
+        p = "" if not isinstance(difference, Difference) else format_p_value(difference.p)
+        cells.append(p.removeprefix("= ").replace(" ", NBSP))
     return {
         "letter": one.letter,
         "run": one.run,
         "name": display_name(one.run) + one.suffix,
-        "evaluation": one.evaluation,
-        "error_bar": _bar(
-            one.evaluation.top1_interval, one.evaluation.top1_error, (0.0, largest_error), format_percent
-        ),
-        "difference": difference
-        and {
-            "points": format_percentage_points(difference.top1_error),
-            "bar": _bar(difference.interval, difference.top1_error, (-reach, reach), format_percentage_points),
-            "p": format_p_value(difference.p).removeprefix("= ").replace(" ", NBSP),
-        },
+        "cells": cells,
         "costs": (
             one.network,
             f"{one.parameters:,}",
@@ -130,18 +170,27 @@ def _bar(interval: Interval, estimate: float, axis: Interval, text: Callable[[fl
     }
 
 
-def _curves(trained: Trained) -> Markup:
-    """Return validation error and training loss of the runs that were trained here."""
+def _curves(trained: Trained, *, is_share: bool) -> Markup:
+    """Return validation error, which may be a share, and training loss of the runs that were trained here."""
     if not trained:
         return Markup()
     panels = [
-        _panel(trained, "Validation error", "val_error", "root", lambda y: f"{100 * y:g}{NBSP}%"),
+        _panel(
+            trained,
+            "Validation error",
+            "val_error",
+            "root",
+            (lambda y: f"{100 * y:g}{NBSP}%") if is_share else format_brief,
+        ),
         _panel(trained, "Training loss, nats", "train_loss", "log", format_brief),
     ]
     last = max(read_metric(epochs[-1], "epoch") for _, epochs in trained)
     scale = Scale("linear", 0.0, last)
     longest = max((epochs for _, epochs in trained), key=len)
-    readings = [_reading(trained, read_metric(line, "epoch")) for line in subsample_log_lines(longest)]
+    readings = [
+        _reading(trained, read_metric(line, "epoch"), format_percent if is_share else format_three_digits)
+        for line in subsample_log_lines(longest)
+    ]
     return render_curves(panels, XAxis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
 
 
@@ -167,12 +216,10 @@ def _panel(
     return Panel(title, fit_scale([y for line in lines for y in line.y], nonlinear), lines, text, HEIGHT)
 
 
-def _reading(trained: Trained, epoch: float) -> CursorReadout:
+def _reading(trained: Trained, epoch: float, text: Callable[[float], str]) -> CursorReadout:
     """Return the values of each run at `epoch`, or at its last epoch if that was earlier."""
     reached = [(one, [line for line in epochs if read_metric(line, "epoch") <= epoch][-1:]) for one, epochs in trained]
-    errors = ", ".join(
-        f"{one.letter} {format_percent(read_metric(line[0], 'val_error'))}" for one, line in reached if line
-    )
+    errors = ", ".join(f"{one.letter} {text(read_metric(line[0], 'val_error'))}" for one, line in reached if line)
     losses = ", ".join(
         f"{one.letter} {format_three_digits(read_metric(line[0], 'train_loss'))}" for one, line in reached if line
     )
@@ -180,25 +227,39 @@ def _reading(trained: Trained, epoch: float) -> CursorReadout:
 
 
 def _disagreements(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the images that only one of the first and each other run gets wrong."""
+    """Return the images that one of the first and each other run gets wrong, or further off, and the other does not."""
     first, *others = comparison.runs
     walls = []
     for one in others:
         for wrong, right in ((one, first), (first, one)):
-            indices = wrong.evaluation.indices[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
-            title = f"{wrong.letter} wrong, {right.letter} right: {count_with_noun(len(indices), 'picture')}"
-            if len(indices) > MAX_DISAGREEMENTS:
-                title += f", {MAX_DISAGREEMENTS} of them shown"
-                # Evenly spread, since neighbors in a folder are alike.
-                indices = [indices[k * len(indices) // MAX_DISAGREEMENTS] for k in range(MAX_DISAGREEMENTS)]
+            title, indices = _find_disagreements(wrong, right)
             walls.append({"title": title, "images": [_describe_image(comparison, wrong, index) for index in indices]})
     return walls
+
+
+def _find_disagreements(wrong: ComparedRun, right: ComparedRun) -> tuple[str, list[int]]:
+    """Return the title and the indices of the images of one wall."""
+    one, other = wrong.evaluation, right.evaluation
+    if isinstance(one, RegressionEvaluation) or isinstance(other, RegressionEvaluation):
+        assert isinstance(one, RegressionEvaluation)
+        assert isinstance(other, RegressionEvaluation)  # of runs that predict the same
+        further = np.abs(one.predicted - one.targets) - np.abs(other.predicted - other.targets)
+        places = np.argsort(-further, kind="stable")[:MAX_DISAGREEMENTS]
+        title = f"{wrong.letter} further off than {right.letter}, the most of all pictures"
+        return title, one.indices[places[further[places] > 0]].tolist()
+    indices = one.indices[one.wrong & ~other.wrong].tolist()
+    title = f"{wrong.letter} wrong, {right.letter} right: {count_with_noun(len(indices), 'picture')}"
+    if len(indices) > MAX_DISAGREEMENTS:
+        title += f", {MAX_DISAGREEMENTS} of them shown"
+        # Evenly spread, since neighbors in a folder are alike.
+        indices = [indices[k * len(indices) // MAX_DISAGREEMENTS] for k in range(MAX_DISAGREEMENTS)]
+    return title, indices
 
 
 def _describe_image(comparison: Comparison, wrong: ComparedRun, index: int) -> dict[str, Any]:
     """Return what the template shows of an image that `wrong` gets wrong."""
     dataset = comparison.joint.dataset
-    name, path = dataset.names[int(dataset.labels[index])], dataset.images.name(index)
+    name, path = dataset.label_text(index), dataset.images.name(index)
     alt = f"{path}: {name}, which {wrong.letter} gets wrong"
     try:
         image = render_image(dataset.images.read(index, SHOWN_SIDE), SIDE, alt)
@@ -207,25 +268,37 @@ def _describe_image(comparison: Comparison, wrong: ComparedRun, index: int) -> d
     return {"name": name, "path": path, "file": PurePath(path).name, "alt": alt, "image": image}
 
 
-def _classes_by_range(runs: Sequence[ComparedRun]) -> list[tuple[ClassMetrics, ...]]:
-    """Return the metrics of each class with images, one of each run, those with the largest range of recall first."""
-    classes = [some for some in zip(*(one.evaluation.per_class for one in runs), strict=True) if some[0].images]
-    return sorted(classes, key=_range, reverse=True)
+@dataclass(frozen=True)
+class _ClassRow:
+    """A class or label with its images, and the recall or average precision of each run, 0 to 1."""
+
+    name: str
+    images: int
+    shares: tuple[float, ...]
+
+    @property
+    def range(self) -> float:
+        """Difference of the highest and the lowest share."""
+        return max(self.shares) - min(self.shares)
 
 
-def _describe_class(some: Sequence[ClassMetrics]) -> dict[str, Any]:
-    return {
-        "name": some[0].name,
-        "images": some[0].images,
-        "recalls": [one.recall or 0.0 for one in some],
-        "range": _range(some),
-    }
+def _classes_by_range(runs: Sequence[ComparedRun]) -> list[_ClassRow]:
+    """Return the classes or labels with images, those with the largest range of recall or precision first."""
+    rows = []
+    for some in zip(*(_shares(one.evaluation) for one in runs), strict=True):
+        name, images, _ = some[0]
+        if images:
+            rows.append(_ClassRow(name, images, tuple(share or 0.0 for _, _, share in some)))
+    return sorted(rows, key=lambda row: row.range, reverse=True)
 
 
-def _range(some: Sequence[ClassMetrics]) -> float:
-    """Return the difference of the highest and the lowest recall."""
-    recalls = [one.recall or 0.0 for one in some]
-    return max(recalls) - min(recalls)
+def _shares(evaluation: AnyEvaluation) -> list[tuple[str, int, float | None]]:
+    """Return the name, the images and the recall of each class, or the average precision of each label."""
+    if isinstance(evaluation, RegressionEvaluation):
+        return []
+    if isinstance(evaluation, Evaluation):
+        return [(one.name, one.images, one.recall) for one in evaluation.per_class]
+    return [(one.name, one.images, one.average_precision) for one in evaluation.per_label]
 
 
 def _different_settings(runs: Sequence[ComparedRun]) -> list[tuple[str, list[str]]]:

@@ -24,16 +24,16 @@ from svertka.evaluation.crop_protocols import CropProtocol, get_crop_protocol
 from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_held_out_images
-from svertka.evaluation.metrics import Evaluation, MetricAccumulator
+from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
 from svertka.evaluation.predictor import Predictor
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.evaluation.task_metrics import AnyEvaluation, OutputAccumulator, make_accumulator
+from svertka.evaluation.task_metrics import Accumulator, AnyEvaluation, make_accumulator
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.progress import progress
 from svertka.run import columns_of_training, read_training_boxes
-from svertka.tasks import SINGLE_LABEL, AnyTask, Regression
+from svertka.tasks import SINGLE_LABEL, AnyTask, Regression, average_tasks, convert_outputs, reorder_task
 from svertka.type_checking import check_types
 
 RunPath = str | PathLike[str]
@@ -69,7 +69,7 @@ def evaluate(
 
     Args:
         run: A run folder or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module; or a list
-            of them, whose class probabilities are averaged.
+            of them, whose probabilities, or predicted numbers, are averaged; so are the thresholds of labels.
         source: Labeled images, as for `train`: a folder, a table, the name of a built-in data set, or images in memory.
         crops: Crops of each image: "1", "10", "144" or "dense"; see `evaluation.crop_protocols`.
         scales: Lengths of the shorter side of the image at which crops are taken, pixels. None: those of the
@@ -132,9 +132,8 @@ class JointEvaluation:
         scope: Which of its images were evaluated.
         classifiers: The R networks.
         protocols: The crops that each of them saw.
-        per_run: The R evaluations of classes.
-        ensemble: The evaluation of the mean of their class probabilities; that of the one run, if it predicts several
-            labels or a number.
+        per_run: The R evaluations.
+        ensemble: The evaluation of the mean of their probabilities or numbers; that of a single run.
     """
 
     runs: tuple[str, ...]
@@ -142,7 +141,7 @@ class JointEvaluation:
     scope: EvaluationScope
     classifiers: tuple[Classifier, ...]
     protocols: tuple[CropProtocol, ...]
-    per_run: tuple[Evaluation, ...]
+    per_run: tuple[AnyEvaluation, ...]
     ensemble: AnyEvaluation
 
     @property
@@ -206,8 +205,12 @@ def evaluate_jointly(
     ]
     torch_device = network_device(classifiers[0].network) or torch_device
     runs, task = [one.origin for one in classifiers], classifiers[0].task
-    for one in classifiers if len(classifiers) > 1 else ():
-        one.require_single_label("an ensemble", "evaluate one run at a time")
+    for one in classifiers[1:]:
+        if one.task.kind != task.kind:
+            raise UsageError(
+                f"{runs[0]} predicts {task.phrase}, and {one.origin} predicts {one.task.phrase}; name runs that "
+                "predict the same"
+            )
     names = classifiers[0].names
     orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
     columns = columns or columns_of_training(runs[0], source)
@@ -238,7 +241,11 @@ def evaluate_jointly(
         for one, protocol in zip(classifiers, protocols, strict=True)
     ]
     per_run, ensemble = _accumulate(
-        predictors, orders, dataset, indices, [make_accumulator(task, len(names)) for _ in predictors]
+        predictors,
+        orders,
+        dataset,
+        indices,
+        [reorder_task(one.task, order.tolist()) for one, order in zip(classifiers, orders, strict=True)],
     )
     found = [replace(one.result(names), scope=scope) for one in per_run]
     found = [_mark_thresholds(one) for one in found]
@@ -247,15 +254,14 @@ def evaluate_jointly(
         replace(one, unknown_images=count) if isinstance(one, Evaluation) else one
         for one, count in zip(found, unknown, strict=True)
     ]
-    results = tuple(one for one in found if isinstance(one, Evaluation))
     return JointEvaluation(
         runs=tuple(runs),
         dataset=dataset.with_intensity_range(classifiers[0].preprocess.intensity_range),
         scope=scope,
         classifiers=tuple(classifiers),
         protocols=tuple(protocols),
-        per_run=results,
-        ensemble=found[0] if ensemble is None else replace(ensemble.result(names), scope=scope),
+        per_run=tuple(found),
+        ensemble=found[0] if ensemble is None else _mark_thresholds(replace(ensemble.result(names), scope=scope)),
     )
 
 
@@ -286,8 +292,8 @@ def _accumulate(
     orders: Sequence[Tensor],
     dataset: Dataset,
     indices: Ints,
-    per_run: Sequence[MetricAccumulator | OutputAccumulator],
-) -> tuple[list[MetricAccumulator | OutputAccumulator], MetricAccumulator | None]:
+    tasks: Sequence[AnyTask],
+) -> tuple[list[Accumulator], Accumulator | None]:
     """Predict the images at `indices` on all processes and accumulate the metrics.
 
     Args:
@@ -295,17 +301,19 @@ def _accumulate(
         orders: For each run, the index of each class among its outputs.
         dataset: The images and labels.
         indices: Those to predict, (N,).
-        per_run: An empty accumulator for each run.
+        tasks: What each run predicts, with its outputs in the order of the classes.
 
     Returns:
-        The metrics of each run, and those of the mean probabilities; None for a single run.
+        The metrics of each run, and those of the mean of their probabilities or numbers; None for a single run.
     """
     size = min(one.batch_size for one in predictors) * distributed.world_size()
     batches = [
         indices[start : start + size][distributed.rank() :: distributed.world_size()]
         for start in range(0, len(indices), size)
     ]
-    ensemble = MetricAccumulator(len(dataset.names)) if len(predictors) > 1 else None
+    num_names, mean_task = len(dataset.names), average_tasks(tasks)
+    per_run = [make_accumulator(one, num_names) for one in tasks]
+    ensemble = make_accumulator(mean_task, num_names) if len(predictors) > 1 else None
     with progress("evaluating", len(indices), "images") as shown:
         for batch, *outputs in zip(batches, *(one.predict_batches(batches) for one in predictors), strict=True):
             where, labels = torch.from_numpy(batch), torch.from_numpy(dataset.labels[batch])
@@ -313,7 +321,8 @@ def _accumulate(
             for accumulator, one in zip(per_run, ordered, strict=True):
                 accumulator.update(one, labels, where)
             if ensemble is not None:
-                ensemble.update(SINGLE_LABEL.average(torch.stack(ordered), 0), labels, where)
+                converted = [convert_outputs(one, task, mean_task) for one, task in zip(ordered, tasks, strict=True)]
+                ensemble.update(mean_task.average(torch.stack(converted), 0), labels, where)
             shown.advance(len(batch) * distributed.world_size())
     return [one.all_reduce() for one in per_run], None if ensemble is None else ensemble.all_reduce()
 

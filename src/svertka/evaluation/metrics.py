@@ -12,13 +12,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from svertka import distributed
-from svertka.confidence_intervals import Interval, error_interval, finite_or_none, percent_with_interval
+from svertka.confidence_intervals import (
+    Interval,
+    error_interval,
+    finite_or_none,
+    format_percentage_points,
+    percent_with_interval,
+)
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.chance_level import chance_accuracy_mean_and_std, is_at_chance
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import format_percent
 
 MISTAKES_KEPT = 24  # most confident mistakes, and as many near misses
 MISTAKES_PER_PAIR = 8  # most confident mistakes of each (true, predicted) pair
@@ -119,6 +126,29 @@ class Evaluation:
     def error(self) -> float:
         """The top-1 error."""
         return self.top1_error
+
+    @property
+    def metric(self) -> float:
+        """The metric by which runs are compared: the top-1 error."""
+        return self.top1_error
+
+    @property
+    def metric_interval(self) -> Interval:
+        """Its 95 % confidence interval."""
+        return self.top1_interval
+
+    def format_metric(self, value: float) -> str:
+        """Return an error as text."""
+        return format_percent(value)
+
+    def format_metric_difference(self, value: float) -> str:
+        """Return a difference of errors as text, in points."""
+        return format_percentage_points(value)
+
+    def metric_cells(self) -> tuple[tuple[str, str], ...]:
+        """Return the names and values of what a table of runs shows."""
+        top5 = "–" if self.top5_error is None else f"{self.top5_error:.2%}"
+        return (("top-1 error", f"{self.top1_error:.2%}"), ("top-5 error", top5), ("loss", f"{self.loss:.4f}"))
 
     @property
     def top1_interval(self) -> Interval:

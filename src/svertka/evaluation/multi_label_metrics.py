@@ -3,19 +3,26 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from svertka.confidence_intervals import Interval, finite_interval_or_none, finite_or_none, percent_with_interval
+from svertka.confidence_intervals import (
+    Interval,
+    finite_interval_or_none,
+    finite_or_none,
+    format_percentage_points,
+    percent_with_interval,
+)
 from svertka.escaping import join_first
 from svertka.evaluation.bootstrap import as_interval, bootstrap_intervals
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.evaluation.metrics import MISTAKES_KEPT
 from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import format_percent
 from svertka.tasks import MultiLabel
 
 Floats = npt.NDArray[np.float64]
@@ -94,6 +101,11 @@ class MultiLabelEvaluation:
     scope: EvaluationScope | None = None
     chose_thresholds: bool = False
 
+    metric_name: ClassVar[str] = "mAP"
+    metric_key: ClassVar[str] = "mean_average_precision"
+    metric_unit: ClassVar[str] = " points"
+    higher_is_better: ClassVar[bool] = True
+
     @property
     def images(self) -> int:
         """N, the number of images."""
@@ -106,11 +118,17 @@ class MultiLabelEvaluation:
         return found
 
     @property
+    def wrong(self) -> Bools:
+        """Whether any label of each image is wrong, (N,)."""
+        found: Bools = (self.predicted != self.targets).any(1)
+        return found
+
+    @property
     def error(self) -> float:
         """Share of the labels of all images that are wrong, 0 to 1 (Hamming loss); NaN without images."""
         return float((self.predicted != self.targets).mean()) if self.images else math.nan
 
-    def _metrics(self, weights: Floats) -> Floats:
+    def weighted_metrics(self, weights: Floats) -> Floats:
         """Return the metrics for weights of the images (S, N), (S, 2 + 2·K).
 
         They are the means of average precision and F1 over the labels, then each label's average precision and F1.
@@ -119,11 +137,18 @@ class MultiLabelEvaluation:
         means = np.stack([_mean_of_known(precisions), _mean_of_known(scores)], 1)
         return np.concatenate([means, precisions, scores], 1)
 
+    @property
+    def num_metrics(self) -> int:
+        """Number of metrics that `weighted_metrics` returns."""
+        return 2 + 2 * len(self.names)
+
     @cached_property
     def _values(self) -> list[float]:
-        """Return the metrics of these images, in the order of `_metrics`."""
-        count = 2 + 2 * len(self.names)
-        found: list[float] = self._metrics(np.ones((1, self.images)))[0].tolist() if self.images else [math.nan] * count
+        """Return the metrics of these images, in the order of `weighted_metrics`."""
+        count = self.num_metrics
+        found: list[float] = (
+            self.weighted_metrics(np.ones((1, self.images)))[0].tolist() if self.images else [math.nan] * count
+        )
         return found
 
     def _f1(self, weights: Floats) -> Floats:
@@ -134,8 +159,30 @@ class MultiLabelEvaluation:
 
     @cached_property
     def _intervals(self) -> tuple[Floats, Floats]:
-        """Return both ends of the intervals of the metrics, in the order of `_metrics`."""
-        return bootstrap_intervals(self._metrics, self.images, len(self._values))
+        """Return both ends of the intervals of the metrics, in the order of `weighted_metrics`."""
+        return bootstrap_intervals(self.weighted_metrics, self.images, len(self._values))
+
+    @property
+    def metric(self) -> float:
+        """The metric by which runs are compared: the mean average precision."""
+        return self.mean_average_precision
+
+    @property
+    def metric_interval(self) -> Interval:
+        """Its 95 % confidence interval."""
+        return self.mean_average_precision_interval
+
+    def format_metric(self, value: float) -> str:
+        """Return a mean average precision as text."""
+        return format_percent(value)
+
+    def format_metric_difference(self, value: float) -> str:
+        """Return a difference of mean average precisions as text, in points."""
+        return format_percentage_points(value)
+
+    def metric_cells(self) -> tuple[tuple[str, str], ...]:
+        """Return the names and values of what a table of runs shows."""
+        return (("mAP", f"{self.metric:.2%}"), ("F1", f"{self.f1:.2%}"), ("loss", f"{self.loss:.4f}"))
 
     @property
     def mean_average_precision(self) -> float:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +37,18 @@ class RegressionEvaluation:
     loss: float
     scope: EvaluationScope | None = None
 
+    metric_name: ClassVar[str] = "mean absolute error"
+    metric_key: ClassVar[str] = "mean_absolute_error"
+    metric_unit: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool] = False
+    num_metrics: ClassVar[int] = 3  # that `weighted_metrics` returns
+
     @property
     def images(self) -> int:
         """N, the number of images."""
         return len(self.indices)
 
-    def _metrics(self, weights: Floats) -> Floats:
+    def weighted_metrics(self, weights: Floats) -> Floats:
         """Return mean absolute error, root mean squared error and R², (S, 3), for weights of the images (S, N)."""
         errors, total = self.predicted - self.targets, weights.sum(1)
         squared = weights @ errors**2
@@ -57,12 +63,34 @@ class RegressionEvaluation:
     def _values(self) -> tuple[float, float, float]:
         if not self.images:
             return math.nan, math.nan, math.nan
-        mae, rmse, r2 = self._metrics(np.ones((1, self.images)))[0].tolist()
+        mae, rmse, r2 = self.weighted_metrics(np.ones((1, self.images)))[0].tolist()
         return mae, rmse, r2
 
     @cached_property
     def _intervals(self) -> tuple[Floats, Floats]:
-        return bootstrap_intervals(self._metrics, self.images, 3)
+        return bootstrap_intervals(self.weighted_metrics, self.images, self.num_metrics)
+
+    @property
+    def metric(self) -> float:
+        """The metric by which runs are compared: the mean absolute error."""
+        return self.error
+
+    @property
+    def metric_interval(self) -> Interval:
+        """Its 95 % confidence interval."""
+        return self.error_interval
+
+    def format_metric(self, value: float) -> str:
+        """Return a mean absolute error as text."""
+        return f"{value:.4g}"
+
+    def format_metric_difference(self, value: float) -> str:
+        """Return a difference of mean absolute errors as text."""
+        return f"{value:+.3g}".replace("-", "−")
+
+    def metric_cells(self) -> tuple[tuple[str, str], ...]:
+        """Return the names and values of what a table of runs shows."""
+        return (("mean absolute error", f"{self.error:.4g}"), ("R²", f"{self.r2:.4g}"), ("loss", f"{self.loss:.4f}"))
 
     @property
     def error(self) -> float:

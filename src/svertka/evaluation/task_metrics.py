@@ -68,6 +68,9 @@ class OutputAccumulator:
         return MultiLabelEvaluation(tuple(names), numbers, scores, labels.numpy() > 0.5, loss, self.task)
 
 
-def make_accumulator(task: AnyTask, outputs: int) -> MetricAccumulator | OutputAccumulator:
+Accumulator = MetricAccumulator | OutputAccumulator
+
+
+def make_accumulator(task: AnyTask, outputs: int) -> Accumulator:
     """Return what accumulates the metrics of a task with `outputs` classes or labels, or one number."""
     return MetricAccumulator(outputs) if isinstance(task, SingleLabel) else OutputAccumulator(task, outputs)
