@@ -80,6 +80,34 @@ def test_two_processes_compute_what_one_does(uneven: Path, tmp_path: Path, alone
     assert all(torch.allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-6) for name in mine)
 
 
+ALONE = """
+import gc, os, pathlib, torch
+from torch import nn
+from svertka import distributed
+distributed.world_size = lambda: 2  # so that the only process makes a group
+with distributed.process_group(torch.device("cpu")):
+    distributed.data_parallel(nn.Linear(2, 2))
+    assert distributed.all_gather(1) == [1]
+    during = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+gc.collect()
+after = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(*(sum("gloo" in name for name in names) for names in (during, after)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the names of threads from /proc")
+def test_the_threads_of_a_process_group_end_with_it() -> None:
+    # Otherwise a process now and then aborted at its end: "terminate called without an active exception".
+    rendezvous = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE], capture_output=True, text=True, env=os.environ | rendezvous
+    )
+    assert process.returncode == 0, process.stderr
+    during, after = map(int, process.stdout.split())
+    assert during > 0
+    assert after == 0
+
+
 def test_a_killed_worker_ends_the_job_and_one_process_continues_it(digit_folder: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     process = torchrun("train", str(digit_folder), "--output", str(run.folder), *OPTIONS, "--epochs", "100000")

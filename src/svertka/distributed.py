@@ -3,6 +3,7 @@
 `torchrun` starts the processes and sets RANK, WORLD_SIZE and the address of the rendezvous.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Default arguments of this module hold the group that exists when it is imported, as DistributedDataParallel does.
+    # The group would outlive the interpreter, and its threads, which free Python objects, would then abort the process.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
