@@ -166,6 +166,22 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 crops of two photographs, 120×160 pixels, in folders "china" and "flower"."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    root = tmp_path_factory.mktemp("photographs")
+    for name in ("china", "flower"):
+        (root / name).mkdir()
+        whole = load_sample_image(f"{name}.jpg")
+        for number in range(12):
+            top, left = 100 * (number // 4), 160 * (number % 4)
+            Image.fromarray(whole[top : top + 120, left : left + 160]).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
 def task_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tables of 200 images, by kind of task: bright halves are labels, and the mean brightness is a number."""
     import numpy as np

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 from PIL import Image
 
 from svertka.cli.app import main
-from svertka.run import Run
 
 SOURCE = """
 from torch import nn
@@ -38,9 +36,6 @@ def test_a_network_of_a_file_is_trained_and_used_from_the_command_line(
     assert f"next: svertka predict {run} --trust-builder IMAGE..." in printed
     assert "trained for 1 epoch at " in printed
     assert f"next: svertka look {run} --trust-builder\n" in printed
-    monkeypatch.setattr(sys.modules["svertka.cli.train"], "LARGE", 0)
-    sys.modules["svertka.cli.train"]._print_run(Run(Path(run)))
-    assert f"next: svertka look {run} --trust-builder --units 4 --images 10\n" in capsys.readouterr().out
     image = str(photos / "a" / "0.png")
     assert main(["predict", run, image]) == 2
     error = capsys.readouterr().err

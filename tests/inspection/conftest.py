@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import nn
 
 from svertka.classifier import Classifier, Config
@@ -80,19 +78,6 @@ def captum() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield captum.attr
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 crops of two photographs, 120×160 pixels, in folders "china" and "flower"."""
-    root = tmp_path_factory.mktemp("photographs")
-    for name in ("china", "flower"):
-        (root / name).mkdir()
-        whole = load_sample_image(f"{name}.jpg")
-        for number in range(12):
-            top, left = 100 * (number // 4), 160 * (number % 4)
-            Image.fromarray(whole[top : top + 120, left : left + 160]).save(root / name / f"{number:02}.png")
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from svertka.cli.option_types import (
     AsJson,
     CacheLimit,
     Device,
-    IncludeTraining,
     MaxPixels,
     RunArgument,
     Threads,
@@ -28,15 +27,25 @@ def look(
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Names of layers, separated by commas (default: every convolution).")
+        str | None, typer.Option(help="Names of layers, separated by commas (default: the last of each stage).")
     ] = None,
-    units: Annotated[int | None, typer.Option(help="Number of units per layer (default: all).")] = None,
+    units: Annotated[int | None, typer.Option(help="Number of units per layer (default: 12).")] = None,
     images: Annotated[int | None, typer.Option(help="Number of images, drawn at random (default: all).")] = None,
-    include_training: IncludeTraining = False,
+    all: Annotated[  # noqa: A002 - the name of the option
+        bool,
+        typer.Option("--all", help="Show every unit of every convolution. Large networks take hours."),
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Which images of SOURCE to show: train, val, test or all (default: all; without SOURCE: the test set)."
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            help="Folder for the atlas (default: RUN/atlas; without a run folder: atlas-NAME).", rich_help_panel=OUTPUT
+            help="Folder for the atlas (default: RUN/atlas, or RUN/atlas-all; without a run folder: atlas-NAME).",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     max_pixels: MaxPixels = None,
@@ -47,6 +56,8 @@ def look(
     as_json: AsJson = False,
 ) -> None:
     """Build an atlas of a network: pages that show what each unit responds to in your images.
+
+    By default, it shows 12 units of the last layer of each stage, in about a minute.
 
     Example: svertka look runs/digits-lenet5
     """
@@ -60,7 +71,8 @@ def look(
         layers=names,
         units=units,
         images=images,
-        include_training=include_training,
+        all=all,
+        part=part,
         output=output,
         device=device,
         threads=threads,
@@ -72,4 +84,6 @@ def look(
         print_json(atlas.to_dict())
         return
     print_line(atlas.sentence)
+    if atlas.left_out is not None:
+        print_line(atlas.left_out)
     print_line(f"open {atlas.page}")

@@ -351,10 +351,11 @@ def _print_run(run: "Run") -> None:
     for warning in settings["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
-    limits = ATLAS_LIMITS if run.weights.stat().st_size > LARGE else ()
-    verbs = (("predict", "IMAGE..."), ("look", *limits), ("serve",))
-    for verb, *arguments in verbs if "sentence" not in result else verbs[::2]:  # look shows one class an image
-        print_line(f"next: {format_command(verb, run.folder, *run.consent)} {' '.join(arguments)}".rstrip())
+    verbs = {"predict": " IMAGE...", "look": "", "serve": ""}
+    if "sentence" in result:
+        del verbs["look"]  # it shows one class an image
+    for verb, argument in verbs.items():
+        print_line(f"next: {format_command(verb, run.folder, *run.consent)}{argument}")
     for sentence in _describe_errors(run):
         print_line(sentence)
 
@@ -385,8 +386,6 @@ def _describe_error(part: str, error: float, images: int | None) -> str:
 
 
 PARTS = {"val": "val_error", "test": "test_error"}
-LARGE = 4_000_000  # bytes of weights, a million parameters: the whole atlas of a larger network takes hours
-ATLAS_LIMITS = ("--units", "4", "--images", "10")  # minutes, with all layers
 RESUMABLE = ("source", "resume", "boxes", "tensorboard", "trust_builder", "as_json")
 NOT_FOR_TRAIN = {"source", "resume", "as_json"}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

@@ -109,6 +109,12 @@ def convolution_names(known: Sequence[Layer]) -> list[str]:
     ]
 
 
+def last_layers_of_stages(known: Sequence[Layer]) -> list[str]:
+    """Return the name of the last convolution at each size of feature maps, in the order in which they run."""
+    last = {feature_map_size(find_layer(known, name)): name for name in convolution_names(known)}
+    return [name for name in convolution_names(known) if name in last.values()]
+
+
 def feature_map_size(layer: Layer) -> tuple[int, int]:
     """Return the rows and columns of a layer's feature maps.
 

@@ -24,7 +24,7 @@ from svertka.studio.workspace import Workspace
 MAX_TABLE_CLASSES = 20  # of a confusion matrix with numbers; beyond, the most confused pairs
 SHOWN_PAIRS = 20
 SHOWN_DOUBTS = 40
-ATLAS_LIMITS = ("--units=2", "--images=20")  # minutes, with all layers
+ATLAS_LIMITS = ("--units=4", "--images=40")  # seconds
 
 
 class CellFields(RunField):
@@ -186,7 +186,7 @@ class UnderstandPage:
         name = (await read_form(request, RunField)).run
         command = svertka_command("look", str(self._runs.run(name).folder), *ATLAS_LIMITS)
         source = str(self._collection.folder)
-        await run_in_threadpool(self._jobs.start, f"{name}.atlas", [*command, source, "--include-training"])
+        await run_in_threadpool(self._jobs.start, f"{name}.atlas", [*command, source])
         return self._show_atlas(name)
 
     async def _atlas(self, request: Request) -> Response:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 import svertka
 from svertka.cli.app import main
@@ -37,7 +39,7 @@ def run(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def atlas(run: Run) -> Atlas:
-    return look(run, threads=1)
+    return look(run, all=True, threads=1)
 
 
 def data(atlas: Atlas, name: str) -> Any:
@@ -52,7 +54,8 @@ def facts(atlas: Atlas) -> Any:
 
 
 def test_atlas_contains_every_unit_of_every_convolution(run: Run, atlas: Atlas) -> None:
-    assert atlas.page == run.folder / "atlas" / "index.html"
+    assert atlas.page == run.folder / "atlas-all" / "index.html"
+    assert atlas.left_out is None
     assert (atlas.network, atlas.layers, atlas.units, atlas.images) == ("lenet5", 3, 6 + 16 + 120, 60)
     layers = facts(atlas)["layers"]
     assert [(one["name"], one["units"], one["sees"]) for one in layers] == [
@@ -116,7 +119,7 @@ def test_strongest_units_are_closest_to_their_own_maximum(run: Run, atlas: Atlas
 
 def test_finished_atlas_is_not_rebuilt(run: Run, atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:
     written = atlas.page.stat().st_mtime_ns
-    assert main(["look", str(run.folder), "--threads", "1", "--json"]) == 0
+    assert main(["look", str(run.folder), "--all", "--threads", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said == atlas.to_dict() | {"seconds": said["seconds"]}
     assert atlas.page.stat().st_mtime_ns == written
@@ -124,7 +127,7 @@ def test_finished_atlas_is_not_rebuilt(run: Run, atlas: Atlas, capsys: pytest.Ca
 
 def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after 8 files, after 16 more, and so on, the folder equals that of an uninterrupted build."""
-    atlas = look(run, layers=["c1", "c5"], output=tmp_path / "undisturbed", threads=1)
+    atlas = look(run, layers=["c1", "c5"], units=120, output=tmp_path / "undisturbed", threads=1)
     real, left, made, said = ResumableFolder.write, [0], [], []
 
     def write(self: ResumableFolder, name: str, content: bytes) -> None:
@@ -138,7 +141,7 @@ def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest
     for times in range(1, 20):
         left[0] = 8 * times
         try:
-            again = look(run, layers=["c1", "c5"], output=tmp_path / "atlas", threads=1)
+            again = look(run, layers=["c1", "c5"], units=120, output=tmp_path / "atlas", threads=1)
             break
         except Interrupted as error:
             said.append(str(error))
@@ -162,6 +165,51 @@ def test_options_limit_layers_units_and_images(run: Run, tmp_path: Path) -> None
     assert [one["all"] for one in facts(some)["layers"]] == [16, 120]
     with pytest.raises(UsageError, match="is an atlas of other weights, images or options"):
         look(run, layers=["c3"], output=tmp_path / "some", threads=1)
+
+
+def test_by_default_it_shows_twelve_units_of_the_last_layer_of_each_stage(
+    squeezenet_run: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "a"
+    assert main(["look", str(squeezenet_run), str(photographs), "--output", str(made), "--threads", "1"]) == 0
+    sentence = "38 of 2,946 units are shown, by default the first 12 of the last layer of each stage"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == f"{sentence}; svertka look --all shows every unit"
+    page = (made / "index.html").read_text(encoding="utf-8")
+    assert sentence in page
+    found = re.search(r'<script type="application/json" id="facts">(.*?)</script>', page)
+    assert found is not None
+    layers = json.loads(found[1])["layers"]
+    assert [one["name"] for one in layers] == [
+        "features.0", "features.4.expand3x3", "features.7.expand3x3", "classifier.1",
+    ]  # fmt: skip
+    assert [one["units"] for one in layers] == [12, 12, 12, 2]
+    assert len(json.loads(found[1])["featured"]) == 4
+
+
+def test_all_of_a_source_is_shown_unless_a_part_is_named(
+    run: Run, digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, images, sentence in (
+        ([str(digit_folder)], 240, f"shown: {digit_folder}, all images"),
+        ([str(digit_folder), "--part", "test"], 60, f"shown: {digit_folder}, test images"),
+        ([], 60, f"shown: {digit_folder}, test images; 162 images that trained the network left out"),
+    ):
+        output = ["--output", str(tmp_path / str(len(arguments))), "--layers", "c1", "--threads", "1", "--json"]
+        assert main(["look", str(run.folder), *arguments, *output]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["images"] == images
+        assert sentence in printed.err
+
+
+def test_any_module_has_an_atlas(digit_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 4),
+    )  # fmt: skip
+    made = look(network, digit_folder, output=tmp_path / "a", threads=1)
+    assert (made.network, made.layers, made.units, made.images) == ("Sequential", 2, 18, 240)
 
 
 def test_invalid_arguments_are_rejected(run: Run, tmp_path: Path, digit_folder: Path) -> None:

@@ -22,10 +22,10 @@ from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.files import format_bytes, parse_cache_limit_option, parse_path
 from svertka.graph.summary import Trace, trace
-from svertka.inspection.activations import convolution_names, find_layer
+from svertka.inspection.activations import convolution_names, find_layer, last_layers_of_stages, unit_count
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
-from svertka.inspection.atlas.image_data import select_atlas_images, write_image_data
+from svertka.inspection.atlas.image_data import choose_overlay_count, select_atlas_images, write_image_data
 from svertka.inspection.atlas.index_page import IndexPage
 from svertka.inspection.atlas.layer_data import DEAD, AtlasLayer, take_first_units, write_layer_data
 from svertka.inspection.atlas.network_diagram import build_diagram
@@ -39,8 +39,9 @@ from svertka.progress import format_duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
 
-FORMAT_VERSION = 3  # an atlas of another version is not resumed
+FORMAT_VERSION = 4  # an atlas of another version is not resumed
 PAGE = "index.html"
+UNITS_PER_LAYER = 12  # by default
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +57,7 @@ class Atlas:
         images: Number of images in the data set.
         bytes: Size of the folder.
         seconds: Duration of this call.
+        left_out: A sentence about the units that are not shown; None if every unit is.
         scope: Which images of which source were used.
     """
 
@@ -67,6 +69,7 @@ class Atlas:
     images: int
     bytes: int
     seconds: float
+    left_out: str | None
     scope: EvaluationScope
 
     @property
@@ -80,7 +83,8 @@ class Atlas:
         return f"Atlas({str(self.page)!r}: {self.network}, {self.sentence})"
 
     def _repr_html_(self) -> str:
-        return NotebookBlock(f"Atlas of {self.network}", (self.sentence, f"open {self.page}")).render()
+        lines = tuple(filter(None, (self.sentence, self.left_out, f"open {self.page}")))
+        return NotebookBlock(f"Atlas of {self.network}", lines).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as `svertka look --json` prints them."""
@@ -100,7 +104,8 @@ def look(
     layers: Sequence[str] | None = None,
     units: int | None = None,
     images: int | None = None,
-    include_training: bool = False,
+    all: bool = False,  # noqa: A002 - the name of the option
+    part: str | None = None,
     output: str | PathLike[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -110,14 +115,20 @@ def look(
 ) -> Atlas:
     """Build the atlas of a network. An interrupted build resumes when called again.
 
+    By default, it shows 12 units of the last layer of each stage, and takes about a minute for a thousand photographs.
+    A stage is a run of convolutions whose feature maps have the same size.
+
     Args:
         run: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
-        source: Images, as for `train`. None: the test set of the run.
-        layers: Names of layers. None: every convolution.
-        units: Number of units per layer, taken from the first. None: all.
+        source: Images, as for `train`; all of them are shown, those of the training set, too. None: the test set of
+            the run.
+        layers: Names of layers. None: the last of each stage, or with `all`, every convolution.
+        units: Number of units per layer, taken from the first. None: 12, or with `all`, every unit.
         images: Number of images, drawn at random. None: all.
-        include_training: Whether to use images from the training set, too.
-        output: Folder for the atlas. None: RUN/atlas, or atlas-NAME for a pretrained model.
+        all: Whether to show every unit, and saliency overlays of 40 images. Large networks take hours.
+        part: "train", "val", "test" or "all": the images of `source` that are shown. None: all, if `source` is given.
+        output: Folder for the atlas. None: RUN/atlas, or atlas-NAME for a pretrained model; with `all`, RUN/atlas-all
+            or atlas-NAME-all.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
@@ -143,21 +154,23 @@ def look(
         run,
         source,
         images=images,
-        include_training=include_training,
+        part=part,
         threads=num_threads,
         cache_limit=parse_cache_limit_option(cache_limit),
         device=chosen_device,
         max_pixels=max_pixels,
         trust_builder=trust_builder,
     )
-    say(inputs.scope.sentence)
+    say(inputs.shown)
     traced = trace(inputs.classifier.network, inputs.input_shape)
-    names = _select_layers(traced, layers)
-    path = _atlas_folder(inputs.classifier, output)
-    folder = ResumableFolder(path, inputs.fingerprint(FORMAT_VERSION, names, units))
+    names = _select_layers(traced, layers, every=all)
+    units = units if units is not None or all else UNITS_PER_LAYER
+    overlays = choose_overlay_count(traced, inputs.image_size, every=all)
+    path = _atlas_folder(inputs.classifier, output, every=all)
+    folder = ResumableFolder(path, inputs.fingerprint(FORMAT_VERSION, names, units, overlays))
     if folder.summary is None:
         try:
-            _build(inputs, folder, traced, names, units)
+            _build(inputs, folder, traced, names, units, overlays)
         except KeyboardInterrupt as error:
             raise Interrupted(
                 f"stopped; finished parts are kept in {path}; run the same command again to resume"
@@ -166,7 +179,12 @@ def look(
 
 
 def _build(
-    inputs: AtlasInputs, folder: ResumableFolder, traced: Trace, names: Sequence[str], units: int | None
+    inputs: AtlasInputs,
+    folder: ResumableFolder,
+    traced: Trace,
+    names: Sequence[str],
+    units: int | None,
+    overlays: int,
 ) -> None:
     """Write the missing files; the page comes last, so an atlas with a page is complete."""
     dataset_pass = run_dataset_pass(inputs, folder, names)
@@ -182,13 +200,14 @@ def _build(
         )
         for index, name in enumerate(names)
     ]
-    images = select_atlas_images([layer.patches for layer in layers], inputs.dataset.labels)
+    images = select_atlas_images([layer.patches for layer in layers], inputs.dataset.labels, overlays)
     page = IndexPage(
         inputs=inputs,
         diagram=build_diagram(traced),
         layers=layers,
         total_units=[len(dataset_pass.patches[name].values) for name in names],
         images=images,
+        units_of_network=_count_units(traced),
         note=describe_missing_relu_pooling(inputs.classifier.network, inputs.input_shape) or "",
     )
     remaining = RemainingTime(traced, layers, images, dataset_pass.seconds_per_image, inputs.image_size)
@@ -205,6 +224,7 @@ def _build(
         "network": page.name,
         "layers": len(layers),
         "units": page.num_units,
+        "left_out": page.left_out,
         "dead": page.num_dead,
         "images": len(inputs),
         "bytes": folder.num_bytes(exclude=PASS_FILE),
@@ -212,11 +232,16 @@ def _build(
     folder.finish(summary, PASS_FILE)
 
 
-def _select_layers(traced: Trace, layers: Sequence[str] | None) -> list[str]:
+def _count_units(traced: Trace) -> int:
+    known = list(traced.layers)
+    return sum(unit_count(find_layer(known, name)) for name in convolution_names(known))
+
+
+def _select_layers(traced: Trace, layers: Sequence[str] | None, *, every: bool) -> list[str]:
     """Return the names of the requested layers in the order in which they run."""
     known = list(traced.layers)
     if layers is None:
-        names = convolution_names(known)
+        names = convolution_names(known) if every else last_layers_of_stages(known)
         if not names:
             raise UsageError("the network has no convolution; name the layers to look at with --layers")
         return names
@@ -231,9 +256,10 @@ def _first_layer_filters(inputs: AtlasInputs) -> FirstLayerFilters | None:
         return None
 
 
-def _atlas_folder(classifier: Classifier, output: str | PathLike[str] | None) -> Path:
+def _atlas_folder(classifier: Classifier, output: str | PathLike[str] | None, *, every: bool) -> Path:
     if output is not None:
         return parse_path(output)
+    suffix = "-all" if every else ""  # so that neither atlas stands in the way of the other
     if parse_path(classifier.origin).is_dir():
-        return Run(classifier.origin).folder / "atlas"
-    return Path(f"atlas-{UNSAFE.sub('-', classifier.config.model)}")
+        return Run(classifier.origin).folder / f"atlas{suffix}"
+    return Path(f"atlas-{UNSAFE.sub('-', classifier.config.model)}{suffix}")

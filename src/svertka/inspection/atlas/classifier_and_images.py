@@ -17,8 +17,8 @@ from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
-from svertka.escaping import format_command
-from svertka.evaluation.evaluation_scope import EvaluationScope
+from svertka.escaping import format_command, join_first, to_printable
+from svertka.evaluation.evaluation_scope import NAMED, PART_ADJECTIVES, EvaluationScope, format_image_count
 from svertka.evaluation.held_out import select_held_out_images
 from svertka.run import Run, columns_of_training, read_training_boxes
 
@@ -64,6 +64,22 @@ class AtlasInputs:
     def device(self) -> torch.device:
         """Device of the network."""
         return next(self.classifier.network.parameters()).device
+
+    @property
+    def shown(self) -> str:
+        """Which images are shown, and which are left out, in words."""
+        scope = self.scope
+        kind = "all images" if scope.part == "all" else f"{PART_ADJECTIVES[scope.part]}images"
+        said = [f"shown: {scope.source}, {kind}"]
+        if scope.training_images and not scope.includes_training:
+            left_out = format_image_count(scope.training_images)
+            said.append(f"{left_out} that trained the network left out (name SOURCE to see all of it)")
+        if scope.unread:
+            named = join_first(
+                [f"{to_printable(path)}: {to_printable(reason)}" for path, reason in scope.unread], NAMED, "; "
+            )
+            said.append(f"{format_image_count(scope.unreadable)} could not be read ({named})")
+        return "; ".join((*said, *([scope.note] if scope.note else []), *scope.account.sentences()))
 
     def batches(self, indices: Ints | None = None) -> BatchLoader:
         """Return the images at `indices` (None for all) as network input, in order, with their labels."""
@@ -114,7 +130,7 @@ def open_atlas_inputs(
     source: str | PathLike[str] | None,
     *,
     images: int | None,
-    include_training: bool = False,
+    part: str | None = None,
     device: torch.device,
     threads: int,
     cache_limit: int | None,
@@ -127,7 +143,7 @@ def open_atlas_inputs(
         run: As for `Classifier.open`.
         source: As for `train`. None: the source of the run.
         images: Maximum number of images, drawn at random with a fixed seed. None: all.
-        include_training: As for `select_held_out_images`.
+        part: "train", "val", "test" or "all". None: all images of `source`, or the test set of the run.
         device: Device of the network.
         threads: Threads that decode images.
         cache_limit: Size limit of the image cache, bytes.
@@ -152,8 +168,8 @@ def open_atlas_inputs(
         [origin],
         dataset,
         classifier.preprocess,
-        None,
-        include_training=include_training,
+        part or ("all" if source is not None else None),
+        include_training=part == "all" or (part is None and source is not None),
         threads=threads,
         cache_limit=cache_limit,
     )

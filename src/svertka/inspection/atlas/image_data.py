@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.data.dataset import Ints
-from svertka.graph.summary import Layer
+from svertka.graph.summary import Layer, Trace
 from svertka.inspection.activations import hook_layers, list_layers
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.layer_data import AtlasLayer
@@ -26,6 +26,7 @@ IMAGES_PER_SCRIPT = 32
 PREDICTIONS_PER_IMAGE = 5
 UNITS_PER_LAYER = 6  # strongest units listed for an image and a layer
 MAX_OVERLAY_IMAGES = 40  # overlays take a few hundred forward passes per image
+OVERLAY_BUDGET = 500_000_000_000  # multiply-adds of the overlays of a quick atlas
 IMAGE_QUALITY = 68
 OCCLUSION_STEPS = 14  # positions of the occluding square along each side, approximately
 OCCLUSION_FRACTION = 6  # image side over side of the occluding square
@@ -47,8 +48,20 @@ class AtlasImages:
     with_overlays: Ints
 
 
-def select_atlas_images(patches: Sequence[LayerPatches], labels: Ints) -> AtlasImages:
-    """Select the strongest images of all units, and some of every class for overlays."""
+def choose_overlay_count(trace: Trace, size: int, *, every: bool) -> int:
+    """Return how many images get overlays: those that take about ten seconds on two cores, at least one.
+
+    Args:
+        trace: Trace of the network.
+        size: Side of the network's input, pixels.
+        every: Whether time does not matter.
+    """
+    affordable = MAX_OVERLAY_IMAGES if every else OVERLAY_BUDGET // (num_overlay_passes(size) * trace.multiply_adds + 1)
+    return min(MAX_OVERLAY_IMAGES, max(1, affordable))
+
+
+def select_atlas_images(patches: Sequence[LayerPatches], labels: Ints, overlays: int) -> AtlasImages:
+    """Select the strongest images of all units, and `overlays` of them, from every class, for overlays."""
     indices = np.unique(np.concatenate([one.images.ravel() for one in patches]))
     indices = indices[indices >= 0]
     if not len(indices):  # all units are dead; the receptive fields are still drawn over an image
@@ -60,7 +73,7 @@ def select_atlas_images(patches: Sequence[LayerPatches], labels: Ints) -> AtlasI
     for label in np.unique(labels[indices]):
         of_class = labels[indices] == label
         rank_in_class[of_class] = np.arange(of_class.sum())
-    with_overlays = np.lexsort((labels[indices], rank_in_class))[:MAX_OVERLAY_IMAGES]
+    with_overlays = np.lexsort((labels[indices], rank_in_class))[:overlays]
     return AtlasImages(indices, slots, np.sort(with_overlays))
 
 

@@ -47,6 +47,7 @@ class IndexPage:
         layers: Layers of the atlas.
         total_units: Units of each layer, shown or not.
         images: Images of the atlas.
+        units_of_network: Units of all convolutions of the network.
         note: A sentence about projections in this network, from `describe_missing_relu_pooling`, or "".
     """
 
@@ -55,6 +56,7 @@ class IndexPage:
     layers: Sequence[AtlasLayer]
     total_units: Sequence[int]
     images: AtlasImages
+    units_of_network: int
     note: str
 
     @property
@@ -84,6 +86,16 @@ class IndexPage:
             f"{count_with_noun(len(self.inputs), 'image')}."
         )
 
+    @property
+    def left_out(self) -> str | None:
+        """A sentence about the units that are not shown; None if every unit is."""
+        if self.num_units >= self.units_of_network:
+            return None
+        return (
+            f"{self.num_units:,} of {self.units_of_network:,} units are shown, by default the first 12 of the last "
+            "layer of each stage; svertka look --all shows every unit"
+        )
+
     def render(self) -> str:
         """Return the whole document."""
         size = self.inputs.image_size, self.inputs.image_size
@@ -92,15 +104,16 @@ class IndexPage:
         body = render_template(
             "atlas_index.html",
             headline=self.headline,
+            left_out=self.left_out,
             paper=PAPER,
             keys=KEYS,
             navigation=render_navigation(self.diagram, links, size, EXAMPLE),
-            layers=[self._describe(layer) for layer in self.layers],
+            layers=[self._describe(layer, total) for layer, total in zip(self.layers, self.total_units, strict=True)],
             facts=Markup(facts.replace("<", "\\u003c")),  # so that no text in it ends the element
         )
         return render_page(f"{self.name} – svertka", body, kind="atlas", beside=True)
 
-    def _describe(self, layer: AtlasLayer) -> dict[str, Any]:
+    def _describe(self, layer: AtlasLayer, total: int) -> dict[str, Any]:
         """Return what the template shows of a layer."""
         node = self.diagram.nodes[self.diagram.index_of(layer.layer.name)]
         dead = f", {layer.num_dead:,} dead" if layer.num_dead else ""
@@ -116,7 +129,7 @@ class IndexPage:
             "scaling": "crisp" if layer.tile.crisp else "smooth",
             "receptive_field": render_receptive_field(node.extent, size, EXAMPLE),
             "facts": [
-                count_with_noun(layer.num_units, "unit") + dead,
+                (f"{layer.num_units} of " if layer.num_units < total else "") + count_with_noun(total, "unit") + dead,
                 format_feature_map_shape(node),
                 f"sees {_describe_extent(layer)}",
                 count_with_noun(node.parameters, "parameter"),
