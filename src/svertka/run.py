@@ -105,7 +105,8 @@ class Run:
         settings = self.settings()
         account = settings.get("account")
         leading = {"run": str(self.folder), "cross_validation": self.cross_validation()}
-        result: dict[str, Any] = leading | self.result() | {"findings": self.findings(), "bad": settings.get("bad", [])}
+        bad = [*settings.get("bad", []), *self.unreadable()]
+        result: dict[str, Any] = leading | self.result() | {"findings": self.findings(), "bad": bad}
         return result | (account if isinstance(account, dict) else {})
 
     @property
@@ -179,6 +180,15 @@ class Run:
             return []
         except (OSError, ValueError) as error:
             raise RunError(f"{self.metrics} cannot be read ({error_reason(error)}); fix or remove it") from error
+
+    def unreadable(self) -> list[dict[str, str]]:
+        """Return path and reason of each image that could not be read during training.
+
+        Raises:
+            RunError: The log of the run cannot be read.
+        """
+        met = [entry for entry in self.history() if entry["kind"] == "unreadable"]
+        return [{"path": str(entry.get("path")), "reason": str(entry.get("reason"))} for entry in met]
 
     def findings(self) -> list[dict[str, Any]]:
         """Return the problems found during training.

@@ -10,7 +10,8 @@ from svertka.data.augmentation import Flip, PadCrop, RandomCrop
 from svertka.data.loader import PREFETCHERS, BatchLoader
 from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.data.preprocessing import Preprocess
-from svertka.errors import UsageError
+from svertka.data.unreadable_rows import UnreadableRowsError
+from svertka.errors import DataError, UsageError
 
 COUNT = 103
 PREPROCESS = Preprocess(size=12, resize=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
@@ -215,3 +216,54 @@ def test_no_batch_is_a_single_image_and_processes_share_them_all(count, size, wo
         assert [batch.indices.tolist() for batch in batches.epoch(0, 1)] == [some.tolist() for some in shares[-1][1:]]
     assert sorted(np.concatenate([some for share in shares for some in share]).tolist()) == list(range(count))
     assert min(sum(map(len, whole)) for whole in zip(*shares, strict=True)) >= 2
+
+
+class Damaged:
+    """Rows of which some cannot be decoded."""
+
+    def __init__(self, rows, bad):
+        self.rows, self.bad = rows, bad
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, indices):
+        places = np.flatnonzero(np.isin(indices, self.bad))
+        if len(places):
+            raise UnreadableRowsError(places, [(f"{index}.jpg", "truncated") for index in indices[places].tolist()])
+        return self.rows[indices]
+
+
+@pytest.mark.parametrize("settings", [{}, {"prefetch": True}, {"mixing": MixupAndCutmix(mixup=0.4)}])
+def test_unreadable_images_are_left_out_of_their_batches(rows, make, capsys, settings):
+    bad = [5, 50, 51]
+    whole = make(shuffle=True, seed=3, **settings)
+    damaged = make(shuffle=True, seed=3, **settings)
+    damaged.rows = Damaged(rows, bad)
+    for epoch in (0, 1):
+        for one, other in zip(whole.epoch(epoch), damaged.epoch(epoch), strict=True):
+            order = one.indices.tolist()
+            before = dict(zip(order, [order[-1], *order], strict=False))  # with which an image is mixed
+            lost = [one for one in order if one in bad or ("mixing" in settings and before[one] in bad)]
+            assert other.indices.tolist() == [one for one in order if one not in lost]
+            assert other.count == one.count
+            kept = torch.from_numpy(~np.isin(one.indices, lost))
+            assert (one.images[kept] == other.images).all()
+            assert (one.labels[kept] == other.labels).all()
+    said = capsys.readouterr().err
+    assert [said.count(f"left out: {index}.jpg cannot be read: truncated") for index in bad] == [1, 1, 1]
+
+
+def test_ranks_keep_their_shares_if_an_image_is_unreadable(rows, make):
+    shares = [make(shuffle=True, rank=rank, world=2) for rank in range(2)]
+    for share in shares:
+        share.rows = Damaged(rows, [7])
+    seen = sorted(index for share in shares for batch in share.epoch(0) for index in batch.indices.tolist())
+    assert seen == [index for index in range(COUNT) if index != 7]
+
+
+def test_more_than_a_tenth_of_unreadable_images_are_an_error(rows, make):
+    batches = make(shuffle=True)
+    batches.rows = Damaged(rows, list(range(11)))
+    with pytest.raises(DataError, match=r"11 of 103 images cannot be read, more than a tenth, such as \d+.jpg"):
+        list(batches.epoch(0))

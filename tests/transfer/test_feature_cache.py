@@ -14,6 +14,7 @@ from svertka.conv import native_support
 from svertka.data.augmentation import Flip, PadCrop
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
+from svertka.data.unreadable_rows import UnreadableRowsError
 from svertka.errors import StorageError
 from svertka.files import cache_folder
 from svertka.models.registry import MODELS
@@ -255,3 +256,33 @@ def test_features_that_do_not_fit_are_not_computed(frozen: Counting) -> None:
         cache_on_disk(batches(rows()), frozen, SHAPE, digests(rows()), limit=fit)
     assert frozen.seen == 0
     assert sum(path.stat().st_size for path in cache_folder("features").glob("*/rows")) == 0
+
+
+class Damaged:
+    """Rows of which two cannot be decoded."""
+
+    def __init__(self, pictures: np.ndarray) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        bad = np.flatnonzero(np.isin(indices, [3, 30]))
+        if len(bad):
+            raise UnreadableRowsError(bad, [(f"{index}.jpg", "truncated") for index in indices[bad].tolist()])
+        return self.pictures[indices]
+
+
+@pytest.mark.parametrize("cache", [cache_on_disk, cache_in_memory])
+def test_images_that_cannot_be_read_have_no_features(frozen, capsys, cache):
+    pictures = rows()
+    others = [index for index in range(PICTURES) if index not in (3, 30)]
+    wanted = cache_in_memory(batches(pictures[others]), frozen, SHAPE).images(np.arange(len(others)), 0)
+    keys = (digests(pictures),) if cache is cache_on_disk else ()
+    for _ in range(2):
+        found = list(cache(batches(Damaged(pictures)), frozen, SHAPE, *keys).epoch(0))
+        assert np.concatenate([batch.indices for batch in found]).tolist() == others
+        assert torch.allclose(torch.cat([batch.images for batch in found]), wanted, atol=1e-5)
+        assert [batch.count for batch in found] == [16, 16, 8]
+        assert "left out: 30.jpg cannot be read: truncated" in capsys.readouterr().err

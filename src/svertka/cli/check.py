@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svertka.cli.option_types import (
+    COMPUTE,
     OUTPUT,
     AsJson,
     CacheLimit,
@@ -38,6 +39,15 @@ def check(
             "--labels",
             help="Also look for label errors, images that fit no class, and classes that are easily confused.",
             rich_help_panel=LABELS,
+        ),
+    ] = False,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="Read only a sample of 1,000 images. Copies are searched for by name and size, near-duplicates are "
+            "not.",
+            rich_help_panel=COMPUTE,
         ),
     ] = False,
     val: Val = 0.1,
@@ -93,6 +103,7 @@ def check(
         group=group,
         max_pixels=parse_pixel_count(max_pixels),
         labels=labels,
+        fast=fast,
         output=output,
         overwrite=overwrite,
         device=device,

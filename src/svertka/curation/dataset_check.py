@@ -1,7 +1,7 @@
 """Report on a data set before training: its contents, and by path what is wrong with it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -16,7 +16,7 @@ from svertka.curation.label_check import LabelFindings, check_labels
 from svertka.curation.unreadable_images import name_unreadable
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
-from svertka.data.content_hash import unwrap_subset
+from svertka.data.content_hash import hash_names, unwrap_subset
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, EncodedImages, FileImages, Images, Ints, Pixels
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.file_accounting import FileAccount
@@ -33,7 +33,7 @@ from svertka.data.image_io import (
 )
 from svertka.data.in_memory_sources import IN_MEMORY, TorchDatasetImages
 from svertka.data.label_tables import parse_columns
-from svertka.data.large_split import MOST
+from svertka.data.large_split import MOST, split_large_dataset
 from svertka.data.perceptual_hash import SIDE, group_look_alikes, make_thumbnail
 from svertka.data.pixel_statistics import choose_intensity_range
 from svertka.data.preprocessing import discarded_share
@@ -56,6 +56,7 @@ CROPPED = 0.05  # share of an image cut off from which it is reported
 FEWEST = 10  # images needed to call one unusual
 USUAL, RARE = 0.9, 0.02  # shares of images with the usual mode, and with a rare one
 TINY = 100  # times smaller than the median
+SAMPLED = 1000  # images that a fast check reads
 ARRAY_MODES = {1: "L", 3: "RGB"}
 
 
@@ -117,6 +118,7 @@ class Findings:
         problems: Reasons why training would refuse the data set, a sentence each.
         account: Every file that is not used, and notes on the rest.
         labels: What is wrong with the labels; None unless they were checked.
+        read: Number of images that were read; fewer than all in a fast check.
     """
 
     source: str
@@ -138,6 +140,7 @@ class Findings:
     problems: tuple[str, ...]
     account: FileAccount
     labels: LabelFindings | None = None
+    read: int = 0
 
     @property
     def imbalance(self) -> float | None:
@@ -164,6 +167,7 @@ class Findings:
         return {
             "source": self.source,
             "images": sum(self.classes.values()),
+            "read": self.read,
             "classes": self.classes,
             "imbalance": self.imbalance,
             "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
@@ -226,6 +230,7 @@ def check(
     group: str | None = None,
     max_pixels: int | None = None,
     labels: bool = False,
+    fast: bool = False,
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -243,6 +248,8 @@ def check(
         max_pixels: Largest image to read, pixels. None: 100 million.
         labels: Whether to look for label errors, images that no class fits, and classes that are confused. The first
             time this takes about as long as one epoch of training with frozen layers.
+        fast: Whether to read only a sample of 1,000 images. Copies are then only found among files of the same folder
+            name, name and size, or by the index of shards, and near-duplicates are not searched for.
         output: HTML file that shows the images of these findings, to confirm or correct their labels; it needs
             `labels`. None: no file.
         overwrite: Whether to replace an existing `output` that svertka did not write.
@@ -262,21 +269,29 @@ def check(
     """
     if output is not None and not labels:
         raise UsageError(f"output={output} shows label errors; give labels=True (--labels), too")
+    if fast and labels:
+        raise UsageError("labels are checked on all images, and fast reads a sample; leave one of the two out")
     page = None if output is None else prepare_output_file(output, HTML, overwrite=overwrite)
     limit = parse_cache_limit_option(cache_limit)
     threads = set_threads(threads)
-    dataset, listing, problems = _open(source, columns)
+    dataset, listing, problems = _open(source, columns, fast=fast)
     if group is not None:
         dataset = assign_groups(dataset, group)
     dataset = dataset.with_decoding(DecodingOptions.up_to(max_pixels))
-    seen, bad = _look_at_all(dataset, threads)
-    good = np.array(sorted(seen), dtype=np.int64)
-    digests = [seen[index].digest for index in good.tolist()]
-    groups = _same_content(good.tolist(), digests)
-    alike = _same_look(seen, [group[0] for group in groups])
+    chosen = _sample(dataset) if fast else range(len(dataset))
+    seen, bad = _look_at(dataset, chosen, threads)
     contents = [seen[index].digest if index in seen else b"" for index in range(len(dataset))]
+    if fast:
+        contents, gone = hash_names(dataset.images, threads)
+        bad = gone | bad
+    good = np.array([index for index, content in enumerate(contents) if content and index not in bad], np.int64)
+    groups = _same_content(good.tolist(), [contents[index] for index in good.tolist()])
+    alike = [] if fast else _same_look(seen, [group[0] for group in groups])
     try:
-        division = split_dataset(dataset, contents, good, val, test, alike=alike)
+        if len(good) > MOST:
+            division = split_large_dataset(dataset, contents, good, val, test)
+        else:
+            division = split_dataset(dataset, contents, good, val, test, alike=alike)
     except DataError as error:  # its groups cannot be split
         problems.append(str(error))
         division = DatasetSplit({part: good if part == "train" else good[:0] for part in PARTS})
@@ -311,6 +326,7 @@ def check(
         others=tuple(map(escape_undecodable, listing.others)),
         problems=tuple(map(escape_undecodable, problems)),
         account=replace(account, warnings=tuple(warnings)),
+        read=len(chosen),
     )
     if not labels:
         return findings
@@ -342,11 +358,11 @@ def _without_confirmed(found: LabelFindings, dataset: Dataset, source: Source) -
     )
 
 
-def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, list[str]]:
+def _open(source: Source, columns: str | None, *, fast: bool) -> tuple[Dataset, FolderListing, list[str]]:
     """Return the data set, what its folder holds (empty without a folder), and why it cannot be trained on."""
     if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
         if is_shard_source(source):
-            return *_open_shards(source), []
+            return *_open_shards(source, fast=fast), []
         check_exists(source)
         listing = list_folder(Path(source), parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
@@ -358,13 +374,13 @@ def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, 
     return dataset, listing, problems
 
 
-def _open_shards(source: str | PathLike[str]) -> tuple[Dataset, FolderListing]:
+def _open_shards(source: str | PathLike[str], *, fast: bool) -> tuple[Dataset, FolderListing]:
     """Return the images in shards; refuses more than can be compared with one another."""
     dataset = open_source(source)
-    if len(dataset) > MOST:
+    if len(dataset) > MOST and not fast:
         raise UsageError(
-            f"{source} has {len(dataset):,} images, and check compares up to {MOST:,}; name some of the shards, such "
-            "as train-{000000..000009}.tar"
+            f"{source} has {len(dataset):,} images, and check compares up to {MOST:,}; add --fast, or name some of the "
+            "shards, such as train-{000000..000009}.tar"
         )
     return dataset, FolderListing(Path(), Path(), ())
 
@@ -381,6 +397,10 @@ def describe_findings(findings: Findings) -> list[str]:
     """Describe the findings in plain words, a line each."""
     images, classes = sum(findings.classes.values()), len(findings.classes)
     lines = [f"{findings.source}: {_count(images, 'image', 'images')}, {_count(classes, 'class', 'classes')}"]
+    if findings.read < images:
+        lines.append(
+            f"{findings.read:,} of them were read; copies are searched for by name and size, near-duplicates are not"
+        )
     widest = max(map(len, findings.classes), default=0)
     lines += [f"  {name:{widest}}  {count}" for name, count in findings.classes.items()]
     if findings.imbalance is not None and findings.imbalance >= UNEVEN:
@@ -416,21 +436,28 @@ def describe_findings(findings: Findings) -> list[str]:
     return list(map(to_printable, lines))
 
 
-def _look_at_all(dataset: Dataset, threads: int) -> tuple[dict[int, _Seen], dict[int, str]]:
-    """Examine all images; return the facts of readable ones and the reasons of the others, by index."""
+def _sample(dataset: Dataset) -> Sequence[int]:
+    """Return the indices of the images that a fast check reads, ascending."""
+    count = min(SAMPLED, len(dataset))
+    found: list[int] = np.sort(np.random.default_rng(0).choice(len(dataset), count, replace=False)).tolist()
+    return found
+
+
+def _look_at(dataset: Dataset, chosen: Sequence[int], threads: int) -> tuple[dict[int, _Seen], dict[int, str]]:
+    """Examine the images at `chosen`; return the facts of readable ones and the reasons of the others, by index."""
     seen: dict[int, _Seen] = {}
     bad: dict[int, str] = {}
     images, where = unwrap_subset(dataset.images)
 
-    def look(indices: range) -> None:
+    def look(indices: Sequence[int]) -> None:
         for index in indices:
             try:
                 seen[index] = _look(images, int(where[index]))
             except ImageError as error:
                 bad[index] = str(error)
 
-    blocks = [range(start, min(start + AT_ONCE, len(dataset))) for start in range(0, len(dataset), AT_ONCE)]
-    with ThreadPoolExecutor(threads) as pool, progress("checking", len(dataset), "images") as bar:
+    blocks = [chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)]
+    with ThreadPoolExecutor(threads) as pool, progress("checking", len(chosen), "images") as bar:
         for block, _ in zip(blocks, pool.map(look, blocks), strict=True):
             bar.advance(len(block))
     return seen, bad

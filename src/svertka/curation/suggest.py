@@ -225,7 +225,7 @@ class _Candidates:
 
 
 def _find_candidates(dataset: Dataset, manifest: Manifest | None, threads: int) -> _Candidates:
-    contents, bad = hash_images(dataset.images, threads)
+    contents, bad = (hash_images if manifest is None else manifest.hash_images)(dataset.images, threads)
     of_run = frozenset() if manifest is None else manifest.contents | manifest.inherited
     new = [index for index, content in enumerate(contents) if content not in of_run and index not in bad]
     first = {contents[index]: index for index in reversed(new)}

@@ -14,7 +14,7 @@ import PIL
 import simplejpeg
 
 from svertka import distributed
-from svertka.data.content_hash import hash_images, unwrap_subset
+from svertka.data.content_hash import hash_images, hash_names, is_identified_by_name, unwrap_subset
 from svertka.data.dataset import ArrayImages, Dataset, EncodedImages, FileImages, Images, Ints, Pixels, get_decoding
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.image_io import (
@@ -29,7 +29,8 @@ from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Fit, Interpolation, select_used_region
 from svertka.data.sharded_images import ShardImages
-from svertka.errors import DataError, ImageError, StorageError
+from svertka.data.unreadable_rows import UnreadableRowsError
+from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say
 
@@ -40,7 +41,7 @@ IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; large
 CHUNK_BYTES = 2**24  # of squares per write to the disk
 CHUNK = 256  # images per write at most: they are lost if the process is killed before
 SAMPLED = 32  # images whose sizes predict the size of the cache
-SURVEYED = 1000  # images in shards whose sizes are taken for those of all
+SURVEYED = 1000  # images in shards, or of very many files, whose sizes are taken for those of all
 STREAMED = "images in shards are decoded at each read"
 STREAMED_ABOVE = 50_000  # files that are not decoded before they are needed
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # of files that are not cut off
@@ -54,7 +55,7 @@ class PreparedImages:
 
     Attributes:
         rows: `rows[indices]` is (B, S, S, C) uint8.
-        digests: Content digest of each image, 16 bytes; b"" for an unreadable file.
+        digests: Content digest of each image, 16 bytes, or that of `hash_names`; b"" for an unreadable file.
         bad: Index and reason of each unreadable image.
         info: By index, what is known of each readable image in a file.
         stored: Number of images that are on disk.
@@ -90,7 +91,8 @@ def prepare_images(
     is stored at its own size. Images that do not fit, or that the disk returns damaged, are decoded whenever they are
     read. In a distributed job each process decodes its share, and all return when all are done. Images in memory stay
     there. Images in shards, and those of more than `STREAMED_ABOVE` files, are decoded whenever they are read; of files
-    the headers and ends are read before.
+    the headers and ends are read before. Of more than `content_hash.NAMED_ABOVE` files, only a sample of headers is
+    read, and the digests are those of names and sizes.
 
     Args:
         dataset: The images.
@@ -106,13 +108,15 @@ def prepare_images(
     images = (dataset if only is None else dataset.take(only)).images
     layout = SquareSettings(resize, channels, max(resize, pad_to), fit, interpolation)
     squares = _Squares(images, layout, threads, survey=survey)
-    contents, unreadable = hash_images(images, threads)
+    by_name = is_identified_by_name(images)
+    contents, unreadable = (hash_names if by_name else hash_images)(images, threads)
     source, where = unwrap_subset(images)
     if isinstance(source, ShardImages):
         source.content.limit_cache(cache_limit)
         prepared = PreparedImages(squares, contents, {}, _sample_infos(source, where), 0, 0, STREAMED)
     elif isinstance(source, FileImages) and len(images) > STREAMED_ABOVE:
-        prepared = _survey_headers(squares, contents, unreadable)
+        surveyed = _spread_evenly(len(images)) if by_name else range(len(images))
+        prepared = _survey_headers(squares, contents, unreadable, surveyed)
     elif isinstance(source, ArrayImages):
         rows: SquareImages = squares
         everything = np.arange(len(where), dtype=np.int64)
@@ -128,12 +132,19 @@ def prepare_images(
 
 def _sample_infos(images: ShardImages, where: Ints) -> dict[int, ImageInfo]:
     """Return the sizes of some of the images at `where`, evenly spread, by their places in it."""
-    places = np.unique(np.linspace(0, len(where) - 1, min(SURVEYED, len(where))).astype(np.int64)).tolist()
-    return {place: ImageInfo("", images.size(int(where[place]))) for place in places}
+    return {place: ImageInfo("", images.size(int(where[place]))) for place in _spread_evenly(len(where))}
 
 
-def _survey_headers(squares: "_Squares", contents: list[bytes], unreadable: dict[int, str]) -> PreparedImages:
-    """Return images that are decoded at each read, with the facts that their headers state."""
+def _spread_evenly(count: int) -> list[int]:
+    """Return up to `SURVEYED` of the numbers 0 to `count` − 1, ascending and evenly spread."""
+    found: list[int] = np.unique(np.linspace(0, count - 1, min(SURVEYED, count)).astype(np.int64)).tolist()
+    return found
+
+
+def _survey_headers(
+    squares: "_Squares", contents: list[bytes], unreadable: dict[int, str], surveyed: Sequence[int]
+) -> PreparedImages:
+    """Return images that are decoded at each read, with the facts that the headers of those at `surveyed` state."""
 
     def survey(index: int) -> ImageInfo | str:
         if index in unreadable:
@@ -144,12 +155,13 @@ def _survey_headers(squares: "_Squares", contents: list[bytes], unreadable: dict
             return str(error)
 
     found: list[ImageInfo | str] = []
-    with progress("reading headers", len(squares), "images") as shown:
-        for some in map_chunks(survey, range(len(squares)), squares.threads, CHUNK):
+    with progress("reading headers", len(surveyed), "images") as shown:
+        for some in map_chunks(survey, surveyed, squares.threads, CHUNK):
             found += some
             shown.advance(len(some))
-    bad = {index: one for index, one in enumerate(found) if isinstance(one, str)}
-    infos = {index: one for index, one in enumerate(found) if isinstance(one, ImageInfo)}
+    known = dict(zip(surveyed, found, strict=True))
+    bad = unreadable | {index: one for index, one in known.items() if isinstance(one, str)}
+    infos = {index: one for index, one in known.items() if isinstance(one, ImageInfo)}
     unstored = f"of more than {STREAMED_ABOVE:,} files, images are decoded at each read"
     return PreparedImages(squares, contents, bad, infos, 0, 0, unstored)
 
@@ -227,12 +239,20 @@ class _Squares:
         rows = np.empty((len(indices), *self.layout.shape), np.uint8)
         wanted = indices.tolist()
 
+        bad: dict[int, tuple[str, str]] = {}
+
         def fill(start: int) -> None:
             for place in range(start, min(start + TOGETHER, len(wanted))):
-                rows[place] = self.square(wanted[place])
+                try:
+                    rows[place] = self.square(wanted[place])
+                except ImageError as error:
+                    bad[place] = (self.images.name(wanted[place]), str(error))
 
         for _ in self.pool.map(fill, range(0, len(wanted), TOGETHER)):
             pass
+        if bad:
+            places = sorted(bad)
+            raise UnreadableRowsError(np.array(places, np.int64), [bad[place] for place in places])
         return rows
 
     @property
@@ -272,13 +292,9 @@ class _Squares:
         """Return the square of image `index`.
 
         Raises:
-            DataError: The image cannot be read.
+            ImageError: The image cannot be read.
         """
-        try:
-            rgb = self.images.read(index, min_side=self.layout.resize)
-        except ImageError as error:
-            name = self.images.name(index)
-            raise DataError(f"{name} cannot be read: {error}; fix or remove the file and start again") from error
+        rgb = self.images.read(index, min_side=self.layout.resize)
         return self.layout.square(select_used_region(rgb, self.layout.fit))
 
     def _survey(self, content: bytes) -> ImageInfo | None:
@@ -316,7 +332,10 @@ class _StoredRows:
         read_in = map(read, parts) if len(parts) == 1 else self.squares.pool.map(read, parts)
         left = np.array([place for some in read_in for place in some], np.int64)
         if len(left):
-            rows[left] = self.squares[indices[left]]
+            try:
+                rows[left] = self.squares[indices[left]]
+            except UnreadableRowsError as error:
+                raise UnreadableRowsError(left[error.places], error.images) from error
         return rows
 
     def _read(self, index: int, row: Pixels) -> bool:

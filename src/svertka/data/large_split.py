@@ -12,7 +12,7 @@ from svertka.data.hash_split import check_split_shares, hash_to_unit_interval, r
 from svertka.errors import DataError
 
 MOST = 200_000  # images that are split and compared one by one
-NOTE = "among so many images, val and test are drawn by content alone, and near-duplicates are not searched for"
+NOTE = "among so many images, val and test are drawn by digest alone, and near-duplicates are not searched for"
 NAMED = 3  # images that an overlap names
 
 

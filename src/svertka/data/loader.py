@@ -1,26 +1,34 @@
 """Training batches: shuffled by seed, shared among processes, augmented and prepared ahead."""
 
 import copy
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from svertka.data.augmentation import Augmentation, augment
-from svertka.data.dataset import Ints
+from svertka.data.dataset import BAD_SHARE, Ints
 from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.preprocessing import Preprocess
-from svertka.errors import UsageError
+from svertka.data.unreadable_rows import UnreadableRowsError
+from svertka.errors import DataError, UsageError
+from svertka.progress import say
+
+T = TypeVar("T")
 
 AHEAD = 3  # batches prepared in advance
 PREFETCHERS = 2  # threads that prepare them: one normalizes a batch while the images of the next one are decoded
+NAMED = 20  # unreadable images that are named
 REQUESTED = 8  # batches whose images are announced before they are read
 NO_MIXING = MixupAndCutmix()
 
@@ -30,7 +38,8 @@ class Batch:
     """One process's share of a batch.
 
     Attributes:
-        images: (B, C, size, size) float32, normalized, on the device. B may be 0 in the last batch of an epoch.
+        images: (B, C, size, size) float32, normalized, on the device. B may be 0 in the last batch of an epoch, and is
+            smaller if some images cannot be read.
         labels: (B,) int64, on the device.
         indices: Positions of the images in the rows, (B,).
         count: Images in the whole batch, over all processes.
@@ -87,7 +96,8 @@ class MixedLabels:
 class BatchLoader:
     """Loader of the images at `indices` of `rows`, batch by batch; the last batch may be smaller.
 
-    The order of an epoch depends only on the seed and its number, the augmentations on those and the image.
+    The order of an epoch depends only on the seed and its number, the augmentations on those and the image. An image
+    that cannot be read is named once and left out of its batch; the others stay in their batches.
 
     Args:
         rows: Stored squares, (N, S, S, C) uint8.
@@ -147,6 +157,8 @@ class BatchLoader:
         self.rank, self.world = rank, world
         self.permute, self.request = permute, request
         self.images: Callable[[Ints, int], torch.Tensor] = self._augmented
+        self.unreadable: dict[int, tuple[str, str]] = {}  # row -> path and reason, of those that were met
+        self._lock = threading.Lock()
 
     def with_images(self, images: Callable[[Ints, int], torch.Tensor]) -> "BatchLoader":
         """Return the same batches with `images(indices, epoch)` in place of the images."""
@@ -196,18 +208,53 @@ class BatchLoader:
             ends[-2:] = [count - (size + 1) // 2, count] if size >= 3 else [count]
         return ends
 
+    def read(self, indices: Ints, epoch: int) -> tuple[torch.Tensor, Ints]:
+        """Return the images at `indices` as they are in an epoch, without unreadable ones, and their indices."""
+
+        def attempt() -> tuple[torch.Tensor, Ints]:
+            kept = indices[self._is_readable(indices)]
+            return self.images(kept, epoch), kept
+
+        return self._without_unreadable(attempt)
+
+    def _without_unreadable(self, attempt: Callable[[], T]) -> T:
+        """Return the result of `attempt`, repeated while it meets images that were not known to be unreadable."""
+        while True:
+            known = len(self.unreadable)
+            try:
+                return attempt()
+            except UnreadableRowsError:
+                if len(self.unreadable) == known:
+                    raise
+
+    def _is_readable(self, indices: Ints) -> npt.NDArray[np.bool_]:
+        """Return whether each image is not known to be unreadable."""
+        return ~np.isin(indices, np.array(list(self.unreadable), np.int64))
+
     def _batch(self, order: Ints, epoch: int, step: int) -> Batch:
+        """Return a batch, without images that turn out to be unreadable."""
+        return self._without_unreadable(lambda: self._attempt(order, epoch, step))
+
+    def _attempt(self, order: Ints, epoch: int, step: int) -> Batch:
+        """Return a batch without the images that are known to be unreadable.
+
+        Raises:
+            UnreadableRowsError: There are more of them; they are known now.
+        """
         start = self._ends[step - 1] if step else 0
         whole = order[start : self._ends[step]]
         if self.request is not None:
             self.request(order[start : self._ends[min(step + REQUESTED, self.steps) - 1]])
-        indices = whole[self.rank :: self.world]
-        images, labels, weights = self.images(indices, epoch), *self._targets(indices)
-        if not self.mixing or len(whole) == 1:
-            return Batch(images, labels, indices, len(whole), weights)
+        is_mixed = bool(self.mixing) and len(whole) > 1
         # The partner does not depend on the number of processes.
-        partners = np.roll(whole, 1)[self.rank :: self.world]
-        others = images.roll(1, 0) if self.world == 1 else self.images(partners, epoch)
+        indices, partners = (some[self.rank :: self.world] for some in (whole, np.roll(whole, 1)))
+        kept = self._is_readable(indices) & (self._is_readable(partners) | (not is_mixed))
+        indices, partners = indices[kept], partners[kept]
+        images, labels, weights = self.images(indices, epoch), *self._targets(indices)
+        if not is_mixed:
+            return Batch(images, labels, indices, len(whole), weights)
+        rolled = self.world == 1 and len(indices) == len(whole)
+        others = images.roll(1, 0) if rolled else self.images(partners, epoch)
         images, shares = self.mixing.mix(images, others, PerImageRandomNumbers(self.seed, epoch, indices))
         other_labels, other_weights = self._targets(partners)
         return Batch(images, labels, indices, len(whole), weights, MixedLabels(other_labels, shares, other_weights))
@@ -220,7 +267,12 @@ class BatchLoader:
 
     def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
         """Return the images at `indices` as they are in an epoch, normalized."""
-        images = self._to_device(torch.from_numpy(self.rows[indices])).permute(0, 3, 1, 2)
+        try:
+            rows = self.rows[indices]
+        except UnreadableRowsError as error:
+            self._leave_out(indices[error.places], error.images)
+            raise
+        images = self._to_device(torch.from_numpy(rows)).permute(0, 3, 1, 2)
         draws = PerImageRandomNumbers(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
         # Reordering is cheaper here, at one byte per value, than after normalization.
@@ -229,6 +281,20 @@ class BatchLoader:
             # The strides of a single channel are ambiguous; make them those of a contiguous tensor.
             images = images.squeeze(1).unsqueeze(1)
         return images
+
+    def _leave_out(self, indices: Ints, images: Sequence[tuple[str, str]]) -> None:
+        """Note the unreadable images at `indices` and name them; raises DataError if they are too many."""
+        with self._lock:
+            for index, (path, reason) in zip(indices.tolist(), images, strict=True):
+                if index not in self.unreadable and len(self.unreadable) < NAMED:
+                    say(f"left out: {path} cannot be read: {reason}")
+                self.unreadable.setdefault(index, (path, reason))
+        if len(self.unreadable) > BAD_SHARE * len(self.rows):
+            path, reason = images[-1]
+            raise DataError(
+                f"{len(self.unreadable):,} of {len(self.rows):,} images cannot be read, more than a tenth, such as "
+                f"{path}: {reason}"
+            )
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":

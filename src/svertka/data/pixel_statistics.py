@@ -8,8 +8,10 @@ import numpy as np
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.data.rgb_conversion import FULL, Range
+from svertka.data.unreadable_rows import read_readable_rows
 
 PIXELS = 1 << 27  # pixels measured at most: all of MNIST or CIFAR, 2,700 images of 224×224
+FIRST = 8  # images that are read to learn their size; one of them must be readable
 CHUNK = 1 << 20  # pixels in memory at once, as float64
 
 
@@ -36,11 +38,13 @@ class Statistics:
 def measure_statistics(rows: SquareImages, indices: Ints) -> Statistics:
     """Measure the statistics of images; of very many images, those of a fixed random sample.
 
+    Images that cannot be read are left out.
+
     Args:
         rows: The images.
         indices: Indices of the images to measure, (n,) int64.
     """
-    sample = rows[indices[:1]]
+    sample, _ = read_readable_rows(rows, indices[:FIRST])
     pixels = sample.shape[1] * sample.shape[2]
     limit = max(PIXELS // pixels, 1)
     if len(indices) > limit:
@@ -48,12 +52,14 @@ def measure_statistics(rows: SquareImages, indices: Ints) -> Statistics:
     step = max(CHUNK // pixels, 1)
     channels = sample.shape[3]
     total, products = np.zeros(channels), np.zeros((channels, channels))
+    count = 0
     for start in range(0, len(indices), step):
         # Integers below 2⁵³ add up exactly in float64, so the result does not depend on the chunks.
-        values = rows[indices[start : start + step]].reshape(-1, channels).astype(np.float64)
+        found, _ = read_readable_rows(rows, indices[start : start + step])
+        values = found.reshape(-1, channels).astype(np.float64)
+        count += len(values)
         total += values.sum(axis=0)
         products += values.T @ values
-    count = len(indices) * pixels
     mean = total / count
     covariance = (products / count - np.outer(mean, mean)) / 255**2
     std = np.sqrt(np.maximum(covariance.diagonal(), 1 / 255**2))

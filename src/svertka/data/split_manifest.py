@@ -1,6 +1,7 @@
-"""Manifest of a run's images: the content digests of its training, validation and test images.
+"""Manifest of a run's images: the digests of its training, validation and test images.
 
-A path would no longer identify an image once a folder is moved, linked, copied or mounted elsewhere.
+They are digests of the content, because a path would no longer identify an image once a folder is moved, linked, copied
+or mounted elsewhere. Only very many files are told apart by name and size, as in `content_hash.hash_names`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svertka.data.dataset import PARTS, Ints
+from svertka.data.content_hash import hash_images, hash_single_names
+from svertka.data.dataset import PARTS, Images, Ints, Subset
 from svertka.data.deduplicated_split import COPIES, find_copied_parts
 from svertka.errors import RunError
 from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 DIGEST_BYTES = 16
 INHERITED = "inherited"
+IDENTIFIED, NAME_AND_SIZE = "identified_by", "name and size"  # of the header
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,38 @@ class Manifest:
     Attributes:
         parts: Digests in "train", "val" and "test"; no digest is in two of them.
         inherited: Digests that the initial weights had been trained on.
+        by_name: Whether files are identified by name and size, and only those that are alike in both by content.
     """
 
     parts: dict[str, frozenset[bytes]]
     inherited: frozenset[bytes] = frozenset()
+    by_name: bool = False
 
     @classmethod
     def of(
-        cls, digests: Sequence[bytes], indices: dict[str, Ints], inherited: frozenset[bytes] = frozenset()
+        cls,
+        digests: Sequence[bytes],
+        indices: dict[str, Ints],
+        inherited: frozenset[bytes] = frozenset(),
+        *,
+        by_name: bool = False,
     ) -> "Manifest":
         """Return the manifest of images with `digests`, (N,), whose parts are at `indices`."""
-        return cls({part: frozenset(digests[i] for i in indices[part].tolist()) for part in PARTS}, inherited)
+        return cls({part: frozenset(digests[i] for i in indices[part].tolist()) for part in PARTS}, inherited, by_name)
+
+    def hash_images(self, images: Images, threads: int) -> tuple[list[bytes], dict[int, str]]:
+        """Hash images so that those of the run are found in the manifest; arguments and result as of `hash_images`."""
+        if not self.by_name:
+            return hash_images(images, threads)
+        found, bad = hash_single_names(images, threads)
+        known = self.contents | self.inherited
+        others = np.array([i for i, digest in enumerate(found) if digest and digest not in known], np.int64)
+        if len(others):
+            contents, unreadable = hash_images(Subset(images, others), threads)
+            for index, content in zip(others.tolist(), contents, strict=True):
+                found[index] = content
+            bad |= {int(others[place]): reason for place, reason in unreadable.items()}
+        return found, bad
 
     @property
     def contents(self) -> frozenset[bytes]:
@@ -85,7 +109,8 @@ class Manifest:
             StorageError: The disk is full or the folder cannot be written.
         """
         everything = self.parts | {INHERITED: self.inherited}
-        write_tensors(path, {name: _as_tensor(digests) for name, digests in everything.items()})
+        header: dict[str, object] = {IDENTIFIED: NAME_AND_SIZE} if self.by_name else {}
+        write_tensors(path, {name: _as_tensor(digests) for name, digests in everything.items()}, header)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -94,7 +119,7 @@ class Manifest:
         Raises:
             RunError: The file is missing or damaged.
         """
-        tensors, _ = read_tensors_and_header(path)
+        tensors, header = read_tensors_and_header(path)
         wanted = {*PARTS, INHERITED}
         if set(tensors) != wanted or any(
             tensor.dtype != torch.uint8 or tensor.dim() != 2 or tensor.shape[1] != DIGEST_BYTES
@@ -102,7 +127,7 @@ class Manifest:
         ):
             raise RunError(f"{path} is damaged (it does not hold the digests of images); copy it back or train again")
         found = {name: frozenset(map(bytes, tensor.numpy())) for name, tensor in tensors.items()}
-        return cls({part: found[part] for part in PARTS}, found[INHERITED])
+        return cls({part: found[part] for part in PARTS}, found[INHERITED], header.get(IDENTIFIED) == NAME_AND_SIZE)
 
 
 def _as_tensor(digests: frozenset[bytes]) -> torch.Tensor:

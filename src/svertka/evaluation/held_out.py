@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from svertka.classifier import Classifier
 from svertka.data.content_hash import hash_images, unwrap_subset
-from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, IndexedImage, Ints
+from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, IndexedImage, Ints, Subset
 from svertka.data.deduplicated_split import split_by_content_as_before
 from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import SquareImages, find_misnamed_images, prepare_images
@@ -21,7 +21,7 @@ from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.preprocessing import ImageLike, Preprocess
 from svertka.data.source_opener import is_same_source, source_word
 from svertka.data.split_manifest import Manifest
-from svertka.errors import DataError, RunError, UsageError
+from svertka.errors import DataError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.progress import say
@@ -81,8 +81,13 @@ def select_held_out_images(
     """
     if part is not None and part not in PART_CHOICES:
         raise UsageError(f"part={part} is not a part; use train, val, test or all")
-    contents, _ = hash_images(dataset.images, threads)
-    splits = [_RunSplit.of(run, dataset, contents) for run in runs]
+    manifests = [read_manifest(run) for run in runs]
+    by_content = [] if all(one and one.by_name for one in manifests) else hash_images(dataset.images, threads)[0]
+    digests_of = [
+        one.hash_images(dataset.images, threads)[0] if one and one.by_name else by_content for one in manifests
+    ]
+    splits = [_RunSplit.of(*one, dataset) for one in zip(runs, manifests, digests_of, strict=True)]
+    contents = digests_of[0]
     chosen, training, used_part = _choose(splits, dataset.source, part, include_training)
     wanted = np.flatnonzero(chosen)
     prepared = prepare_images(
@@ -107,7 +112,7 @@ def select_held_out_images(
         next((one.note for one in splits if one.note), not_compared),
         _other_intensities(dataset.images, deep, preprocess),
     ]
-    digests = [prepared.digests[i] for i in good.tolist()]
+    digests = [contents[i] for i in good.tolist()]
     scope = EvaluationScope(
         dataset.source,
         used_part,
@@ -211,7 +216,7 @@ class TrainingImageFilter:
         Raises:
             ImageError: The image cannot be read from disk.
         """
-        digest = b"" if self._manifest is None else compute_content_hash(image)
+        digest = b"" if self._manifest is None else compute_content_hash(image, self._manifest)
         part = str(self._manifest.parts_of([digest])[0]) if self._manifest is not None else ""
         self._training += part == "train"
         if part == "train" and not self._include:
@@ -229,15 +234,26 @@ class TrainingImageFilter:
         return EvaluationScope(source, part, self._training, self._include and self._training > 0)
 
 
-def compute_content_hash(image: ImageLike | IndexedImage) -> bytes:
-    """Return the content hash of an image as in a data set; empty for a PIL image, which has no file."""
+def compute_content_hash(image: ImageLike | IndexedImage, manifest: Manifest | None = None) -> bytes:
+    """Return the content hash of an image as in a data set; empty for a PIL image, which has no file.
+
+    With a manifest that identifies files by name, it is the digest under which that knows the image.
+    """
+    images: Images | None = None
     if isinstance(image, IndexedImage):
-        return image.images.digest(image.index)
-    if isinstance(image, str | PathLike):
-        return FileImages(Path(), [fspath(image)]).digest(0)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        return ArrayImages(np.ascontiguousarray(image)[None], "").digest(0)
-    return b""
+        images = Subset(image.images, np.array([image.index]))
+    elif isinstance(image, str | PathLike):
+        images = FileImages(Path(), [fspath(image)])
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        images = ArrayImages(np.ascontiguousarray(image)[None], "")
+    if images is None:
+        return b""
+    if manifest is None or not manifest.by_name:
+        return images.digest(0)
+    digests, bad = manifest.hash_images(images, 1)
+    if bad:
+        raise ImageError(bad[0])
+    return digests[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,8 +290,11 @@ class _RunSplit:
     note: str | None = None
 
     @classmethod
-    def of(cls, run: str | PathLike[str], dataset: Dataset, contents: list[bytes]) -> "_RunSplit":
-        manifest, note = read_manifest(run), None
+    def of(
+        cls, run: str | PathLike[str], manifest: Manifest | None, contents: list[bytes], dataset: Dataset
+    ) -> "_RunSplit":
+        """Return what the manifest says of images with these digests."""
+        note = None
         if manifest is None:
             manifest, note = _reconstruct_manifest(run, dataset, contents)
         own = manifest.parts_of(contents) if manifest is not None else np.full(len(dataset), "", "<U5")

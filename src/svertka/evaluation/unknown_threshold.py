@@ -19,6 +19,7 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.pixel_statistics import SquareImages
 from svertka.data.prediction_inputs import Input, list_inputs
 from svertka.data.split_manifest import Manifest
+from svertka.data.unreadable_rows import read_readable_rows
 from svertka.device import network_device
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.evaluation.held_out import compute_content_hash
@@ -86,14 +87,13 @@ def fit_calibration(
     counts = [len(train.indices), len(val.indices), len(for_sets.indices), len(examples)]
     outputs = _Outputs(classifier, sum(counts))
     with progress("calibrating", sum(counts), "images") as shown:
-        of_val = outputs.of_rows(val, shown.advance)
+        of_val = outputs.of_rows(val, shown.advance)[:2]
         score = outputs.fit(train, of_val, shown.advance)
         known = score(*of_val)
         set_scores = torch.empty(0)
         if len(for_sets.indices):
-            logits = outputs.of_rows(for_sets, shown.advance)[1]
-            labels = torch.from_numpy(for_sets.labels[for_sets.indices])
-            set_scores = nonconformity_scores(classifier.require_finite(logits.softmax(1)), labels)
+            _, logits, labels = outputs.of_rows(for_sets, shown.advance)
+            set_scores = nonconformity_scores(classifier.require_finite(logits.softmax(1)), torch.from_numpy(labels))
         other = score(*outputs.of_tensors(examples, shown.advance)) if examples else None
     if not known.isfinite().all() or (other is not None and not other.isfinite().all()):
         raise UsageError(
@@ -181,7 +181,7 @@ def check_examples(folder: str, images: Sequence[Input], manifest: Manifest | No
     known = []
     for image in images:
         with suppress(ImageError):
-            if not isinstance(image, ImageError) and manifest.parts_of([compute_content_hash(image)])[0]:
+            if not isinstance(image, ImageError) and manifest.parts_of([compute_content_hash(image, manifest)])[0]:
                 known.append(str(image))
     if known:
         raise UsageError(
@@ -221,18 +221,23 @@ class _Outputs:
         if not self._has_features:
             advance(len(train.indices))
             return UnknownScore("energy", {})
-        features, _ = self.of_rows(train, advance)
-        return fit_unknown_score(features.numpy(), train.labels[train.indices], *of_val)
+        features, _, labels = self.of_rows(train, advance)
+        return fit_unknown_score(features.numpy(), labels, *of_val)
 
-    def of_rows(self, images: LabeledImages, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """Return the features (N, D) and the logits (N, K) of square images; `advance` is told of each batch."""
+    def of_rows(self, images: LabeledImages, advance: Callable[[int], None]) -> tuple[Tensor, Tensor, Ints]:
+        """Return the features (N, D), the logits (N, K) and the labels (N,) of those square images that can be read.
+
+        `advance` is told of each batch.
+        """
+        read: list[Ints] = []
 
         def batches() -> Iterator[Tensor]:
             for start in range(0, len(images.indices), self._batch_size):
-                squares = torch.from_numpy(images.rows[images.indices[start : start + self._batch_size]])
-                yield self._preprocess.normalize(squares.permute(0, 3, 1, 2))
+                rows, kept = read_readable_rows(images.rows, images.indices[start : start + self._batch_size])
+                read.append(images.labels[kept])
+                yield self._preprocess.normalize(torch.from_numpy(rows).permute(0, 3, 1, 2))
 
-        return self._of(batches(), advance)
+        return *self._of(batches(), advance), np.concatenate(read)
 
     def of_tensors(self, images: Sequence[Tensor], advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         """Return the features and logits of preprocessed images, as `of_rows`."""

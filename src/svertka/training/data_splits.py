@@ -10,7 +10,8 @@ from svertka import distributed
 from svertka.data.augmentation import Augmentation
 from svertka.data.box_annotations import BACKGROUND, Annotation, check_box_classes, match_to_images, read_boxes
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
-from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
+from svertka.data.content_hash import is_identified_by_name
+from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding, hash_content
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import (
@@ -30,6 +31,7 @@ from svertka.data.preprocessing import Fit, Preprocess, discarded_share
 from svertka.data.rgb_conversion import Range
 from svertka.data.sharded_images import ShardImages, find_shards
 from svertka.data.split_manifest import Manifest
+from svertka.data.unreadable_rows import read_readable_rows
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
 from svertka.localization.box_labeled_patches import PatchDataset, cut_training_patches
@@ -45,6 +47,10 @@ DEFAULT_SIZE = 64  # pixels; input of networks that take any size, unless the im
 MEASURED = 1024  # images that are decoded at each read, of which statistics are measured
 CROPPED = 0.05  # smallest discarded share of an image that is reported
 MAX_WEIGHT = 8.0  # of a whole image among patches, relative to the mean; with more, training diverges
+BY_NAME = (  # with the number of files
+    "{:,} files are too many to be read before training: they are told apart by folder, name and size, so that copies "
+    "under other names are not noticed, and an image that cannot be read is left out when it is met"
+)
 NOT_COMPARED = "near-duplicates are not searched for in shards; svertka shard keeps them in one part"
 FEW = 20  # training images of a class, below which results depend on which images these are
 
@@ -61,8 +67,8 @@ class DataSplits:
         bad: Path and reason of each unreadable image.
         unstored: Why some squares are not in the cache on disk, a sentence; None if all are.
         fingerprint: Hash of the contents, labels and parts of the images.
-        digests: Content hash of each image.
-        manifest: Content hashes by part, for the run.
+        digests: Content hash of each image, or that of name and size.
+        manifest: These hashes by part, for the run.
         patches: The dataset's images, if they are patches; else None.
         image_info: Facts about images in files, by index.
     """
@@ -78,6 +84,14 @@ class DataSplits:
     manifest: Manifest
     patches: PatchDataset | None = None
     image_info: Mapping[int, ImageInfo] = field(default_factory=dict)
+
+    @property
+    def feature_keys(self) -> list[bytes]:
+        """What features of each image are stored under: its digest, with its source if that is not of its content."""
+        if not self.manifest.by_name:
+            return self.digests
+        place = self.dataset.source.encode(errors="surrogatepass")
+        return [hash_content(digest + place) for digest in self.digests]
 
     @property
     def shards(self) -> ShardImages | None:
@@ -216,7 +230,8 @@ class DataSplits:
 
     def first_training_images(self, preprocess: Preprocess, count: int) -> torch.Tensor:
         """Return the first `count` training images as the finished classifier sees them, (N, C, S, S) float32."""
-        squares = torch.from_numpy(self.eval_rows[self.indices["train"][:count]])
+        rows, _ = read_readable_rows(self.eval_rows, self.indices["train"][:count])
+        squares = torch.from_numpy(rows)
         return preprocess.normalize(squares.permute(0, 3, 1, 2))
 
     def eval_batches(
@@ -314,6 +329,8 @@ def decode_and_split(
         division = _split_without_duplicates(
             visible, prepared.digests, good, val, test, threads=threads, turn=turn, inherited=inherited
         )
+    if is_identified_by_name(dataset.images):
+        division = replace(division, notes=(*division.notes, BY_NAME.format(len(dataset))))
     account = division.add_to(dataset.account)
     warnings = (*account.warnings, *_describe_shortcuts(dataset, prepared.info))
     dataset = replace(dataset, account=replace(account, warnings=warnings))
@@ -332,7 +349,7 @@ def decode_and_split(
         for_crops.unstored,
         fingerprint(dataset, prepared.digests, good, division.indices),
         prepared.digests,
-        Manifest.of(prepared.digests, division.indices, inherited),
+        Manifest.of(prepared.digests, division.indices, inherited, by_name=is_identified_by_name(dataset.images)),
         image_info=prepared.info,
     )
     if resplit is None and not boxed:  # a resumed run whose images have changed is refused later

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data.content_hash import hash_images, unwrap_subset
+from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import PARTS, ArrayImages, Dataset, FileImages, Images, Ints
 from svertka.data.deduplicated_split import group_related_images, split_dataset
 from svertka.data.folder_and_table_sources import natural_sort_key
@@ -98,7 +98,7 @@ def _take_known(
     Raises:
         DataError: Some are missing.
     """
-    contents, bad = hash_images(source.images, threads)
+    contents, bad = manifest.hash_images(source.images, threads)
     good = np.array([index for index in range(len(source)) if index not in bad], dtype=np.int64)
     indices = manifest.indices(contents, source.parts, good)
     found = {contents[index] for some in indices.values() for index in some.tolist()}
@@ -121,7 +121,7 @@ def _take_new(source: Dataset, manifest: Manifest, threads: int) -> tuple[Datase
     Raises:
         UsageError: There are none.
     """
-    contents, bad = hash_images(source.images, threads)
+    contents, bad = manifest.hash_images(source.images, threads)
     of_run = manifest.contents
     kept = [index for index, content in enumerate(contents) if index not in bad and content not in of_run]
     if not kept:

@@ -70,6 +70,9 @@ class Recorder(Callback):
         before = run.history() if log else []
         self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.has_all_metrics(entry)]
         self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
+        self._unreadable = {
+            (str(entry.get("path")), str(entry.get("reason"))) for entry in before if entry["kind"] == "unreadable"
+        }
         self._rate_was_found = any(entry["kind"] == "range_test" for entry in before)
         self._is_normalized = any(isinstance(layer, NORMALIZATIONS) for layer in classifier.network.modules())
         self._marked = self._saved = time.monotonic()
@@ -133,6 +136,7 @@ class Recorder(Callback):
             kept = losses[-1] <= min(losses)
         if kept:
             self.state.kept_epoch = epoch
+        self._log_unreadable(epoch)
         if self.log:
             if kept:
                 write_tensors(self.run.weights, self.network.state_dict())
@@ -271,6 +275,19 @@ class Recorder(Callback):
             sentence = f"stderr cannot be written ({reason}), so that messages are lost; training continued."
             self.log.write("health", epoch=epoch, step=self.state.step, finding="unseen", sentence=sentence)
 
+    def _log_unreadable(self, epoch: int) -> None:
+        """Log the images that processes could not read in this epoch, each once."""
+        loaders = [self.inputs.batches, *([self.inputs.val] if self.inputs.val else [])]
+        own = {image for loader in loaders for image in loader.unreadable.values()}
+        found = set().union(*distributed.all_gather(own)) - self._unreadable
+        self._unreadable |= found
+        if self.log is None:
+            return
+        for path, reason in sorted(found):
+            self.log.write("unreadable", epoch=epoch, step=self.state.step, path=path, reason=reason)
+            if (path, reason) not in own:  # another process met it
+                self.progress.say(f"left out: {path} cannot be read: {reason}")
+
     def _unit_statistics(self) -> dict[str, Any]:
         """Return the share of dead units after each trained ReLU, and the classes whose scores are constant."""
         network, images = self._probe()
@@ -295,7 +312,7 @@ class Recorder(Callback):
         network, batches = self.inputs.network, self.inputs.val or self.inputs.batches
         # Images in order may all be of one class.
         places = np.linspace(0, len(batches.indices) - 1, min(len(batches.indices), batches.batch_size, health.PROBED))
-        images = batches.images(batches.indices[places.astype(np.int64)], 0)
+        images, _ = batches.read(batches.indices[places.astype(np.int64)], 0)
         if isinstance(network, PartiallyFrozen):
             return network.trainable, network.frozen(images)
         return network, images

@@ -284,7 +284,7 @@ def take_step(
             batch.labels.new_zeros(2, *batch.labels.shape[1:]),
         )
         batch, weight = Batch(images, labels, batch.indices, batch.count), 0.0
-    copies = 2 if len(batch.labels) == 1 and distributed.world_size() > 1 else 1
+    copies = 2 if len(batch.labels) == 1 and batch.count > 1 else 1  # others are with other processes, or unreadable
     if copies > 1:  # batch norm needs more than one value per channel
         batch, weight = batch.repeat(copies), weight / copies
     seen = []

@@ -231,11 +231,14 @@ def _no_room_error(store: ArrayStore) -> StorageError:
 def _computed(
     batches: BatchLoader, frozen: FrozenPrefix, indices: Ints, variant: int
 ) -> Iterator[tuple[Ints, torch.Tensor]]:
-    """Yield indices of some images and their features of one variant, until all of `indices` are done."""
+    """Yield indices of some images and their features of one variant, until all of `indices` are done.
+
+    Images that cannot be read are left out.
+    """
     at_once = min(batches.batch_size, feature_batch_size(batches.preprocess.size))
     for start in range(0, len(indices), at_once):
-        some = indices[start : start + at_once]
-        yield some, frozen(batches.images(some, variant))
+        images, some = batches.read(indices[start : start + at_once], variant)
+        yield some, frozen(images)
 
 
 def _network_digest(frozen: FrozenPrefix) -> str:

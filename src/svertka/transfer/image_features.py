@@ -112,7 +112,9 @@ def compute_features(
         partial.frozen.optimize(preprocess.input_shape[1:], missing)
     cached = cache_on_disk_or_in_memory(batches, partial.frozen, partial.shape, prepared.digests, limit=cache_limit)
     values, _ = collect_feature_batches(cached)
-    return ImageFeatures(readable, values.reshape(len(readable), -1), prepared.bad, classifier, partial)
+    bad = prepared.bad | {index: reason for index, (_, reason) in cached.unreadable.items()}
+    readable = np.setdiff1d(readable, list(bad)).astype(np.int64)
+    return ImageFeatures(readable, values.reshape(len(readable), -1), bad, classifier, partial)
 
 
 def scale_to_unit_length(features: Floats) -> Floats:
