@@ -26,20 +26,20 @@ _OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def estimate_decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) -> int:
+def estimate_decoding_bytes(image: ImageFile, factor: int, *, scans: int, deep: bool) -> int:
     """Estimate the peak memory of decoding an image, including the RGB result, bytes.
 
     Args:
-        image: The image, opened from `data` but not loaded.
-        data: The bytes of the file.
+        image: The image, opened but not loaded.
         factor: By how much the image is reduced.
+        scans: Number of scans of a JPEG.
         deep: Whether all bits of 16-bit colors are wanted.
     """
     width, height = image.size
     pixels = width * height
     reduced = pixels // factor**2
     if isinstance(image, JpegImageFile):
-        return STRIP_BYTES + 7 * reduced + (int(_coefficients(image) * pixels) if count_jpeg_scans(data) > 1 else 0)
+        return STRIP_BYTES + 7 * reduced + (int(_coefficients(image) * pixels) if scans > 1 else 0)
     native = _OF_MODE.get(image.mode, 4)
     decoder = 0
     if isinstance(image, WebPImageFile):

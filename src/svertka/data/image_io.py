@@ -188,12 +188,12 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOpt
             formats, ImageTooLargeError if it is too large.
     """
     with _image_errors(decoding):
-        image, factor, cost = _plan(data, min_side, decoding)
+        image, factor, cost, scans = _plan(data, min_side, decoding)
         deep = decoding.intensity_range is not None
         name = detect_format(data) or ""
         with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
-                if (scans := count_jpeg_scans(data)) > SCANS:
+                if scans > SCANS:
                     raise ImageError(f"{scans} scans, more than the limit of {SCANS}; save it again")
                 pixels = _decode_jpeg(data, image, factor)
                 if pixels is not None:
@@ -215,12 +215,19 @@ def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding
         return _plan(data, min_side, decoding)[2]
 
 
-def _plan(data: bytes, min_side: int | None, decoding: DecodingOptions) -> tuple[ImageFile, int, int]:
-    """Return the unloaded image in `data`, by how much to reduce it, and the bytes that takes."""
+def _plan(data: bytes, min_side: int | None, decoding: DecodingOptions) -> tuple[ImageFile, int, int, int]:
+    """Return the unloaded image in `data`, by how much to reduce it, the bytes that takes, and its number of scans."""
     image = _open(data, decoding.max_memory)
     factor = _factor(image, SPARE * (min_side or 0), decoding.max_pixels)
     _check_size(image, factor, decoding.max_pixels)
-    return image, factor, _check_memory(image, data, factor, decoding, deep=decoding.intensity_range is not None)
+    scans = _count_scans(image, data)
+    deep = decoding.intensity_range is not None
+    return image, factor, _check_memory(image, factor, decoding, scans=scans, deep=deep), scans
+
+
+def _count_scans(image: ImageFile, data: bytes) -> int:
+    """Return the number of scans of a JPEG, 1 of another format; it reads the whole file."""
+    return count_jpeg_scans(data) if isinstance(image, JpegImageFile) else 1
 
 
 def read_image_file(path: str | Path, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
@@ -320,7 +327,7 @@ def measure_intensity_range(data: bytes, decoding: DecodingOptions = DEFAULT) ->
         if not source.deep:
             return None
         _check_size(image, 1, decoding.max_pixels)
-        with _IN_USE.reserve(_check_memory(image, data, 1, decoding, deep=True)):
+        with _IN_USE.reserve(_check_memory(image, 1, decoding, scans=_count_scans(image, data), deep=True)):
             counts = np.zeros(65536, np.int64)
             for values in _load(source, data, deep=True).deep_values():
                 counts += np.bincount(values, minlength=65536)
@@ -516,13 +523,13 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
         )
 
 
-def _check_memory(image: ImageFile, data: bytes, factor: int, decoding: DecodingOptions, *, deep: bool) -> int:
+def _check_memory(image: ImageFile, factor: int, decoding: DecodingOptions, *, scans: int, deep: bool) -> int:
     """Return the bytes that decoding takes.
 
     Raises:
         ImageTooLargeError: More than the limit.
     """
-    cost = estimate_decoding_bytes(image, data, factor, deep=deep)
+    cost = estimate_decoding_bytes(image, factor, scans=scans, deep=deep)
     if cost > decoding.max_memory:
         raise ImageTooLargeError(
             f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
