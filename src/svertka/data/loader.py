@@ -275,8 +275,7 @@ class BatchLoader:
         images = self._to_device(torch.from_numpy(rows)).permute(0, 3, 1, 2)
         draws = PerImageRandomNumbers(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
-        # Reordering is cheaper here, at one byte per value, than after normalization.
-        images = self.preprocess.normalize(images.contiguous(memory_format=self.memory_format))
+        images = self.preprocess.normalize(images, self.memory_format)
         if images.shape[1] == 1:
             # The strides of a single channel are ambiguous; make them those of a contiguous tensor.
             images = images.squeeze(1).unsqueeze(1)

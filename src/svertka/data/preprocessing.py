@@ -14,6 +14,7 @@ from svertka.data.dataset import IndexedImage, Pixels
 from svertka.data.image_io import DEFAULT, DecodingOptions, check_pixel_count, decode_to_pixels, read_image_file, to_rgb
 from svertka.errors import ImageError, UsageError
 
+AT_ONCE = 2**18  # values that are normalized at a time: 1 MB
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
 Fit = Literal["crop", "pad", "squeeze"]
 FITS: tuple[Fit, ...] = ("crop", "pad", "squeeze")
@@ -116,30 +117,40 @@ class Preprocess(BaseModel):
         """
         return decode_to_pixels(data, self.resize, decoding.with_intensity_range(self.intensity_range))
 
-    def normalize(self, squares: torch.Tensor) -> torch.Tensor:
+    def normalize(
+        self, squares: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format
+    ) -> torch.Tensor:
         """Crop squares to `size` and normalize them.
 
         Args:
             squares: (B, C, S, S) uint8, or float32 in 0 to 255; S ≥ size.
+            memory_format: Memory format of the result.
 
         Returns:
             The network's input, (B, C, size, size) float32.
         """
         offset = (squares.shape[-1] - self.size) // 2
-        return self.standardize(squares[..., offset : offset + self.size, offset : offset + self.size])
+        return self.standardize(squares[..., offset : offset + self.size, offset : offset + self.size], memory_format)
 
-    def standardize(self, images: torch.Tensor) -> torch.Tensor:
+    def standardize(
+        self, images: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format
+    ) -> torch.Tensor:
         """Return (x / 255 − mean) / std without cropping.
 
         Args:
             images: (B, C, H, W) uint8, or float32 in 0 to 255.
+            memory_format: Memory format of the result.
         """
         shape = (1, self.channels, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).mul_(255).view(shape)
         scale = torch.tensor(self.std, device=images.device).mul_(255).reciprocal_().view(shape)
-        if images.dtype == torch.uint8:
-            return images.to(torch.float32).sub_(mean).mul_(scale)
-        return (images - mean) * scale
+        result = torch.empty_like(images, dtype=torch.float32, memory_format=memory_format)
+        # On the CPU, values stay in its cache from one operation to the next.
+        at_once = AT_ONCE if images.device.type == "cpu" else images.numel()
+        step = max(at_once * len(images) // max(images.numel(), 1), 1)
+        for some, target in zip(images.split(step), result.split(step), strict=True):
+            target.copy_(some).sub_(mean).mul_(scale)
+        return result
 
     def __call__(self, image: ImageLike | IndexedImage, decoding: DecodingOptions = DEFAULT) -> torch.Tensor:
         """Prepare one image for the network.
