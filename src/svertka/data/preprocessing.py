@@ -148,7 +148,7 @@ class Preprocess(BaseModel):
         # On the CPU, values stay in its cache from one operation to the next.
         at_once = AT_ONCE if images.device.type == "cpu" else images.numel()
         step = max(at_once * len(images) // max(images.numel(), 1), 1)
-        for some, target in zip(images.split(step), result.split(step), strict=True):
+        for some, target in zip(torch.split(images, step), torch.split(result, step), strict=True):
             target.copy_(some).sub_(mean).mul_(scale)
         return result
 
