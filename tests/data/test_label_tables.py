@@ -1,4 +1,6 @@
 import os
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -291,6 +293,66 @@ def test_folders_above_the_table_in_its_paths_are_left_out(prefix: str, tmp_path
         (f"train/p{number}/view.jpg", "ab"[number % 2]) for number in (0, 1, 2, 3)
     ]
     assert any("which is ignored: the images are in" in note for note in listing.account.notes)
+
+
+RESPELLINGS: tuple[Callable[[str], str], ...] = (
+    str.upper,
+    str.title,
+    str.swapcase,
+    lambda path: unicodedata.normalize("NFC", path),
+    lambda path: unicodedata.normalize("NFD", path).upper(),
+    lambda path: path.replace("/", "\\").upper(),
+)
+
+
+@pytest.mark.parametrize("folder", ["", "Sub/", "Été/İ/"])
+@pytest.mark.parametrize("respell", RESPELLINGS)
+def test_paths_that_differ_only_in_spelling_are_found_and_said(
+    tmp_path: Path, folder: str, respell: Callable[[str], str]
+) -> None:
+    """As tables made on Windows or macOS have them."""
+    names = [unicodedata.normalize("NFD", f"{folder}{name}.jpg") for name in ("Img_1", "straße", "café", "plain")]
+    make(tmp_path, *names)
+    rows = [f"{respell(name)},{'ab'[number % 2]}\n" for number, name in enumerate(names[:3])] + [f"{names[3]},b\n"]
+    (tmp_path / "all.csv").write_text("".join(["path,label\n", *rows]))
+    table = read_table(tmp_path / "all.csv")
+    assert [(row.path, row.label) for row in table.rows] == [
+        (name, label) for name, label in zip(names, "abab", strict=True)
+    ]
+    changed = sum(respell(name).replace("\\", "/") != name for name in names[:3])
+    said = [note for note in table.notes if "letter case or accents" in note]
+    assert len(said) == (changed > 0)
+    assert all(note.startswith(f"{changed} paths in") for note in said)
+
+
+def test_names_without_suffix_in_another_letter_case_are_found(tmp_path: Path) -> None:
+    make(tmp_path, "images/scan_a.png", "images/Scan_B.png", "images/SCAN_C.png")
+    (tmp_path / "train.csv").write_text("id,label\nSCAN_A,x\nscan_b,y\nscan_c,y\n")
+    paths = [row.path for row in read_table(tmp_path / "train.csv").rows]
+    assert paths == ["images/scan_a.png", "images/Scan_B.png", "images/SCAN_C.png"]
+
+
+def test_a_path_that_may_be_either_of_two_files_is_refused_and_an_exact_one_is_not(tmp_path: Path) -> None:
+    make(tmp_path, "cat.jpg", "CAT.jpg", "dog.jpg")
+    table = tmp_path / "all.csv"
+    table.write_text("path,label\ncat.jpg,a\nCAT.jpg,b\ndog.jpg,b\n")
+    assert [row.path for row in read_table(table).rows] == ["cat.jpg", "CAT.jpg", "dog.jpg"]
+    table.write_text("path,label\nCat.jpg,a\ndog.jpg,b\n")
+    with pytest.raises(DataError, match=r"names Cat\.jpg, which may be any of CAT\.jpg, cat\.jpg; write one"):
+        read_table(table)
+
+
+def test_one_file_under_two_spellings_has_one_label(tmp_path: Path) -> None:
+    make(tmp_path, "cat.jpg", "dog.jpg")
+    (tmp_path / "all.csv").write_text("path,label\ncat.jpg,a\nCAT.JPG,b\ndog.jpg,b\n")
+    with pytest.raises(DataError, match="the label b, and line 2 of"):
+        read_table(tmp_path / "all.csv")
+
+
+def test_folders_named_as_images_are_no_images(tmp_path: Path) -> None:
+    make(tmp_path, "1/x.txt", "A/x.txt", "images/1.png", "images/a.png")
+    (tmp_path / "train.csv").write_text("id,label\n1,x\na,y\n")
+    assert [row.path for row in read_table(tmp_path / "train.csv").rows] == ["images/1.png", "images/a.png"]
 
 
 def test_a_table_that_contradicts_class_folders_in_parts_is_a_warning(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
+from svertka.data.file_spelling import fold_spelling
 from svertka.data.label_tables import read_text_and_encoding
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
@@ -142,17 +143,19 @@ def match_to_images(annotations: Iterable[Annotation], paths: Sequence[str]) -> 
     """Return the annotations by the index of their image in `paths`; those of no image there are left out.
 
     An image is found by its file name, or else by that without the suffix, which converted images have changed, or
-    else by that of the .xml file. Where several have that name, by the folders that the annotation names, or in which
-    it lies itself.
+    else by that of the .xml file, or else by one that differs only in letter case or accents. Where several have that
+    name, by the folders that the annotation names, or in which it lies itself.
 
     Raises:
         DataError: Two images, or two annotations, could be meant.
     """
     by_name: dict[str, list[int]] = defaultdict(list)
     by_stem: dict[str, list[int]] = defaultdict(list)
+    by_fold: dict[str, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         by_name[Path(path).name].append(index)
         by_stem[Path(path).stem].append(index)
+        by_fold[fold_spelling(Path(path).stem)].append(index)
     found: dict[int, Annotation] = {}
     for annotation in annotations:
         said = PurePosixPath(annotation.image.replace("\\", "/"))
@@ -160,6 +163,7 @@ def match_to_images(annotations: Iterable[Annotation], paths: Sequence[str]) -> 
         file = Path(annotation.where)
         if not there and file.suffix.lower() == ".xml":
             there = by_stem.get(file.stem, ())
+        there = there or by_fold.get(fold_spelling(said.stem), ())
         there = _nearest(there, paths, said, file)
         if len(there) > 1:
             raise DataError(

@@ -11,14 +11,13 @@ The label may be several labels or a number: see `target_columns`.
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from svertka.data.image_io import SUFFIXES
 from svertka.data.split_names import match_split_name
+from svertka.data.table_image_paths import is_row, locate_images
 from svertka.data.target_columns import KINDS, Kind, TargetColumns, find_target_columns
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, shell_quote
@@ -59,8 +58,6 @@ LIKELY = {
 }
 UNKNOWN = ("nan", "na", "n/a", "null", "none")  # in place of a group: the image has none
 BOOLEAN = {"true", "false", "0", "1", "yes", "no"}
-TRIED = 64  # rows that are tried to locate the images
-MOST_FOLDERS = 500  # searched beside a table
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,8 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
         raise DataError(f"{file} has only a first line; write a line of path,label for each image")
     if targets.kind == "multi-label" and (bare := sum(not row.label for row in rows)):
         notes.append(f"{bare:,} of {len(rows):,} rows of {file} have no label, which counts as an image without any")
-    found, where = _locate(file, rows)
+    located, where = locate_images(file, [row.path for row in rows])
+    found = [replace(row, path=path) for row, path in zip(rows, located, strict=True)]
     kept = _without_repetitions(found)
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept)} rows of {file} are repeated; each counts once")
@@ -351,7 +349,7 @@ def _delimited_rows(
         names = [name.strip() for name in header]
         first_line = lines.line_num
         numbered = [(lines.line_num, line) for line in lines if any(map(str.strip, line))]  # Excel writes empty rows
-        headless = not columns and _is_row(names, file.parent)
+        headless = not columns and is_row(names, file.parent)
         if headless:
             numbered.insert(0, (first_line, header))
             shown: tuple[int, ...] = (1,)
@@ -391,13 +389,6 @@ def _separator(header: str, columns: Mapping[str, str]) -> str:
 
     best = max(SEPARATORS, key=worth)  # the first of equals, so that a comma is preferred
     return " " if worth(best)[1] == 1 and " " in header.strip() else best
-
-
-def _is_row(names: list[str], folder: Path) -> bool:
-    """Return whether the first line is a row, not a header: its first cell names an existing image."""
-    if len(names) < 2 or Path(names[0]).suffix.lower() not in SUFFIXES:
-        return False
-    return any(is_file(folder / base / names[0]) for base in ("", "images"))
 
 
 def _places_without_header(first: list[str]) -> dict[str, int]:
@@ -477,129 +468,3 @@ def _row(values: Mapping[str, str], shown: Sequence[str], targets: TargetColumns
     if known is None:
         raise DataError(f"{where} has part={shorten(part)}; use train, val, test or an empty cell")
     return LabelRow(path, label, known, "" if group.lower() in UNKNOWN else group, where, number)
-
-
-def _locate(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]:
-    """Locate the images of a table.
-
-    Returns:
-        `rows` with paths relative to the table's folder, those of missing images unchanged; and notes on where they
-            are.
-    """
-    folder = file.parent
-    tried = rows[:: max(1, len(rows) // TRIED)]
-    notes: list[str] = []
-    if any("\\" in row.path and not is_file(folder / row.path) for row in tried):
-        rows = [replace(row, path=row.path.replace("\\", "/")) for row in rows]
-        tried = rows[:: max(1, len(rows) // TRIED)]
-        notes.append(f"the paths in {file} use backslashes")
-    if not rows or any(is_file(folder / row.path) for row in tried):
-        return rows, notes
-    if cut := _leading(folder, [row.path for row in tried]):
-        notes.append(f"the paths in {file} begin with {cut}, which is ignored: the images are in {folder}")
-        return [replace(row, path=_without(cut, row.path)) for row in rows], notes
-    places = [_Place(folder, base) for base in ("", *_folders_beside(file))]
-    hits = [(place, {row.path for row in tried if place.find(row.path) is not None}) for place in places]
-    hits.sort(key=lambda hit: -len(hit[1]))
-    (first, found), *others = hits
-    if not found:
-        return rows, notes
-    used = [first]
-    if not _belongs(first.base, file):
-        twice = next((other for other, some in others if len(some) == len(found) and some & found), None)
-        if twice is not None:
-            raise DataError(
-                f"{file} names images that are in {first.base or folder} as well as in {twice.base}; "
-                "add the folder to its paths"
-            )
-        for other, some in others:  # the images are spread over several folders
-            if some - found:
-                used.append(other)
-                found |= some
-    notes.append(f"the images of {file} are in {join_first([str(folder / place.base) for place in used])}")
-    paths = (next(filter(None, (place.find(row.path) for place in used)), row.path) for row in rows)
-    return [replace(row, path=path) for row, path in zip(rows, paths, strict=True)], notes
-
-
-def _leading(folder: Path, paths: list[str]) -> PurePosixPath | None:
-    """Return the leading folders that all `paths` share and without which they lead to images in `folder`, if any."""
-    try:
-        common = PurePosixPath(os.path.commonpath([PurePosixPath(path).parent for path in paths]))
-    except ValueError:  # some are absolute and others are not
-        return None
-    for cut in (*reversed(common.parents), common):
-        if cut.name and any(is_file(folder / _without(cut, path)) for path in paths):
-            return cut
-    return None
-
-
-def _without(cut: PurePosixPath, path: str) -> str:
-    """Return `path` without the leading folders `cut`."""
-    place = PurePosixPath(path)
-    return str(place.relative_to(cut)) if place.is_relative_to(cut) else path
-
-
-class _Place:
-    """Folder `base` beside a table, in which images are found by name with or without suffix."""
-
-    def __init__(self, folder: Path, base: str) -> None:
-        self.folder, self.base = folder, base
-        self._by_stem: dict[str, str] | None = None
-
-    def find(self, path: str) -> str | None:
-        """Return the path of an image from the table's folder; None if it is not here."""
-        straight = f"{self.base}/{path}" if self.base else path
-        if is_file(self.folder / straight):
-            return straight
-        if "/" in path:  # a path with folders, which may lack only the suffix
-            return next((straight + suffix for suffix in SUFFIXES if is_file(self.folder / (straight + suffix))), None)
-        if self._by_stem is None:
-            self._by_stem = {Path(name).stem: name for name in _images_in(self.folder / self.base)}
-        name = self._by_stem.get(path)
-        return None if name is None else f"{self.base}/{name}" if self.base else name
-
-
-def _images_in(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as found:
-            return sorted(one.name for one in found if Path(one.name).suffix.lower() in SUFFIXES)
-    except OSError:
-        return []
-
-
-def _folders_beside(file: Path) -> list[str]:
-    """Return the folders beside a table and their subfolders, those that match its name first."""
-    found: list[str] = []
-    waiting = [""]
-    while waiting and len(found) < MOST_FOLDERS:
-        base = waiting.pop(0)
-        try:
-            with os.scandir(file.parent / base) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        except OSError:
-            continue
-        inside = [f"{base}/{name}" if base else name for name in names]
-        found += inside
-        if not base:
-            waiting += inside
-    return sorted(found, key=lambda base: (not _belongs(base, file), base.count("/"), base))
-
-
-def _belongs(base: str, file: Path) -> bool:
-    """Return whether a folder matches the table's name: train/ beside train.csv, images/ beside any."""
-    first = base.partition("/")[0].lower()
-    stem = file.stem.lower()
-    return (
-        first == stem
-        or (match_split_name(stem) is not None and match_split_name(first) == match_split_name(stem))
-        or first in ("images", "img")
-    )
-
-
-def is_file(path: Path) -> bool:
-    """Return whether `path` leads to a file; False for a path that cannot exist."""
-    try:
-        path.stat()
-    except (OSError, ValueError):
-        return False
-    return path.is_file()
