@@ -24,9 +24,9 @@ from svertka.calibration_file import CalibrationRecord, RunCalibration, read_cal
 from svertka.compiler.optimize import Optimized, optimize_if_worthwhile
 from svertka.conformal_sets import check_coverage, count_in_set
 from svertka.data import imagenet
-from svertka.data.image_io import DEFAULT, DecodingOptions, describe_misnamed
+from svertka.data.image_io import DEFAULT, DecodingOptions
 from svertka.data.pixel_statistics import describe_intensity_mismatch
-from svertka.data.prediction_inputs import Input, find_wrong_suffixes, list_inputs, sample_intensity_ranges
+from svertka.data.prediction_inputs import Input, describe_files, list_inputs, sample_intensity_ranges
 from svertka.data.preprocessing import ImageLike, Preprocess, load_rgb_image
 from svertka.device import (
     choose_device,
@@ -829,8 +829,8 @@ def _predict_batches(
                     batch.append({"path": path, **next(described), **precision})
             yield batch
             shown.advance(len(batch))
-    if sentence := describe_misnamed(find_wrong_suffixes(image for _, image in inputs)):
-        say(sentence)
+    for note in describe_files((image for _, image in inputs), decoding):
+        say(note)
     ranges = sample_intensity_ranges((image for _, image in inputs), decoding)
     if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.intensity_range):
         say(f"16-bit images {sentence}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -16,15 +17,23 @@ from svertka.text_width import shorten
 
 MAX_GIGABYTES = 1_000_000
 NAME_BYTES, PATH_BYTES = 255, 4095  # limits of Linux
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_url(text: str | os.PathLike[str]) -> bool:
+    """Return whether `text` is a URL rather than a path."""
+    return URL.match(os.fspath(text)) is not None
 
 
 def parse_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that a user gave as a Path; a leading ~ is the home folder.
 
     Raises:
-        UsageError: The path is impossible: empty, too long, or with a NUL or a lone surrogate.
+        UsageError: The path is impossible: empty, too long, a URL, or with a NUL or a lone surrogate.
     """
     text = os.fspath(path)
+    if is_url(text):  # as a path it would be a folder of this name
+        raise UsageError(f"{shorten(text)} is a URL; name a file or folder on this machine instead")
     if not text:
         raise UsageError("a path is empty; name a file or a folder")
     if "\0" in text:

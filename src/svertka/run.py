@@ -13,7 +13,7 @@ from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
-from svertka.files import error_reason, open_regular_file, parse_path, read_json
+from svertka.files import error_reason, is_url, open_regular_file, parse_path, read_json
 from svertka.models.external_builder import BuilderRecord
 from svertka.pages.notebook_block import Curve, NotebookBlock
 from svertka.tensor_files import unreadable_file_error
@@ -291,6 +291,8 @@ def read_training_boxes(run: str | PathLike[str], source: Source) -> str | None:
         return None
     if is_same_source(settings["source"], fspath(source)):
         return boxes
+    if is_url(source):
+        return None
     return fspath(source) if any(find_annotation_files(parse_path(source))) else None
 
 

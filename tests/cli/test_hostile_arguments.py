@@ -33,7 +33,7 @@ NEEDED = {
     "tune": [],
 }
 PATHS = {
-    "check": [0],
+    "check": [0, "--output"],
     "train": [0, "--weights", "--boxes", "--unknown", "--output", "--resume"],
     "evaluate": [0, 1, "--output"],
     "compare": [0, 1, 2, "--output"],
@@ -43,9 +43,9 @@ PATHS = {
     "export": [0, "--to"],
     "optimize": [0, 1],
     "calibrate": [0, 1, "--unknown", "--new"],
-    "suggest": [0, 1],
+    "suggest": [0, 1, "--sort-into"],
     "similar": [0, 1, 2],
-    "extend": [0, 1],
+    "extend": [0, 1, "--output"],
     "shard": [0, "--to"],
     "models": ["NAME"],
     "tune": ["NAME"],
@@ -104,6 +104,7 @@ def refuse_all_but_a_sentence(
     return error
 
 
+OUTPUTS = "--output", "--to", "--sort-into"
 CASES = [(verb, place) for verb, some in PATHS.items() for place in some]
 SEARCHED = {("check", 0), ("train", 0), ("evaluate", 1), ("compare", 2), ("predict", 1), ("look", 1), ("locate", 1)} | {
     ("suggest", 1),
@@ -124,12 +125,12 @@ def test_paths(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    kinds = ["no such user", "long name", "long path", "NUL", "nothing"]
+    kinds = ["no such user", "long name", "long path", "NUL", "nothing", *["scheme"] * (place in OUTPUTS)]
     others = sorted(hostile.PATHS.keys() - kinds)
     if (verb, place) in SEARCHED:  # for images, which takes an hour of a whole machine
         others.remove("root")
     random.Random(f"{verb} {place}").shuffle(others)
-    for kind in [*kinds, *others][: large_count(5, len(hostile.PATHS))]:
+    for kind in [*kinds, *others][: large_count(5 + (place in OUTPUTS), len(hostile.PATHS))]:
         value = hostile.PATHS[kind]
         arguments = asked(verb, places, tmp_path / f"new-{kind}"[:100])
         if place == "NAME":
@@ -145,8 +146,12 @@ def test_paths(
         if any(word.startswith("-") and word == value for word in arguments):
             arguments = [*[word for word in arguments if word != value], "--", value]
         # As an output some of these are names like any other; "" is no option's value but SOURCE's.
-        may_work = place in ("--output", "--to") or kind in ("here", "above", "root") or place == "NAME"
-        refuse_all_but_a_sentence([verb, *arguments], capsys, may_work=may_work)
+        may_work = place in OUTPUTS or kind in ("here", "above", "root") or place == "NAME"
+        is_url = kind == "scheme" and place in OUTPUTS
+        error = refuse_all_but_a_sentence([verb, *arguments], capsys, may_work=may_work and not is_url)
+        if is_url and verb != "shard":
+            assert "is a URL; name a file or folder on this machine" in error, arguments
+            assert not Path("https:").exists()
 
 
 @pytest.mark.usefixtures("quiet")

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from svertka.data import dataset as dataset_module
-from svertka.data import image_disk_cache
+from svertka.data import image_disk_cache, image_io
 from svertka.data.dataset import ArrayImages, Dataset, FileImages
 from svertka.data.disk_cache import INDEX_ENTRY
-from svertka.data.image_disk_cache import prepare_images
+from svertka.data.image_disk_cache import find_images_with_more_pages, prepare_images
 from svertka.data.image_io import DecodedImage, DecodingOptions, decode_image
 from svertka.data.packed_image import HEAD
 from svertka.data.preprocessing import resize_central_square
@@ -94,6 +94,49 @@ def test_rows_are_the_central_squares(tmp_path, resize, channels, pad_to):
         assert prepared.digests == [dataset.images.digest(index) for index in range(20)]
         assert len(prepared.rows) == 20
         assert prepared.rows[np.zeros(0, np.int64)].shape[0] == 0
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.tif", "photo.webp", "deep.png"])
+def test_a_stored_image_is_refused_under_a_lower_limit(tmp_path: Path, name: str) -> None:
+    """As it would be if it were decoded: JPEGs count at the size to which they are reduced."""
+    (tmp_path / "photos").mkdir()
+    rgb = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    image = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257 if name.startswith("deep") else rgb)
+    for copy in (f"0{name}", f"1{name}"):  # one alone would be stored nowhere
+        image.save(tmp_path / "photos" / copy)
+        image = image.transpose(Image.Transpose.ROTATE_180)
+    dataset = dataset_of(tmp_path / "photos", [f"0{name}", f"1{name}"])
+    assert prepare_images(dataset, SIDE, 3, threads=1).stored == 2
+    pixels = 100 * 150 if name.endswith("jpg") else 200 * 300
+    for limit, refused in ((pixels, 0), (pixels - 1, 2), (pixels, 0)):
+        some = dataset.with_decoding(DecodingOptions.up_to(limit))
+        prepared = prepare_images(some, SIDE, 3, threads=1)
+        assert len(prepared.bad) == refused
+        assert all("megapixels, more than the limit" in reason for reason in prepared.bad.values())
+
+
+def test_a_stored_image_that_took_more_memory_than_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_io, "MEMORY_LIMIT", 1_000_000)
+    (tmp_path / "photos").mkdir()
+    for name, shade in (("a.webp", 10), ("b.webp", 200)):
+        Image.new("RGB", (300, 300), (shade, 0, 0)).save(tmp_path / "photos" / name)  # 1.5 MB to decode
+    dataset = dataset_of(tmp_path / "photos", ["a.webp", "b.webp"])
+    low, high = DecodingOptions(10**8, 10**6), DecodingOptions(10**9, 10**8)
+    for decoding, refused in ((low, 2), (high, 0), (low, 2)):
+        assert len(prepare_images(dataset.with_decoding(decoding), SIDE, 3, threads=1).bad) == refused
+
+
+def test_files_with_further_pages_are_known_also_when_they_are_stored(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    pages = [Image.new("L", (40, 30), shade) for shade in (10, 90, 200)]
+    pages[0].save(tmp_path / "photos" / "many.tif", save_all=True, append_images=pages[1:])
+    pages[1].save(tmp_path / "photos" / "one.tif")
+    dataset = dataset_of(tmp_path / "photos", ["many.tif", "one.tif"])
+    for _ in range(2):
+        prepared = prepare_images(dataset, SIDE, 3, threads=1)
+        assert find_images_with_more_pages(dataset.images, prepared.info) == [str(tmp_path / "photos" / "many.tif")]
 
 
 def test_photographs_are_decoded_once(shared_data, opened):
@@ -312,7 +355,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 import numpy as np
-from svertka.data import image_disk_cache
+from svertka.data import image_disk_cache, image_io
 from svertka.data.dataset import Dataset, FileImages
 image_disk_cache.CHUNK = 4
 root = Path({root!r})

@@ -18,18 +18,20 @@ def test_the_square_is_that_of_the_whole_image(fit, channels, shape, gray):
     if gray:
         rgb = np.repeat(rgb[..., :1], 3, axis=2)
     layout = SquareSettings(56, channels, 60, fit)
-    row = PackedImage.from_image(rgb, layout, "PNG", deep=True)
+    facts = ImageInfo("PNG", shape, True, None, has_more_pages=gray, pixel_limit=shape[0] * 10**6)
+    row = PackedImage.from_image(rgb, layout, facts)
     expected = resize_to_square(select_used_region(rgb, fit), 56, channels, 60, fit)
     for one in (row, PackedImage.unpack(row.pack())):
         np.testing.assert_array_equal(one.square(layout), expected)
-        assert one.info == ImageInfo("PNG", shape, True)
+        assert one.info == facts
     smallest = min(layout.bytes, select_used_region(rgb, fit).size) // (3 if gray and channels == 3 else 1)
     assert len(row.pack()) - HEAD.size <= max(smallest / PAYS, min(layout.bytes, select_used_region(rgb, fit).size))
 
 
 def test_a_small_image_is_stored_as_it_is():
     rgb = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert len(PackedImage.from_image(rgb, SquareSettings(256, 3, 256)).pack()) == HEAD.size + rgb.size  # not 256 × 256
+    packed = PackedImage.from_image(rgb, SquareSettings(256, 3, 256), ImageInfo("PNG", (64, 64))).pack()
+    assert len(packed) == HEAD.size + rgb.size  # not 256 × 256
 
 
 def test_a_survey_has_no_pixels():

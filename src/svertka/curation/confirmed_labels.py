@@ -10,7 +10,7 @@ from svertka.data.dataset import Dataset, FileImages
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path
 from svertka.errors import DataError
-from svertka.files import error_reason, parse_path, read_json, write_json
+from svertka.files import error_reason, is_url, parse_path, read_json, write_json
 
 SUFFIX = ".confirmed.json"  # not CSV, which would be read as a table of labels
 LARGEST = 2**28  # bytes, as of a table of labels
@@ -19,9 +19,9 @@ LARGEST = 2**28  # bytes, as of a table of labels
 def find_confirmed_file(source: Source) -> Path | None:
     """Return where the decisions on `source` are kept: photos.confirmed.json beside photos/ or photos.csv.
 
-    None for images in memory and built-in data sets.
+    None for images in memory, built-in data sets and URLs.
     """
-    if not is_path(source) or os.fspath(source) in (*NAMES, *IN_MEMORY):
+    if not is_path(source) or os.fspath(source) in (*NAMES, *IN_MEMORY) or is_url(source):
         return None
     place = parse_path(source).resolve()
     stem = place.name if place.is_dir() else place.stem

@@ -27,6 +27,7 @@ from svertka.data.image_io import (
     NOT_INSTALLED,
     DecodingOptions,
     decode_to_pixels,
+    describe_more_pages,
     detect_misnamed,
     measure_intensity_range,
     read_header,
@@ -42,7 +43,7 @@ from svertka.data.shard_storage import is_shard_source
 from svertka.data.source_opener import Source, check_exists, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.escaping import escape_undecodable, join_first, to_printable
+from svertka.escaping import escape_undecodable, to_printable
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -300,7 +301,8 @@ def check(
     problems += _find_problems(dataset, bad, per_class["train"])
     account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
-    warnings = [*account.warnings, *_shortcuts(dataset, seen), *_unread_pages(dataset, seen)]
+    more_pages = [dataset.images.name(index) for index in sorted(seen) if seen[index].has_more_pages]
+    warnings = [*account.warnings, *_shortcuts(dataset, seen), *filter(None, [describe_more_pages(more_pages)])]
     findings = Findings(
         source=escape_undecodable(dataset.source),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
@@ -519,17 +521,6 @@ def _discarded(dataset: Dataset, seen: dict[int, _Seen]) -> tuple[float, float, 
     shares = {index: discarded_share(height, width) for index, one in seen.items() for width, height in [one.size]}
     worst = max(shares, key=shares.__getitem__)
     return float(np.median(list(shares.values()))), shares[worst], escape_undecodable(dataset.images.name(worst))
-
-
-def _unread_pages(dataset: Dataset, seen: dict[int, _Seen]) -> list[str]:
-    """Return a warning if files have several pages, of which only the first is used."""
-    found = [escape_undecodable(dataset.images.name(index)) for index in sorted(seen) if seen[index].has_more_pages]
-    if not found:
-        return []
-    return [
-        f"TIFF files with several pages, of which only the first is used: {join_first(found)}; "
-        "save each page as a file of its own if it is an image to learn from"
-    ]
 
 
 def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:

@@ -36,7 +36,7 @@ from svertka.progress import progress, say
 
 __all__ = ["PreparedImages", "SquareImages", "prepare_images"]
 
-VERSION = 2  # of the results of `image_io.decode_image` and `PackedImage`; part of the folder's name
+VERSION = 3  # of the results of `image_io.decode_image` and `PackedImage`; part of the folder's name
 IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; larger ones are computed when needed
 CHUNK_BYTES = 2**24  # of squares per write to the disk
 CHUNK = 256  # images per write at most: they are lost if the process is killed before
@@ -200,6 +200,11 @@ def is_streamed(images: Images) -> bool:
     return isinstance(source, ShardImages) or (isinstance(source, FileImages) and len(where) > STREAMED_ABOVE)
 
 
+def find_images_with_more_pages(images: Images, facts: Mapping[int, ImageInfo]) -> list[str]:
+    """Return the path of each image whose file has further pages."""
+    return [images.name(index) for index, one in sorted(facts.items()) if one.has_more_pages]
+
+
 def find_misnamed_images(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[str, str]]:
     """Return the path and true format of each image whose suffix names another format."""
     found = []
@@ -267,11 +272,16 @@ class _Squares:
             ImageError: The image cannot be read.
         """
         if not isinstance(self.source, EncodedImages):
-            return PackedImage.from_image(self.images.read(index, min_side=self.layout.resize), self.layout)
+            rgb = self.images.read(index, min_side=self.layout.resize)
+            return PackedImage.from_image(rgb, self.layout, ImageInfo("", (rgb.shape[0], rgb.shape[1])))
         if self.survey and (facts := self._survey(self.source.read_bytes(int(self.where[index])))):
             return PackedImage(facts, np.empty((0, 0, 1), np.uint8))
         decoded = self.source.decode(int(self.where[index]), self.layout.resize)
-        return PackedImage.from_image(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
+        height, width, _ = decoded.pixels.shape
+        info = ImageInfo(
+            decoded.format, (height, width), decoded.deep, None, decoded.has_more_pages, decoded.pixel_limit
+        )
+        return PackedImage.from_image(decoded.pixels, self.layout, info)
 
     def info(self, index: int) -> ImageInfo:
         """Return what the header of the file of image `index` states; decode it if that does not tell enough.
@@ -286,7 +296,8 @@ class _Squares:
         is_cut_off = not end or end not in content[-END_BYTES:]
         if header.deep or is_cut_off or header.size[0] * header.size[1] > self.decoding.max_pixels:
             return self.row(index).info
-        return ImageInfo(header.format, header.size if header.orientation in TURNED else header.size[::-1])
+        size = header.size if header.orientation in TURNED else header.size[::-1]
+        return ImageInfo(header.format, size, has_more_pages=header.has_more_pages)
 
     def square(self, index: int) -> Pixels:
         """Return the square of image `index`.
@@ -302,7 +313,9 @@ class _Squares:
         header = read_header(content, self.decoding)
         if not header.deep:
             return None
-        return ImageInfo(header.format, header.size[::-1], True, measure_intensity_range(content, self.decoding))
+        intensities = measure_intensity_range(content, self.decoding)
+        pixels = header.size[0] * header.size[1]
+        return ImageInfo(header.format, header.size[::-1], True, intensities, header.has_more_pages, pixels)
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -370,8 +383,10 @@ def _through_store(
     reasons = {content: reason for content, reason in _known_bad(squares.decoding).items() if content in first}
     store, unstored = _open_store(squares.layout, limit)
     missing = set(first) - set(reasons)
+    found: dict[bytes, ImageInfo] = {}
     try:
-        missing -= _found(store, missing, squares) if store is not None else set()
+        found = _found(store, missing, squares) if store is not None else {}
+        missing -= found.keys()
     except StorageError as error:  # the cache folder has been removed meanwhile
         store, unstored = None, str(error)
     # A share of all, not of the missing ones, which differ between processes once one begins to store.
@@ -379,6 +394,7 @@ def _through_store(
     share = [content for content in share if content in missing]
     _announce(squares, store, [first[content] for content in missing])
     fresh, known, unstored = _decode(squares, store, {content: first[content] for content in share}, unstored)
+    known |= found
     lasting = {one: str(error) for one, error in fresh.items() if _lasts(error, images, first[one], contents)}
     for others in distributed.all_gather(({one: str(error) for one, error in fresh.items()}, known)):
         reasons.update(others[0])
@@ -442,13 +458,18 @@ def _open_store(layout: SquareSettings, limit: int | None) -> tuple[RecordStore 
     return store, f"they exceed the {format_bytes(store.limit)} that the cache may take"
 
 
-def _found(store: RecordStore, wanted: set[bytes], squares: _Squares) -> set[bytes]:
-    """Return the contents in `store`; none, after emptying it, if others fill it and the wanted do not fit."""
+def _found(store: RecordStore, wanted: set[bytes], squares: _Squares) -> dict[bytes, ImageInfo]:
+    """Return the contents in `store` that are within the limit of pixels, and what is known of them.
+
+    None, after emptying it, if others fill it and the wanted do not fit.
+    """
     contents = list(wanted)
-    found = {one for one, place in zip(contents, _places(store, contents, squares), strict=True) if place >= 0}
+    places = zip(contents, _places(store, contents, squares).tolist(), strict=True)
+    infos = {content: _info_at(store, place) for content, place in places if place >= 0}
+    found = {content: info for content, info in infos.items() if info.pixel_limit <= squares.decoding.max_pixels}
     room = store.room_for(HEAD.size + squares.layout.bytes)
     crowded = len(contents) - len(found) > room and len(found) < len(store) / 2
-    return set() if crowded and store.clear() else found
+    return {} if crowded and store.clear() else found
 
 
 def _announce(squares: _Squares, store: RecordStore | None, indices: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -159,11 +160,15 @@ class DecodedImage:
         pixels: (H, W, 3) uint8, RGB.
         format: One of `DECODERS`.
         deep: Whether the image has 16 bits per value.
+        has_more_pages: As in `ImageHeader`.
+        pixel_limit: The lowest `max_pixels` with which it is decoded.
     """
 
     pixels: Pixels
     format: str
     deep: bool
+    has_more_pages: bool = False
+    pixel_limit: int = 0
 
 
 def decode_to_pixels(data: bytes, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> Pixels:
@@ -188,19 +193,20 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOpt
             formats, ImageTooLargeError if it is too large.
     """
     with _image_errors(decoding):
-        image, factor, cost, scans = _plan(data, min_side, decoding)
+        image, factor, cost, scans, pixel_limit = _plan(data, min_side, decoding)
         deep = decoding.intensity_range is not None
-        name = detect_format(data) or ""
+        name, more = detect_format(data) or "", _has_more_pages(image)
         with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
                 if scans > SCANS:
                     raise ImageError(f"{scans} scans, more than the limit of {SCANS}; save it again")
                 pixels = _decode_jpeg(data, image, factor)
                 if pixels is not None:
-                    return DecodedImage(_upright(pixels, image), name, deep=False)
+                    return DecodedImage(_upright(pixels, image), name, deep=False, pixel_limit=pixel_limit)
                 factor = 1  # Pillow decodes it reduced
             source = _load(ImageWithRawMode.of(image), data, deep=deep)
-            return DecodedImage(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
+            pixels = _upright(source.pixels(factor, decoding.intensity_range), image)
+            return DecodedImage(pixels, name, source.deep, more, pixel_limit)
 
 
 def estimate_memory(data: bytes, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> int:
@@ -212,17 +218,35 @@ def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding
     with _image_errors(decoding):
         if detect_format(data) == "WebP":  # its decoder allocates as soon as it is created
             return _webp_bytes(data, decoding.max_memory)
-        return _plan(data, min_side, decoding)[2]
+        return _plan(data, min_side, decoding).cost
 
 
-def _plan(data: bytes, min_side: int | None, decoding: DecodingOptions) -> tuple[ImageFile, int, int, int]:
-    """Return the unloaded image in `data`, by how much to reduce it, the bytes that takes, and its number of scans."""
+class _Plan(NamedTuple):
+    """How to decode an image.
+
+    Attributes:
+        image: The image, not loaded.
+        factor: By how much to reduce it.
+        cost: Bytes that decoding takes.
+        scans: Number of scans of a JPEG, 1 of another format.
+        pixel_limit: The lowest sufficient `max_pixels`.
+    """
+
+    image: ImageFile
+    factor: int
+    cost: int
+    scans: int
+    pixel_limit: int
+
+
+def _plan(data: bytes, min_side: int | None, decoding: DecodingOptions) -> _Plan:
     image = _open(data, decoding.max_memory)
     factor = _factor(image, SPARE * (min_side or 0), decoding.max_pixels)
-    _check_size(image, factor, decoding.max_pixels)
+    pixels = _check_size(image, factor, decoding.max_pixels)
     scans = _count_scans(image, data)
-    deep = decoding.intensity_range is not None
-    return image, factor, _check_memory(image, factor, decoding, scans=scans, deep=deep), scans
+    cost = _check_memory(image, factor, decoding, scans=scans, deep=decoding.intensity_range is not None)
+    for_memory = -(-cost * PIXEL_LIMIT // MEMORY_LIMIT) if cost > MEMORY_LIMIT else 0  # as in `DecodingOptions.up_to`
+    return _Plan(image, factor, cost, scans, max(pixels, for_memory))
 
 
 def _count_scans(image: ImageFile, data: bytes) -> int:
@@ -308,8 +332,22 @@ def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader
         orientation = _orientation(image)
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
         orientation = orientation if orientation in range(1, 9) else 1
-        more = isinstance(image, TiffImageFile) and image.is_animated
+        more = _has_more_pages(image)
         return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep, more)
+
+
+def _has_more_pages(image: ImageFile) -> bool:
+    return isinstance(image, TiffImageFile) and image.is_animated
+
+
+def describe_more_pages(paths: Sequence[str]) -> str | None:
+    """Return a sentence on the files at `paths`, which have several pages; None if there are none."""
+    if not paths:
+        return None
+    return (
+        f"TIFF files with several pages, of which only the first is used: {to_printable(join_first(paths))}; "
+        "save each page as a file of its own if it is an image to learn from"
+    )
 
 
 def measure_intensity_range(data: bytes, decoding: DecodingOptions = DEFAULT) -> Range | None:
@@ -506,7 +544,12 @@ def format_megapixels(pixels: int) -> str:
     return f"{count:.0f}" if count >= 10 else f"{count:.2g}"
 
 
-def _check_size(image: ImageFile, factor: int, limit: int) -> None:
+def _check_size(image: ImageFile, factor: int, limit: int) -> int:
+    """Return the pixels that are decoded.
+
+    Raises:
+        ImageTooLargeError: More than the limit.
+    """
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError("no pixels")
@@ -521,6 +564,7 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
         raise ImageTooLargeError(
             f"{format_megapixels(pixels)} megapixels, more than the limit of {format_megapixels(limit)}; {advice}"
         )
+    return decoded
 
 
 def _check_memory(image: ImageFile, factor: int, decoding: DecodingOptions, *, scans: int, deep: bool) -> int:

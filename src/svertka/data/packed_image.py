@@ -11,8 +11,9 @@ from svertka.data.preprocessing import Fit, Interpolation, resize_to_square, sel
 from svertka.data.rgb_conversion import Pixels, Range
 
 PAYS = 0.75  # of the square's bytes; a larger region is not stored, to save resizing it at each read
-HEAD = struct.Struct("<IIIIBBBHH")  # height and width of the image and of the row; channels; flags; format; intensities
-DEEP, OWN_SIZE, SURVEYED = 1, 2, 4
+# Height and width of the image and of the row; channels; flags; format; intensities; pixel limit.
+HEAD = struct.Struct("<IIIIBBBHHI")
+DEEP, OWN_SIZE, SURVEYED, MORE_PAGES = 1, 2, 4, 8
 FORMATS = tuple(DECODERS)
 
 
@@ -56,12 +57,15 @@ class ImageInfo(NamedTuple):
         size: (height, width), pixels.
         deep: Whether it has 16 bits per value.
         intensities: Range of its 16-bit values, if they were surveyed.
+        has_more_pages, pixel_limit: As in `image_io.DecodedImage`.
     """
 
     format: str
     size: tuple[int, int]
     deep: bool = False
     intensities: Range | None = None
+    has_more_pages: bool = False
+    pixel_limit: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +83,8 @@ class PackedImage:
     own_size: bool = False
 
     @classmethod
-    def from_image(
-        cls, rgb: Pixels, layout: SquareSettings, format_name: str = "", *, deep: bool = False
-    ) -> "PackedImage":
+    def from_image(cls, rgb: Pixels, layout: SquareSettings, info: ImageInfo) -> "PackedImage":
         """Return the smaller of the region and the square of an image (H, W, 3)."""
-        info = ImageInfo(format_name, (rgb.shape[0], rgb.shape[1]), deep)
         used = select_used_region(rgb, layout.fit)
         if used.shape[0] * used.shape[1] <= PAYS * layout.bytes:  # it may still be smaller as grayscale
             own = _without_color(used)
@@ -100,10 +101,11 @@ class PackedImage:
     def pack(self) -> Pixels:
         """Return the header and the pixels as bytes, (n,) uint8."""
         height, width, channels = self.pixels.shape
-        format_name, size, deep, intensities = self.info
-        kind = DEEP * deep + OWN_SIZE * self.own_size + SURVEYED * (intensities is not None)
+        format_name, size, deep, intensities, more, pixel_limit = self.info
+        kind = DEEP * deep + OWN_SIZE * self.own_size + SURVEYED * (intensities is not None) + MORE_PAGES * more
         number = FORMATS.index(format_name) + 1 if format_name else 0
-        head = HEAD.pack(*size, height, width, channels, kind, number, *(intensities or (0, 0)))
+        limit = min(pixel_limit, 2**32 - 1)
+        head = HEAD.pack(*size, height, width, channels, kind, number, *(intensities or (0, 0)), limit)
         return np.concatenate([np.frombuffer(head, np.uint8), self.pixels.reshape(-1)])
 
     @classmethod
@@ -115,9 +117,10 @@ class PackedImage:
 
 def read_info(head: Pixels) -> ImageInfo:
     """Return the information in the first `HEAD.size` bytes of a packed image."""
-    tall, wide, _, _, _, kind, number, low, high = HEAD.unpack(head[: HEAD.size].tobytes())
+    tall, wide, _, _, _, kind, number, low, high, pixel_limit = HEAD.unpack(head[: HEAD.size].tobytes())
     format_name = FORMATS[number - 1] if 0 < number <= len(FORMATS) else ""
-    return ImageInfo(format_name, (tall, wide), bool(kind & DEEP), (low, high) if kind & SURVEYED else None)
+    intensities = (low, high) if kind & SURVEYED else None
+    return ImageInfo(format_name, (tall, wide), bool(kind & DEEP), intensities, bool(kind & MORE_PAGES), pixel_limit)
 
 
 def _without_color(pixels: Pixels) -> Pixels:

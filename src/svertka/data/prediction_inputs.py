@@ -12,15 +12,25 @@ import numpy.typing as npt
 from svertka.data.dataset import IndexedImage, Pixels
 from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
-from svertka.data.image_io import DEFAULT, SUFFIXES, DecodingOptions, detect_format, measure_intensity_range, read_bytes
+from svertka.data.image_io import (
+    DEFAULT,
+    SUFFIXES,
+    DecodingOptions,
+    describe_misnamed,
+    describe_more_pages,
+    detect_format,
+    measure_intensity_range,
+    read_bytes,
+    read_header,
+)
 from svertka.data.label_tables import TABLE_SUFFIXES
 from svertka.data.preprocessing import ImageLike, load_rgb_image
 from svertka.data.rgb_conversion import Range
-from svertka.data.shard_storage import is_shard_source, is_url
+from svertka.data.shard_storage import is_shard_source
 from svertka.data.sharded_images import find_shards, open_shards
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import join_first
-from svertka.files import read_first_bytes
+from svertka.files import is_url, read_first_bytes
 from svertka.progress import say
 from svertka.text_width import shorten
 
@@ -55,17 +65,17 @@ def load_pixels(image: Input, decoding: DecodingOptions = DEFAULT) -> Pixels:
     return load_rgb_image(image, decoding=decoding)
 
 
-def find_wrong_suffixes(images: Iterable[Input]) -> list[tuple[str, str]]:
-    """Return the path and true format of each file whose suffix names another format."""
-    found = []
-    for image in images:
-        if isinstance(image, str | PathLike):
-            path = Path(image)
-            with suppress(OSError, ValueError):
-                name = detect_format(read_first_bytes(path))
-                if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
-                    found.append((str(image), name))
-    return found
+def describe_files(images: Iterable[Input], decoding: DecodingOptions = DEFAULT) -> list[str]:
+    """Return sentences on files whose suffix names another format, and on those with pages that are not read."""
+    wrong, more_pages = [], []
+    for path in (Path(one) for one in images if isinstance(one, str | PathLike)):
+        with suppress(OSError, ValueError, ImageError):
+            name = detect_format(read_first_bytes(path))
+            if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
+                wrong.append((str(path), name))
+            if name == "TIFF" and read_header(read_bytes(path, decoding), decoding).has_more_pages:
+                more_pages.append(str(path))
+    return [*filter(None, (describe_misnamed(wrong), describe_more_pages(more_pages)))]
 
 
 def sample_intensity_ranges(images: Iterable[Input], decoding: DecodingOptions = DEFAULT) -> list[Range]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 
 from svertka.errors import DataError, UsageError
-from svertka.files import parse_path
+from svertka.files import is_url, parse_path
 from svertka.progress import say
 from svertka.text_width import shorten
 
@@ -34,7 +34,6 @@ MOST_SHARDS = 1_000_000  # that a pattern such as {000000..001281} may name
 KNOWN = "s3://, https://, gs://, az:// or hf://"
 SURVEYED = 1000  # files of a folder by whose names it is recognized
 DENIED, ABSENT = (401, 403), (404, 410)
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -132,11 +131,6 @@ def _holds_labels(path: Path) -> bool:
         names = (member.name for member in itertools.islice(archive, SURVEYED))
         return any(name.endswith((".cls", ".json")) for name in names)
     return False
-
-
-def is_url(source: str | os.PathLike[str]) -> bool:
-    """Return whether `source` is a URL rather than a path."""
-    return URL.match(os.fspath(source)) is not None
 
 
 def open_location(source: str | os.PathLike[str], *, is_folder: bool = False) -> ShardLocation:

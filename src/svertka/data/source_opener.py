@@ -12,10 +12,10 @@ from svertka.data.in_memory_sources import IN_MEMORY, open_in_memory
 from svertka.data.in_memory_sources import Source as Source
 from svertka.data.label_tables import parse_columns
 from svertka.data.labels_from_boxes import label_by_boxes
-from svertka.data.shard_storage import is_shard_source, is_url
+from svertka.data.shard_storage import is_shard_source
 from svertka.data.sharded_images import open_shards
 from svertka.errors import UsageError
-from svertka.files import parse_path
+from svertka.files import is_url, parse_path
 
 
 def open_source(

@@ -19,7 +19,6 @@ from svertka.confidence_intervals import (
     paired_difference_interval,
 )
 from svertka.data.builtin import NAMES
-from svertka.data.shard_storage import is_url
 from svertka.data.source_opener import is_same_source
 from svertka.device import choose_device, describe_device, network_device, with_preserved_settings
 from svertka.errors import UsageError
@@ -31,7 +30,7 @@ from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metric_difference import MetricDifference
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.task_metrics import AnyEvaluation
-from svertka.files import parse_cache_limit_option
+from svertka.files import is_url, parse_cache_limit_option
 from svertka.graph.summary import trace
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.notebook_block import NotebookBlock

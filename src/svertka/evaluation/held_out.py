@@ -13,8 +13,13 @@ from svertka.data.content_hash import hash_images, unwrap_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, IndexedImage, Ints, Subset
 from svertka.data.deduplicated_split import split_by_content_as_before
 from svertka.data.hash_split import compute_dataset_fingerprint
-from svertka.data.image_disk_cache import SquareImages, find_misnamed_images, prepare_images
-from svertka.data.image_io import describe_misnamed, measure_intensity_range
+from svertka.data.image_disk_cache import (
+    SquareImages,
+    find_images_with_more_pages,
+    find_misnamed_images,
+    prepare_images,
+)
+from svertka.data.image_io import describe_misnamed, describe_more_pages, measure_intensity_range
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling_known_images
 from svertka.data.pixel_statistics import describe_intensity_mismatch
@@ -104,7 +109,9 @@ def select_held_out_images(
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
         raise DataError(f"{dataset.source}: no image can be read; see {_check_command(dataset.source)}")
-    if sentence := describe_misnamed(find_misnamed_images(dataset.images, prepared.info)):
+    misnamed = describe_misnamed(find_misnamed_images(dataset.images, prepared.info))
+    more_pages = describe_more_pages(find_images_with_more_pages(dataset.images, prepared.info))
+    for sentence in filter(None, (misnamed, more_pages)):
         say(sentence)
     near_duplicates, not_compared = _near_duplicates(splits, dataset, contents, good, threads)
     deep = [index for index in good.tolist() if index in prepared.info and prepared.info[index].deep]

@@ -12,8 +12,8 @@ from torch import nn
 from svertka.classifier import Classifier
 from svertka.data.box_annotations import Annotation, check_box_classes, match_to_images, read_boxes
 from svertka.data.dataset import Pixels
-from svertka.data.image_io import DecodingOptions, describe_misnamed
-from svertka.data.prediction_inputs import find_wrong_suffixes, list_inputs, load_pixels
+from svertka.data.image_io import DecodingOptions
+from svertka.data.prediction_inputs import describe_files, list_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
 from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError
@@ -193,8 +193,8 @@ def locate(
             except ImageError as error:
                 located.append(LocatedImage(path, error=str(error)))
             shown.advance()
-    if sentence := describe_misnamed(find_wrong_suffixes(image for _, image in inputs)):
-        say(sentence)
+    for note in describe_files((image for _, image in inputs), decoding):
+        say(note)
     judgement = None
     if boxes is not None:
         judgement = game.to_dict() | training_filter.scope(", ".join(map(str, images))).to_dict()
