@@ -21,6 +21,9 @@
 #include "training/training.h"
 
 namespace svertka {
+
+extern const char* const source_hash;  // written by CMake
+
 namespace {
 
 struct InstructionSet {
@@ -289,6 +292,7 @@ void grouped_forward(const Window& shape, Size groups, nb::handle input, nb::han
 }  // namespace svertka
 
 NB_MODULE(_kernels, module) {
+    module.attr("source_hash") = svertka::source_hash;
     using namespace svertka;
     using namespace nb::literals;
 

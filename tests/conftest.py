@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -325,6 +326,23 @@ def opened(browser: Any) -> Callable[..., AbstractContextManager[Any]]:
         context.close()
 
     return tab_of
+
+
+@pytest.fixture
+def reloaded() -> Callable[[Any, Callable[[], Any]], Any]:
+    """`reloaded(tab, read)`: the first true `read()` after a reload of `tab`, or the last one after ten seconds.
+
+    Chromium hands what a page stores to other processes later: the next page may begin before.
+    """
+
+    def reload(tab: Any, read: Callable[[], Any]) -> Any:
+        end = time.monotonic() + 10
+        tab.reload()
+        while not (found := read()) and time.monotonic() < end:
+            tab.reload()
+        return found
+
+    return reload
 
 
 @pytest.fixture

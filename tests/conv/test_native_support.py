@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from svertka.conv import conv2d, native_support, native_winograd
+from svertka.conv.kernel_sources import hash_kernel_sources
 from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
@@ -30,6 +31,39 @@ print(native_support.why_not())
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "the package was installed without a C++ compiler, hence without kernels"
+
+
+def test_kernels_of_other_sources_are_said_and_not_used() -> None:
+    program = """
+import sys
+sys.modules["svertka.conv._kernels"] = kernels = type(sys)("svertka.conv._kernels")
+kernels.source_hash = "older"
+import torch
+from svertka.conv import conv2d, native_support
+x, weight = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+assert torch.equal(conv2d(x, weight), torch.conv2d(x, weight))
+print(native_support.why_not())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    sources = Path(__file__).parents[2] / "native"
+    sentence = f"the compiled kernels were built from other sources than those in {sources}: build them again (make)"
+    assert ran.stdout.strip() == sentence
+    assert f"RuntimeWarning: {sentence}; until then PyTorch convolves" in ran.stderr
+
+
+def test_the_hash_of_sources_depends_on_each_of_them(tmp_path: Path) -> None:
+    for name in ("a.cpp", "b/c.h", "CMakeLists.txt", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("one")
+    hashes = [hash_kernel_sources(tmp_path)]
+    for name in ("a.cpp", "b/c.h", "CMakeLists.txt"):
+        (tmp_path / name).write_text("two")
+        hashes.append(hash_kernel_sources(tmp_path))
+    (tmp_path / "a.cpp").rename(tmp_path / "d.cpp")
+    hashes.append(hash_kernel_sources(tmp_path))
+    (tmp_path / "notes.md").write_text("two")
+    assert len(set(hashes)) == len(hashes) == 5
+    assert hash_kernel_sources(tmp_path) == hashes[-1]
 
 
 @pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))

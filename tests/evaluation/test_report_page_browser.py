@@ -13,6 +13,7 @@ from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import Report, write_report
 
 Opened = Callable[..., AbstractContextManager[Any]]
+Reloaded = Callable[[Any, Callable[[], Any]], Any]
 Contrasts = Callable[[Any, str], list[tuple[float, bool, str]]]
 
 HOSTILE = (
@@ -138,7 +139,7 @@ def test_it_is_painted_within_a_second_and_nothing_moves(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_follows_the_system_and_the_switch_is_remembered(
-    opened: Opened, pages: dict[str, Path], scheme: str
+    opened: Opened, reloaded: Reloaded, pages: dict[str, Path], scheme: str
 ) -> None:
     grounds = {"light": "rgb(250, 250, 250)", "dark": "rgb(20, 20, 20)"}
     other = {"light": "dark", "dark": "light"}[scheme]
@@ -147,8 +148,7 @@ def test_it_follows_the_system_and_the_switch_is_remembered(
         assert page.evaluate(ground) == grounds[scheme]
         page.get_by_role("button", name=f"Switch to {other} colors").press("Enter")
         assert page.evaluate(ground) == grounds[other]
-        page.reload()
-        assert page.evaluate(ground) == grounds[other]
+        assert reloaded(page, lambda: page.evaluate(ground) == grounds[other])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -4,12 +4,15 @@ Only this module imports the kernels; `native_winograd` and others use them thro
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch  # before the kernels, so that they use the threads that PyTorch has started
 from torch import Tensor
 
+from svertka.conv.kernel_sources import hash_kernel_sources
 from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
@@ -42,6 +45,11 @@ except ModuleNotFoundError:
     MISSING = "the package was installed without a C++ compiler, hence without kernels"
 except ImportError as error:
     MISSING = f"the compiled kernels cannot be loaded: {error}"
+else:
+    SOURCES = Path(__file__).parents[3] / "native"  # of an editable installation
+    if SOURCES.is_dir() and getattr(kernels, "source_hash", None) != hash_kernel_sources(SOURCES):
+        MISSING = f"the compiled kernels were built from other sources than those in {SOURCES}: build them again (make)"
+        warnings.warn(f"{MISSING}; until then PyTorch convolves", RuntimeWarning, stacklevel=2)
 
 
 def _use_one_thread() -> None:
