@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi")
-from svertka.data.image_io import decode_to_pixels
+from svertka.data.decode_memory import STRIP_BYTES
+from svertka.data.image_io import decode_to_pixels, estimate_memory
 from svertka.data.preprocessing import select_used_region
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError
 from svertka.serving import decoder_pool as module
 from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, RequestDecoding
-from svertka.serving.decoder_process import DecodingSettings
+from svertka.serving.decoder_process import IMAGE_MEMORY, DecodingSettings
 from svertka.serving.http_error import HTTPError
 
 SETTINGS = DecodingSettings(min_side=40, max_pixels=50_000_000)
@@ -99,6 +100,28 @@ def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
 def test_what_cannot_be_read_says_why(data: bytes, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         run(lambda decoders: decoders.decode(data, SETTINGS, RequestDecoding(), itself))
+
+
+def test_an_image_above_the_memory_of_the_server_is_refused_by_its_header() -> None:
+    """Five WebPs of 49 megapixels, 34 bytes each, would take 833 MB each; no process for large images is started."""
+    image = saved(7000, 7000, "WEBP", lossless=True)
+
+    async def crowd(decoders: DecoderPool) -> tuple[list[Any], bool]:
+        before = set(decoders.pids)
+        some = (decoders.decode(image, SETTINGS, RequestDecoding(), itself) for _ in range(5))
+        return await asyncio.gather(*some, return_exceptions=True), set(decoders.pids) == before
+
+    refused, same = run(crowd)
+    assert all(isinstance(one, ImageTooLargeError) for one in refused)
+    assert str(refused[0]).startswith("49 megapixels of WebP take 833 MB of memory to decode, more than the")
+    assert same
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", "AVIF"])
+def test_a_photograph_of_48_megapixels_is_within_the_memory_of_the_server(name: str) -> None:
+    small = saved(8064 // 64, 6048 // 64, name)
+    cost = estimate_memory(small, SETTINGS.min_side)
+    assert STRIP_BYTES + (cost - STRIP_BYTES) * 64**2 < IMAGE_MEMORY
 
 
 def test_a_large_image_is_decoded_by_the_one_process_for_such() -> None:

@@ -46,8 +46,8 @@ PIPE_BYTES = 1 << 20  # capacity of a pipe, where the system lets one choose
 
 # Enough for 24 megapixels of a camera's JPEG, or 13 of a PNG.
 ORDINARY_LIMITS = DecodingLimits(memory=128 << 20, seconds=0.5, work=32_000_000)
-# An image may need 1 GiB (`image_io.MEMORY_LIMIT`), and the process has some more.
-LARGE_LIMITS = DecodingLimits(memory=1408 << 20, seconds=6.0, work=sys.maxsize, niceness=10)
+# Of this memory an image may take `IMAGE_MEMORY`; the rest is a reserve.
+LARGE_LIMITS = DecodingLimits(memory=1152 << 20, seconds=6.0, work=sys.maxsize, niceness=10)
 MAX_LARGE_WAITING = 8  # images; further ones get 503
 
 

@@ -62,6 +62,8 @@ ERROR_TYPES: dict[AnswerKind, type[Exception]] = {
     AnswerKind.SIZE: ImageTooLargeError,
     AnswerKind.MORE: LimitExceededError,
 }
+# Bytes that an image may take, by its header. 48 megapixels of cameras' formats do; of WebP, the costliest, 47.
+IMAGE_MEMORY = 768 << 20
 USABLE_MEMORY = 0.75  # share of the memory limit that an image may need by estimate; the rest is a reserve
 JPEG_2000_WORK = 10  # times the work of other formats for a pixel
 # CPU seconds after which freed memory goes back: decoders of long images leave hundreds of megabytes, as of JPEG 2000
@@ -93,6 +95,7 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
         LimitExceededError: The image exceeds `limits`.
     """
     decoding = DecodingOptions.up_to(settings.max_pixels).with_intensity_range(settings.intensity_range)
+    decoding = replace(decoding, max_memory=min(decoding.max_memory, IMAGE_MEMORY))
     try:
         here = replace(decoding, max_memory=min(decoding.max_memory, int(USABLE_MEMORY * limits.memory)))
         if _count_work(data, here) > limits.work:
