@@ -422,6 +422,47 @@ def test_twelve_bit_tiff():
     np.testing.assert_array_equal(decode_to_pixels(data), gray(values >> 4))
 
 
+def any_tiff(values: np.ndarray, kind: int, planes: int, order: str) -> bytes:
+    """An uncompressed TIFF of `values` (H, W, C): `kind` is its SampleFormat, `planes` its PlanarConfiguration."""
+    height, width, bands = values.shape
+    stored = values if planes == 1 else np.moveaxis(values, 2, 0)
+    body = stored.astype(values.dtype.newbyteorder(order)).tobytes()
+    each = len(body) // (1 if planes == 1 else bands)
+    count, first = len(body) // each, 1000
+    longs = {256: [width], 257: [height], 278: [height], 279: [each] * count}
+    longs[273] = [first + each * number for number in range(count)]
+    shorts = {258: [values.itemsize * 8] * bands, 259: [1], 262: [2 if bands > 1 else 1], 277: [bands], 284: [planes]}
+    shorts[339] = [kind] * bands
+    directory, beyond = b"", b""
+    for tag, numbers in sorted((longs | shorts).items()):
+        letter = "I" if tag in longs else "H"
+        content = struct.pack(order + letter * len(numbers), *numbers).ljust(4, b"\0")
+        if len(content) > 4:
+            place = struct.pack(order + "I", 500 + len(beyond))
+            content, beyond = place, beyond + content
+        directory += struct.pack(order + "HHI", tag, 4 if tag in longs else 3, len(numbers)) + content
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(longs | shorts))
+    return ((start + directory + bytes(4)).ljust(500, b"\0") + beyond).ljust(first, b"\0") + body
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("bands", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i1", "i2", "f2", "f4", "f8", "c8"])
+def test_every_kind_of_tiff_is_exact_or_unsupported(dtype, bands, planes, order):
+    """Pillow reads signed bytes, and 16 bits in separate planes, as other values without an error."""
+    values = noise((9, 7), bands).astype(np.int64) - (128 if dtype[0] == "i" else 0)
+    values = values * (257 if dtype == "u2" else 1) + (70000 if dtype == "u4" else 0)
+    kind = {"u": 1, "i": 2, "f": 3, "c": 6}[dtype[0]]
+    data = any_tiff(values.astype(dtype), kind, planes, order)
+    if dtype in ("u1", "u2") and bands in (1, 3) and (planes == 1 or dtype == "u1"):
+        expected = (values >> (8 if dtype == "u2" else 0)).astype(np.uint8)
+        np.testing.assert_array_equal(decode_to_pixels(data), np.broadcast_to(expected, (9, 7, 3)))
+    else:
+        with pytest.raises(ImageError, match=rf"^unsupported: {bands} bands? of .*bit"):
+            decode_to_pixels(data)
+
+
 def test_animation_gives_its_first_frame():
     frames = [Image.fromarray(noise((8, 8)) // 2 + shift) for shift in (0, 100)]
     for format_name, options in (("GIF", {}), ("WebP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
@@ -483,6 +524,16 @@ def test_truncated(name, left):
     data = ONE_OF_EACH[name]
     with pytest.raises(ImageError, match=r"^(truncated|damaged)$"):
         decode_to_pixels(data[: int(len(data) * left)])
+
+
+@pytest.mark.parametrize("case", [case for case in TURNED if case.startswith("PNG")])
+@pytest.mark.parametrize("left", [0.5, 0.7])
+def test_a_png_whose_end_is_zeros_is_damaged(case, left):
+    """As an interrupted download leaves it. Pillow decodes zeros to some pixels, whatever the checksum says."""
+    data = TURNED[case]((23, 37), 1)[0]
+    kept = int(len(data) * left)
+    with pytest.raises(ImageError, match=r"^(truncated|damaged)$"):
+        decode_to_pixels(data[:kept] + bytes(len(data) - kept))
 
 
 @pytest.mark.parametrize("min_side", [None, 20])

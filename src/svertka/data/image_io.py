@@ -5,6 +5,7 @@ import re
 import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -113,7 +114,18 @@ SUFFIXES = {
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-_BITS, _STRIPS, _BANDS, _TILE_WIDTH, _TILE_LENGTH, _TILES, _SAMPLE_FORMAT = 258, 273, 277, 322, 323, 324, 339
+_BITS, _STRIPS, _BANDS, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _TILES, _SAMPLE_FORMAT = (
+    258,
+    273,
+    277,
+    284,
+    322,
+    323,
+    324,
+    339,
+)
+_SEPARATE, _SIGNED = 2, 2  # values of _PLANES and of _SAMPLE_FORMAT
+BANDS_ADVICE = "save it with 1 (gray) or 3 (RGB) bands of 8 or 16 bits"
 _IN_USE = DecodingBudget(2 * MEMORY_LIMIT)
 
 
@@ -204,6 +216,8 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOpt
                 if pixels is not None:
                     return DecodedImage(_upright(pixels, image), name, deep=False, pixel_limit=pixel_limit)
                 factor = 1  # Pillow decodes it reduced
+            if isinstance(image, PngImageFile):
+                _check_png(data)
             source = _load(ImageWithRawMode.of(image), data, deep=deep)
             pixels = _upright(source.pixels(factor, decoding.intensity_range), image)
             return DecodedImage(pixels, name, source.deep, more, pixel_limit)
@@ -463,17 +477,45 @@ def _open(data: bytes, max_memory: int) -> ImageFile:
     if name == "PNG":
         data = _without_text(data)
     try:
-        return DECODERS[name][1](io.BytesIO(data))
+        image = DECODERS[name][1](io.BytesIO(data))
     except SyntaxError as error:
         if (
             name == "TIFF"
             and re.search("pixel mode|samples per pixel|organization", str(error))
             and (bands := _bands_of_tiff(data))
         ):
-            raise ImageError(f"unsupported: {bands}; save it with 1 (gray) or 3 (RGB) bands of 8 or 16 bits") from error
+            raise ImageError(f"unsupported: {bands}; {BANDS_ADVICE}") from error
         if re.search("unsupported|not yet supported|unable to determine", str(error), re.IGNORECASE):
             raise ImageError(f"unsupported kind of {name}; save it as PNG") from error
         raise
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image, data)
+    return image
+
+
+def _check_tiff(image: TiffImageFile, data: bytes) -> None:
+    """Raise ImageError for kinds of TIFF that Pillow decodes to other values without an error."""
+    bits, kinds = image.tag_v2.get(_BITS, (1,)), image.tag_v2.get(_SAMPLE_FORMAT, (1,))
+    if _SIGNED in kinds and max(bits) <= 8:
+        raise ImageError(f"unsupported: {_bands_of_tiff(data)}; {BANDS_ADVICE}")
+    if image.tag_v2.get(_PLANES, 1) == _SEPARATE and max(bits) > 8:
+        raise ImageError(f"unsupported: {_bands_of_tiff(data)} in separate planes; save it with interleaved bands")
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ImageError if the pixels of a PNG are not what was written, which Pillow does not check."""
+    at = 8
+    while at + 12 <= len(data):
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        end = at + 12 + length
+        if name == b"IEND" or end > len(data):  # a truncated chunk is noticed by the decoder
+            break
+        if (
+            name == b"IDAT"
+            and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != struct.unpack(">I", data[end - 4 : end])[0]
+        ):
+            raise ImageError("damaged")
+        at = end
 
 
 def _webp_bytes(data: bytes, max_memory: int) -> int:
