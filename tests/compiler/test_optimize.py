@@ -272,6 +272,45 @@ def test_what_is_no_number_stays_none(network: nn.Module) -> None:
         assert torch.equal(optimized(x).isnan(), network(x).isnan())
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True), nn.Dropout2d()])
+def test_a_layer_in_training_mode_of_a_network_in_evaluation_mode_is_refused(layer: nn.Module) -> None:
+    """The network itself would compute with it; one in training mode as a whole is optimized for evaluation."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(layer)).eval()
+    layer.train()
+    with pytest.raises(
+        UsageError, match=rf"^1\.0 \({type(layer).__name__}\) is in training mode and the network is not"
+    ):
+        optimize(network, (3, 8, 8))
+    assert optimize(network.train(), (3, 8, 8)) is not None
+
+
+def test_layers_that_compute_the_same_in_both_modes_may_be_in_either() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    network.append(nn.Conv2d(4, 5, 1))
+    network[1].train()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(optimize(network, x)(x), network(x).detach())
+
+
+COPIES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda y: y.to(memory_format=torch.channels_last),
+    lambda y: y.to("cpu", torch.float64, memory_format=torch.channels_last).float(),
+    lambda y: y.clone(memory_format=torch.channels_last),
+    lambda y: torch.empty_like(y, memory_format=torch.channels_last).copy_(y),
+    lambda y: y.new_zeros(y.shape) + y.cpu(),
+)
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_maps_may_be_copied_in_another_layout(copied: Callable[[Tensor], Tensor]) -> None:
+    class Copying(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return copied(x).relu()
+
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), Copying(), nn.Conv2d(4, 5, 1)).eval(), torch.randn(3, 3, 9, 8)
+    torch.testing.assert_close(optimize(network, x)(x), network(x).detach())
+
+
 class Deciding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x

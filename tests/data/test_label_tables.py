@@ -322,7 +322,7 @@ def test_paths_that_differ_only_in_spelling_are_found_and_said(
     changed = sum(respell(name).replace("\\", "/") != name for name in names[:3])
     said = [note for note in table.notes if "letter case or accents" in note]
     assert len(said) == (changed > 0)
-    assert all(note.startswith(f"{changed} paths in") for note in said)
+    assert all(note.startswith(f"{changed} path{'s' * (changed > 1)} in ") for note in said)
 
 
 def test_names_without_suffix_in_another_letter_case_are_found(tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ class NetworkLayouts:
         def value(leaf: Any) -> Any:
             if isinstance(leaf, Value):
                 return x
+            if isinstance(leaf, torch.device):
+                return x.device
             return leaf.of(self.batch_size) if isinstance(leaf, BatchDependentSize) else leaf
 
         return value

@@ -96,7 +96,7 @@ def optimize(
     Winograd.
 
     Args:
-        network: Any nn.Module with float32 parameters on the CPU.
+        network: Any nn.Module with float32 parameters on the CPU. The result computes what it does in evaluation mode.
         example: Typical images, (N, C, H, W) float32; or a shape, (C, H, W) or (N, C, H, W), for which random images
             are drawn from a normal distribution. The result takes images of this size, in batches of any size if the
             network allows it.

@@ -24,7 +24,24 @@ def unwrap_network(network: nn.Module) -> nn.Module:
         raise UsageError(f"{type(network).__name__} spreads a network over devices; optimize its .module")
     for name, tensor in named_tensors(network):
         _check_plain(name, tensor)
+    _check_mode(network)
     return network
+
+
+def _check_mode(network: nn.Module) -> None:
+    """Raise UsageError if a network in evaluation mode has a layer in training mode that computes something else."""
+    for path, module in network.named_modules():
+        if not network.training and module.training and _depends_on_mode(module):
+            raise UsageError(
+                f"{path} ({type(module).__name__}) is in training mode and the network is not; an optimized network "
+                "computes what it does after network.eval(), so call that first"
+            )
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    return isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
 
 
 def _check_plain(name: str, tensor: Tensor) -> None:

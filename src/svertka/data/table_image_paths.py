@@ -42,7 +42,8 @@ def locate_images(file: Path, paths: list[str]) -> tuple[list[str], list[str]]:
             different.append(f"{path} is {spelled[-1]}")
     if different:
         pairs = join_first(different, separator="; ")
-        notes.append(f"{len(different):,} paths in {file} differ from the files in letter case or accents: {pairs}")
+        verb = "path in {} differs" if len(different) == 1 else "paths in {} differ"
+        notes.append(f"{len(different):,} {verb.format(file)} from the files in letter case or accents: {pairs}")
     return spelled, notes
 
 
