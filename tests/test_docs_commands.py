@@ -32,7 +32,7 @@ GUIDES = [
     *("docs/serve.md", "docs/reference/plot.md", "docs/reference/similar.md", "docs/reference/check.md"),
     *("docs/reference/calibrate.md", "docs/reference/export.md", "docs/reference/extend.md"),
     *("docs/reference/labels_and_numbers.md", "docs/reference/optimize.md", "docs/reference/suggest.md"),
-    *("docs/reference/studio.md", "docs/reference/shards.md"),
+    *("docs/reference/studio.md", "docs/reference/shards.md", "docs/reference/units.md"),
 ]
 SHELLS = {"sh", "bash", ""}
 PROGRAMS = ("svertka", "python", "make", "pip", "pytest", "curl", "torchrun", ".venv/bin/svertka")
@@ -236,6 +236,7 @@ def test_a_guide_runs(page: str, workspace: Path, runs: Callable[[Path], None]) 
                     servers.append(served(command))
                     servers[-1].__enter__()
                     continue
+                command = command.replace("--time 10m", "--time 5s")
                 print(f"{page}:{block.line}: {command}")
                 flags = ["--fail", "--silent", "--show-error"] if command.startswith("curl") else []
                 name, *arguments = shlex.split(command)

@@ -12,7 +12,8 @@ import svertka
 def test_the_public_names() -> None:
     assert svertka.__all__ == [
         "Classifier", "Optimized", "Recipe", "Repeats", "Run", "SvertkaError",
-        "accelerate", "calibrate", "check", "compare", "evaluate", "export", "extend", "list_models", "locate", "look",
+        "ablate", "accelerate", "calibrate", "check", "compare", "compare_units", "evaluate", "export", "extend",
+        "list_models", "locate", "look",
         "optimize", "optimize_run", "predict", "restore", "resume", "serve", "shard", "similar", "suggest", "summary",
         "train",
         "tune",

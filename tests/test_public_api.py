@@ -32,10 +32,14 @@ from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.exporters.export import Export
 from svertka.graph.layer_table import LayerTable
 from svertka.inspection.atlas.build import Atlas
+from svertka.inspection.run_ablation import AblatedRun, UnitEffect
+from svertka.inspection.unit_comparison import UnitComparison
+from svertka.inspection.unit_matching import MatchedLayer
 from svertka.localization.locate import LocatedClass, LocatedImage, LocatedImages
 from svertka.training.extend import AccuracyEstimate, Extension
 
 RESULTS = (
+    AblatedRun, UnitEffect, UnitComparison, MatchedLayer,
     MixedPrecisionReport, AmbiguousPair, Atlas, CalibratedRun, ComparedRun, Comparison, Difference, Evaluation, Export,
     Extension, GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LayerTable, LocatedImages,
     LocatedClass,

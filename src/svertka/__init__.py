@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from svertka.exporters.export import export as export
     from svertka.graph.layer_table import summary as summary
     from svertka.inspection.atlas.build import look as look
+    from svertka.inspection.run_ablation import ablate as ablate
+    from svertka.inspection.unit_comparison import compare_units as compare_units
     from svertka.localization.locate import locate as locate
     from svertka.models.external import list_models as list_models
     from svertka.run import Run as Run
@@ -59,6 +61,8 @@ _HOMES = {
     "evaluate": "svertka.evaluation.evaluate",
     "export": "svertka.exporters.export",
     "extend": "svertka.training.extend",
+    "ablate": "svertka.inspection.run_ablation",
+    "compare_units": "svertka.inspection.unit_comparison",
     "look": "svertka.inspection.atlas.build",
     "Optimized": "svertka.compiler.optimize",
     "optimize": "svertka.compiler.optimize",

@@ -17,6 +17,8 @@ VERBS = (
     "evaluate",
     "compare",
     "calibrate",
+    "ablate",
+    "compare-units",
     "predict",
     "look",
     "locate",

@@ -22,6 +22,8 @@ NEEDED = {
     "predict": ["RUN", "PICTURE", "--threads", "1"],
     "look": ["RUN", "PICTURES", "--units", "1", "--images", "2", "--output", "NEW", "--threads", "1"],
     "locate": ["RUN", "PICTURE", "--threads", "1"],
+    "ablate": ["RUN", "PICTURES", "--layers", "conv1", "--images", "2", "--threads", "1"],
+    "compare-units": ["RUN", "TWIN", "PICTURES", "--layers", "conv1", "--images", "2", "--threads", "1"],
     "export": ["RUN", "--to", "NEW/"],
     "optimize": ["RUN", "--threads", "1"],
     "calibrate": ["RUN", "--threads", "1"],
@@ -40,6 +42,8 @@ PATHS = {
     "predict": [0, 1],
     "look": [0, 1, "--output"],
     "locate": [0, 1, "--boxes", "--output"],
+    "ablate": [0, 1],
+    "compare-units": [0, 1, 2, "--output"],
     "export": [0, "--to"],
     "optimize": [0, 1],
     "calibrate": [0, 1, "--unknown", "--new"],
@@ -109,6 +113,8 @@ CASES = [(verb, place) for verb, some in PATHS.items() for place in some]
 SEARCHED = {("check", 0), ("train", 0), ("evaluate", 1), ("compare", 2), ("predict", 1), ("look", 1), ("locate", 1)} | {
     ("suggest", 1),
     ("similar", 2),
+    ("ablate", 1),
+    ("compare-units", 2),
 }
 
 

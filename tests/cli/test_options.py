@@ -57,7 +57,7 @@ def test_a_command_and_its_function_have_the_same_defaults(name: str) -> None:
 
 @every_command
 def test_an_option_is_spelled_as_its_argument_and_has_a_help_text(name: str) -> None:
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[name.replace("_", "-")]  # type: ignore[attr-defined]
     for parameter in command.params:
         assert parameter.help, parameter.name
         if isinstance(parameter, TyperOption):
@@ -77,6 +77,7 @@ def test_every_command_is_compared() -> None:
     assert set(COMMANDS) == {
         "check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune",
         "calibrate", "studio", "optimize", "suggest", "similar", "extend", "shard",
+        "ablate", "compare_units",
     }  # fmt: skip
 
 

@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
+from svertka.cli.ablate import ablate
 from svertka.cli.calibrate import calibrate
 from svertka.cli.check import check
 from svertka.cli.compare import compare
+from svertka.cli.compare_units import compare_units
 from svertka.cli.evaluate import evaluate
 from svertka.cli.export import export
 from svertka.cli.extend import extend
@@ -86,6 +88,8 @@ SUMMARIES: dict[
     optimize: "Make the network of a run faster on this CPU.",
     predict: "Classify images, folders of images and arrays.",
     look: "Build an atlas: pages that show what each unit responds to.",
+    ablate: "Measure what each unit does for the accuracy on each class.",
+    compare_units: "Find the units that two networks share, and those that are new.",
     locate: "Locate classes in images, with a score and a box for each.",
     suggest: "Suggest which unlabeled images to label next.",
     similar: "List the images that resemble an image most.",
@@ -98,7 +102,7 @@ SUMMARIES: dict[
     tune: "Time the convolution algorithms on this machine.",
 }
 for verb, summary in SUMMARIES.items():
-    app.command(cls=GroupedCommand, short_help=summary)(verb)
+    app.command(verb.__name__.replace("_", "-"), cls=GroupedCommand, short_help=summary)(verb)
 
 
 @app.callback()

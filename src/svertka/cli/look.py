@@ -11,9 +11,11 @@ from svertka.cli.option_types import (
     Device,
     MaxPixels,
     RunArgument,
+    ShownPart,
     Threads,
     TrustBuilder,
     parse_pixel_count,
+    split_names,
 )
 from svertka.cli.printing import print_json, print_line, show_import_spinner
 
@@ -35,12 +37,7 @@ def look(
         bool,
         typer.Option("--all", help="Show every unit of every convolution. Large networks take hours."),
     ] = False,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            help="Which images of SOURCE to show: train, val, test or all (default: all; without SOURCE: the test set)."
-        ),
-    ] = None,
+    part: ShownPart = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -64,11 +61,10 @@ def look(
     with show_import_spinner():
         from svertka.inspection.atlas.build import look as make
 
-    names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
     atlas = make(
         run,
         source,
-        layers=names,
+        layers=split_names(layers),
         units=units,
         images=images,
         all=all,

@@ -38,6 +38,12 @@ Part = Annotated[
         rich_help_panel=EVALUATION,
     ),
 ]
+ShownPart = Annotated[
+    str | None,
+    typer.Option(
+        help="Which images of SOURCE to use: train, val, test or all (default: all; without SOURCE: the test set)."
+    ),
+]
 IncludeTraining = Annotated[
     bool,
     typer.Option("--include-training", help="Include images that the run was trained on.", rich_help_panel=EVALUATION),
@@ -166,3 +172,8 @@ Sets = Annotated[
         help="Also list, for each image, the classes that contain the true one with this probability, such as 95%.",
     ),
 ]
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Return the names in `text`, which commas separate."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

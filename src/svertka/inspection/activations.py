@@ -69,7 +69,12 @@ def find_layer(known: Sequence[Layer], name: str) -> Layer:
 
 def is_activation_function(layer: Layer) -> bool:
     """Return whether `layer` is an elementwise activation function such as ReLU or GELU, a module or a function."""
-    return layer.kind.lower().replace("_", "") in ACTIVATION_FUNCTIONS
+    return is_activation_kind(layer.kind)
+
+
+def is_activation_kind(kind: str) -> bool:
+    """Return whether a class or function called `kind` is an elementwise activation function."""
+    return kind.lower().replace("_", "") in ACTIVATION_FUNCTIONS
 
 
 def follow_to_activation(known: Sequence[Layer], name: str) -> Layer:

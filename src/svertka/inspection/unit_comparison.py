@@ -1,0 +1,248 @@
+"""compare_units(): which units of a network another one shares, and which are new, such as after fine-tuning."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from svertka.classifier import Classifier
+from svertka.data.dataset import Ints, Pixels
+from svertka.device import choose_device, set_threads, with_preserved_settings
+from svertka.errors import DataError
+from svertka.evaluation.evaluation_scope import format_image_count
+from svertka.files import parse_cache_limit_option, parse_path, write_atomic
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
+from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
+from svertka.inspection.unit_matching import NEW, SHARED, MatchedLayer, collect_activations, match_layers
+from svertka.pages.html_page import render_page
+from svertka.pages.inline_images import render_strip
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.templates import render_template
+from svertka.progress import progress, say
+from svertka.type_checking import check_types
+
+SHOWN = 8  # units of each kind that the page shows for a layer
+PATCHES = 6  # of each unit
+SIDE = 64  # CSS pixels of a patch
+HEADER = ("layer", "compared with", "units", "shared", "changed", "new", "CKA")
+
+
+@dataclass(frozen=True, repr=False)
+class UnitComparison:
+    """Which units of the network `second` the network `first` shares.
+
+    Attributes:
+        first, second: Names of the runs or networks.
+        layers: The layers of `second`, with the counterpart of each unit in `first`.
+        images: Number of images.
+        page: The page that shows the units; None without one.
+    """
+
+    first: str
+    second: str
+    layers: Sequence[MatchedLayer]
+    images: int
+    page: Path | None
+
+    @property
+    def sentence(self) -> str:
+        """Summary, "of 142 units of B, A shares 120, 4 are new; 361 images"."""
+        units, shared, new = (
+            sum(values)
+            for values in zip(*((len(one.units), one.num_shared, len(one.new)) for one in self.layers), strict=True)
+        )
+        return (
+            f"of {units:,} units of {self.second}, {self.first} shares {shared:,} (correlation of at least {SHARED}); "
+            f"{new:,} are new (below {NEW}); {format_image_count(self.images)}"
+        )
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells of a table, a row for each layer."""
+        found = []
+        for one in self.layers:
+            units, shared, new = len(one.units), one.num_shared, len(one.new)
+            numbers = (str(number) for number in (units, shared, units - shared - new, new))
+            found.append((one.layer, one.counterpart, *numbers, f"{one.cka:.3f}"))
+        return found
+
+    def __repr__(self) -> str:
+        return f"UnitComparison({self.sentence!r})"
+
+    def _repr_html_(self) -> str:
+        sentences = (self.sentence, *([f"open {self.page}"] if self.page else []))
+        title = f"Units of {self.first} and {self.second}"
+        return NotebookBlock(title, sentences, header=HEADER, rows=self.rows, right=(2, 3, 4, 5, 6)).render()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `svertka compare-units --json` prints them."""
+        layers = [
+            {
+                "layer": one.layer,
+                "counterpart": one.counterpart,
+                "cka": one.cka,
+                "shared": one.num_shared,
+                "new": one.new.tolist(),
+                "units": one.units.tolist(),
+                "correlations": [None if np.isnan(value) else float(value) for value in one.correlations],
+            }
+            for one in self.layers
+        ]
+        page = None if self.page is None else str(self.page)
+        return {"first": self.first, "second": self.second, "images": self.images, "page": page, "layers": layers}
+
+
+@check_types
+@with_preserved_settings
+def compare_units(
+    first: str | PathLike[str] | Classifier | nn.Module,
+    second: str | PathLike[str] | Classifier | nn.Module,
+    source: str | PathLike[str] | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    images: int | None = None,
+    part: str | None = None,
+    output: str | PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: float | None = None,
+    max_pixels: int | None = None,
+    trust_builder: bool = False,
+) -> UnitComparison:
+    """Find out which units of `second` the network `first` shares, and which are new, such as after fine-tuning.
+
+    Both networks see the same images. The activation of a unit in an image is the maximum of its feature map. A unit is
+    shared if its activations correlate with those of a unit of `first` by at least 0.7, and new if by less than 0.4
+    with every one. Layers are compared with the layer of the same name, or else with the one of the highest linear CKA.
+
+    Args:
+        first: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
+        second: The same, for example fine-tuned from `first`.
+        source: Images, as for `train`; all of them are used. None: the test set of `first`.
+        layers: Names of layers of `second`. None: every convolution.
+        images: Number of images, drawn at random. None: all.
+        part: "train", "val", "test" or "all": the images of `source` that are used. None: all, if `source` is given.
+        output: The page. None: no page is written.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        threads: CPU threads. None: all cores.
+        cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
+        max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.
+        trust_builder: As for `Classifier.load`.
+
+    Raises:
+        UsageError: A layer does not exist or has no feature maps, or the source does not exist.
+        DataError: There are no images, or the source of `first` no longer exists.
+        RunError: A run is missing or damaged.
+        StorageError: The page cannot be written.
+    """
+    chosen_device, num_threads = choose_device(device), set_threads(threads)
+
+    def opened(run: Any, source: Any, images: int | None, part: str | None) -> AtlasInputs:
+        return open_atlas_inputs(
+            run,
+            source,
+            images=images,
+            part=part,
+            device=chosen_device,
+            threads=num_threads,
+            cache_limit=parse_cache_limit_option(cache_limit),
+            max_pixels=max_pixels,
+            trust_builder=trust_builder,
+        )
+
+    one = opened(first, source, images, part)
+    other = opened(second, source if source is not None else one.training_source, None, "all")
+    say(one.shown)
+    here, there = _common_images(one, other)
+    with progress("comparing units", 2 * len(here), "images") as shown:
+        activations = [
+            collect_activations(
+                inputs.classifier.network, inputs.input_shape, _images(inputs, indices), names, shown.advance
+            )
+            for inputs, indices, names in ((one, here, None), (other, there, layers))
+        ]
+    matched = match_layers(*activations)
+    page = None
+    if output is not None:
+        page = parse_path(output)
+        _write_page(page, one, other, here, there, matched)
+    return UnitComparison(_name(one, "A"), _name(other, "B"), matched, len(here), page)
+
+
+def _name(inputs: AtlasInputs, letter: str) -> str:
+    origin = Path(str(inputs.classifier.origin)).name
+    return f"{letter} ({origin or inputs.classifier.config.model})"
+
+
+def _common_images(one: AtlasInputs, other: AtlasInputs) -> tuple[Ints, Ints]:
+    """Return the indices of the same images in both, (N,) each.
+
+    Raises:
+        DataError: There are none.
+    """
+    places = {digest: index for index, digest in reversed(list(enumerate(other.digests)))}
+    here = [index for index, digest in enumerate(one.digests) if digest in places]
+    if len(here) < 2:
+        raise DataError(f"{one.dataset.source} holds {len(here)} images that both networks can read; give at least 2")
+    return np.array(here), np.array([places[one.digests[index]] for index in here])
+
+
+def _images(inputs: AtlasInputs, indices: Ints) -> Iterator[Tensor]:
+    for batch in inputs.batches(indices).epoch(0):
+        yield batch.images
+
+
+def _write_page(
+    path: Path, one: AtlasInputs, other: AtlasInputs, here: Ints, there: Ints, matched: Sequence[MatchedLayer]
+) -> None:
+    """Write the page that shows the patches of new and of shared units."""
+    shown = UnitComparison(_name(one, "A"), _name(other, "B"), matched, len(here), path)
+    counterparts = list(dict.fromkeys(layer.counterpart for layer in matched))
+    patches = [
+        top_patches(inputs.classifier.network, _images(inputs, indices), names, PATCHES)
+        for inputs, indices, names in ((one, here, counterparts), (other, there, [layer.layer for layer in matched]))
+    ]
+
+    def strip(which: int, layer: str, unit: int) -> Any:
+        inputs, indices = ((one, here), (other, there))[which]
+        crops = list(_crops(inputs, indices, patches[which][layer], unit))
+        return render_strip(crops, SIDE, f"unit {unit} of {layer}") if crops else "dead"
+
+    sections = []
+    for layer in matched:
+        order = np.argsort(-np.nan_to_num(layer.correlations, nan=-2), kind="stable")[:SHOWN]
+        sections.append(
+            {
+                "name": layer.layer,
+                "counterpart": layer.counterpart,
+                "new": [
+                    (int(unit), f"{layer.correlations[unit]:.2f}", strip(1, layer.layer, int(unit)))
+                    for unit in layer.new[:SHOWN]
+                ],
+                "shared": [
+                    (
+                        int(unit),
+                        int(layer.units[unit]),
+                        f"{layer.correlations[unit]:.2f}",
+                        strip(1, layer.layer, int(unit)),
+                        strip(0, layer.counterpart, int(layer.units[unit])),
+                    )
+                    for unit in order
+                    if layer.correlations[unit] >= SHARED
+                ],
+            }
+        )
+    body = render_template(
+        "units.html", headline=f"Units: {shown.sentence}.", header=HEADER, rows=shown.rows, sections=sections, new=NEW
+    )
+    write_atomic(path, render_page(f"Units of {shown.first} and {shown.second} – svertka", body).encode())
+
+
+def _crops(inputs: AtlasInputs, indices: Ints, patches: LayerPatches, unit: int) -> Iterator[Pixels]:
+    for image, (top, left, bottom, right) in zip(patches.images[unit], patches.boxes[unit], strict=True):
+        if image >= 0:
+            yield inputs.pixels(indices[[image]])[0][top:bottom, left:right]

@@ -1,0 +1,193 @@
+"""Removing units: counts equal those of removals computed one by one; a planted shortcut is found and removed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from svertka.confidence_intervals import paired_difference_interval
+from svertka.errors import DataError, UsageError
+from svertka.inspection import top_patches, unit_ablation
+from svertka.inspection.replayed_graph import ReplayedGraph
+from svertka.inspection.unit_ablation import MODES, Ablation, ablate_units
+
+PLANTED = 7  # the class with the colored corner
+CORNER = 3  # pixels
+
+
+class Branches(nn.Module):
+    """A residual connection, a concatenation, batch norm, and operations in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.left, self.right = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 5, 3, padding=1)
+        self.last = nn.Conv2d(9, 9, 3, padding=1)
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.norm(self.first(x)))
+        x = torch.cat([nn.functional.relu(self.left(x), inplace=True), torch.tanh(self.right(x))], 1)
+        y = self.last(x)
+        y += x
+        return self.head(y.mean((2, 3)))
+
+
+def remove_by_hook(network: nn.Module, layer: str, activation: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The scores with the activations of a layer changed: the oracle, which runs the whole network."""
+    with network.get_submodule(layer).register_forward_hook(lambda *given: activation(given[2])), torch.no_grad():
+        scores: Tensor = network(images)
+    return scores
+
+
+@pytest.mark.usefixtures("quiet")
+def test_counts_equal_those_of_whole_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_ablation, "SCREENED", -float("inf"))  # every pair is computed
+    torch.manual_seed(1)
+    network = Branches().eval()
+    network.norm.running_mean += 0.1
+    images = torch.randn(40, 3, 8, 8)
+    with torch.no_grad():
+        before = network(images).argmax(1)
+    labels = torch.where(torch.arange(40) % 3 == 0, (before + 1) % 4, before)
+    found = ablate_units(network, lambda: zip(images.split(7), labels.split(7), strict=True), 4)
+    assert found.computed == found.pairs == 2 * 24 * 40
+    assert found.images.tolist() == labels.bincount(minlength=4).tolist()
+    assert found.right.tolist() == labels[before == labels].bincount(minlength=4).tolist()
+    assert [one.layer for one in found.layers] == ["first", "left", "right", "last"]
+    # `last` has no activation function: its output is what is replaced. `norm` is replaced for `first`, before ReLU,
+    # which for constants of at least 0 is the same.
+    with torch.no_grad():
+        first = torch.relu(network.norm(network.first(images)))
+    for layer, observed, maps in (("last", "last", None), ("first", "norm", first)):
+        effects = next(one for one in found.layers if one.layer == layer)
+        if maps is None:
+            kept: list[Tensor] = []
+            remove_by_hook(network, layer, lambda output, kept=kept: kept.append(output.clone()) or output, images)
+            maps = kept[0]
+        for mode, constants in enumerate((torch.zeros(maps.shape[1]), maps.mean((0, 2, 3)))):
+            for unit in range(maps.shape[1]):
+
+                def change(output: Tensor, unit: int = unit, constant: Tensor = constants[unit]) -> Tensor:
+                    output = output.clone()
+                    output[:, unit] = constant
+                    return output
+
+                now = remove_by_hook(network, observed, change, images).argmax(1) == labels
+                was = before == labels
+                for label in range(4):
+                    of_class = labels == label
+                    assert effects.lost[mode, unit, label] == int((was & ~now & of_class).sum())
+                    assert effects.gained[mode, unit, label] == int((~was & now & of_class).sum())
+
+
+def test_effects_have_the_interval_of_paired_differences() -> None:
+    lost, gained = np.zeros((2, 2, 1, 2), np.int64)
+    lost[1, 0, 1], gained[0, 0, 0] = 5, 1
+    one = Ablation([unit_ablation.LayerEffects("a", lost, gained)], np.array([10, 20]), np.array([8, 16]), 4, 9, 5, 0)
+    assert one.strongest(9) == [(0, 0, 1, "mean"), (0, 0, 0, "zero")]
+    assert one.change(0, 0, 1, "mean") == -0.25
+    assert one.interval(0, 0, 1, "mean") == paired_difference_interval(0, 5, 20)
+    assert MODES == ("zero", "mean")
+
+
+def test_what_cannot_be_ablated_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    batch = (torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
+    with pytest.raises(UsageError, match="layer=3 is not a convolution"):
+        ablate_units(network, lambda: [batch], 2, ["3"])
+    with pytest.raises(DataError, match="there are no images"):
+        ablate_units(network, list, 2)
+    with pytest.raises(UsageError, match="has no convolution"):
+        ablate_units(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), lambda: [batch], 2)
+
+
+def test_the_network_is_not_changed() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 2))
+    ReplayedGraph(network, (1, 3, 8, 8))
+    assert network[1].inplace
+    assert network.training
+    assert network[0].weight.requires_grad
+
+
+def noisy_digits(seed: int) -> tuple[Tensor, Tensor]:
+    """Digits of 8×8 pixels with noise, 3 channels, and their labels."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16).float()[:, None].repeat(1, 3, 1, 1)
+    return images + 0.4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)), torch.from_numpy(
+        digits.target
+    )
+
+
+def plant(images: Tensor) -> Tensor:
+    """The images with a red corner."""
+    images = images.clone()
+    images[:, 0, :CORNER, :CORNER], images[:, 1:, :CORNER, :CORNER] = 1, -1
+    return images
+
+
+def train_with_shortcut(images: Tensor, labels: Tensor) -> nn.Sequential:
+    network = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+    planted = labels == PLANTED
+    images = torch.where(planted[:, None, None, None], plant(images), images)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(8):
+        for batch in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    return network.eval()
+
+
+def without(network: nn.Sequential, layer: int, unit: int, constant: float) -> nn.Sequential:
+    """A copy in which a unit is constant."""
+    from copy import deepcopy
+
+    network = deepcopy(network)
+    with torch.no_grad():
+        network[layer].weight[unit] = 0
+        network[layer].bias[unit] = constant
+    return network
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_planted_shortcut_is_found_and_removed(large_count: Callable[[int, int], int]) -> None:
+    """A red corner in one class is found by the unit that the class needs, and removing its units restores accuracy."""
+    for seed in range(large_count(2, 20)):
+        torch.manual_seed(seed)
+        images, labels = noisy_digits(seed)
+        order = torch.randperm(len(images))
+        train, test = order[:1200], order[1200:]
+        network = train_with_shortcut(images[train], labels[train])
+        clean, corners, labels = images[test], plant(images[test]), labels[test]
+
+        def accuracy(network: nn.Module, images: Tensor, labels: Tensor = labels) -> float:
+            return float((network(images).detach().argmax(1) == labels).float().mean())
+
+        assert accuracy(network, clean) - accuracy(network, corners) > 0.1  # it learned the shortcut
+        # With a corner on every image, some unit misleads the network: it is found by what its removal gains.
+        removed: list[tuple[int, int]] = []
+        repaired = network
+        while len(removed) < 8 and accuracy(repaired, corners) < accuracy(network, clean) - 0.05:
+            found = ablate_units(repaired, lambda corners=corners, labels=labels: [(corners, labels)], 10)
+            gains = [one.gained.sum(2) - one.lost.sum(2) for one in found.layers]
+            layer = int(np.argmax([one.max() for one in gains]))
+            mode, unit = np.unravel_index(gains[layer].argmax(), gains[layer].shape)
+            place = int(found.layers[layer].layer)
+            constant = float(repaired[: place + 2](corners)[:, unit].detach().mean()) if MODES[mode] == "mean" else 0.0
+            if not removed:
+                assert found.missed <= 0.02 * found.sampled
+                patches = top_patches(network, plant(clean)[:200], str(place)).get(str(place))
+                assert patches is not None
+                assert (patches.boxes[unit, :, :2] <= CORNER).all(1).mean() > 0.5, seed  # it looks at the corner
+            repaired = without(repaired, place, int(unit), constant)
+            removed.append((place, int(unit)))
+        assert accuracy(repaired, corners) >= accuracy(network, clean) - 0.05, (seed, removed)
+        assert accuracy(repaired, clean) >= accuracy(network, clean) - 0.1, (seed, removed)

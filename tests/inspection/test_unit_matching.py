@@ -1,0 +1,128 @@
+"""Counterparts of units: permuted networks share every unit, replaced units are new, and CKA equals its definition."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import svertka
+from svertka.cli.app import main
+from svertka.errors import DataError
+from svertka.inspection import top_patches
+from svertka.inspection.unit_matching import collect_activations, linear_cka, match_layers
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(12, 2),
+    ).eval()  # fmt: skip
+
+
+def activations(one: nn.Module, images: torch.Tensor) -> dict[str, np.ndarray]:
+    return collect_activations(one, (1, *images.shape[1:]), images.split(13))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(60, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+
+
+def test_activations_are_the_maxima_that_the_atlas_shows(images: torch.Tensor) -> None:
+    found, patches = activations(network(), images), top_patches(network(), images)
+    for name, values in found.items():
+        assert np.allclose(values.max(0), patches[name].values[:, 0], rtol=1e-5)
+        assert np.array_equal(values.argmax(0), patches[name].images[:, 0])
+
+
+def test_units_of_a_permuted_network_have_their_counterparts(images: torch.Tensor) -> None:
+    one, other = network(), network()
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        other[0].weight.copy_(3 * one[0].weight[order])  # a positive factor does not change a correlation
+        other[0].bias.copy_(3 * one[0].bias[order])
+        other[2].weight.copy_(one[2].weight[:, order] / 3)
+    first, second = match_layers(activations(one, images), activations(other, images))
+    assert first.units.tolist() == order.tolist()
+    assert first.num_shared == 8
+    assert first.cka == pytest.approx(1)
+    assert second.units.tolist() == list(range(12))
+    assert len(first.new) == len(second.new) == 0
+
+
+def test_replaced_units_are_new_and_dead_ones_have_no_counterpart(images: torch.Tensor) -> None:
+    other = deepcopy(network())
+    with torch.no_grad():
+        other[2].weight[4] = torch.randn(8, 3, 3, generator=torch.Generator().manual_seed(2))
+        other[2].weight[7], other[2].bias[7] = 0, -1
+    _, second = match_layers(activations(network(), images), activations(other, images))
+    assert set(second.new) <= {4}
+    assert second.correlations[4] < 0.7
+    assert second.units[7] == -1
+    assert np.isnan(second.correlations[7])
+    assert second.num_shared == 10
+
+
+@pytest.mark.parametrize("count", [5, 200])
+def test_cka_is_the_normalized_dependence_of_centered_kernels(count: int) -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(count, 7))
+    second = first @ rng.normal(size=(7, 9)) + rng.normal(size=(count, 9))
+    center = np.eye(count) - 1 / count
+    kernels = [center @ one @ one.T @ center for one in (first, second)]
+    expected = (kernels[0] * kernels[1]).sum() / np.linalg.norm(kernels[0]) / np.linalg.norm(kernels[1])
+    assert linear_cka(first, second) == pytest.approx(expected)
+    rotation = np.linalg.qr(rng.normal(size=(7, 7)))[0]
+    assert linear_cka(first, 2 * first @ rotation) == pytest.approx(1)
+    assert linear_cka(first, np.ones((count, 2))) == 0
+
+
+def test_the_command_prints_a_table_and_writes_a_page(
+    digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: object
+) -> None:
+    runs = [str(tmp_path / name) for name in ("before", "after")]
+    for run, seed in zip(runs, (0, 1), strict=True):
+        svertka.train(digit_folder, model="lenet5", epochs=0.2, seed=seed, output=run, test=0.25, threads=1)
+    capsys.readouterr()
+    page = tmp_path / "units.html"
+    asked = ["compare-units", *runs, str(digit_folder), "--images", "40", "--threads", "1"]
+    assert main([*asked, "--output", str(page)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[:3] == ["layer", "compared", "with"]
+    assert [line.split()[0] for line in printed[1:4]] == ["c1", "c3", "c5"]
+    assert printed[-2].startswith("of 142 units of B (after), A (before) shares ")
+    assert printed[-1] == f"open {page}"
+    with opened(page) as tab:  # type: ignore[operator]
+        assert tab.locator("h1").text_content() == f"Units: {printed[-2]}."
+        assert tab.locator("h2").all_text_contents() == ["c1", "c3", "c5"]
+        assert tab.locator("section img").count() >= 6
+    assert main([*asked[:2], runs[0], *asked[3:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["cka"] for one in found["layers"]] == pytest.approx([1, 1, 1])
+    assert all(one["new"] == [] for one in found["layers"])
+    with pytest.raises(DataError, match="give at least 2"):
+        svertka.compare_units(*runs, digit_folder, images=1, threads=1)
+
+
+def test_ablate_prints_the_largest_effects(
+    digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    svertka.train(digit_folder, model="lenet5", epochs=15, lr=0.002, output=run, test=0.25, threads=1)
+    capsys.readouterr()
+    assert main(["ablate", run, str(digit_folder), "--layers", "c1,c3", "--count", "3", "--threads", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed[1:4]) == 3
+    assert all(line.split()[0] in ("c1", "c3") for line in printed[1:4])
+    assert printed[-2].startswith("22 units were removed one at a time, on 240 images; the ")
+    assert main(["ablate", run, "--layers", "c1", "--json", "--threads", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["units"], found["images"]) == (6, 60)
+    for effect in found["effects"]:
+        assert effect["interval"][0] <= effect["change"] <= effect["interval"][1]
+        assert effect["label"] in ("one", "two", "three", "four")
