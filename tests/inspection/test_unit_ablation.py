@@ -189,5 +189,7 @@ def test_a_planted_shortcut_is_found_and_removed(large_count: Callable[[int, int
                 assert (patches.boxes[unit, :, :2] <= CORNER).all(1).mean() > 0.5, seed  # it looks at the corner
             repaired = without(repaired, place, int(unit), constant)
             removed.append((place, int(unit)))
-        assert accuracy(repaired, corners) >= accuracy(network, clean) - 0.05, (seed, removed)
+        lost = accuracy(network, clean) - accuracy(network, corners)
+        restored = accuracy(repaired, corners) - accuracy(network, corners)
+        assert restored >= 0.8 * lost, (seed, removed)  # the corner also hides 9 of 64 pixels
         assert accuracy(repaired, clean) >= accuracy(network, clean) - 0.1, (seed, removed)
