@@ -127,3 +127,26 @@ def test_what_cannot_be_shown_is_refused_with_a_sentence(network: nn.Module, ima
         plot.first_layer_filters(nn.Linear(3, 2))
     with pytest.raises(UsageError, match="count=0 must be 1 to 24"):
         plot.top_losses(network, count=0)
+
+
+def test_arrays_are_shown_as_images_and_curves() -> None:
+    gray, color = torch.rand(1, 5, 6), torch.rand(3, 5, 6)
+    drawn = shown(plot.images([gray, color], ["gray", "color"]))
+    assert np.allclose(drawn[0], gray[0])
+    assert np.allclose(drawn[1], color.permute(1, 2, 0))
+    signed = plot.images([-gray[0], 3 * gray[0]], signed=True)
+    largest = 3 * float(gray.max())
+    assert {axis.images[0].get_clim() for axis in signed.axes} == {(-largest, largest)}
+    figure = plot.curves({"one": [1, 4, 9], "two": ([1, 10, 100], [3.0, 2.0, 1.0])}, log_x=True, y_label="loss")
+    one, two = figure.axes[0].lines
+    assert one.get_xydata().tolist() == [[0, 1], [1, 4], [2, 9]]
+    assert two.get_xydata().tolist() == [[1, 3], [10, 2], [100, 1]]
+    assert {"one", "two", "loss"} <= set(texts(figure).split("\n"))
+    with pytest.raises(UsageError, match="there are 1 titles for 2 images"):
+        plot.images([gray, color], ["gray"])
+    with pytest.raises(UsageError, match=r"an image has the shape \(2, 5, 6\)"):
+        plot.images([torch.rand(2, 5, 6)])
+    with pytest.raises(UsageError, match=r"loss has x of \(2,\) and y of \(3,\)"):
+        plot.curves({"loss": ([1, 2], [1, 2, 3])})
+    with pytest.raises(UsageError, match="there are no images to show"):
+        plot.images([])

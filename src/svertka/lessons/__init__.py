@@ -1,4 +1,4 @@
-"""Checks of the exercises in docs/notebooks: `svertka.lessons.check("1.2", answer)` says right, or why not.
+"""The exercises in docs/notebooks: `svertka.lessons.check("1.2", answer)` says right, or why not; and their data.
 
 A check does not compare with one stored solution: it tests what the answer does, against PyTorch or svertka. Exercises
 are numbered by notebook.
@@ -9,10 +9,44 @@ from dataclasses import dataclass
 from typing import Any
 
 from svertka.errors import UsageError
-from svertka.lessons import convolution_exercises, size_exercises
+from svertka.lessons import (
+    algorithm_exercises,
+    convolution_exercises,
+    depth_exercises,
+    gradient_exercises,
+    judging_exercises,
+    learning_exercises,
+    lenet_exercises,
+    patch_exercises,
+    pooling_exercises,
+    size_exercises,
+    transfer_exercises,
+    unit_exercises,
+)
+from svertka.lessons.faulty_trainings import run_five_trainings as run_five_trainings
+from svertka.lessons.lesson_data import find_cats_and_dogs as find_cats_and_dogs
+from svertka.lessons.lesson_data import load_digit_images as load_digit_images
+from svertka.lessons.lesson_data import load_odd_scans as load_odd_scans
+from svertka.lessons.lesson_data import load_photo_network as load_photo_network
+from svertka.lessons.lesson_data import load_photographs as load_photographs
+from svertka.lessons.shape_network import load_shape_network as load_shape_network
 
 Check = Callable[[Any], str | None]
-EXERCISES: dict[str, Check] = {**convolution_exercises.EXERCISES, **size_exercises.EXERCISES}
+_MODULES = (
+    convolution_exercises,
+    size_exercises,
+    gradient_exercises,
+    algorithm_exercises,
+    pooling_exercises,
+    lenet_exercises,
+    learning_exercises,
+    unit_exercises,
+    transfer_exercises,
+    patch_exercises,
+    depth_exercises,
+    judging_exercises,
+)
+EXERCISES: dict[str, Check] = {number: check for module in _MODULES for number, check in module.EXERCISES.items()}
 
 
 @dataclass(frozen=True)

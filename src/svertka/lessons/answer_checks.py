@@ -8,15 +8,23 @@ import torch
 TOLERANCE = 1e-4
 
 
-def check_number(answer: Any, expected: float, hints: dict[float, str] | None = None) -> str | None:
-    """Return why `answer` is not the number `expected`, with the hint for a known mistake; None if it is."""
+def check_number(
+    answer: Any, expected: float, hints: dict[float, str] | None = None, tolerance: float = 0
+) -> str | None:
+    """Return why `answer` is not the number `expected`, with the hint for a known mistake; None if it is.
+
+    `tolerance` is a share of the number that an answer may differ by, for numbers that are rounded.
+    """
     if isinstance(answer, torch.Tensor | np.ndarray) and answer.shape == ():
         answer = answer.item()
     if isinstance(answer, bool) or not isinstance(answer, int | float | np.number):
         return f"A number is asked for, and the answer is of type {type(answer).__name__}."
-    if answer == expected:
+    if abs(answer - expected) <= tolerance * abs(expected):
         return None
-    return (hints or {}).get(float(answer), f"{answer} is too {'large' if answer > expected else 'small'}.")
+    for mistake, hint in (hints or {}).items():
+        if abs(answer - mistake) <= tolerance * abs(mistake):
+            return hint
+    return f"{answer} is too {'large' if answer > expected else 'small'}."
 
 
 def check_array(answer: Any, expected: torch.Tensor, what: str) -> str | None:
@@ -32,3 +40,24 @@ def check_array(answer: Any, expected: torch.Tensor, what: str) -> str | None:
     place = tuple(int(one) for one in wrong.nonzero()[0])
     found, right = float(values[place]), float(expected[place])
     return f"{what} has {found:g} at {place}; it should be {right:g}. {int(wrong.sum())} values are wrong."
+
+
+def check_function(answer: Any, arguments: str) -> str | None:
+    """Return why `answer` is not a function of `arguments`; None if it is one."""
+    return None if callable(answer) else f"A function of {arguments} is asked for."
+
+
+def check_set(answer: Any, expected: tuple[Any, ...], hints: dict[tuple[Any, ...], str] | None = None) -> str | None:
+    """Return why `answer` is not a list of what is `expected`, in any order, with the hint for a known mistake."""
+    if isinstance(answer, str) or not hasattr(answer, "__iter__"):
+        return f"A list is asked for, and the answer is of type {type(answer).__name__}."
+    found = {one.item() if hasattr(one, "item") else one for one in answer}
+    if found == set(expected):
+        return None
+    for mistake, hint in (hints or {}).items():
+        if found == set(mistake):
+            return hint
+    surplus, missing = found - set(expected), set(expected) - found
+    if surplus:
+        return f"{sorted(surplus, key=str)[0]} does not belong to it."
+    return f"{'One is' if len(missing) == 1 else f'{len(missing)} are'} missing."

@@ -47,12 +47,14 @@ def check_unread(answer: Any) -> str | None:
 
 
 def check_dilated_field(answer: Any) -> str | None:
-    """2.4: the receptive field of three 3×3 convolutions with dilations 1, 2 and 4."""
+    """2.4: the receptive field of three 3×3 convolutions with dilations 1, 3 and 9."""
     hints = {
         7.0: "7 is right without dilation.",
-        21.0: "Each layer adds (3 − 1) · dilation pixels to what the one before it sees.",
+        19.0: "This is what the last convolution sees of the map before it. That map sees further.",
+        39.0: "Each layer adds (3 − 1) · dilation pixels to what the one before it sees.",
+        26.0: "The first pixel counts, too: each layer adds (3 − 1) · dilation to 1.",
     }
-    return check_number(answer, 15, hints)
+    return check_number(answer, 27, hints)
 
 
 def check_halving(answer: Any) -> str | None:

@@ -17,6 +17,8 @@ run, as for `svertka.evaluate`, or any nn.Module.
     plot.reliability(run)                                 # confidence against accuracy
     plot.top_losses(run)                                  # the most confident mistakes
     plot.show_batch(run)                                  # augmented training images
+    plot.images(arrays, titles)                           # any arrays as images
+    plot.curves({"error": values})                        # any numbers as curves
 
 Names are imported when they are first used.
 """
@@ -25,6 +27,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from svertka.plot.array_figures import curves as curves
+    from svertka.plot.array_figures import images as images
     from svertka.plot.layer_figures import feature_maps as feature_maps
     from svertka.plot.layer_figures import first_layer_filters as first_layer_filters
     from svertka.plot.layer_figures import layer_table as layer_table
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from svertka.plot.unit_figures import top_patches as top_patches
 
 _HOMES = {
+    "curves": "svertka.plot.array_figures",
+    "images": "svertka.plot.array_figures",
     "first_layer_filters": "svertka.plot.layer_figures",
     "feature_maps": "svertka.plot.layer_figures",
     "receptive_fields": "svertka.plot.layer_figures",

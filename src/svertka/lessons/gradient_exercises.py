@@ -1,0 +1,79 @@
+"""Exercises of the notebook "Gradients and transposed convolution"."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from svertka.lessons.answer_checks import check_array, check_function, check_number, check_set
+
+
+def check_input_gradient(answer: Any) -> str | None:
+    """3.1: a function (gradient, kernel) that returns the gradient of the input."""
+    if reason := check_function(answer, "a gradient and a kernel"):
+        return reason
+    generator = torch.Generator().manual_seed(0)
+    for height, width, rows, columns in ((6, 6, 3, 3), (7, 5, 2, 4), (5, 6, 3, 1)):
+        kernel = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+        gradient = torch.randn(height - rows + 1, width - columns + 1, generator=generator, dtype=torch.float64)
+        expected = F.conv_transpose2d(gradient[None, None], kernel[None, None])[0, 0]
+        what = f"The result for an image of {height}×{width} and a kernel of {rows}×{columns}"
+        result = answer(gradient, kernel)
+        if (reason := check_array(result, expected, what)) is None:
+            continue
+        if tuple(getattr(result, "shape", ())) == tuple(gradient.shape):
+            return "It has the size of the output. The image was larger: pad the gradient first."
+        turned = F.conv_transpose2d(gradient[None, None], kernel.flip(0, 1)[None, None])[0, 0]
+        if check_array(result, turned, what) is None:
+            return "The kernel lies as in the forward pass. Look at the row of A.T above: it is turned by 180°."
+        return reason
+    return None
+
+
+def check_weight_gradient(answer: Any) -> str | None:
+    """3.2: the gradient of nine weights, where each output has the gradient 1."""
+    expected = torch.tensor([[16.0, 20.0, 16.0], [20.0, 25.0, 20.0], [16.0, 20.0, 16.0]])
+    for mistake, hint in (
+        (25.0, "There are 25 outputs, but the upper left weight meets the zeros of the padding in 9 of them."),
+        (9.0, "9 is right without padding. Here the middle weight meets each of the 25 pixels."),
+    ):
+        if check_array(answer, torch.full((3, 3), mistake), "") is None:
+            return hint
+    return check_array(answer, expected, "The gradient")
+
+
+def check_step(answer: Any) -> str | None:
+    """3.3: the best step for a linear loss."""
+    hints = {
+        1e-10: "The smallest step has the largest rounding error.",
+        1e-5: "This is good where the loss bends. A sum of outputs does not bend, so only rounding errors remain.",
+    }
+    return check_number(answer, 1, hints, tolerance=1e-6)
+
+
+def check_transposed_size(answer: Any) -> str | None:
+    """3.4: the output of a transposed convolution of 7 pixels, kernel 5, stride 3, padding 1."""
+    hints = {
+        23.0: "23 is right without padding. Padding takes pixels away here, on both sides.",
+        22.0: "Padding takes pixels away on both sides.",
+        25.0: "Padding does not add pixels here, but takes them away: A.T goes from the outputs to the unpadded image.",
+        2.0: "This is the size of a convolution. The transposed one goes the other way.",
+        1.0: "This is the size of a convolution. The transposed one goes the other way.",
+    }
+    return check_number(answer, (7 - 1) * 3 + 5 - 2, hints)
+
+
+def check_even_kernels(answer: Any) -> str | None:
+    """3.5: the kernel sizes without checkerboard for stride 3."""
+    hints = {
+        (4, 6, 8): "These are the even ones, which are right for stride 2.",
+        (3,): "With a kernel of 3, nothing overlaps. There are larger kernels that overlap evenly.",
+        (6, 9): "With a kernel of 3, nothing overlaps, and each pixel gets one contribution.",
+    }
+    return check_set(answer, (3, 6, 9), hints)
+
+
+EXERCISES = {
+    "3.1": check_input_gradient, "3.2": check_weight_gradient, "3.3": check_step, "3.4": check_transposed_size,
+    "3.5": check_even_kernels,
+}  # fmt: skip

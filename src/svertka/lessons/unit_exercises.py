@@ -1,0 +1,97 @@
+"""Exercises of the notebook "What units look for"."""
+
+from typing import Any
+
+import torch
+
+from svertka.lessons.answer_checks import check_array, check_function, check_number
+from svertka.lessons.shape_network import SHAPES
+
+
+def check_strongest(answer: Any) -> str | None:
+    """8.1: a function (maps, unit) that returns image, row and column of the largest activation."""
+    if reason := check_function(answer, "feature maps and a unit"):
+        return reason
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(5, 3, 4, 7, generator=generator)
+    for unit in range(3):
+        place = divmod(int(maps[:, unit].argmax()), 4 * 7)
+        expected = [place[0], *divmod(place[1], 7)]
+        result = answer(maps, unit)
+        if result is None:
+            return "It returns None. Three numbers are asked for."
+        found = [int(one) for one in torch.as_tensor(result).flatten()]
+        if found == expected:
+            continue
+        if found == [int(maps[:, unit].argmax())]:
+            return "This is one number, counted through all images, rows and columns. Take it apart into the three."
+        if len(found) != 3:
+            return f"It returns {len(found)} numbers; image, row and column are asked for."
+        if found == [expected[0], expected[2], expected[1]]:
+            return "The row comes before the column."
+        whole = int(maps.argmax())
+        if found == [whole // (3 * 28), whole % 28 // 7, whole % 7]:
+            return "This is the largest activation of all units. Look at the maps of one unit, maps[:, unit]."
+        return f"For unit {unit} of random maps it returns {found}, and the largest activation is elsewhere."
+    return None
+
+
+def check_seen_rows(answer: Any) -> str | None:
+    """8.2: the rows of pixels that row 5 sees."""
+    hints = {
+        (20, 34): "The last convolution is padded: its row 5 reads the rows 4 to 6, not 5 to 7.",
+        (16, 31): "The kernel of 3 reads the rows 2i to 2i + 2. Row 31 is one too many.",
+        (20, 26): "The last convolution reads three rows, 4 to 6, not only row 5.",
+        (8, 14): "This is what it sees of the output of the first convolution. One layer is left.",
+        (16, 28): "The last window of the first convolution begins at row 28. It reads three rows.",
+        (16, 26): "The last window of the pooling reads three rows, 12 to 14.",
+    }
+    values = torch.as_tensor(answer).flatten().tolist()
+    if tuple(values) in hints:
+        return hints[tuple(values)]
+    return check_array(values, torch.tensor([16, 30]), "The list of the first and last row")
+
+
+def check_projection(answer: Any) -> str | None:
+    """8.3: the projection of an activation through max-pooling and ReLU."""
+    for mistake, hint in (
+        ([2, 0, 0, -1, 0, 3], "This is the gradient. On the way back, ReLU lets only positive values through."),
+        ([2, 0, 0, 0, 3, 0], "The last value goes back to where the maximum was: 5, not 0."),
+        ([2, 2, 0, 0, 3, 3], "A value goes back to the maximum of its pair only."),
+        ([40, 0, 0, 0, 0, 60], "Start with an activation of 1, not with the 20 that the network computes."),
+        ([8, 0, 0, 0, 0, 15], "The pixels themselves do not count on the way back, only where the maxima were."),
+        ([3, 0, 0, 0, 0, 2], "The kernel is not turned around: its first weight belongs to the first pair."),
+    ):
+        if check_array(answer, torch.tensor(mistake), "") is None:
+            return hint
+    return check_array(answer, torch.tensor([2, 0, 0, 0, 0, 3]), "The projection")
+
+
+def check_shapes(answer: Any) -> str | None:
+    """8.4: what the four units look for."""
+    if isinstance(answer, str) or not hasattr(answer, "__len__") or len(answer) != len(SHAPES):
+        return "A list of four words is asked for."
+    for unit, (word, right) in enumerate(zip(answer, SHAPES, strict=True)):
+        if word not in SHAPES:
+            return f"{word} is not one of {', '.join(sorted(SHAPES))}."
+        if word != right:
+            return f"Unit {unit} does not look for a {word}. See plot.top_patches(shape_network, shapes, '0')."
+    return None
+
+
+def check_occlusions(answer: Any) -> str | None:
+    """8.5: forward passes of occlusion, 224 pixels, side 32, stride 16."""
+    hints = {
+        196.0: "The last square begins at 192, so that it ends at 224: these are 13 places along an axis.",
+        144.0: "The first place counts, too: (224 − 32) / 16 + 1.",
+        49.0: "The squares overlap: they move in steps of 16.",
+        13.0: "This is along one axis.",
+        170.0: "The image as it is does not count.",
+    }
+    return check_number(answer, 169, hints)
+
+
+EXERCISES = {
+    "8.1": check_strongest, "8.2": check_seen_rows, "8.3": check_projection, "8.4": check_shapes,
+    "8.5": check_occlusions,
+}  # fmt: skip
