@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
-from svertka.curation.active_learning import choose_uncertain_and_diverse
+from svertka.curation.active_learning import choose_uncertain_and_diverse, score_uncertainty
 from svertka.data.source_opener import open_source
 from svertka.transfer.backbone_features import compute_backbone_features
 
@@ -35,6 +35,11 @@ PER_CLASS = 200  # random labels whose accuracy is to be reached
 STEP = 10  # labels of each class before the first choice, and on average of each further one
 STRENGTH = 1e-3  # inverse L2 penalty of every fit
 CIFAR_POOL, CIFAR_TEST, CATS_DOGS_TEST = 8000, 2000, 400
+
+
+def choose_by_uncertainty(features: Floats, probabilities: Floats, count: int, seed: int) -> Ints:
+    """Return the places of the images that `svertka suggest` chooses."""
+    return choose_uncertain_and_diverse(features, score_uncertainty(probabilities), count, seed)
 
 
 def choose_at_random(features: Floats, probabilities: Floats, count: int, seed: int) -> Ints:
@@ -89,7 +94,7 @@ def labels_needed(name: str, seeds: int) -> dict[str, Any]:
         tested = np.sort(drawn) if given is None else given
         features = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
         most = PER_CLASS * (int(labels.max()) + 1)
-        for kind, choice in (("random", choose_at_random), ("suggest", choose_uncertain_and_diverse)):
+        for kind, choice in (("random", choose_at_random), ("suggest", choose_by_uncertainty)):
             curves[kind].append(learning_curve(features, labels, tested, choice, most, seed))
     means = {kind: np.mean(some, 0) for kind, some in curves.items()}
     target, step = float(means["random"][-1]), most // len(means["random"])

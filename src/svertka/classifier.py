@@ -376,6 +376,21 @@ class Classifier:
                 f"{what} works with runs of one class an image, and {self.origin} predicts {self.task.phrase}; {to_do}"
             )
 
+    def require_names(self, what: str) -> None:
+        """Raise UsageError if the network predicts a number, which has no place in an image and no names.
+
+        Args:
+            what: The command that needs classes or labels.
+
+        Raises:
+            UsageError: The network predicts a number.
+        """
+        if isinstance(self.task, Regression):
+            raise UsageError(
+                f"{what} needs classes or labels, and {self.origin} predicts {self.task.phrase}; use evaluate, predict "
+                "or look"
+            )
+
     @property
     def precision(self) -> str:
         """The precision of predictions: "fp32", or that of the optimized network."""

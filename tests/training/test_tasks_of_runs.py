@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import bootstrap
 
 import svertka
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
+from svertka.curation.dataset_check import describe_findings
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError, SvertkaError, UsageError
 from svertka.evaluation.metric_difference import MetricDifference
@@ -23,6 +26,7 @@ from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
 from svertka.evaluation.regression_metrics import RegressionEvaluation
 from svertka.run import Run
 from svertka.tasks import MultiLabel, Regression
+from svertka.training.repeated_splits import Repeats
 
 Runs, Tables = dict[str, Run], dict[str, Path]
 
@@ -103,8 +107,6 @@ def test_onnx_with_preprocessing_predicts_the_same(
     image = task_tables[kind].parent / "0.png"
     svertka.export(task_runs[kind], tmp_path / "model.onnx", images=[str(image)], preprocessing=True)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    from PIL import Image
-
     (found,) = session.run(None, {"pictures": np.asarray(Image.open(image).convert("RGB"))[None]})
     classifier = task_runs[kind].classifier()
     wanted = classifier.probabilities([classifier.preprocess(str(image))])[0]
@@ -170,11 +172,8 @@ def test_runs_of_different_tasks_are_not_compared(task_runs: Runs, task_tables: 
 
 
 REFUSING: dict[str, Callable[[Run, str, Path], Any]] = {
-    "look": lambda run, table, to: svertka.look(run, table, output=str(to)),
-    "locate": lambda run, table, to: svertka.locate(run, table.replace("labels.csv", "0.png")),
-    "optimize": lambda run, table, to: svertka.optimize_run(run),
-    "suggest": lambda run, table, to: svertka.suggest(run, str(Path(table).parent)),
     "extend": lambda run, table, to: svertka.extend(run, table),
+    "--sort-into": lambda run, table, to: svertka.suggest(run, str(Path(table).parent), sort_into=to / "sorted"),
     "int8": lambda run, table, to: svertka.export(run, to / "model.onnx", precision="int8"),
     "a folder": lambda run, table, to: svertka.export(run, to / "hub"),
 }
@@ -187,10 +186,135 @@ def test_other_verbs_refuse_the_run(kind: str, verb: str, task_runs: Runs, task_
         REFUSING[verb](task_runs[kind], str(task_tables[kind]), tmp_path)
 
 
+def test_labels_are_located_and_a_number_is_not(task_runs: Runs, tmp_path: Path) -> None:
+    pixels = np.full((48, 48), 40, np.uint8)
+    pixels[:24] = 210
+    (found,) = svertka.locate(task_runs["multi-label"], pixels, top=3, threads=1).images
+    scores = {one.name: one.score for one in found.classes}
+    assert set(scores) == {"top", "left", "luck"}
+    assert all(0 <= score <= 1 for score in scores.values())
+    assert scores["top"] > scores["left"]
+    with pytest.raises(UsageError, match="locate needs classes or labels, and .* predicts a number for an image"):
+        svertka.locate(task_runs["regression"], pixels)
+
+
+def test_labels_and_numbers_are_checked(task_tables: Tables, tmp_path: Path) -> None:
+    found = svertka.check(str(task_tables["multi-label"]), threads=1)
+    rows = list(csv.DictReader(task_tables["multi-label"].read_text().splitlines()))
+    assert (found.images, found.parts["train"] + found.parts["val"]) == (200, 200)
+    assert found.classes == {
+        name: sum(name in row["label"].split("|") for row in rows) for name in ("left", "luck", "top")
+    }
+    assert describe_findings(found)[0].endswith("200 images, 3 labels, several an image")
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for number in range(12):
+        shutil.copy(task_tables["regression"].parent / f"{number % 11}.png", folder / f"{number}.png")
+    (folder / "numbers.csv").write_text("path,target\n" + "".join(f"{n}.png,{n + 0.5}\n" for n in range(12)))
+    found = svertka.check(str(folder / "numbers.csv"), threads=1)
+    assert found.to_dict()["numbers"] == {"smallest": 0.5, "median": 6.0, "largest": 11.5}
+    assert found.imbalance is None
+    (copies,) = found.duplicates
+    assert copies.classes == ("0.5", "11.5")
+    assert any("across numbers (0.5, 11.5)" in line for line in describe_findings(found))
+
+
+def test_what_to_label_next_is_suggested(task_runs: Runs, task_tables: Tables, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for number in range(6):
+        half = np.full((12, 12), 40, np.uint8)
+        half[:6] += 80 if number % 2 else 20 + number  # unsure
+        Image.fromarray(half + rng.integers(0, 3, (12, 12), np.uint8)).save(tmp_path / f"new{number}.png")
+    shutil.copy(task_tables["multi-label"].parent / "0.png", tmp_path)
+    for kind in ("multi-label", "regression"):
+        found = svertka.suggest(task_runs[kind], tmp_path, count=4, threads=1)
+        assert (found.compared, found.known, len(found.suggestions)) == (6, 1, 4)
+        scores = [one.score for one in found.suggestions]
+        assert scores == sorted(scores, reverse=True)
+        first, run = found.suggestions[0], task_runs[kind]
+        (answer,) = svertka.predict(run, first.path, threads=1)
+        if kind == "regression":
+            assert first.number == pytest.approx(answer["number"]["value"], rel=1e-5)
+            assert first.classes == ()
+        else:
+            shares = [label["probability"] for label in answer["labels"]]
+            assert first.score == pytest.approx(np.mean([1 - abs(2 * share - 1) for share in shares]), abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_runs_are_optimized_by_the_metric_of_their_task(
+    kind: str, precision: str, task_runs: Runs, task_tables: Tables, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(task_runs[kind].folder, folder)
+    made = svertka.optimize_run(folder, precision=precision, threads=1)
+    found = svertka.evaluate(folder, str(task_tables[kind]), part="val", threads=1)
+    told = made.to_dict()["accuracy"]
+    if isinstance(found, MultiLabelEvaluation):
+        assert told["mean_average_precision_after"] == pytest.approx(found.mean_average_precision, abs=1e-6)
+        assert made.sentence.split(": ")[1].startswith("mAP ")
+    elif isinstance(found, RegressionEvaluation):
+        assert told["mean_absolute_error_after"] == pytest.approx(found.error, rel=1e-4)
+    assert precision == "bf16" or told["loss"] <= 0.005
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_the_atlas_shows_labels_and_numbers(kind: str, task_tables: Tables, tmp_path: Path) -> None:
+    table = task_tables[kind]
+    run = svertka.train(
+        str(table), model="resnet20", output=str(tmp_path / "run"), test=0.3, epochs=0.1, size=12, threads=1
+    )
+    found = svertka.look(run, str(table), layers=["conv1"], units=3, images=12, threads=1)
+    text = (found.page.parent / "data/pictures.js").read_text()
+    names = json.loads(text.split("]=", 1)[1].removesuffix(";\n"))["names"]
+    facts = json.loads(html.unescape(found.page.read_text().split('id="facts">')[1].split("</script>")[0]))
+    truths = dict(line.split(",") for line in table.read_text().splitlines()[1:])
+    assert len(names) > 3
+    for name, label, guess in names:
+        file = Path(name).name
+        (answer,) = svertka.predict(run, str(table.parent / file), threads=1)
+        if kind == "regression":
+            assert float(facts["classes"][label]) == float(truths[file])
+            assert float(guess) == pytest.approx(answer["number"]["value"], rel=2e-3)
+        else:
+            assert set(facts["classes"][label].split("|")) == set((truths[file] or "no label").split("|"))
+            assert facts["predicted"][guess] == answer["labels"][0]["name"]
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_arrays_with_labels_and_numbers(kind: str, task_tables: Tables, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(task_tables[kind].read_text().splitlines()))
+    images = np.stack([np.asarray(Image.open(task_tables[kind].parent / row["path"])) for row in rows])
+    if kind == "regression":
+        labels: Any = np.array([float(row["target"]) for row in rows])
+    else:
+        labels = np.array([[name in row["label"].split("|") for name in ("top", "left", "luck")] for row in rows])
+    run = svertka.train((images, labels), model="mlp", output=str(tmp_path / "run"), epochs=1, size=12, threads=1)
+    classifier = run.classifier()
+    assert (classifier.task.kind, classifier.names) == (
+        kind, ("target",) if kind == "regression" else ("0", "1", "2")
+    )  # fmt: skip
+    found = svertka.evaluate(run, (images, labels), part="val", threads=1)
+    assert found.images == run.settings()["parts"]["val"]
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_repeats_state_the_metric_of_the_task(kind: str, task_tables: Tables, tmp_path: Path) -> None:
+    found = svertka.train(
+        str(task_tables[kind]), model="mlp", repeats=2, test=0.3, output=str(tmp_path / "runs"), epochs=1, size=12,
+        threads=1,
+    )  # fmt: skip
+    assert isinstance(found, Repeats)
+    name = "mean_average_precision" if kind == "multi-label" else "mean_absolute_error"
+    assert list(found.errors) == [run.result()["metrics"][name] for run in found.runs]
+    assert found.interval[0] <= found.mean <= found.interval[1]
+    assert f"test {'mAP' if kind == 'multi-label' else 'mean absolute error'} " in found.sentence
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"repeats": 3, "test": 0.3}, "--repeats works with one class an image"),
         ({"model": "auto"}, "model=auto works with one class an image"),
         ({"class_weights": True}, "class_weights needs one class an image, and .* has several labels an image"),
         ({"head": "nearest-mean"}, "head=nearest-mean needs one class an image"),
@@ -209,8 +333,8 @@ def test_images_labeled_in_another_way_are_refused(task_runs: Runs, task_tables:
         svertka.evaluate(task_runs["multi-label"], str(task_tables["regression"]))
     with pytest.raises(DataError, match="predicts a number for an image, and .* has one class an image"):
         svertka.evaluate(task_runs["regression"], str(digit_folder))
-    with pytest.raises(DataError, match="check works with one class an image"):
-        svertka.check(str(task_tables["multi-label"]))
+    with pytest.raises(DataError, match="predicts a number for an image, and .* has several labels an image"):
+        svertka.look(task_runs["regression"], str(task_tables["multi-label"]), layers=["0"])
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ def optimize(
         typer.Option(
             metavar="SHARE",
             parser=parse_share,
-            help="With --precision auto: how much the top-1 accuracy on the validation images may drop, such as 0.5% "
-            "or 0.005.",
+            help="With --precision auto: how much the top-1 accuracy, or the mAP of several labels, may drop on the "
+            "validation images, such as 0.5% or 0.005; of a number, the share by which its mean absolute error may "
+            "rise.",
         ),
     ] = 0.005,
     max_pixels: MaxPixels = None,

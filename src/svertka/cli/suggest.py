@@ -79,12 +79,9 @@ def suggest(
         for sentence in found.sentences():
             print(f"svertka: {to_printable(sentence)}", file=sys.stderr)
         return
-    rows: list[tuple[str, ...]] = [("image", "score", "likely", "or")]
-    rows += [
-        (one.path, f"{one.score:.2f}", *(f"{name} {probability:.1%}" for name, probability in one.classes))
-        for one in found.suggestions
-    ]
-    print_table(rows, right=(1,), shrink=(0, 3, 2))
+    rows: list[tuple[str, ...]] = [("image", "score", "uncertain")]
+    rows += [(one.path, f"{one.score:.2g}", one.uncertainty) for one in found.suggestions]
+    print_table(rows, right=(1,), shrink=(0, 2))
     print_line()
     for sentence in found.sentences():
         print_line(sentence)
@@ -94,7 +91,11 @@ def suggest(
 
 def _print_csv(found: "Suggestions") -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(("path", "score", "class", "probability", "second", "second_probability", "reason"))
+    is_number = any(one.number is not None for one in found.suggestions)
+    columns = ("number",) if is_number else ("class", "probability", "second", "second_probability")
+    table.writerow(("path", "score", *columns, "reason"))
     for one in found.suggestions:
         classes = [cell for name, share in one.classes for cell in (escape_csv_cell(name), f"{share:.6f}")]
+        if one.number is not None:
+            classes = [f"{one.number:.9g}"]
         table.writerow((escape_csv_path(one.path), f"{one.score:.6f}", *classes, escape_csv_cell(one.reason)))

@@ -48,6 +48,7 @@ from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress
+from svertka.tasks import AnyTask, Regression
 from svertka.type_checking import check_types
 
 AT_ONCE = 64  # images per thread between two updates of the progress bar
@@ -66,7 +67,7 @@ class DuplicateGroup:
     """Images of equal content, or that look the same.
 
     Attributes:
-        paths, classes, parts: Path, class and part of each image.
+        paths, classes, parts: Path, class (or labels, or number) and part of each image.
     """
 
     paths: tuple[str, ...]
@@ -100,11 +101,15 @@ class Findings:
 
     Attributes:
         source: The source as it was named.
-        classes: Images per class, unreadable ones included.
+        images: Number of images, unreadable ones included.
+        classes: Images per class or with each label, unreadable ones included; of a number, images by its name.
+        task: What the images are labeled with.
+        numbers: The smallest, the median and the largest number; None unless the images have one.
         bad: Path and reason of each unreadable image.
         duplicates: Groups of exact copies.
         near_duplicates: Groups of images that look the same but are not copies.
-        split: Readable images per part and class, as training would split them.
+        parts: Readable images per part, as training would split them.
+        split: Those of each class or with each label, by part.
         modes: Images per pixel mode, in Pillow's names ("RGB", "L", "CMYK").
         sizes: Width and height in pixels of the smallest, median and largest image by area; empty without images.
         turned: Images that EXIF rotates or mirrors.
@@ -123,10 +128,14 @@ class Findings:
     """
 
     source: str
+    images: int
     classes: dict[str, int]
+    task: AnyTask
+    numbers: tuple[float, float, float] | None
     bad: tuple[tuple[str, str], ...]
     duplicates: tuple[DuplicateGroup, ...]
     near_duplicates: tuple[DuplicateGroup, ...]
+    parts: dict[str, int]
     split: dict[str, dict[str, int]]
     modes: dict[str, int]
     sizes: tuple[tuple[int, int], ...]
@@ -145,13 +154,21 @@ class Findings:
 
     @property
     def imbalance(self) -> float | None:
-        """Images of the largest class divided by those of the smallest; None without images."""
-        return max(self.classes.values()) / min(self.classes.values()) if self.classes else None
+        """Images of the largest class or label divided by those of the smallest; None without images or for numbers."""
+        counts = () if self.numbers is not None else self.classes.values()
+        return max(counts) / min(counts) if counts and min(counts) else None
 
     def __repr__(self) -> str:
-        counts = f"{sum(self.classes.values()):,} images, {len(self.classes):,} classes, {len(self.bad):,} bad"
+        what = f"{len(self.classes):,} classes" if self.task.is_single_label else self.describe_names()
+        counts = f"{self.images:,} images, {what}, {len(self.bad):,} bad"
         copies = f"{len(self.duplicates):,} groups of duplicates, {len(self.near_duplicates):,} of near-duplicates"
         return f"Findings({self.source!r}: {counts}, {copies}, {len(self.problems):,} problems)"
+
+    def describe_names(self) -> str:
+        """Return what the images are labeled with, such as "3 labels, several an image"."""
+        if self.task.is_single_label:
+            return _count(len(self.classes), "class", "classes")
+        return self.task.describe_names(tuple(self.classes))
 
     def _repr_html_(self) -> str:
         title, *lines = describe_findings(self)
@@ -161,15 +178,18 @@ class Findings:
         ]
         # The table has the classes.
         sentences = lines[len(rows) :]
-        return NotebookBlock(title, sentences, header=("class", "images", *self.split), rows=rows).render()
+        kind = "class" if self.task.is_single_label else "label" if self.numbers is None else "number"
+        return NotebookBlock(title, sentences, header=(kind, "images", *self.split), rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; `split` has the sizes of the parts, `split_classes` those by class."""
         return {
             "source": self.source,
-            "images": sum(self.classes.values()),
+            "images": self.images,
             "read": self.read,
+            "task": self.task.kind,
             "classes": self.classes,
+            "numbers": self.numbers and dict(zip(("smallest", "median", "largest"), self.numbers, strict=True)),
             "imbalance": self.imbalance,
             "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
             "duplicates": [copies.to_dict() for copies in self.duplicates],
@@ -185,7 +205,7 @@ class Findings:
             "ignored": list(self.ignored),
             "hidden": list(self.hidden),
             "others": list(self.others),
-            "split": {part: sum(counts.values()) for part, counts in self.split.items()},
+            "split": self.parts,
             "split_classes": self.split,
             "problems": list(self.problems),
             **self.account.to_dict(),
@@ -305,10 +325,14 @@ def check(
     warnings = [*account.warnings, *_shortcuts(dataset, seen), *filter(None, [describe_more_pages(more_pages)])]
     findings = Findings(
         source=escape_undecodable(dataset.source),
+        images=len(dataset),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
+        task=dataset.task,
+        numbers=_numbers(dataset),
         bad=name_unreadable(dataset, bad),
         duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
         near_duplicates=_copies(dataset, parts, alike),
+        parts={part: len(parts[part]) for part in PARTS},
         split=per_class,
         modes=dict(Counter(one.mode for one in seen.values()).most_common()),
         sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
@@ -371,8 +395,7 @@ def _open(source: Source, columns: str | None, *, fast: bool) -> tuple[Dataset, 
     else:
         dataset, listing = open_source(source, columns=columns), FolderListing(Path(), Path(), ())
         one_class = f"{dataset.source} has only one class, {dataset.names[0]}; a classifier needs two or more"
-        problems = [one_class] if len(dataset.names) < 2 else []
-    dataset.require_single_label("check", "train reports unreadable images, copies and overlaps of parts, too")
+        problems = [one_class] if dataset.task.is_single_label and len(dataset.names) < 2 else []
     return dataset, listing, problems
 
 
@@ -390,23 +413,29 @@ def _open_shards(source: str | PathLike[str], *, fast: bool) -> tuple[Dataset, F
 def _find_problems(dataset: Dataset, bad: dict[int, str], trained_on: dict[str, int]) -> list[str]:
     """Return why training would refuse the readable images; `trained_on` is their number per class."""
     problems = []
+    kind = "" if dataset.task.is_single_label else "label "
     if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
         problems.append(f"{len(bad)} of {len(dataset)} images are bad, more than a tenth; mend or remove them")
-    return problems + [f"no image of {name} is left to train on; add some" for name, n in trained_on.items() if not n]
+    return problems + [
+        f"no image of {kind}{name} is left to train on; add some" for name, n in trained_on.items() if not n
+    ]
 
 
 def describe_findings(findings: Findings) -> list[str]:
     """Describe the findings in plain words, a line each."""
-    images, classes = sum(findings.classes.values()), len(findings.classes)
-    lines = [f"{findings.source}: {_count(images, 'image', 'images')}, {_count(classes, 'class', 'classes')}"]
-    if findings.read < images:
+    lines = [f"{findings.source}: {_count(findings.images, 'image', 'images')}, {findings.describe_names()}"]
+    if findings.read < findings.images:
         lines.append(
             f"{findings.read:,} of them were read; copies are searched for by name and size, near-duplicates are not"
         )
     widest = max(map(len, findings.classes), default=0)
     lines += [f"  {name:{widest}}  {count}" for name, count in findings.classes.items()]
+    if findings.numbers is not None:
+        low, median, high = findings.numbers
+        lines.append(f"numbers, smallest / median / largest: {low:.6g} / {median:.6g} / {high:.6g}")
     if findings.imbalance is not None and findings.imbalance >= UNEVEN:
-        lines.append(f"the largest class has {findings.imbalance:.1f} times the images of the smallest")
+        kind = "class" if findings.task.is_single_label else "label"
+        lines.append(f"the largest {kind} has {findings.imbalance:.1f} times the images of the smallest")
     sizes = " / ".join(f"{width}×{height}" for width, height in findings.sizes)
     if sizes:
         modes = ", ".join(f"{mode} {count}" for mode, count in findings.modes.items())
@@ -426,14 +455,16 @@ def describe_findings(findings: Findings) -> list[str]:
     lines += _listed("bad", [f"{path}: {reason}" for path, reason in findings.bad])
     lines += _listed("used, though the name says another format", [f"{one}: {name}" for one, name in findings.misnamed])
     lines += _listed("unlike the others", [f"{path}: {why}" for path, why in findings.outliers])
-    lines += _listed("exact duplicates, groups", map(_one_line, _worst_first(findings.duplicates)))
-    lines += _listed("near-duplicates, groups", map(_one_line, _worst_first(findings.near_duplicates)))
+    what = {"single-label": "classes", "multi-label": "labels", "regression": "numbers"}[findings.task.kind]
+    for title, groups in (("exact", findings.duplicates), ("near-", findings.near_duplicates)):
+        name = f"{title} duplicates" if title == "exact" else f"{title}duplicates"
+        lines += _listed(f"{name}, groups", [_one_line(one, what) for one in _worst_first(groups)])
     lines += _listed("ignored, empty or in no part", findings.ignored)
     lines += _listed("ignored, hidden", findings.hidden)
     lines += _listed("ignored, not an image in a class folder", findings.others)
     lines += replace(findings.account, not_images=()).sentences()  # those are listed above
     lines += [] if findings.labels is None else findings.labels.sentences()
-    lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
+    lines.append("split: " + ", ".join(f"{part} {count}" for part, count in findings.parts.items()))
     lines += [f"training would refuse: {problem}" for problem in findings.problems]
     return list(map(to_printable, lines))
 
@@ -488,6 +519,8 @@ def _look(images: Images, index: int) -> _Seen:
 
 def _shortcuts(dataset: Dataset, seen: dict[int, _Seen]) -> list[str]:
     """Return the sentences on properties of the image files that tell the class."""
+    if not dataset.task.is_single_label:
+        return []
     files = {index: one.file for index, one in seen.items() if one.file is not None}
     return describe_shortcuts(dataset.names, [int(dataset.labels[index]) for index in files], list(files.values()))
 
@@ -552,7 +585,7 @@ def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]
     return tuple(
         DuplicateGroup(
             paths=tuple(escape_undecodable(dataset.images.name(index)) for index in group),
-            classes=tuple(dataset.names[dataset.labels[index]] for index in group),
+            classes=tuple(map(dataset.label_text, group)),
             parts=tuple(part_of.get(index, str(dataset.parts[index])) for index in group),
         )
         for group in groups
@@ -561,6 +594,13 @@ def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]
 
 def _per_class(dataset: Dataset, indices: Ints) -> dict[str, int]:
     return dict(zip(dataset.names, dataset.take(indices).counts().tolist(), strict=True))
+
+
+def _numbers(dataset: Dataset) -> tuple[float, float, float] | None:
+    """Return the smallest, the median and the largest number; None unless the images have one."""
+    if not isinstance(dataset.task, Regression) or not len(dataset):
+        return None
+    return float(dataset.labels.min()), float(np.median(dataset.labels)), float(dataset.labels.max())
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -578,11 +618,12 @@ def _worst_first(copies: Iterable[DuplicateGroup]) -> list[DuplicateGroup]:
     return sorted(copies, key=lambda group: (not group.across_classes, not group.across_parts))
 
 
-def _one_line(copies: DuplicateGroup) -> str:
+def _one_line(copies: DuplicateGroup, what_differs: str) -> str:
+    """Return the paths of a group, and the parts, classes, labels or numbers in which they differ."""
     across = [
         f"across {what} ({', '.join(sorted(set(values)))})"
         for what, values, apart in (
-            ("classes", copies.classes, copies.across_classes),
+            (what_differs, copies.classes, copies.across_classes),
             ("parts", copies.parts, copies.across_parts),
         )
         if apart

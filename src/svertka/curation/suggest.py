@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from svertka.classifier import Classifier
-from svertka.curation.active_learning import choose_uncertain_and_diverse, score_uncertainty
+from svertka.curation.active_learning import (
+    choose_uncertain_and_diverse,
+    measure_committee_spread,
+    score_label_uncertainty,
+    score_uncertainty,
+)
 from svertka.curation.class_folder_copies import check_copy_target, copy_into_class_folders
 from svertka.curation.unreadable_images import describe_unreadable, name_unreadable
 from svertka.data.content_hash import hash_images
@@ -19,14 +25,19 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.split_manifest import Manifest
 from svertka.data.unlabeled_images import open_unlabeled
 from svertka.device import choose_device, set_threads, with_preserved_settings
-from svertka.errors import DataError, UsageError
+from svertka.errors import DataError, FetchError, UsageError
 from svertka.escaping import escape_undecodable, to_printable
 from svertka.evaluation.evaluation_scope import format_image_count
-from svertka.evaluation.held_out import read_manifest
+from svertka.evaluation.held_out import read_manifest, select_held_out_images
+from svertka.evaluation.run_images import open_images_of_run, spread_evenly
 from svertka.files import parse_cache_limit_option, parse_path
 from svertka.pages.notebook_block import NotebookBlock
+from svertka.tasks import MultiLabel, Regression, Targets
 from svertka.transfer.image_features import ImageFeatures, compute_features, scale_to_unit_length
+from svertka.transfer.logistic_and_nearest_mean_heads import Floats
 from svertka.type_checking import check_types
+
+KNOWN_IMAGES = 2000  # of the training set, at most, to which new images are compared
 
 
 @dataclass(frozen=True)
@@ -35,33 +46,46 @@ class Suggestion:
 
     Attributes:
         path: Its path.
-        score: How uncertain the run is, 0 to 1: 1 minus the difference of the two highest probabilities.
-        classes: The two most likely classes with their probabilities, the likelier first.
+        score: How uncertain the run is: 1 minus the difference of the two highest class probabilities, 0 to 1; for
+            several labels, the mean over the labels of 1 minus twice the distance of the probability from ½; for a
+            number, its spread, as `measure_committee_spread` defines it, in the unit of the number.
+        classes: The two most likely classes with their probabilities, the likelier first; or the two most uncertain
+            labels; empty for a number.
         similarity: Cosine of its features with those of the most similar suggestion before it, −1 to 1; None for the
             first.
         copy: Path of its copy in the folder of its likelier class; None if none was asked for.
+        number: The predicted number; None unless the run predicts one.
     """
 
     path: str
     score: float
-    classes: tuple[tuple[str, float], tuple[str, float]]
+    classes: tuple[tuple[str, float], ...]
     similarity: float | None
     copy: str | None = None
+    number: float | None = None
 
     @property
     def reason(self) -> str:
         """Why it is suggested, such as "cat 52 %, dog 46 %; at most 0.71 similar to the suggestions before it"."""
-        unsure = ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
+        unsure = self.uncertainty
         alike = (
             "" if self.similarity is None else f"; at most {self.similarity:.2f} similar to the suggestions before it"
         )
         return unsure + alike
+
+    @property
+    def uncertainty(self) -> str:
+        """Of what the run is uncertain, such as "cat 52 %, dog 46 %" or "3.1 ± 0.4"."""
+        if self.number is not None:
+            return f"{self.number:.4g} ± {self.score:.2g}"
+        return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "path": self.path,
             "score": self.score,
+            **({} if self.number is None else {"number": self.number}),
             "classes": [{"name": name, "probability": probability} for name, probability in self.classes],
             "similarity": self.similarity,
             "reason": self.reason,
@@ -143,7 +167,8 @@ def suggest(
     """Suggest the unlabeled images whose labels a run would learn most from.
 
     They are those of which the run is uncertain, and differ from one another. Images that the run knows are recognized
-    by content and left out, and so are copies.
+    by content and left out, and so are copies. If the run predicts a number, the images that it was trained on are
+    needed: regressions on samples of them disagree where the number is uncertain.
 
     Args:
         run: A run folder, or a network with weights, as for `Classifier.load`.
@@ -161,8 +186,9 @@ def suggest(
         The suggestions, the most uncertain first.
 
     Raises:
-        UsageError: There is no such folder, `count` is below 1, the network computes no features or a single class, or
-            `sort_into` cannot take the copies.
+        UsageError: There is no such folder, `count` is below 1, the network computes no features or a single class,
+            `sort_into` cannot take the copies or the run predicts no classes for it, or the images that a run of a
+            number was trained on have moved.
         RunError: The run is missing or damaged, or gives NaN.
         DataError: The folder holds no image that can be read and is new to the run.
         StorageError: The copies cannot be written.
@@ -171,8 +197,9 @@ def suggest(
         raise UsageError(f"count={count} must be at least 1")
     place, workers, limit = choose_device(device), set_threads(threads), parse_cache_limit_option(cache_limit)
     classifier = Classifier.load(run, place, trust_builder=trust_builder)
-    classifier.require_single_label("suggest")
-    if len(classifier.names) < 2:
+    if sort_into is not None:
+        classifier.require_single_label("--sort-into", "leave it out")
+    if len(classifier.names) < 2 and not isinstance(classifier.task, Regression):
         raise UsageError(f"{classifier.origin} has a single class, so that no image is uncertain; use another run")
     dataset = open_unlabeled(unlabeled).with_decoding(DecodingOptions.up_to(max_pixels))
     target = None if sort_into is None else check_copy_target(sort_into, parse_path(unlabeled), classifier.names)
@@ -189,8 +216,11 @@ def suggest(
     notes = [] if dataset.account.sentence() is None else [str(dataset.account.sentence())]
     if parse_path(run).is_dir() and pool.is_unknown:
         notes.append(f"{classifier.origin} does not record which images it was trained on; none is left out for that")
+    known = None
+    if isinstance(classifier.task, Regression):
+        known = _compute_known_features(classifier, run, max_pixels, workers, limit)
     with threadpool_limits(workers):
-        suggestions = _choose(dataset, features, count)
+        suggestions = _choose(dataset, features, known, count)
     if target is not None:
         suggestions = _copy(target, dataset, suggestions)
     return Suggestions(
@@ -234,21 +264,66 @@ def _find_candidates(dataset: Dataset, manifest: Manifest | None, threads: int) 
     return _Candidates(indices, known, len(new) - len(first), bad, manifest is None)
 
 
-def _choose(dataset: Dataset, features: ImageFeatures, count: int) -> list[tuple[int, Suggestion]]:
-    """Return the index and the description of each chosen image."""
-    probabilities, names = features.probabilities(), features.classifier.names
-    scores = score_uncertainty(probabilities)
-    places = choose_uncertain_and_diverse(features.values, probabilities, count)
+def _compute_known_features(
+    classifier: Classifier, run: str | PathLike[str], max_pixels: int | None, threads: int, cache_limit: int | None
+) -> tuple[Floats, Targets]:
+    """Return features and numbers of up to 2000 of the images that the run was trained on.
+
+    Raises:
+        UsageError: They have moved.
+        RunError: The run does not say which they are.
+    """
+    try:
+        trained_on = open_images_of_run(parse_path(run), None, max_pixels)
+    except (UsageError, DataError, FetchError) as error:
+        raise UsageError(
+            f"suggest compares new images with those that {classifier.origin} was trained on, since it predicts a "
+            f"number, and cannot open them ({error}); put them back"
+        ) from error
+    selected = select_held_out_images(
+        [classifier.origin], trained_on, classifier.preprocess, "train", include_training=True, threads=threads,
+        cache_limit=cache_limit,
+    )  # fmt: skip
+    indices = selected.indices[spread_evenly(len(selected.indices), KNOWN_IMAGES)]
+    found = compute_features(
+        classifier, classifier.preprocess, trained_on, indices, threads=threads, cache_limit=cache_limit
+    )
+    return found.values, trained_on.labels[found.indices]
+
+
+def _choose(
+    dataset: Dataset, features: ImageFeatures, known: tuple[Floats, Targets] | None, count: int
+) -> list[tuple[int, Suggestion]]:
+    """Return the index and the description of each chosen image.
+
+    Args:
+        dataset: The images.
+        features: Their features.
+        known: Features and numbers of labeled images; None unless the run predicts a number.
+        count: Number of images to choose.
+    """
+    probabilities, names, task = features.probabilities(), features.classifier.names, features.classifier.task
+    if isinstance(task, Regression):
+        assert known is not None
+        ranked: npt.NDArray[np.floating[Any]] = np.zeros((len(probabilities), 0))
+        scores = measure_committee_spread(features.values, *known, task)
+    elif isinstance(task, MultiLabel):
+        ranked = score_label_uncertainty(probabilities)
+        scores = ranked.mean(1)
+    else:
+        ranked, scores = probabilities, score_uncertainty(probabilities)
+    places = choose_uncertain_and_diverse(features.values, scores, count)
     unit = scale_to_unit_length(features.values[places])
     cosines = unit @ unit.T
     found = []
     for rank, place in enumerate(places.tolist()):
-        one, other = np.argsort(-probabilities[place], kind="stable")[:2].tolist()
-        pairs = (names[one], float(probabilities[place, one])), (names[other], float(probabilities[place, other]))
+        first = np.argsort(-ranked[place], kind="stable")[:2].tolist()
+        pairs = tuple((names[one], float(probabilities[place, one])) for one in first)
+        number = float(probabilities[place, 0]) if isinstance(task, Regression) else None
         similarity = float(cosines[rank, :rank].max()) if rank else None
         index = int(features.indices[place])
         path = escape_undecodable(dataset.images.name(index))
-        found.append((index, Suggestion(path, float(scores[place]), pairs, similarity)))
+        found.append((index, Suggestion(path, float(scores[place]), pairs, similarity, number=number)))
     return found
 
 

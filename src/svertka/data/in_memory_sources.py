@@ -1,4 +1,7 @@
-"""Labeled images given as Python objects: arrays, a list of (path, label) pairs, or a Dataset of (image, label)."""
+"""Labeled images given as Python objects: arrays, a list of (path, label) pairs, or a Dataset of (image, label).
+
+A label is a class, several labels, or a number.
+"""
 
 import hashlib
 import threading
@@ -14,9 +17,11 @@ from PIL import Image
 
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Ints, Pixels
 from svertka.data.folder_and_table_sources import natural_sort_key
+from svertka.data.target_columns import MANY_NUMBERS
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.files import parse_path
 from svertka.progress import progress
+from svertka.tasks import MultiLabel, Regression
 from svertka.text_width import shorten
 
 # How runs name such sources. No path looks like this, and nothing can be opened by it.
@@ -27,6 +32,7 @@ MAX_KEPT_BYTES = 2**30  # images of a Dataset that are kept; those of larger one
 
 SHAPES = "(N, H, W), (N, H, W, 3) or (N, 3, H, W)"
 CHANNELS = (1, 3)
+NUMBER = "target"  # name of a number, as of the column of a table
 
 
 @runtime_checkable
@@ -51,7 +57,9 @@ def open_in_memory(source: Indexable) -> Dataset:
             - a list of (path, label) pairs;
             - a map-style Dataset of (image, label), as PyTorch has them. An image is a PIL image or an array, uint8,
               of shape (H, W), (H, W, 3) or (3, H, W).
-            Labels are integers or strings.
+            A label is a class, an integer or a string; several labels, a list or set of strings or K values of 0 and
+            1; or a number, a float. In arrays: (N,) integers are classes, (N, K) values of 0 and 1 are K labels, and
+            floats (N,) or (N, 1) are numbers. Floats (N,) that could be the numbers of classes are refused.
 
     Returns:
         The images; no part is named, so that training splits them.
@@ -76,8 +84,10 @@ def _from_arrays(images: Array, labels: Any) -> Dataset:
     if not isinstance(labels, np.ndarray | torch.Tensor | list | tuple):
         raise UsageError(f"labels are of type {type(labels).__name__}; give an array or a list of integers or strings")
     given = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-    if isinstance(given, np.ndarray) and given.ndim != 1:
-        raise UsageError(f"labels have shape {_shape(given)}; give one label per image, shape (N,)")
+    if isinstance(given, np.ndarray) and given.ndim not in (1, 2):
+        raise UsageError(
+            f"labels have shape {_shape(given)}; give (N,) classes or numbers, or (N, K) values of 0 and 1"
+        )
     if len(given) != len(stack):
         raise UsageError(f"there are {len(stack):,} images and {len(given):,} labels; give one label per image")
     return _dataset(ARRAYS, ArrayImages(np.ascontiguousarray(stack), "image"), list(given))
@@ -209,6 +219,13 @@ def _channels_last(array: npt.NDArray[Any], what: str, shapes: str, *, batched: 
 
 def _dataset(source: str, images: Any, labels: list[Any]) -> Dataset:
     """Return the dataset of `images` with these labels; classes are sorted, integers by value."""
+    labels = [one.detach().cpu().numpy() if isinstance(one, torch.Tensor) else one for one in labels]
+    parts = np.full(len(labels), "", "<U5")
+    if all(_is_number(one) for one in labels):
+        return Dataset(source, (NUMBER,), images, _numbers(labels), parts, task=Regression())
+    if any(np.ndim(one) == 1 or isinstance(one, set | frozenset) for one in labels):
+        names, targets = _several_labels(labels)
+        return Dataset(source, names, images, targets, parts, task=MultiLabel())
     values = [_label(label, index) for index, label in enumerate(labels)]
     kinds = {type(value) for value in values}
     if len(kinds) > 1:
@@ -217,7 +234,57 @@ def _dataset(source: str, images: Any, labels: list[Any]) -> Dataset:
     classes = sorted(set(values), key=key)
     number = {value: place for place, value in enumerate(classes)}
     indices: Ints = np.array([number[value] for value in values], dtype=np.int64)
-    return Dataset(source, tuple(map(str, classes)), images, indices, np.full(len(values), "", "<U5"))
+    return Dataset(source, tuple(map(str, classes)), images, indices, parts)
+
+
+def _is_number(label: Any) -> bool:
+    """Return whether a label is a number to predict: a float, or an array of one float."""
+    return isinstance(label, float) or (
+        isinstance(label, np.ndarray | np.floating) and label.size == 1 and label.dtype.kind == "f"
+    )
+
+
+def _numbers(labels: Sequence[Any]) -> npt.NDArray[np.float64]:
+    """Return the numbers (N,).
+
+    Raises:
+        UsageError: One is NaN or infinite, or they could be the numbers of classes.
+    """
+    values = np.array([float(np.asarray(one).reshape(())) for one in labels])
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise UsageError(f"label {bad[0]} is {values[bad[0]]}; give numbers that are finite")
+    distinct = np.unique(values)
+    if np.ndim(labels[0]) == 0 and len(distinct) <= MANY_NUMBERS and (distinct == np.rint(distinct)).all():
+        raise UsageError(
+            f"labels are floats with the {len(distinct)} whole values {', '.join(f'{one:g}' for one in distinct[:3])}, "
+            "…; give integers if they are classes, or shape (N, 1) if they are numbers to predict"
+        )
+    return values
+
+
+def _several_labels(labels: Sequence[Any]) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
+    """Return the names of K labels, and which of them each image has, (N, K) float32.
+
+    Raises:
+        UsageError: A label is neither a set of strings nor an array of 0 and 1, or the arrays differ in length.
+    """
+    if all(isinstance(one, set | frozenset | list | tuple) and all(isinstance(name, str) for name in one)
+           for one in labels):  # fmt: skip
+        names = sorted({name for one in labels for name in one}, key=natural_sort_key)
+        if "" in names or not names:
+            raise UsageError("a label is an empty string, or there is none; give the names of labels")
+        return tuple(names), np.array([[name in one for name in names] for one in labels], np.float32)
+    rows = [np.asarray(one) for one in labels]
+    for index, row in enumerate(rows):
+        if row.ndim != 1 or row.shape != rows[0].shape or not np.isin(row, (0, 1)).all():
+            raise UsageError(
+                f"label {index} is {shorten(repr(labels[index]))}; give a list of strings for each image, or as many "
+                "values of 0 and 1 for each"
+            )
+    if len(rows[0]) < 2:
+        raise UsageError("labels have one value of 0 or 1 for each image, which are two classes; give shape (N,)")
+    return tuple(map(str, range(len(rows[0])))), np.stack(rows).astype(np.float32)
 
 
 def _label(label: Any, index: int) -> int | str:

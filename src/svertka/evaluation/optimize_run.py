@@ -12,6 +12,7 @@ from svertka.classifier import WEIGHTS, Classifier
 from svertka.compiler.accuracy_bound import (
     ChanceLevelError,
     MixedPrecisionReport,
+    check_max_loss,
     count_needed_images,
     smallest_testable_max_loss,
 )
@@ -19,7 +20,11 @@ from svertka.compiler.mixed_precision import measure_median_seconds
 from svertka.compiler.optimize import DEFAULT_MAX_LOSS, Optimized, optimize
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import UsageError
+from svertka.evaluation.metric_difference import TaskEvaluation
+from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.precision_report import PrecisionReport
 from svertka.evaluation.run_images import BATCH_SIZE, CALIBRATION_IMAGES, RunImages, open_images_of_run
+from svertka.evaluation.task_metrics import make_accumulator
 from svertka.files import parse_cache_limit_option, parse_path
 from svertka.optimized_file import OPTIMIZED, hash_weights
 from svertka.pages.notebook_block import NotebookBlock
@@ -27,6 +32,7 @@ from svertka.pages.number_format import count_with_noun
 from svertka.type_checking import check_types
 
 VALIDATION_IMAGES = 10_000  # at most
+MIN_TASK_IMAGES = 10  # on which the metric of several labels or of a number is measured
 TIMED_SECONDS = 1.0
 
 
@@ -39,14 +45,15 @@ class OptimizedRun:
         path: The file of the optimized network.
         network: The optimized network.
         calibration_images: Training images on which the ranges of int8 were measured; 0 if none was needed.
-        accuracy: Its top-1 and speed on validation images, beside those of the float network.
+        accuracy: Its top-1, or the metric of its task, and its speed on validation images, beside those of the float
+            network.
     """
 
     run: Path
     path: Path
     network: Optimized
     calibration_images: int
-    accuracy: MixedPrecisionReport
+    accuracy: MixedPrecisionReport | PrecisionReport
 
     @property
     def sentence(self) -> str:
@@ -69,6 +76,7 @@ class OptimizedRun:
             "path": str(self.path),
             "calibration_images": self.calibration_images,
             **self.network.to_dict(),
+            "accuracy": self.accuracy.to_dict(),
         }
 
 
@@ -92,12 +100,16 @@ def optimize_run(
     the weights of the run change. `locate` does not: it applies layers to images of many sizes, and the file has a
     network for images of one size.
 
+    For several labels the metric is the mean average precision, for a number the mean absolute error, and "auto"
+    chooses among int8, bf16 and fp32 for the whole network.
+
     Args:
         run: The run folder.
         source: The images of the training, if they have moved. None: where they were.
         precision: "auto", the fastest mixture of precisions that loses at most `max_loss`; "int8", "bf16" or "fp32",
             whose loss is measured, too.
-        max_loss: For "auto", by how much top-1 may drop on the validation images, 0 to 1.
+        max_loss: For "auto", by how much top-1, or mAP, may drop on the validation images, 0 to 1; of a number, the
+            share of itself by which the mean absolute error may rise.
         threads: CPU threads, for which speed is measured. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
@@ -117,11 +129,16 @@ def optimize_run(
         raise UsageError(f"max_loss={max_loss:g} is a bound for precision=auto; leave it out with {precision}")
     folder, workers = parse_path(run), set_threads(threads)
     classifier = Classifier.load(folder, trust_builder=trust_builder)
-    classifier.require_single_label("optimize")
     dataset = open_images_of_run(folder, source, max_pixels)
     images = RunImages(classifier, dataset, workers, parse_cache_limit_option(cache_limit))
     held_out, labels = images.load("val", VALIDATION_IMAGES)
-    if precision == "auto" and 0 < max_loss < 1 and len(labels) < (needed := count_needed_images(max_loss)):
+    is_single = classifier.task.is_single_label
+    if (
+        is_single
+        and precision == "auto"
+        and 0 < max_loss < 1
+        and len(labels) < (needed := count_needed_images(max_loss))
+    ):
         raise UsageError(
             f"{folder} has {count_with_noun(len(labels), 'validation image')}, and a loss of {max_loss:.2%} can be "
             f"bounded with {needed:,} or more; use --max-loss {smallest_testable_max_loss(len(labels)):.1%} "
@@ -130,6 +147,8 @@ def optimize_run(
     calibration = None
     if precision in ("auto", "int8"):
         calibration, _ = images.load("train", CALIBRATION_IMAGES)
+    if not is_single:
+        return _optimize_task(folder, classifier, (held_out, labels), calibration, precision, max_loss)
     bound: dict[str, Any] = {"validation": (held_out, labels), "max_loss": max_loss} if precision == "auto" else {}
     try:
         optimized = optimize(classifier.network, held_out[:1], precision=precision, calibration=calibration, **bound)
@@ -140,6 +159,77 @@ def optimize_run(
     path = folder / OPTIMIZED
     optimized.save(path)
     return OptimizedRun(folder, path, optimized, 0 if calibration is None else len(calibration), report)
+
+
+def _optimize_task(
+    folder: Path,
+    classifier: Classifier,
+    validation: tuple[Tensor, Tensor],
+    calibration: Tensor | None,
+    precision: str,
+    max_loss: float,
+) -> OptimizedRun:
+    """Optimize a run of several labels or of a number, and write the network; see `optimize_run`.
+
+    Args:
+        folder: The run folder.
+        classifier: The run.
+        validation: Validation images, (N, C, H, W) float32, and their targets.
+        calibration: Training images for int8; None if it is not asked for.
+        precision: The precision; "auto" for the fastest within the bound.
+        max_loss: The bound for "auto".
+    """
+    check_max_loss(max_loss)
+    images, targets = validation
+    if len(images) < MIN_TASK_IMAGES:
+        raise UsageError(
+            f"{folder} has {count_with_noun(len(images), 'validation image')}, too few to measure what a precision "
+            f"costs; {MIN_TASK_IMAGES} are needed"
+        )
+    floats = optimize(classifier.network, images[:1])
+    before = _evaluate(classifier, classifier.network, images, targets)
+    bound = max_loss if precision == "auto" else None
+    found: list[tuple[Optimized, PrecisionReport]] = []
+    refused: UsageError | None = None
+    for one in ("int8", "bf16", "fp32") if precision == "auto" else (precision,):
+        try:
+            made = optimize(
+                classifier.network, images[:1], precision=one, calibration=calibration if one == "int8" else None
+            )
+        except UsageError as error:  # its outputs differ too much
+            if precision != "auto":
+                raise
+            refused = error
+            continue
+        after = _evaluate(classifier, made, images, targets)
+        float_seconds, seconds = measure_median_seconds([floats, made], images[:1], TIMED_SECONDS)
+        report = PrecisionReport(before, after, bound, float_seconds, seconds, torch.get_num_threads())
+        if report.is_within_bound:
+            found.append((made, report))
+    if not found:
+        raise refused or UsageError(
+            f"rounding alone changes {before.metric_name} of {folder} by more than max_loss={max_loss:g}; allow a "
+            "larger loss, or run the network as it is"
+        )
+    optimized, report = min(found, key=lambda pair: pair[1].seconds)
+    optimized.compiled[0].info = replace(optimized.info, weights_hash=hash_weights(folder / WEIGHTS))
+    path = folder / OPTIMIZED
+    optimized.save(path)
+    used = 0 if calibration is None or optimized.precision != "int8" else len(calibration)
+    return OptimizedRun(folder, path, optimized, used, report)
+
+
+@torch.inference_mode()
+def _evaluate(
+    classifier: Classifier, network: nn.Module | Optimized, images: Tensor, targets: Tensor
+) -> TaskEvaluation:
+    """Return the metrics of a network of several labels or of a number."""
+    accumulator = make_accumulator(classifier.task, len(classifier.names))
+    for places in torch.split(torch.arange(len(images)), BATCH_SIZE):
+        accumulator.update(network(images[places]), targets[places], places)
+    found = accumulator.result(classifier.names)
+    assert not isinstance(found, Evaluation)  # runs of classes are measured by their top-1
+    return found
 
 
 @torch.inference_mode()

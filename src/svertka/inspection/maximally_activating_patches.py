@@ -63,7 +63,8 @@ class LayerPatches:
         activation_rate: (units,) float32, the share of images that activate the unit.
         histogram: (units, bins) int64, images that activate the unit, by activation.
         histogram_edges: (bins + 1,) float32, four bins per octave.
-        class_shares: (units, K) float32, each class's share of the unit's total activation; None without labels.
+        class_shares: (units, K) float32, each class's share of the unit's total activation; None without labels. If
+            images have several labels, the shares of all labels may sum to more than 1.
         class_frequencies: (K,) float32, each class's share of the images; None without labels.
         similar_units: (units, 6) int64, the units with the highest correlation of activations over the images, highest
             first; −1 where there are fewer.
@@ -93,7 +94,7 @@ class LayerPatches:
 
 
 class _ImageBatch(NamedTuple):
-    """`images` (N, C, H, W), their `labels` (N,) int64, and `indices` (N,) in the data set."""
+    """`images` (N, C, H, W), their `labels` (N,) int64 or (N, K) bool, and `indices` (N,) in the data set."""
 
     images: Tensor
     labels: Tensor | None
@@ -111,7 +112,8 @@ def top_patches(
 
     Args:
         network: Any nn.Module.
-        data: `BatchLoader`, one tensor (N, C, H, W), or an iterable of such tensors, alone or paired with labels (N,);
+        data: `BatchLoader`, one tensor (N, C, H, W), or an iterable of such tensors, alone or paired with labels,
+            (N,) integers or (N, K) bool;
             all images of one shape.
         layers: Layer names as in `list_layers`; None for every convolution. Each is read after its activation function
             where one follows (`follow_to_activation`).
@@ -171,10 +173,14 @@ def _split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
         raise UsageError(
             f"data contains a {type(batch).__name__}; give tensors (N, C, H, W), alone or paired with labels (N,)"
         )
-    if labels is not None and (labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex()):
+    if labels is None:
+        return images, None
+    is_whole = not (labels.is_floating_point() or labels.is_complex())
+    is_several = labels.dim() == 2 and len(labels) == len(images) and labels.dtype == torch.bool
+    if not is_several and (labels.shape != images.shape[:1] or not is_whole):
         raise UsageError(
             f"data has labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {len(images)} images; give "
-            "one integer for each image"
+            "one integer for each image, or (N, K) bool"
         )
     return images, labels
 

@@ -37,6 +37,8 @@ class UnitStatistics:
         self._products = torch.zeros(num_units, num_units, dtype=torch.float64)
         self._sums_by_class = torch.zeros(0, num_units, dtype=torch.float64)
         self._class_counts = torch.zeros(0, dtype=torch.int64)
+        self._totals = torch.zeros(num_units, dtype=torch.float64)  # of the images with labels
+        self._labeled = 0
         self._has_negative_outputs = False
         # The lowest and the highest over the images of each unit's maximum and mean.
         self._lowest, self._highest = torch.full((2, num_units), torch.inf), torch.full((2, num_units), -torch.inf)
@@ -60,7 +62,7 @@ class UnitStatistics:
 
         Args:
             images: (n,) int64, the indices of these images in the data set.
-            labels: (n,) int64, or None.
+            labels: (n,) int64, the class of each image; (n, K) bool, which labels it has; or None.
         """
         values = torch.cat([values for values, _ in self._pending]).float().cpu()
         values[values.isnan()] = -torch.inf
@@ -98,9 +100,17 @@ class UnitStatistics:
         self.bin_counts += found.view_as(self.bin_counts)
 
     def _add_to_classes(self, values: Tensor, labels: Tensor) -> None:
-        num_new = max(0, int(labels.max()) + 1 - len(self._sums_by_class))
-        self._sums_by_class = F.pad(self._sums_by_class, (0, 0, 0, num_new)).index_add_(0, labels, values.double())
-        counts = labels.bincount(minlength=len(self._sums_by_class))
+        num_classes = labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
+        num_new = max(0, num_classes - len(self._sums_by_class))
+        self._sums_by_class = F.pad(self._sums_by_class, (0, 0, 0, num_new))
+        self._totals = self._totals + values.double().sum(0)
+        self._labeled += len(labels)
+        if labels.dim() == 2:
+            self._sums_by_class += labels.T.double() @ values.double()
+            counts = labels.sum(0)
+        else:
+            self._sums_by_class.index_add_(0, labels, values.double())
+            counts = labels.bincount(minlength=len(self._sums_by_class))
         self._class_counts = F.pad(self._class_counts, (0, num_new)) + counts
 
     def is_dead(self) -> Tensor:
@@ -142,8 +152,8 @@ class UnitStatistics:
         Returns:
             (num_units, K), 0 for dead units, and (K,).
         """
-        shares = self._sums_by_class / self._sums_by_class.sum(0).clamp(min=TINY)
-        return shares.T.float().numpy(), (self._class_counts / self._class_counts.sum().clamp(min=1)).numpy()
+        shares = self._sums_by_class / self._totals.clamp(min=TINY)
+        return shares.T.float().numpy(), (self._class_counts / max(self._labeled, 1)).numpy()
 
     def similar_units(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the six units whose activations correlate most with each unit's own.

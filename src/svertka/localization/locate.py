@@ -144,7 +144,7 @@ def locate(
     max_pixels: int | None = None,
     trust_builder: bool = False,
 ) -> LocatedImages:
-    """Locate the classes with the highest scores in images.
+    """Locate the classes or labels with the highest scores in images.
 
     Args:
         run: A run folder, a network with weights as for `Classifier.load`, a `Classifier` or an nn.Module. Any
@@ -165,14 +165,15 @@ def locate(
         The classes, their scores and regions in each image. Images that cannot be read have an `error`.
 
     Raises:
-        UsageError: There is no image; the weights do not exist; the network cannot be traced; or `output` exists.
+        UsageError: The run predicts a number; there is no image; the weights do not exist; the network cannot be
+            traced; or `output` exists.
         DataError: No box belongs to any of the images, or a box lies outside its image or has an unknown class.
         RunError: The run is missing or damaged.
         StorageError: The folder cannot be written.
     """
     torch_device, _ = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, of_patches=True, trust_builder=trust_builder)
-    classifier.require_single_label("locate")
+    classifier.require_names("locate")
     scorer = PatchScorer(classifier)
     inputs = list_inputs(images)
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)

@@ -1,4 +1,4 @@
-"""Score maps: class probabilities of the patches of an image, at eight scales."""
+"""Score maps: probabilities of the classes or labels in the patches of an image, at eight scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ POWER = 5  # the paper's k: the larger, the more the best patches count
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
-    """Class probabilities of the patches of one level.
+    """Probabilities of the classes or labels in the patches of one level.
 
     Attributes:
         level: The level.
@@ -52,6 +52,7 @@ class PatchScorer:
 
     def __init__(self, classifier: Classifier) -> None:
         self.preprocess, self._require_finite = classifier.preprocess, classifier.require_finite
+        self._activate = classifier.task.activate
         self.network = make_shared_crops(classifier.network, self.preprocess.input_shape)
         self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, EXPECTED_PATCHES)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
@@ -78,7 +79,7 @@ class PatchScorer:
         for level in self.levels(image):
             resized = resize_to_level(self.preprocess, image, level)
             resized = resized.to(network_device(self.network), memory_format=torch.channels_last)
-            scores = self._require_finite(self.network(resized, level.places).float().softmax(1).cpu()).numpy()
+            scores = self._require_finite(self._activate(self.network(resized, level.places).float()).cpu()).numpy()
             maps.append(ScoreMap(level, scores.T.reshape(-1, len(level.rows), len(level.columns))))
         return maps
 

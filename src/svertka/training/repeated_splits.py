@@ -22,6 +22,7 @@ from svertka.training.single_run import TrainingOptions, train_run
 
 MAX_REPEATS = 1000
 
+ERROR, MEAN_ABSOLUTE_ERROR = "error", "mean absolute error"
 BOTH, TRAINED_ON = "trained and judged on", "trained on"
 
 
@@ -33,9 +34,11 @@ class Repeats:
         folder: The folder that holds the runs and repeats.json.
         runs: The runs, one per split, N of them.
         part: The part on which each was evaluated, "val" or "test".
-        errors: The error of each run on that part, 0 to 1, N of them.
+        errors: The error of each run on that part, 0 to 1, N of them; mAP if an image has several labels, and the mean
+            absolute error of a number.
         mean: Mean of the errors.
         interval: 95 % confidence interval of the error of a training on as many images.
+        metric: What `errors` are: "error", "mAP" or "mean absolute error".
         varies: "trained and judged on" if each run was trained and evaluated on other images; "trained on" if the
             source names the images for evaluation, which are then the same for all runs.
     """
@@ -47,6 +50,7 @@ class Repeats:
     mean: float
     interval: tuple[float, float]
     varies: str
+    metric: str = ERROR
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -55,19 +59,21 @@ class Repeats:
         return f"Repeats({str(self.folder)!r}: {self.sentence})"
 
     def _repr_html_(self) -> str:
-        rows = [(run.name, f"{error:.2%}") for run, error in zip(self.runs, self.errors, strict=True)]
-        return NotebookBlock(
-            str(self.folder), (self.sentence,), header=("run", f"{self.part} error"), rows=rows
-        ).render()
+        rows = [(run.name, self._text(error)) for run, error in zip(self.runs, self.errors, strict=True)]
+        header = "run", f"{self.part} {self.metric}"
+        return NotebookBlock(str(self.folder), (self.sentence,), header=header, rows=rows).render()
+
+    def _text(self, value: float) -> str:
+        return f"{value:.4g}" if self.metric == MEAN_ABSOLUTE_ERROR else f"{value:.2%}"
 
     @property
     def sentence(self) -> str:
         """The result in words."""
-        low, high = self.interval
+        low, high = map(self._text, self.interval)
         judged = "" if self.varies == BOTH else f"; the {self.part} images, which the source names, are the same"
         return (
-            f"{self.part} error {self.mean:.2%} over {len(self.runs)} splits, 95 % interval {low:.2%} to {high:.2%} "
-            f"(what varies: the images {self.varies}{judged})"
+            f"{self.part} {self.metric} {self._text(self.mean)} over {len(self.runs)} splits, 95 % interval {low} to "
+            f"{high} (what varies: the images {self.varies}{judged})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +81,7 @@ class Repeats:
         return {
             "runs": [str(run.folder) for run in self.runs],
             "part": self.part,
+            "metric": self.metric,
             "errors": list(self.errors),
             "mean": self.mean,
             "interval": list(self.interval),
@@ -113,7 +120,6 @@ def _find_what_varies(options: TrainingOptions) -> tuple[str, str]:
         UsageError: No image is left for evaluation, or no part is drawn at random.
     """
     dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
-    dataset.require_single_label("--repeats", "leave it out")
     source, named = dataset.source, set(dataset.parts.tolist()) & {"val", "test"}
     drawn = {part for part, share in (("val", options.val), ("test", options.test)) if share and part not in named}
     judge = next((part for part in ("test", "val") if part in named | drawn), None)
@@ -164,24 +170,44 @@ def _summarize(runs: list[Run], source: str, folder: Path, varies: str) -> Repea
     part = next((part for part in ("test", "val") if results[0][f"{part}_error"] is not None), None)
     if part is None:
         raise _nothing_to_evaluate_on(source)
-    errors = tuple(float(result[f"{part}_error"]) for result in results)
+    metric, errors = _read_errors(results, part)
     sizes = [run.settings()["parts"] for run in runs]
-    limits = confidence_interval(errors, float(np.mean([size[part] / size["train"] for size in sizes])))
-    if len(set(errors)) == 1:  # no spread to estimate from: the interval of a single split
+    highest = math.inf if metric == MEAN_ABSOLUTE_ERROR else 1.0
+    limits = confidence_interval(errors, float(np.mean([size[part] / size["train"] for size in sizes])), highest)
+    if len(set(errors)) == 1 and metric == ERROR:  # no spread to estimate from: the interval of a single split
         limits = error_interval(errors[0], min(size[part] for size in sizes))
     if varies == TRAINED_ON and len({manifest.parts[part] for run in runs if (manifest := read_manifest(run))}) > 1:
         varies = BOTH  # the part that the source names held only copies and was drawn anew
-    return Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), limits, varies)
+    return Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), limits, varies, metric)
 
 
-def confidence_interval(errors: tuple[float, ...], test_to_train_ratio: float) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean error over random splits, within 0 to 1.
+def _read_errors(results: list[dict[str, Any]], part: str) -> tuple[str, tuple[float, ...]]:
+    """Return the name of the metric of the runs, and its value in each of them.
+
+    Raises:
+        UsageError: No image of the part has a label, so that the mean average precision is unknown.
+    """
+    for name, key in (("mAP", "mean_average_precision"), (MEAN_ABSOLUTE_ERROR, "mean_absolute_error")):
+        if key not in (results[0].get("metrics") or {}):
+            continue
+        values = [result["metrics"][key] for result in results]
+        if None in values:
+            raise UsageError(f"the {part} images of split {values.index(None)} have no label at all; give more of them")
+        return name, tuple(map(float, values))
+    return ERROR, tuple(float(result[f"{part}_error"]) for result in results)
+
+
+def confidence_interval(
+    errors: tuple[float, ...], test_to_train_ratio: float, highest: float = 1.0
+) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean error over random splits, within 0 to `highest`.
 
     Splits share images, so that their errors vary less than those of independent samples: the variance is corrected.
 
     Args:
-        errors: The errors on N splits, 0 to 1.
+        errors: The errors on N splits, 0 to `highest`.
         test_to_train_ratio: Images evaluated per image trained on.
+        highest: The largest value that the error can have.
 
     Source: Nadeau & Bengio 2003, "Inference for the generalization error", eq. 16.
     """
@@ -190,4 +216,4 @@ def confidence_interval(errors: tuple[float, ...], test_to_train_ratio: float) -
     count, mean = len(errors), float(np.mean(errors))
     variance = float(np.var(errors, ddof=1)) * (1 / count + test_to_train_ratio)
     half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return max(0.0, mean - half), min(highest, mean + half)

@@ -40,7 +40,7 @@ class ImageFeatures:
 
     @torch.inference_mode()
     def probabilities(self) -> Floats:
-        """Return the class probabilities that the head gives, (N, K) float32.
+        """Return the probabilities that the head gives, (N, K) float32, or the number, (N, 1).
 
         Raises:
             RunError: The network gives NaN.
@@ -49,7 +49,7 @@ class ImageFeatures:
         found = [torch.empty(0, len(self.classifier.names))]
         for some in torch.split(torch.from_numpy(self.values), SCORED_AT_ONCE):
             scores = self.partial.trainable(some.reshape(-1, *self.partial.shape).to(place))
-            found.append(self.classifier.require_finite(scores.float().softmax(1).cpu()))
+            found.append(self.classifier.require_finite(self.classifier.task.activate(scores.float()).float().cpu()))
         return torch.cat(found).numpy()
 
 

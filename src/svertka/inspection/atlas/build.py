@@ -200,7 +200,7 @@ def _build(
         )
         for index, name in enumerate(names)
     ]
-    images = select_atlas_images([layer.patches for layer in layers], inputs.dataset.labels, overlays)
+    images = select_atlas_images([layer.patches for layer in layers], inputs.strata, overlays)
     page = IndexPage(
         inputs=inputs,
         diagram=build_diagram(traced),

@@ -1,7 +1,8 @@
 """The classifier and the images that an atlas is built from."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -84,8 +85,9 @@ class AtlasInputs:
     def batches(self, indices: Ints | None = None) -> BatchLoader:
         """Return the images at `indices` (None for all) as network input, in order, with their labels."""
         chosen = self.indices if indices is None else self.indices[indices]
-        labels = np.zeros(len(self.rows), np.int64)
-        labels[self.indices] = self.dataset.labels
+        given = self.dataset.labels
+        labels = np.zeros((len(self.rows), *given.shape[1:]), given.dtype)
+        labels[self.indices] = given
         return BatchLoader(
             self.rows,
             labels,
@@ -107,6 +109,26 @@ class AtlasInputs:
         squares = self.rows[self.indices[indices]]
         offset = (squares.shape[1] - self.image_size) // 2
         return squares[:, offset : offset + self.image_size, offset : offset + self.image_size]
+
+    @property
+    def strata(self) -> Ints:
+        """The class of each image, its rarest label, or the quantile of its number, (N,)."""
+        return self.dataset.task.strata(self.dataset.labels)
+
+    @cached_property
+    def shown_labels(self) -> tuple[tuple[str, ...], Ints]:
+        """What the images are labeled with, in words, and the number of each image's text, (N,).
+
+        The first texts are the names of classes or labels.
+        """
+        dataset = self.dataset
+        if dataset.task.is_single_label:
+            return dataset.names, dataset.labels
+        texts = [dataset.label_text(index) or "no label" for index in range(len(dataset))]
+        number: dict[str, int] = {}
+        for text in (*dataset.names, *texts):
+            number.setdefault(text, len(number))
+        return tuple(number), np.array([number[text] for text in texts], np.int64)
 
     def image_name(self, index: int) -> str:
         """Return the last two parts of an image's path, or its source and number."""
@@ -158,12 +180,16 @@ def open_atlas_inputs(
     if images is not None and images < 1:
         raise UsageError(f"images={images} must be at least 1")
     classifier = Classifier.open(run, device, trust_builder=trust_builder)
-    classifier.require_single_label("look")
     origin = classifier.origin
     training_source = _training_source(origin)
     dataset = _open_dataset(origin, source, training_source).with_decoding(DecodingOptions.up_to(max_pixels))
     names = tuple(find_class_name(name) for name in dataset.names)
-    dataset = Dataset(dataset.source, names, dataset.images, dataset.labels, dataset.parts)
+    if dataset.task.kind != classifier.task.kind:
+        raise DataError(
+            f"{origin} predicts {classifier.task.phrase}, and {dataset.source} has {dataset.task.phrase}; give images "
+            "labeled in the same way"
+        )
+    dataset = replace(dataset, names=names)
     selected = select_held_out_images(
         [origin],
         dataset,
@@ -196,11 +222,9 @@ def _suggested_command(run: str | PathLike[str]) -> str:
 
 def _open_labeled(run: str | PathLike[str], source: str) -> Dataset:
     """Open `source` with labels as in the training of `run`."""
-    dataset = open_source(
+    return open_source(
         source, to_train=False, columns=columns_of_training(run, source), boxes=read_training_boxes(run, source)
     )
-    dataset.require_single_label("look", "give images of one class each")
-    return dataset
 
 
 def _open_dataset(run: str | PathLike[str], source: str | PathLike[str] | None, training_source: str | None) -> Dataset:

@@ -42,13 +42,16 @@ def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Seque
         except (RunError, KeyError, TypeError):
             pass  # damaged: repeat the pass
     started = time.monotonic()
-    batches = inputs.batches()
+    batches, kind = inputs.batches(), inputs.classifier.task.kind
     with progress("finding patches", batches.steps, "batches") as shown:
 
-        def with_progress() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        def with_progress() -> Iterator[torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
             # Without the batches' indices, so that `top_patches` numbers the images from 0.
             for batch in batches.epoch(0):
-                yield batch.images, batch.labels
+                if kind == "regression":  # a number is no class that units could prefer
+                    yield batch.images
+                else:
+                    yield batch.images, batch.labels > 0.5 if kind == "multi-label" else batch.labels
                 shown.advance()
 
         patches = top_patches(inputs.classifier.network, with_progress(), layers)

@@ -21,6 +21,7 @@ from svertka.inspection.deconvnet import to_images
 from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.inspection.saliency import grad_cam, guided_backpropagation, occlusion
 from svertka.pages.inline_images import encode_webp
+from svertka.tasks import Regression
 
 IMAGES_PER_SCRIPT = 32
 PREDICTIONS_PER_IMAGE = 5
@@ -98,19 +99,25 @@ def write_image_data(
     """
     _write_sheets(images, inputs, folder)
     known = list_layers(inputs.classifier.network, inputs.input_shape)
-    predictions: list[int] = []
+    predictions: list[int | str] = []
     for index, first in enumerate(range(0, len(images.indices), IMAGES_PER_SCRIPT)):
         key = f"pictures-{index}"
         chunk = range(first, min(first + IMAGES_PER_SCRIPT, len(images.indices)))
         records = _predict(images, chunk, layers, inputs, known)
-        predictions += [record["best"][0][0] for record in records]
+        predictions += [_describe_prediction(record["best"][0], inputs) for record in records]
         if f"data/{key}.js" not in folder:
             _write_overlays(images, chunk, records, inputs, folder)
             folder.write_script(f"data/{key}.js", key, records)
         advance(len(chunk))
-    labels = inputs.dataset.labels[images.indices].tolist()
+    labels = inputs.shown_labels[1][images.indices].tolist()
     names = [inputs.image_name(int(index)) for index in images.indices]
     folder.write_script("data/pictures.js", "pictures", {"names": list(zip(names, labels, predictions, strict=True))})
+
+
+def _describe_prediction(best: tuple[int, float], inputs: AtlasInputs) -> int | str:
+    """Return the number of the most probable class or label, or the predicted number as text."""
+    label, value = best
+    return f"{value:.4g}" if isinstance(inputs.classifier.task, Regression) else label
 
 
 def _write_sheets(images: AtlasImages, inputs: AtlasInputs, folder: ResumableFolder) -> None:
@@ -135,11 +142,11 @@ def _predict(
     network = inputs.classifier.network
     with torch.inference_mode(), hook_layers(network, known, {name: _max_hook(maxima, name) for name in observed}):
         for batch in inputs.batches(images.indices[chunk.start : chunk.stop]).epoch(0):
-            probabilities = network(batch.images).float().softmax(1).cpu()
+            probabilities = inputs.classifier.task.activate(network(batch.images).float()).cpu()
             best = probabilities.topk(min(PREDICTIONS_PER_IMAGE, probabilities.shape[1]))
             strongest = [_strongest_units(maxima[layer.patches.observed_layer], layer) for layer in layers]
             for k, (values, classes) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-                predictions = [(label, round(value, 4)) for label, value in zip(classes, values, strict=True)]
+                predictions = [(label, float(f"{value:.4g}")) for label, value in zip(classes, values, strict=True)]
                 records.append({"best": predictions, "strongest": [layer[k] for layer in strongest]})
     return records
 
@@ -187,11 +194,11 @@ def _occlusion_square(size: int) -> tuple[int, int]:
 def _write_overlays(
     images: AtlasImages, chunk: range, records: list[dict[str, Any]], inputs: AtlasInputs, folder: ResumableFolder
 ) -> None:
-    """Write the overlays of the images of `chunk` for their most probable class, and add their scales to `records`."""
+    """Write the overlays of the images of `chunk` for their first prediction, and add their scales to `records`."""
     slots = images.with_overlays[(images.with_overlays >= chunk.start) & (images.with_overlays < chunk.stop)]
     if not len(slots):
         return
-    network, size = inputs.classifier.network, inputs.image_size
+    network, size, kind = inputs.classifier.network, inputs.image_size, inputs.classifier.task.kind
     side, stride = _occlusion_square(size)
     network_inputs = inputs.network_inputs(images.indices[slots])
     best = [records[slot - chunk.start]["best"][0] for slot in slots]
@@ -201,13 +208,18 @@ def _write_overlays(
         warnings.filterwarnings("ignore", message=".* has no ReLU")  # the page says so
         saliency = to_images(guided_backpropagation(network, network_inputs, labels))
     cam = F.interpolate(grad_cam(network, network_inputs, labels)[:, None], (size, size), mode="bilinear")[:, 0]
-    drops = probabilities[:, None, None] - occlusion(network, network_inputs, labels, side, stride).cpu()
+    drops = None
+    if kind != "regression":  # whose output is no probability
+        covered = occlusion(network, network_inputs, labels, side, stride, multilabel=kind == "multi-label")
+        drops = probabilities[:, None, None] - covered.cpu()
     for index, slot in enumerate(slots.tolist()):
-        drop = occlusion_per_pixel(drops[index], side, stride, size)
         folder.write(f"overlays/{slot}-saliency.webp", encode_webp(saliency[index], exact=size <= MAX_CRISP_IMAGE))
         folder.write(f"overlays/{slot}-grad-cam.webp", encode_heatmap_overlay(cam[index]))
-        folder.write(f"overlays/{slot}-occlusion.webp", encode_heatmap_overlay(drop))
-        records[slot - chunk.start]["scales"] = {"occlusion": round(max(0.0, float(drop.max())), 4)}
+        records[slot - chunk.start]["scales"] = {}
+        if drops is not None:
+            drop = occlusion_per_pixel(drops[index], side, stride, size)
+            folder.write(f"overlays/{slot}-occlusion.webp", encode_heatmap_overlay(drop))
+            records[slot - chunk.start]["scales"] = {"occlusion": round(max(0.0, float(drop.max())), 4)}
 
 
 def occlusion_per_pixel(values: Tensor, side: int, stride: int, size: int) -> Tensor:

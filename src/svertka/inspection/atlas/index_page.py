@@ -144,14 +144,16 @@ class IndexPage:
         """Return what the scripts read, for JSON."""
         inputs, names = self.inputs, self.inputs.classifier.names
         numbers = {name: k for k, name in enumerate(names)}
+        shown, kind = inputs.shown_labels[0], inputs.classifier.task.kind
         return {
             "name": self.name,
+            "kind": kind,
             "relu": find_relu_and_max_pooling(inputs.classifier.network, inputs.input_shape)[0],
             "looked_at": len(inputs),
-            "classes": inputs.dataset.names,
+            "classes": shown,
             "class_counts": inputs.dataset.counts().tolist(),
-            "class_numbers": [numbers.get(name, -1) for name in inputs.dataset.names],
-            "knows": all(name in numbers for name in inputs.dataset.names),
+            "class_numbers": [numbers.get(name, -1) for name in shown],
+            "knows": kind == "single-label" and all(name in numbers for name in shown),
             "predicted": names,
             "featured": self.images.with_overlays.tolist(),
             "sheet_rows": UNITS_PER_SHEET,

@@ -14,6 +14,9 @@
     const [, label, guess] = pictures.names[picture];
     return label !== null && atlas.facts.knows && guess !== atlas.facts.class_numbers[label];
   };
+  // Of a number, the text of the number itself.
+  const guessed = (guess) => (typeof guess === "string" ? guess : atlas.facts.predicted[guess]);
+  const isNumber = () => atlas.facts.kind === "regression";
   const truth = (label) => (label === null ? null : atlas.facts.classes[label]);
 
   atlas.picturesView = async () => {
@@ -30,8 +33,7 @@
     const order = pictures.names.map((_, k) => k).sort((a, b) => featured.has(b) - featured.has(a) || a - b);
     const cards = order.map((picture) => {
       const [name, label, guess] = pictures.names[picture];
-      const predicted = atlas.facts.predicted[guess];
-      const said = `predicted ${predicted}`;
+      const said = `predicted ${guessed(guess)}`;
       const card = make("a", { class: "card", href: atlas.address("picture", picture), "data-picture": picture },
         make("span", { class: "thumbnail" }), make("span", { class: "caption" },
           make("span", {}, atlas.named(truth(label) ?? name)),
@@ -67,12 +69,12 @@
   atlas.pictureView = async (picture) => {
     const [pictures, some] = await Promise.all([atlas.load("pictures"), atlas.load(`pictures-${Math.floor(picture / atlas.facts.pictures.chunk)}`)]);
     const { best, strongest, scales } = some[picture % atlas.facts.pictures.chunk];
-    const [name, label] = pictures.names[picture];
+    const [name, label, first] = pictures.names[picture];
     const step = (by) => { if (pictures.names[picture + by]) location.hash = atlas.address("picture", picture + by); };
     const whole = atlas.whole(picture, atlas.fitToWindow(WHOLE));
     const stage = make("div", { class: "stage" }, whole);
     const explained = make("p", { class: "quiet explained" });
-    const kinds = scales ? Object.keys(MAPS) : [];
+    const kinds = scales ? Object.keys(MAPS).filter((kind) => kind !== "occlusion" || "occlusion" in scales) : [];
     const buttons = kinds.map((kind) => make("button", { type: "button", "data-kind": kind, onclick: () => show(kind) }, MAPS[kind].name));
     const show = (kind) => {
       overlay = kind;
@@ -94,11 +96,12 @@
       content: [
         make("p", { class: "trail" }, make("a", { href: "#/pictures" }, "Pictures"),
           make("span", {}, neighbor(pictures, picture, -1, "← previous"), " ", neighbor(pictures, picture, 1, "next →"))),
-        make("h1", { tabindex: -1 }, ...sentence(name, label, best)),
+        make("h1", { tabindex: -1 }, ...sentence(name, label, first, best)),
         make("div", { class: "picture-view" },
           make("figure", { class: "source" }, stage,
             kinds.length ? make("div", { class: "switch", role: "group", "aria-label": "Overlay" }, buttons) : null, explained),
-          make("section", {}, make("h2", {}, "Predictions"), atlas.bars(guesses, "The most probable classes"))),
+          make("section", {}, make("h2", {}, "Predictions"), isNumber() ? make("p", {}, atlas.named(guesses[0][0]), `: ${first}`)
+            : atlas.bars(guesses, atlas.facts.kind === "multi-label" ? "The most probable labels" : "The most probable classes"))),
         make("section", {}, make("h2", {}, "Units that it activates"),
           atlas.how("For each layer: the units closest to their own largest activation, with the percentage of it and the patch that activates them", atlas.PAPER, "Zeiler & Fergus 2014, §4"),
           make("div", { class: "layers" }, atlas.facts.layers.map((layer, k) => row(layer, strongest[k], picture, whole)))),
@@ -123,9 +126,10 @@
       : make("span", { class: "quiet" }, text);
   }
 
-  function sentence(name, label, best) {
+  function sentence(name, label, first, best) {
     const [guess, probability] = best[0];
     const of = label === null ? [] : [": ", atlas.named(truth(label))];
+    if (isNumber()) return [atlas.named(name), ...of, `, predicted ${first}.`];
     return [atlas.named(name), ...of, ", predicted ", atlas.named(atlas.facts.predicted[guess]), ` with ${atlas.percent(probability)}.`];
   }
 

@@ -18,8 +18,7 @@
   // Up to two preferred classes: those whose share of the unit's activation clearly exceeds their share of all pictures.
   const MIN_EXCESS = 0.02;
   atlas.preferredClasses = (data, unit) => {
-    const total = atlas.facts.class_counts.reduce((sum, count) => sum + count, 0);
-    return data.classes[unit].filter(([name, share]) => share - atlas.facts.class_counts[name] / total >= MIN_EXCESS)
+    return data.classes[unit].filter(([name, share]) => share - atlas.facts.class_counts[name] / atlas.facts.looked_at >= MIN_EXCESS)
       .slice(0, 2).map(([name]) => name);
   };
 

@@ -108,8 +108,7 @@
   }
 
   function preferences(data, unit) {
-    const total = atlas.facts.class_counts.reduce((sum, count) => sum + count, 0);
-    const rows = data.classes[unit].map(([name, share]) => [atlas.facts.classes[name], share, atlas.facts.class_counts[name] / total]);
+    const rows = data.classes[unit].map(([name, share]) => [atlas.facts.classes[name], share, atlas.facts.class_counts[name] / atlas.facts.looked_at]);
     return make("div", {}, make("p", { class: "how" }, "Each class's share of the unit's total activation. Tick: its share of all pictures."),
       atlas.bars(rows, "Preferred classes", Math.max(...rows.flatMap(([, share, base]) => [share, base]))));
   }
