@@ -143,8 +143,12 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no images": ((GRAY[:0], LABELS[:0]), r"images have shape \(0, 64, 48\), which has no pixels"),
     "no pixels": ((GRAY[:, :0], LABELS), r"images have shape \(2, 0, 48\), which has no pixels"),
     "too few labels": ((GRAY, [1]), "there are 2 images and 1 labels; give one label per image"),
-    "one-hot labels": ((GRAY, np.eye(2)), r"labels have shape \(2, 2\); give one label per image, shape \(N,\)"),
-    "float labels": ((GRAY, np.array([0.0, 1.0])), r"label 0 is .*0\.0.*; give integers or strings"),
+    "a label of 2": ((GRAY, np.array([[0, 1], [1, 2]])), r"label 1 is array\(\[1, 2\]\); give a list of strings"),
+    "a column of labels": ((GRAY, np.array([[0], [1]])), r"one value of 0 or 1 for each image.*; give shape \(N,\)"),
+    "labels in a cube": ((GRAY, np.zeros((2, 1, 1))), r"labels have shape \(2, 1, 1\); give \(N,\) classes or num"),
+    "labels of two kinds": ([("a.png", ["x"]), ("b.png", "y")], r"label 0 is \['x'\]; give a list of strings for each"),
+    "float labels": ((GRAY, np.array([0.0, 1.0])), r"2 whole values 0, 1, …; give integers if they are classes"),
+    "an infinite number": ((GRAY, np.array([0.5, np.inf])), "label 1 is inf; give numbers that are finite"),
     "a NaN label": ((GRAY, ["a", float("nan")]), "label 1 is nan; give integers or strings"),
     "a missing label": ((GRAY, ["a", None]), "label 1 is None; give integers or strings"),
     "boolean labels": ((GRAY, [True, False]), "label 0 is True; give integers or strings"),
@@ -165,7 +169,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a path in an item": (Items([("a.png", 1)]), "the image of item 0 is of type str; give a PIL image or an array"),
     "a volume": (Items([(np.zeros((4, 4, 4), np.uint8), 1)]), r"image of item 0 has shape \(4, 4, 4\); give \(H, W\)"),
     "an exception": (Items([fail]), r"item 0 of source cannot be read \(OSError\(.*\); fix or remove it"),
-    "a label of no kind": (Items([(GRAY[0], 1.5)]), r"label 0 is 1\.5; give integers or strings"),
+    "a label of no kind": (Items([(GRAY[0], {"a": 1})]), r"label 0 is {.a.: 1}; give integers or strings"),
 }  # fmt: skip
 
 
@@ -214,3 +218,20 @@ def test_check_reports_images_in_memory() -> None:
         "item #0",
         "it differs each time it is read; remove random transforms from the Dataset",
     )
+
+
+def test_labels_and_numbers_in_memory() -> None:
+    rows = [["cat"], [], ["dog", "cat"]]
+    images = np.zeros((3, 8, 8), np.uint8)
+    several = open_in_memory((images, rows))
+    assert (several.task.kind, several.names) == ("multi-label", ("cat", "dog"))
+    assert several.labels.tolist() == [[1, 0], [0, 0], [1, 1]]
+    of_files = open_in_memory([("a.png", {"cat"}), ("b.png", frozenset()), ("c.png", ("cat", "dog"))])
+    assert (of_files.task, of_files.labels.tolist()) == (several.task, several.labels.tolist())
+    of_bits = open_in_memory((images, torch.tensor([[True, False], [False, False], [True, True]])))
+    assert (of_bits.names, of_bits.labels.tolist()) == (("0", "1"), several.labels.tolist())
+    one_hot = open_in_memory((images, np.eye(3)))
+    assert (one_hot.task.is_single_label, one_hot.labels.tolist()) == (True, [0, 1, 2])
+    for numbers in (np.array([[1.0], [2.0], [5.0]]), [1.5, 2.0, 5.0], torch.tensor([1.5, 2, 5])):
+        found = open_in_memory((images, numbers))
+        assert (found.task.kind, found.names, found.labels[2]) == ("regression", ("target",), 5.0)

@@ -70,10 +70,7 @@ def test_the_graph_prepares_as_python_does(
         size=size, resize=resize, mean=mean, std=std, fit=fit, interpolation=kind, intensity_range=values
     )
     difference = levels(preprocess, PHOTOGRAPH[None, :height, corner % 400 :][:, :, :width])
-    # PyTorch's filter on bytes has weights of 16 bits: a value that lies near a half is rounded the other way, by 1
-    # after the columns, and what comes of that (a mean of these, 1 at most) once more after the rows.
-    assert difference.max() <= 2 + 1e-3
-    assert (difference > 1 + 1e-3).mean() <= 0.05
+    assert difference.max() <= 1e-3  # float32's rounding of the normalization, no level
 
 
 @pytest.mark.parametrize("values", [(0, 1023), (0, 4095), (0, 32767), (30_000, 31_000), (5, 6), (0, 255)])
@@ -86,10 +83,9 @@ def test_the_graph_brings_every_16_bit_value_to_the_shade_that_python_gives_it(v
     np.testing.assert_allclose(found[0][0] * 255, make_shade_table(values).reshape(256, 256), atol=1e-3)
 
 
-def test_few_values_differ_in_a_photograph() -> None:
+def test_no_value_differs_in_a_photograph() -> None:
     preprocess = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.2,) * 3)
-    pictures = np.stack([PHOTOGRAPH, PHOTOGRAPH[::-1]])
-    assert (levels(preprocess, pictures) > 1e-3).mean() < 0.02
+    assert levels(preprocess, np.stack([PHOTOGRAPH, PHOTOGRAPH[::-1]])).max() <= 1e-3
 
 
 def test_nothing_differs_where_nothing_is_resized() -> None:

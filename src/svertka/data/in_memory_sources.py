@@ -58,8 +58,9 @@ def open_in_memory(source: Indexable) -> Dataset:
             - a map-style Dataset of (image, label), as PyTorch has them. An image is a PIL image or an array, uint8,
               of shape (H, W), (H, W, 3) or (3, H, W).
             A label is a class, an integer or a string; several labels, a list or set of strings or K values of 0 and
-            1; or a number, a float. In arrays: (N,) integers are classes, (N, K) values of 0 and 1 are K labels, and
-            floats (N,) or (N, 1) are numbers. Floats (N,) that could be the numbers of classes are refused.
+            1; or a number, a float. In arrays: (N,) integers are classes; (N, K) values of 0 and 1 are K labels, or
+            classes if each row has one 1; and floats (N,) or (N, 1) are numbers. Floats (N,) that could be the numbers
+            of classes are refused.
 
     Returns:
         The images; no part is named, so that training splits them.
@@ -223,8 +224,10 @@ def _dataset(source: str, images: Any, labels: list[Any]) -> Dataset:
     parts = np.full(len(labels), "", "<U5")
     if all(_is_number(one) for one in labels):
         return Dataset(source, (NUMBER,), images, _numbers(labels), parts, task=Regression())
-    if any(np.ndim(one) == 1 or isinstance(one, set | frozenset) for one in labels):
+    if any(_is_several(one) for one in labels):
         names, targets = _several_labels(labels)
+        if isinstance(labels[0], np.ndarray) and (targets.sum(1) == 1).all():  # one-hot, as in tables: classes
+            return Dataset(source, names, images, targets.argmax(1).astype(np.int64), parts)
         return Dataset(source, names, images, targets, parts, task=MultiLabel())
     values = [_label(label, index) for index, label in enumerate(labels)]
     kinds = {type(value) for value in values}
@@ -242,6 +245,11 @@ def _is_number(label: Any) -> bool:
     return isinstance(label, float) or (
         isinstance(label, np.ndarray | np.floating) and label.size == 1 and label.dtype.kind == "f"
     )
+
+
+def _is_several(label: Any) -> bool:
+    """Return whether a label is a collection: of names, or of values of 0 and 1."""
+    return isinstance(label, set | frozenset | list | tuple) or (isinstance(label, np.ndarray) and label.ndim == 1)
 
 
 def _numbers(labels: Sequence[Any]) -> npt.NDArray[np.float64]:

@@ -1,7 +1,9 @@
 """The preprocessing of a classifier as ONNX nodes: from images of any size to the input of its network.
 
-The steps and their order are those of `data.preprocessing`. The resize rounds between columns and rows, as PyTorch's
-does on bytes. PyTorch's filter weights have 16 bits, so that some values differ by 1 of 255, few by 2.
+The steps and their order are those of `data.preprocessing`, and the pixels are exactly the same. The resize computes
+the filter's weights in float64 and rounds them to 16 bits, as PyTorch's does on bytes, and multiplies them in integers.
+
+Source: PyTorch's `aten/src/ATen/native/cpu/UpSampleKernel.cpp`, whose rounding is that of Pillow-SIMD.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from svertka.data.preprocessing import Interpolation, Preprocess
 from svertka.data.rgb_conversion import intensity_to_shade_factors
 
 PREFIX = "preprocess/"
+MAX_BITS = 22  # of the fraction of a weight
+WEIGHT_LIMIT = 2.0**15  # weights have 16 bits with sign
 LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 in units of 2⁻¹⁶, as Pillow rounds it; the sum stays exact in float32
 
 
@@ -31,7 +35,7 @@ class PreprocessingGraph:
         if preprocess.intensity_range is not None:
             pictures = self._shades(pictures, *preprocess.intensity_range)
         used = self._central_square(pictures) if preprocess.fit == "crop" else pictures
-        planes = self._node("Cast", [self._node("Transpose", [used], perm=[0, 3, 1, 2])], to=TensorProto.FLOAT)
+        planes = self._node("Transpose", [used], perm=[0, 3, 1, 2])
         if preprocess.fit == "pad":
             height, width = self._padded_size(pictures, preprocess.resize)
             resized = self._resized(planes, height, width, preprocess.interpolation)
@@ -43,12 +47,12 @@ class PreprocessingGraph:
         self._normalized(self._fitted(colored, preprocess), preprocess, images)
 
     def _shades(self, pictures: str, low: int, high: int) -> str:
-        """Map uint16 values to (N, H, W, 3) int32 from 0 to 255, in integers, since float32 would round some."""
+        """Map uint16 values to (N, H, W, 3) uint8, in int32, since float32 would round some."""
         values = self._node("Sub", [self._node("Cast", [pictures], to=TensorProto.INT32), self._int32(low)])
         values = self._node("Min", [self._node("Max", [values, self._int32(0)]), self._int32(high - low)])
         factor, offset, divisor = intensity_to_shade_factors((low, high))
         scaled = self._node("Add", [self._node("Mul", [values, self._int32(factor)]), self._int32(offset)])
-        return self._node("Div", [scaled, self._int32(divisor)])
+        return self._node("Cast", [self._node("Div", [scaled, self._int32(divisor)])], to=TensorProto.UINT8)
 
     def _central_square(self, pictures: str) -> str:
         """Crop to (N, S, S, 3), S the shorter side."""
@@ -80,21 +84,93 @@ class PreprocessingGraph:
         return self._node("Pad", [planes, self._node("Concat", [none, *before, none, *after], axis=0)])
 
     def _resized(self, planes: str, height: str, width: str, interpolation: Interpolation) -> str:
+        """Resize planes (N, 3, H, W) uint8 with antialiasing, the columns first, and return float32 in 0 to 255."""
+        for side in (width, height):
+            length = self._node("Shape", [planes], start=3, end=4)
+            filtered = self._filtered(planes, *self._weights(length, side, interpolation))
+            planes = self._node("Transpose", [filtered], perm=[0, 1, 3, 2])  # the other axis is the last
+        return self._node("Cast", [planes], to=TensorProto.FLOAT)
+
+    def _weights(self, length: str, side: str, interpolation: Interpolation) -> tuple[str, str, str]:
+        """Return the weights of each of `length` pixels, (1,), in each of `side`, (1,), as integers.
+
+        Returns:
+            The higher byte of the weights plus 128 and the lower byte, (length, side) uint8 each, and the divisor of
+            the weights, a power of two, int32.
+        """
         is_cubic = interpolation == "bicubic"
-        settings: dict[str, Any] = {"mode": "cubic", "cubic_coeff_a": -0.5} if is_cubic else {"mode": "linear"}
-        for axis, side in ((3, width), (2, height)):
-            before, after = (
-                self._node("Shape", [planes], start=0, end=axis),
-                self._node("Shape", [planes], start=axis + 1),
-            )
-            sizes = self._node(
-                "Concat", [before, side, after], axis=0
-            )  # ONNX Runtime may move a Resize with axes wrongly
-            resized = self._node("Resize", [planes, "", "", sizes], antialias=1, exclude_outside=1, **settings)
-            if is_cubic:  # it overshoots at edges
-                resized = self._node("Clip", [resized, self._real(np.array(0.0)), self._real(np.array(255.0))])
-            planes = self._node("Round", [resized])
-        return planes
+        scale = self._node("Div", [self._as_double(length), self._as_double(side)])
+        wide = self._node("Max", [scale, self._double(1.0)])
+        center = self._node("Mul", [self._node("Add", [self._count(side), self._double(0.5)]), scale])
+        center = self._node("Unsqueeze", [center, self._whole([0])])
+        place = self._node("Unsqueeze", [self._count(length), self._whole([1])])
+        support = self._node("Mul", [wide, self._double(2.0 if is_cubic else 1.0)])
+        first, end = (
+            self._node("Floor", [self._node("Add", [self._node(kind, [center, support]), self._double(0.5)])])
+            for kind in ("Sub", "Add")
+        )
+        inside = self._node("And", [self._node("GreaterOrEqual", [place, first]), self._node("Less", [place, end])])
+        distance = self._node("Add", [self._node("Sub", [place, center]), self._double(0.5)])
+        distance = self._node("Abs", [self._node("Mul", [distance, self._node("Div", [self._double(1.0), wide])])])
+        values = self._cubic(distance) if is_cubic else self._triangle(distance)
+        values = self._node("Where", [inside, values, self._double(0.0)])
+        values = self._node("Div", [values, self._node("ReduceSum", [values, self._whole([0])], keepdims=1)])
+        return self._quantized(values)
+
+    def _triangle(self, distance: str) -> str:
+        return self._node("Max", [self._node("Sub", [self._double(1.0), distance]), self._double(0.0)])
+
+    def _cubic(self, distance: str) -> str:
+        """Return Keys' cubic convolution with a = −1/2, in the order of operations of PyTorch."""
+
+        def compute(*steps: tuple[str, float | None]) -> str:
+            value = distance
+            for kind, number in steps:  # None: the distance
+                value = self._node(kind, [value, distance if number is None else self._double(number)])
+            return value
+
+        near = compute(("Mul", 1.5), ("Sub", 2.5), ("Mul", None), ("Mul", None), ("Add", 1.0))
+        far = compute(("Mul", -0.5), ("Sub", -2.5), ("Mul", None), ("Add", -4.0), ("Mul", None), ("Sub", -2.0))
+        far = self._node("Where", [self._node("Less", [distance, self._double(2.0)]), far, self._double(0.0)])
+        return self._node("Where", [self._node("Less", [distance, self._double(1.0)]), near, far])
+
+    def _quantized(self, values: str) -> tuple[str, str, str]:
+        """Return weights, (L, S) float64, as the integers that `_weights` describes, with as many bits as fit."""
+        top = self._node("ReduceMax", [values], keepdims=0)
+        largest = self._node("Mul", [top, self._constant(2.0 ** np.arange(1, MAX_BITS + 1))])
+        rounded = self._node("Floor", [self._node("Add", [largest, self._double(0.5)])])
+        fits = self._node("Cast", [self._node("Less", [rounded, self._double(WEIGHT_LIMIT)])], to=TensorProto.INT64)
+        powers = self._constant((2 ** np.arange(MAX_BITS + 1)).astype(np.int32))
+        divisor = self._node("Gather", [powers, self._node("ReduceSum", [fits], keepdims=0)])
+        scaled = self._node("Mul", [values, self._as_double(divisor)])
+        whole = self._node("Floor", [self._node("Add", [self._node("Abs", [scaled]), self._double(0.5)])])
+        whole = self._node("Mul", [whole, self._node("Sign", [scaled])])
+        high = self._node("Floor", [self._node("Mul", [whole, self._double(1 / 256)])])
+        low = self._node("Sub", [whole, self._node("Mul", [high, self._double(256.0)])])
+        offset = self._node("Add", [high, self._double(128.0)])
+        as_bytes = [self._node("Cast", [one], to=TensorProto.UINT8) for one in (offset, low)]
+        return as_bytes[0], as_bytes[1], divisor
+
+    def _filtered(self, planes: str, high: str, low: str, divisor: str) -> str:
+        """Multiply planes (N, 3, H, L) uint8 by weights (L, S) and return (N, 3, H, S) uint8, rounded."""
+        zero, offset = self._constant(np.array(0, np.uint8)), self._constant(np.array(128, np.uint8))
+        higher = self._node("MatMulInteger", [planes, high, zero, offset])  # exact; one of int8 saturates on old CPUs
+        lower = self._node("MatMulInteger", [planes, low, zero, zero])
+        sums = self._node("Add", [self._node("Mul", [higher, self._int32(256)]), lower])
+        sums = self._node("Add", [sums, self._node("Div", [divisor, self._int32(2)])])
+        shades = self._node("Div", [self._node("Max", [sums, self._int32(0)]), divisor])
+        return self._node("Cast", [self._node("Min", [shades, self._int32(255)])], to=TensorProto.UINT8)
+
+    def _count(self, length: str) -> str:
+        """Return 0, 1, … up to `length`, (1,) int64, as float64."""
+        whole = [self._constant(np.array(value, np.int64)) for value in (0, 1)]
+        return self._as_double(self._node("Range", [whole[0], self._node("Squeeze", [length]), whole[1]]))
+
+    def _as_double(self, value: str) -> str:
+        return self._node("Cast", [value], to=TensorProto.DOUBLE)
+
+    def _double(self, value: float) -> str:
+        return self._constant(np.array(value, np.float64))
 
     def _gray(self, colored: str) -> str:
         weighted = self._node("Mul", [colored, self._real(np.array(LUMA).reshape(1, 3, 1, 1))])
