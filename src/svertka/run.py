@@ -76,7 +76,8 @@ class Run:
         numbers = {name: f"{result[name]:.4f}" for name in ("val_error", "test_error") if result[name] is not None}
         if validated is not None:
             low, high = validated["interval"]
-            numbers = {"cross_validated_error": f"{validated['error']:.4f} ({low:.4f} to {high:.4f})"} | numbers
+            name = f"cross_validated_{validated.get('metric', 'error').replace(' ', '_')}"
+            numbers = {name: f"{validated['error']:.4f} ({low:.4f} to {high:.4f})"} | numbers
         return numbers | {"epochs": f"{result['epochs']:g}"}
 
     def _repr_html_(self) -> str:
@@ -147,7 +148,8 @@ class Run:
         """Return the cross-validated error of a head on few images; None if there is none.
 
         Returns:
-            `error` (0 to 1), `interval` (95 %, its two ends), `images`, `parts`, `folds` and `repeats`.
+            `error` (0 to 1), `interval` (95 %, its two ends), `images`, `parts`, `folds` and `repeats`. With `metric`,
+            "mAP" or "mean absolute error", `error` is that.
 
         Raises:
             RunError: training.json is missing or damaged.

@@ -1,3 +1,4 @@
+import copy
 import re
 import sys
 import warnings
@@ -262,3 +263,21 @@ def test_layers_of_a_module_are_listed() -> None:
     assert facts["parameters"] == sum(parameter.numel() for parameter in small().parameters())
     assert [layer["name"] for layer in facts["layers"]] == ["0", "1", "2", "3", "4", "5"]
     assert facts["published"] == []
+
+
+def test_fresh_weights_are_told_from_pretrained_ones() -> None:
+    def build(classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, classes))
+
+    kept = build(3)
+
+    def without_batch_norm(classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, classes))
+
+    def pretrained(classes: int) -> nn.Module:
+        return nn.Sequential(*copy.deepcopy(kept)[:4], nn.Linear(4 * 36, classes))
+
+    state = torch.get_rng_state()
+    found = [open_model(one, sizes=[8]).draws_weights for one in (build, without_batch_norm, pretrained, kept)]
+    assert found == [True, False, False, False]
+    assert torch.equal(torch.get_rng_state(), state)

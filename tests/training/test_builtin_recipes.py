@@ -80,3 +80,10 @@ def test_cifar10_fast_is_airbench_s_triangle() -> None:
 def test_stages_name_networks() -> None:
     assert find_recipe_by_name("vgg").start == "vgg11"
     assert all(recipe.start is None or recipe.start in MODELS for recipe in RECIPES.values())
+
+
+def test_networks_of_others_with_fresh_weights_have_a_higher_rate() -> None:
+    assert default_recipe("/photos", "my.net", draws_weights=True) == "modern-batch-norm"
+    assert default_recipe("/photos", "my.net") == "modern"
+    assert default_recipe("/photos", "my.net", trained=True, draws_weights=True) == "frozen"
+    assert RECIPES["modern-batch-norm"].lr > RECIPES["modern"].lr

@@ -333,6 +333,8 @@ def test_images_labeled_in_another_way_are_refused(task_runs: Runs, task_tables:
         svertka.evaluate(task_runs["multi-label"], str(task_tables["regression"]))
     with pytest.raises(DataError, match="predicts a number for an image, and .* has one class an image"):
         svertka.evaluate(task_runs["regression"], str(digit_folder))
+    with pytest.raises(DataError, match="check --labels works with one class an image, and .*; leave --labels out"):
+        svertka.check(str(task_tables["multi-label"]), labels=True)
     with pytest.raises(DataError, match="predicts a number for an image, and .* has several labels an image"):
         svertka.look(task_runs["regression"], str(task_tables["multi-label"]), layers=["0"])
 
@@ -344,6 +346,22 @@ def test_computed_heads(kind: str, metric: str, least: float, task_tables: Table
     options: dict[str, Any] = {"model": "efficientnet_lite0", "weights": "bundled", "head": "logistic", "size": 32}
     run = svertka.train(str(task_tables[kind]), output=str(tmp_path / "run"), threads=1, test=0.3, **options)
     assert run.result()["metrics"][metric] > least
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_few_images_are_cross_validated(kind: str, task_tables: Tables, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "efficientnet_lite0", "weights": "bundled", "size": 32, "epochs": 4, "lr": 0.1}
+    run = svertka.train(str(task_tables[kind]), output=str(tmp_path / "run"), threads=1, test=0.3, **options)
+    validated, metrics = run.cross_validation(), run.result()["metrics"]
+    assert validated is not None
+    name = "mean_average_precision" if kind == "multi-label" else "mean_absolute_error"
+    assert validated["metric"] == name.replace("_", " ").replace("mean average precision", "mAP")
+    low, high = validated["interval"]
+    assert low < validated["error"] < high
+    # Both estimate the same, on other images.
+    assert low < metrics[f"{name}_high"]
+    assert high > metrics[f"{name}_low"]
+    assert f"cross-validated {validated['metric']} " in run.report.read_text()
 
 
 def test_one_class_an_image_is_stored_as_before() -> None:

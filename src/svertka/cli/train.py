@@ -351,10 +351,7 @@ def _print_run(run: "Run") -> None:
     for warning in settings["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
-    verbs = {"predict": " IMAGE...", "look": "", "serve": ""}
-    if "sentence" in result:
-        del verbs["look"]  # it shows one class an image
-    for verb, argument in verbs.items():
+    for verb, argument in {"predict": " IMAGE...", "look": "", "serve": ""}.items():
         print_line(f"next: {format_command(verb, run.folder, *run.consent)}{argument}")
     for sentence in _describe_errors(run):
         print_line(sentence)
@@ -365,15 +362,16 @@ def _describe_errors(run: "Run") -> list[str]:
     from svertka.evaluation.cross_validation import CrossValidation
 
     result, settings = run.result(), run.settings()
+    validated = run.cross_validation()
+    of_folds = [] if validated is None else [CrossValidation.model_validate(validated).sentence]
     if (sentence := result.get("sentence")) is not None:  # several labels, or a number
-        return [f"{result['part']}: {sentence}"]
+        return [f"{result['part']}: {sentence}", *of_folds]
     # Counts in training.json are of patches, if the network was trained on these.
     counts = {} if settings.get("boxes") else dict(settings.get("parts", {}))
     counts |= {result.get("part"): result.get("images")}
     errors = {part: result[key] for part, key in PARTS.items() if result[key] is not None}
     sentences = [_describe_error(part, error, counts.get(part)) for part, error in errors.items()]
-    if (validated := run.cross_validation()) is not None:
-        sentences.append(CrossValidation.model_validate(validated).sentence)
+    sentences += of_folds
     return sentences or ["the error on new images is not known: no image was held out; see --val and --test"]
 
 

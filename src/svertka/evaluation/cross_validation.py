@@ -1,27 +1,47 @@
 """Cross-validation on few images: folds that keep groups together, and the error with a confidence interval."""
 
+import math
 import warnings
 from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+import numpy.typing as npt
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.data.dataset import Ints
+from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
+from svertka.evaluation.regression_metrics import RegressionEvaluation
 from svertka.progress import progress
+from svertka.tasks import MultiLabel, Regression, Targets
 
 FOLDS = 10  # at most: each head is trained on as many images as one whose validation set is the default tenth
 REPEATS = 3  # with other folds; more narrow the interval by less than 15 %
 
 # Places of training images and of held-out images to the predicted class of each held-out image.
 Predict = Callable[[Ints, Ints], Ints]
+# The same to the outputs (n, K) of each held-out image.
+PredictOutputs = Callable[[Ints, Ints], npt.NDArray[np.float32]]
+Metric = Literal["error", "mAP", "mean absolute error"]
+ERROR: Metric = "error"
+MEAN_ABSOLUTE_ERROR: Metric = "mean absolute error"
 
 
 class CrossValidation(BaseModel):
     """The cross-validated error of a classifier, as training.json holds it.
 
     Attributes:
-        error: Mean share of wrong images over all repeats, 0 to 1.
+        metric: What `error` is: "error", or "mAP" for several labels and "mean absolute error" for a number.
+        error: Mean share of wrong images over all repeats, 0 to 1; or the mean of the metric.
         interval: Its 95 % confidence interval.
         images: Number of images; each was held out once in each repeat.
         parts: The parts that they belong to, "train" or "train and val".
@@ -31,19 +51,36 @@ class CrossValidation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    error: float = Field(ge=0, le=1)
+    metric: Metric = ERROR
+    error: float = Field(ge=0)
     interval: Interval
     images: int = Field(ge=1)
     parts: str = Field(max_length=20)
     folds: int = Field(ge=2)
     repeats: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _is_share(self) -> Self:
+        if self.metric != MEAN_ABSOLUTE_ERROR and self.error > 1:
+            raise ValueError("error must be a share")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `metric` if it is the error, so that earlier versions read the file, too."""
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if name != "metric" or value != ERROR}
+
+    def text(self, value: float) -> str:
+        """Return a value of the metric as text."""
+        return f"{value:.4g}" if self.metric == MEAN_ABSOLUTE_ERROR else f"{value:.1%}"
+
     @property
     def sentence(self) -> str:
         """The result in words."""
-        low, high = self.interval
+        error, low, high = map(self.text, (self.error, *self.interval))
         return (
-            f"cross-validated error {self.error:.1%}, 95 % interval {low:.1%} to {high:.1%}, on {self.images:,} images "
+            f"cross-validated {self.metric} {error}, 95 % interval {low} to {high}, on {self.images:,} images "
             f"of {self.parts} ({self.folds} folds, {self.repeats} times)"
         )
 
@@ -119,6 +156,64 @@ def cross_validate(predict: Predict, labels: Ints, groups: Ints, classes: int, p
     )
 
 
+def cross_validate_outputs(
+    predict: PredictOutputs, targets: Targets, groups: Ints, task: MultiLabel | Regression, parts: str
+) -> CrossValidation:
+    """Cross-validate a network of several labels or of a number and return its metric.
+
+    Args:
+        predict: Trains a network and returns its outputs.
+        targets: Targets of the task, (N, …).
+        groups: Number of each image's group, (N,) int64; a group stays in one fold.
+        task: The task.
+        parts: The parts of the data set that the images belong to.
+
+    Source: as for `corrected_interval`; the half-widths of the bootstrap interval of one repeat are scaled.
+    """
+    strata, images = task.strata(targets), len(targets)
+    classes = int(strata.max()) + 1
+    folds = count_folds(strata, groups, classes)
+    divided = [fold for seed in range(REPEATS) for fold in stratified_group_folds(strata, groups, classes, folds, seed)]
+    repeats = np.zeros((REPEATS, images, *targets.shape[1:]))
+    with progress("cross-validating", len(divided), "folds") as shown:
+        for number, (outside, inside) in enumerate(divided):
+            outputs = task.activate(torch.from_numpy(predict(outside, inside)).double()).numpy()
+            repeats[number // folds, inside] = outputs.reshape(-1, *targets.shape[1:])
+            shown.advance()
+    evaluations = [_evaluate_outputs(task, outputs, targets) for outputs in repeats]
+    metric = float(np.mean([one.metric for one in evaluations]))
+    wider = math.sqrt(images / _count_independent(groups, folds, REPEATS))
+    low, high = evaluations[0].metric_interval
+    low, high = metric - wider * (evaluations[0].metric - low), metric + wider * (high - evaluations[0].metric)
+    return CrossValidation(
+        metric=evaluations[0].metric_name,
+        error=metric,
+        interval=(max(0.0, low), high if isinstance(task, Regression) else min(1.0, high)),
+        images=images,
+        parts=parts,
+        folds=folds,
+        repeats=REPEATS,
+    )
+
+
+def _evaluate_outputs(
+    task: MultiLabel | Regression, outputs: npt.NDArray[np.float64], targets: Targets
+) -> MultiLabelEvaluation | RegressionEvaluation:
+    """Return the metrics of probabilities (N, K) or numbers (N,)."""
+    indices = np.arange(len(targets))
+    if isinstance(task, Regression):
+        return RegressionEvaluation("", indices, outputs, targets, math.nan)
+    names = tuple(map(str, range(targets.shape[1])))
+    return MultiLabelEvaluation(names, indices, outputs, targets > 0.5, math.nan, task)
+
+
+def _count_independent(groups: Ints, folds: int, repeats: int) -> float:
+    """Return as many independent images as give the estimate its variance; see `corrected_interval`."""
+    images = len(groups)
+    independent = images**2 / float(np.square(np.bincount(groups).astype(np.float64)).sum())
+    return independent / (1 / repeats + folds / (folds - 1))
+
+
 def corrected_interval(wrong: float, groups: Ints, folds: int, repeats: int) -> Interval:
     """Return the 95 % confidence interval of a cross-validated error.
 
@@ -136,7 +231,5 @@ def corrected_interval(wrong: float, groups: Ints, folds: int, repeats: int) -> 
     Source: Nadeau & Bengio 2003, "Inference for the generalization error", eq. 16; Kish 1965, "Survey sampling",
     §5.4 (equal answers within a cluster).
     """
-    images = len(groups)
-    independent = images**2 / float(np.square(np.bincount(groups).astype(np.float64)).sum())
-    effective = independent / (1 / repeats + folds / (folds - 1))
-    return wilson_interval(wrong / images * effective, effective)
+    effective = _count_independent(groups, folds, repeats)
+    return wilson_interval(wrong / len(groups) * effective, effective)

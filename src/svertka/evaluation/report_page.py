@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from svertka.errors import ImageError
 from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, confusion_html
-from svertka.evaluation.cross_validation import CrossValidation
+from svertka.evaluation.cross_validation import ERROR, CrossValidation
 from svertka.evaluation.error_by_image_property import ErrorByProperty, errors_by_property_html
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
@@ -89,7 +89,11 @@ class Report:
             training += f", {format_duration(self.curves.seconds)}"
         if self.cross_validation is not None:
             pictures = count_with_noun(self.cross_validation.images, "picture")
-            error = format_percent(self.cross_validation.error)
+            validated = self.cross_validation
+            if validated.metric != ERROR:
+                metric = f"{validated.metric} {validated.text(validated.error)}"
+                return f"{what}: {metric} on {pictures} in cross-validation{training}."
+            error = format_percent(validated.error)
             return f"{what}: {error} of {pictures} wrong in cross-validation{training}."
         if evaluation is None or not evaluation.images:
             return f"{what}: not evaluated yet{training}."
@@ -150,7 +154,8 @@ def _summary(report: Report, evaluation: AnyEvaluation) -> str:
             if best is None
             else f" The weights are those of epoch {best['epoch']:g}, whose validation loss is lowest."
         )
-        return f"In parentheses 95{NBSP}% confidence intervals. {evaluation.sentence}.{kept}"
+        folds = "" if report.cross_validation is None else f" In folds: {report.cross_validation.sentence}."
+        return f"In parentheses 95{NBSP}% confidence intervals. {evaluation.sentence}.{kept}{folds}"
     low, high = map(format_percent, evaluation.top1_interval)
     interval, sentences = f"95{NBSP}% confidence interval", []
     if (validated := report.cross_validation) is not None:

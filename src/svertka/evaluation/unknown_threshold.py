@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,19 @@ from svertka.evaluation.held_out import compute_content_hash
 from svertka.evaluation.run_images import spread_evenly
 from svertka.pages.number_format import count_with_noun
 from svertka.progress import progress, say
-from svertka.unknown_score import Method, UnknownScore, fit_unknown_score, split_features_and_logits
+from svertka.unknown_score import (
+    Method,
+    UnknownScore,
+    fit_unknown_score,
+    flatten_features,
+    split_features_and_logits,
+)
 
 KEEP = 0.95  # share of the validation images that are not called unknown
 MAX_TRAIN_IMAGES = 3000  # whose features are compared with
 MAX_IMAGES = 10_000  # validation images, calibration images, and examples
 BATCH_PIXELS = 2**20
+STORED_AT_ONCE = 1024  # images whose stored features are read together
 MARGIN = 1e-4  # of the highest score: rounding must not change an answer
 
 
@@ -43,15 +50,17 @@ class LabeledImages:
         rows: Square images by index in the data set.
         labels: Class of each image of the data set.
         indices: Those that are meant, (N,).
+        stored: Returns the stored features (n, …) of images at some indices; None if they are not stored.
     """
 
     rows: SquareImages
     labels: Ints
     indices: Ints
+    stored: Callable[[Ints], Tensor] | None = None
 
     def spread(self, most: int) -> "LabeledImages":
         """Return at most so many of the images, evenly spread."""
-        return LabeledImages(self.rows, self.labels, self.indices[spread_evenly(len(self.indices), most)])
+        return replace(self, indices=self.indices[spread_evenly(len(self.indices), most)])
 
 
 def fit_calibration(
@@ -85,7 +94,8 @@ def fit_calibration(
         )
     train, val, for_sets = train.spread(MAX_TRAIN_IMAGES), val.spread(MAX_IMAGES), for_sets.spread(MAX_IMAGES)
     counts = [len(train.indices), len(val.indices), len(for_sets.indices), len(examples)]
-    outputs = _Outputs(classifier, sum(counts))
+    computed = sum(len(some.indices) for some in (train, val, for_sets) if some.stored is None)
+    outputs = _Outputs(classifier, computed + len(examples))
     with progress("calibrating", sum(counts), "images") as shown:
         of_val = outputs.of_rows(val, shown.advance)[:2]
         score = outputs.fit(train, of_val, shown.advance)
@@ -205,7 +215,7 @@ class _Outputs:
         builder = classifier.config.builder
         reopens_as_graph = builder is not None and builder.is_graph  # whose modules have no names: no head is found
         split = None if reopens_as_graph else split_features_and_logits(classifier.network, classifier.model, shape)
-        self._has_features = split is not None
+        self._split = split
         network = classifier.network if split is None else split
         self._network = optimize_if_worthwhile(network.eval(), shape[1:], num_images)
         self._batch_size = max(1, BATCH_PIXELS // self._preprocess.size**2)
@@ -218,7 +228,7 @@ class _Outputs:
             of_val: Features and logits of the validation images.
             advance: Is told of each batch.
         """
-        if not self._has_features:
+        if self._split is None:
             advance(len(train.indices))
             return UnknownScore("energy", {})
         features, _, labels = self.of_rows(train, advance)
@@ -229,6 +239,9 @@ class _Outputs:
 
         `advance` is told of each batch.
         """
+        if images.stored is not None and self._split is not None:
+            found = self._of_stored(self._split.last, images.indices, images.stored, advance)
+            return *found, images.labels[images.indices]
         read: list[Ints] = []
 
         def batches() -> Iterator[Tensor]:
@@ -245,11 +258,25 @@ class _Outputs:
         return self._of((torch.stack(list(images[k : k + size])) for k in range(0, len(images), size)), advance)
 
     @torch.inference_mode()
+    def _of_stored(
+        self, last: torch.nn.Module, indices: Ints, stored: Callable[[Ints], Tensor], advance: Callable[[int], None]
+    ) -> tuple[Tensor, Tensor]:
+        """Return stored features of images, (N, D), and the logits that the last layers compute of them."""
+        features, logits = [], []
+        for start in range(0, len(indices), STORED_AT_ONCE):
+            some = indices[start : start + STORED_AT_ONCE]
+            values = stored(some).to(self._device)
+            features.append(flatten_features(values).float().cpu())
+            logits.append(last(values).float().cpu())
+            advance(len(some))
+        return torch.cat(features), torch.cat(logits)
+
+    @torch.inference_mode()
     def _of(self, batches: Iterator[Tensor], advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         features, logits = [], []
         for batch in batches:
             made = self._network(batch.to(self._device).contiguous())
-            one, other = made if self._has_features else (made, made)
+            one, other = (made, made) if self._split is None else made
             features.append(one.float().cpu())
             logits.append(other.float().cpu())
             advance(len(batch))

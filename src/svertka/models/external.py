@@ -194,7 +194,9 @@ class _Build:
         return head is not None and is_linear_or_pointwise(head) and layer_out_features(head) == PROBED_CLASSES
 
 
-def _model(facts: _Facts, builder: BuilderRecord, build: _Build, *, has_own_weights: bool) -> Model:
+def _model(
+    facts: _Facts, builder: BuilderRecord, build: _Build, *, has_own_weights: bool, draws_weights: bool = False
+) -> Model:
     return Model(
         name=facts.name,
         builder=build,
@@ -207,6 +209,7 @@ def _model(facts: _Facts, builder: BuilderRecord, build: _Build, *, has_own_weig
         reference=builder.model_copy(update={"head_layer": facts.head_layer}),
         preprocess=facts.preprocess,
         has_own_weights=has_own_weights,
+        draws_weights=draws_weights,
     )
 
 
@@ -230,7 +233,8 @@ def _of_builder(builder: BuilderRecord, sizes: Sequence[int]) -> Model:
     with torch.device("meta"):
         template = build(classes, native.channels, native.size)
     facts = _probe(template, builder.target, builder.head_layer, (native.size,), native)
-    return _model(facts, builder, replace(build, head_layer=facts.head_layer), has_own_weights=False)
+    build = replace(build, head_layer=facts.head_layer)
+    return _model(facts, builder, build, has_own_weights=False, draws_weights=_has_batch_norm(template))
 
 
 def _of_function(function: Function, builder: BuilderRecord, name: str, sizes: Sequence[int]) -> Model:
@@ -246,10 +250,25 @@ def _of_function(function: Function, builder: BuilderRecord, name: str, sizes: S
         return copy_network(built) if any(id(tensor) in known for _, tensor in named_tensors(built)) else built
 
     facts = _probe(network, name, builder.head_layer, sizes)
+    draws_weights = not builder.is_graph and _has_batch_norm(network) and _differs(network, call)
     if not builder.is_graph:
         builder = builder.model_copy(update={"fingerprint": fingerprint_source_code(function, network)})
     own_classes = None if facts.classes == PROBED_CLASSES else facts.classes
-    return _model(facts, builder, _Build(call, facts.head_layer, own_classes), has_own_weights=True)
+    build = _Build(call, facts.head_layer, own_classes)
+    return _model(facts, builder, build, has_own_weights=True, draws_weights=draws_weights)
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+
+
+def _differs(network: nn.Module, build: Function) -> bool:
+    """Return whether `build` builds a network with other weights of the first layer than those of `network`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()
+        other = build(PROBED_CLASSES)
+    first, second = (next((one for one in some.parameters() if one.dim() > 1), None) for some in (network, other))
+    return first is not None and second is not None and not torch.equal(first.cpu(), second.cpu())
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:

@@ -50,6 +50,7 @@ class Model:
         is_exported: The network is an exported graph, which ends in the head that it was trained with.
         is_builder_changed: The code that builds the network of a run is not that which it was trained with.
         has_own_weights: The network is built with weights that training starts from, which may be pretrained.
+        draws_weights: The network, which has batch norm, is built with other random weights each time.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Model:
     reference: BuilderRecord | None = None
     preprocess: Preprocess | None = None
     has_own_weights: bool = False
+    draws_weights: bool = False
     is_exported: bool = False
     is_builder_changed: bool = False
 

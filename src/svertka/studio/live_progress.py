@@ -11,6 +11,7 @@ from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from svertka.errors import SvertkaError
+from svertka.evaluation.cross_validation import CrossValidation
 from svertka.evaluation.training_curves import TrainingCurves, read_metric
 from svertka.pages.number_format import NBSP, format_percent
 from svertka.pages.templates import render_template
@@ -81,6 +82,9 @@ def describe_errors(run: Run) -> list[str]:
     except SvertkaError:
         return []
     sentences = []
+    if "sentence" in result:  # several labels, or a number
+        sentences = [f"{result['part']}: {result['sentence']}"]
+        return sentences if validated is None else [CrossValidation.model_validate(validated).sentence, *sentences]
     if validated is not None:
         error, low, high = map(format_percent, (validated["error"], *validated["interval"]))
         sentences.append(

@@ -1,10 +1,18 @@
 """The calibration at the end of a training: when the finished run answers "unknown", and its prediction sets."""
 
-import numpy as np
+from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from svertka import distributed
 from svertka.classifier import Classifier
+from svertka.data.dataset import Ints
 from svertka.data.prediction_inputs import list_inputs, load_pixels
 from svertka.data.split_manifest import Manifest
+from svertka.device import network_device
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.evaluation.calibrate_run import describe_set_images, find_set_parts, save_calibration
 from svertka.evaluation.unknown_threshold import (
@@ -15,10 +23,13 @@ from svertka.evaluation.unknown_threshold import (
     fit_calibration,
     read_examples,
 )
+from svertka.models.head_kinds import head_path
 from svertka.progress import say
 from svertka.run import Run
 from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
+from svertka.transfer.feature_cache import cache_on_disk_or_in_memory, count_missing
+from svertka.transfer.freeze import HEAD, split_before_head
 
 
 def check_unknown_option(unknown: str, manifest: Manifest) -> None:
@@ -52,7 +63,7 @@ def check_unknown_option(unknown: str, manifest: Manifest) -> None:
 def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettings, parts: DataSplits) -> None:
     """Calibrate the kept network of `run` and say how; say why not, if it cannot be.
 
-    A network of several labels or a number is left as it is.
+    A network of several labels or a number is left as it is. Features that the training stored are not computed again.
 
     Args:
         run: The run.
@@ -71,7 +82,8 @@ def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettin
 
     def images(*names: str) -> LabeledImages:
         indices = np.sort(np.concatenate([parts.indices[name] for name in names]))
-        return LabeledImages(parts.eval_rows, parts.dataset.labels, indices)
+        stored = _find_stored_features(classifier, settings, parts, indices)
+        return LabeledImages(parts.eval_rows, parts.dataset.labels, indices, stored)
 
     try:
         examples = (
@@ -91,9 +103,45 @@ def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettin
         say(describe_set_images(record, str(run.folder)))
 
 
-def count_calibrated_images(parts: DataSplits) -> int:
-    """Return how many images `calibrate_finished_run` computes at most."""
+def _find_stored_features(
+    classifier: Classifier, settings: RunSettings, parts: DataSplits, indices: Ints
+) -> Callable[[Ints], Tensor] | None:
+    """Return what reads the features before the head of images from the feature cache; None if one is not there.
+
+    Args:
+        classifier: The kept network.
+        settings: The settings of the training.
+        parts: The whole images.
+        indices: Indices of the images.
+    """
+    shape = classifier.preprocess.input_shape
+    stores_all_digits = settings.cache is not None and not settings.cache.half
+    if settings.recipe.unfreeze != HEAD or not stores_all_digits or distributed.world_size() > 1:
+        return None
+    partial = split_before_head(classifier.network, head_path(classifier.model), shape)
+    if partial is None:
+        return None
+    nothing = np.empty(0, np.int64)
+    some = replace(parts, indices={"train": indices, "val": nothing, "test": nothing})
+    place = network_device(classifier.network) or torch.device("cpu")
+    batches = some.eval_batches("train", classifier.preprocess, place, settings.layout)
+    how = batches, partial.frozen, partial.shape, parts.digests
+    if count_missing(*how, limit=settings.cache_limit):
+        return None
+    cached = cache_on_disk_or_in_memory(*how, limit=settings.cache_limit)
+    return lambda chosen: cached.images(chosen, 0)
+
+
+def count_calibrated_images(parts: DataSplits, *, stored: bool) -> int:
+    """Return how many images `calibrate_finished_run` computes at most.
+
+    Args:
+        parts: The whole images.
+        stored: Whether the features of the training and validation images are stored.
+    """
     sizes = parts.sizes()
     if not sizes["val"]:
         return 0
+    if stored:
+        return min(sizes["test"], MAX_IMAGES)
     return min(sizes["train"], MAX_TRAIN_IMAGES) + min(sizes["val"], MAX_IMAGES) + min(sizes["test"], MAX_IMAGES)

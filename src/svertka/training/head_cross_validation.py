@@ -1,10 +1,10 @@
 """Cross-validation of a head on the stored features of few images, trained in each fold as the deployed one is."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -15,9 +15,19 @@ from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import TrainingError
-from svertka.evaluation.cross_validation import FOLDS, REPEATS, CrossValidation, cross_validate, find_class_too_small
+from svertka.evaluation.cross_validation import (
+    FOLDS,
+    REPEATS,
+    CrossValidation,
+    PredictOutputs,
+    count_folds,
+    cross_validate,
+    cross_validate_outputs,
+    find_class_too_small,
+)
 from svertka.graph.network_copy import copy_network
 from svertka.progress import say
+from svertka.tasks import SINGLE_LABEL, AnyTask, MultiLabel, Regression, SingleLabel
 from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.training.recipe import Recipe
@@ -26,7 +36,11 @@ from svertka.training.training_loop import Callback, TrainingProgress, fit, make
 from svertka.training.weight_average import WeightAverage
 from svertka.transfer.freeze import HEAD, PartiallyFrozen
 from svertka.transfer.logistic_and_nearest_mean_heads import SOLVERS
+from svertka.transfer.multi_label_and_regression_heads import fit_logistic_regressions, fit_ridge_regression
 
+Outputs = npt.NDArray[np.float32]  # (N, K)
+
+MAX_SOLVED_LABELS = 10  # whose logistic regressions are fitted in each fold
 FEW_IMAGES = 500  # labeled images below which a tenth is too few to judge by
 
 
@@ -40,12 +54,13 @@ def why_not_cross_validated(recipe: Recipe, parts: DataSplits, *, stored: bool) 
     """
     if recipe.unfreeze != HEAD or parts.patches is not None or sum(parts.sizes().values()) >= FEW_IMAGES:
         return ""
-    if not parts.dataset.task.is_single_label:
-        return f"it needs one class an image, and {parts.dataset.source} has {parts.dataset.task.phrase}"
     pooled = pool_images(parts)
-    labels, contents = parts.dataset.labels, {parts.digests[index] for index in pooled.tolist()}
-    known = len(contents & parts.manifest.inherited)
-    small = find_class_too_small(labels[pooled], np.arange(len(pooled)), len(parts.dataset.names))
+    task, labels = parts.dataset.task, parts.dataset.labels
+    known = len({parts.digests[index] for index in pooled.tolist()} & parts.manifest.inherited)
+    small = None
+    if task.is_single_label:
+        small = find_class_too_small(labels[pooled], np.arange(len(pooled)), len(parts.dataset.names))
+    largest = int(np.bincount(task.strata(labels[pooled])).max())
     reasons = {
         "the features are not stored": not stored,
         "several processes train": distributed.world_size() > 1,
@@ -55,6 +70,10 @@ def why_not_cross_validated(recipe: Recipe, parts: DataSplits, *, stored: bool) 
         "the recipe computes the head first": recipe.computed_first,
         f"the weights that it starts from were trained on {known:,} of the images": bool(known),
         "" if small is None else f"{parts.dataset.names[small]} has one image": small is not None,
+        "no two images have the same rarest label": largest < 2,
+        f"each of {len(parts.dataset.names)} labels would have a logistic regression in each fold": (
+            isinstance(task, MultiLabel) and recipe.is_computed and len(parts.dataset.names) > MAX_SOLVED_LABELS
+        ),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 
@@ -76,7 +95,12 @@ def estimate_epoch_seconds(step: float, images: int, batch_size: int) -> float:
 
 
 def cross_validate_head(
-    partial: PartiallyFrozen, settings: RunSettings, parts: DataSplits, preprocess: Preprocess, device: torch.device
+    partial: PartiallyFrozen,
+    settings: RunSettings,
+    parts: DataSplits,
+    preprocess: Preprocess,
+    device: torch.device,
+    task: AnyTask = SINGLE_LABEL,
 ) -> CrossValidation | None:
     """Cross-validate the head of a network on the images of train and val.
 
@@ -89,6 +113,7 @@ def cross_validate_head(
         parts: The images.
         preprocess: The preprocessing.
         device: The device.
+        task: What the network predicts.
 
     Returns:
         The result; None, with a message, if the images of a class are all related, or if the loss diverges in a fold.
@@ -98,17 +123,30 @@ def cross_validate_head(
     alike = find_near_duplicates(dataset.images, parts.digests, pooled, settings.threads) or []
     own_groups = None if dataset.groups is None else dataset.groups[pooled]
     groups = group_related_images(pooled, [parts.digests[index] for index in pooled.tolist()], alike, own_groups)
-    small = find_class_too_small(labels, groups, classes)
+    small = find_class_too_small(labels, groups, classes) if task.is_single_label else None
     if small is not None:
         say(f"not cross-validated: all images of {dataset.names[small]} are copies of one another, or of one group")
         return None
+    if not task.is_single_label:
+        strata = task.strata(labels)
+        if count_folds(strata, groups, int(strata.max()) + 1) < 2:
+            say("not cross-validated: all images are copies of one another, or of one group")
+            return None
     features = _FoldFeatures(partial, settings, parts, pooled, preprocess, device)
     recipe = settings.recipe
-    predict = _predict_by_solver(recipe.head, features) if recipe.is_computed else _predict_by_steps(partial, features)
+    predict = (
+        _score_by_solver(recipe.head, features, task)
+        if recipe.is_computed
+        else _score_by_steps(partial, features, task)
+    )
     named = "train and val" if len(parts.indices["val"]) else "train"
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return cross_validate(predict, labels, groups, classes, named)
+            if isinstance(task, SingleLabel):
+                return cross_validate(
+                    lambda outside, inside: predict(outside, inside).argmax(1), labels, groups, classes, named
+                )
+            return cross_validate_outputs(predict, labels, groups, task, named)
     except TrainingError as error:
         say(f"not cross-validated: in one of the folds {error}")
         return None
@@ -158,51 +196,72 @@ class _FoldFeatures:
         return parts.training_batches(self.preprocess, recipe, settings.seed, self.device, settings.layout)
 
 
-def _predict_by_solver(head: str, features: _FoldFeatures) -> Callable[[Ints, Ints], Ints]:
-    """Return a function that fits a head to the features at some places and predicts the classes of others."""
+def _score_by_solver(head: str, features: _FoldFeatures, task: AnyTask) -> PredictOutputs:
+    """Return a function that fits a head to the features at some places and returns its outputs for others."""
     values = features.values.flatten(1).cpu().numpy()
 
-    def predict(outside: Ints, inside: Ints) -> Ints:
+    def score(outside: Ints, inside: Ints) -> Outputs:
+        targets = features.labels[outside]
+        if isinstance(task, MultiLabel):
+            weight, bias = fit_logistic_regressions(values[outside], targets, targets.shape[1])
+        elif isinstance(task, Regression):
+            weight, bias = fit_ridge_regression(values[outside], targets, task)
+        else:
+            return score_present(outside, inside)
+        return np.asarray(values[inside] @ weight.T + bias, np.float32)
+
+    def score_present(outside: Ints, inside: Ints) -> Outputs:
         present, renumbered = np.unique(features.labels[outside], return_inverse=True)
         weight, bias = SOLVERS[head](values[outside], renumbered.astype(np.int64), len(present))
-        predicted: Ints = present[(values[inside] @ weight.T + bias).argmax(1)]
-        return predicted
+        found = np.full((len(inside), int(features.labels.max()) + 1), -np.inf, np.float32)
+        found[:, present] = values[inside] @ weight.T + bias
+        return found
 
-    return predict
+    return score
 
 
-def _predict_by_steps(partial: PartiallyFrozen, features: _FoldFeatures) -> Callable[[Ints, Ints], Ints]:
-    """Return a function that trains a copy of the head on some places and predicts the classes of others."""
+def _score_by_steps(partial: PartiallyFrozen, features: _FoldFeatures, task: AnyTask) -> PredictOutputs:
+    """Return a function that trains a copy of the head on some places and returns its outputs for others."""
     initial: nn.Module = copy_network(partial.trainable)
     settings = features.settings
 
-    def predict(outside: Ints, inside: Ints) -> Ints:
+    def score(outside: Ints, inside: Ints) -> Outputs:
         torch.manual_seed(settings.seed)
-        return train_and_predict(
+        return train_and_score(
             copy_network(initial),
             features.training_batches(outside),
             settings.recipe,
             features.values[torch.from_numpy(inside)],
+            task,
         )
 
-    return predict
+    return score
 
 
 def train_and_predict(head: nn.Module, batches: BatchLoader, recipe: Recipe, features: torch.Tensor) -> Ints:
-    """Train a head as the recipe says, to the last epoch, and return the classes that it predicts, (N,) int64.
+    """Train a head as `train_and_score` does and return the classes that it predicts, (N,) int64."""
+    predicted: Ints = train_and_score(head, batches, recipe, features).argmax(1)
+    return predicted
+
+
+def train_and_score(
+    head: nn.Module, batches: BatchLoader, recipe: Recipe, features: torch.Tensor, task: AnyTask = SINGLE_LABEL
+) -> Outputs:
+    """Train a head as the recipe says, to the last epoch, and return its outputs, (N, K) float32.
 
     Args:
         head: The head with its first weights, trained in place.
         batches: Batches of features.
         recipe: The recipe.
         features: Features of the images to predict, (N, …) float32.
+        task: What the head predicts.
 
     Raises:
         TrainingError: The loss diverged.
     """
     average = WeightAverage(head, recipe.ema) if recipe.ema else None
-    fit(head, make_optimizer(head, recipe), batches, recipe, TrainingProgress(), Callback(), average)
+    fit(head, make_optimizer(head, recipe), batches, recipe, TrainingProgress(), Callback(), average, task)
     head.eval()
     with torch.no_grad(), nullcontext() if average is None else average.applied():
-        predicted: Ints = head(features).argmax(1).cpu().numpy()
-    return predicted
+        found: Outputs = head(features).float().cpu().numpy()
+    return found

@@ -290,7 +290,7 @@ def _add_cross_validation(
         if why_not:
             say(f"not cross-validated: {why_not}")
         return settings
-    found = cross_validate_head(frozen, settings, parts, classifier.preprocess, place)
+    found = cross_validate_head(frozen, settings, parts, classifier.preprocess, place, classifier.task)
     settings = settings.model_copy(update={"cross_validation": found})
     write_json(run.training, settings.model_dump())
     return settings

@@ -67,7 +67,7 @@ from svertka.training.trained_part_and_batches import (
     optimize_frozen,
 )
 from svertka.transfer.feature_cache import available_cache_bytes, feature_bytes_per_image
-from svertka.transfer.freeze import PartiallyFrozen
+from svertka.transfer.freeze import HEAD, PartiallyFrozen
 
 PATCHES_TIMED = 64  # patches in a timed batch: each is cut from an image of its own
 CUSTOM = "custom"  # name of a recipe that is given as an object
@@ -253,7 +253,7 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     found = _find_model(options, dataset, default if model is None else model)
     # The weights that a network comes with may be pretrained or not: all of it is trained by default.
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
-    recipe_name, recipe, notes = _recipe(options, dataset, found.name, trained=trained)
+    recipe_name, recipe, notes = _recipe(options, dataset, found, trained=trained)
     check_frozen_layers_and_boxes(recipe, options.boxes, trained=trained or found.has_own_weights)
     check_task_options(dataset, recipe, options.boxes, options.unknown)
     if options.boxes is not None:
@@ -327,7 +327,7 @@ def _find_model(
 
 
 def _recipe(
-    options: TrainingOptions, dataset: Dataset, model: str, *, trained: bool
+    options: TrainingOptions, dataset: Dataset, model: Model, *, trained: bool
 ) -> tuple[str, Recipe, tuple[str, ...]]:
     """Return the name of the recipe, the recipe with the changes that the options ask for, and notes on others.
 
@@ -337,7 +337,13 @@ def _recipe(
     if isinstance(options.recipe, Recipe):
         name, recipe = CUSTOM, options.recipe
     else:
-        default = default_recipe(dataset.source, model, unfreeze=changes.get("unfreeze"), trained=trained)
+        default = default_recipe(
+            dataset.source,
+            model.name,
+            unfreeze=changes.get("unfreeze"),
+            trained=trained,
+            draws_weights=model.draws_weights,
+        )
         name = options.recipe or (default if options.boxes is None else "patches")
         recipe = find_recipe_by_name(name)
     augmentations = recipe.augmentations
@@ -509,7 +515,8 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
         classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing
     )
     around += estimate_final_evaluation_seconds(parts.whole_images(), forward) + optimizing  # which is done again
-    around += forward * count_calibrated_images(parts.whole_images())
+    is_stored = recipe.unfreeze == HEAD and cache is not None and not cache.half and not recipe.augmentations
+    around += forward * count_calibrated_images(parts.whole_images(), stored=is_stored)
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.count_epochs_within_time(resolved.budget, spent, around, one_epoch + validating)
