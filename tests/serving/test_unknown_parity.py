@@ -25,6 +25,8 @@ import torch
 from svertka.exporters.onnx import check_onnx, convert_to_onnx
 from svertka.serving.served_model import ServedModel
 
+BOUND = 2e-3  # standard deviations: sums of float32 in another order; an image as near to the threshold may differ
+
 
 @pytest.fixture(scope="module")
 def run(calibrated: Callable[..., Classifier], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -60,8 +62,7 @@ def test_every_way_gives_the_same_answer(
             (entry,) = server.ask("POST", "/predict", path.read_bytes()).json()
             assert entry["unknown"] == one["unknown"]
             assert entry["unknown_threshold"] == threshold
-            # The server computes by other algorithms, as for probabilities.
-            assert entry["unknown_score"] == pytest.approx(one["unknown_score"], abs=0.01)
+            assert entry["unknown_score"] == pytest.approx(one["unknown_score"], abs=BOUND)
 
     capsys.readouterr()
     assert main(["predict", str(run), *map(str, images), "--json", "--threads", "1"]) == 0
@@ -86,15 +87,12 @@ def test_the_exported_file_has_two_outputs_more(run: Path, images: list[Path]) -
     probabilities, scores, unknown = session.run(None, {"pictures": np.stack(pictures)})
     wanted = svertka.predict(run, *images, threads=1)
     assert probabilities.shape == (len(images), 3)
-    # Pixels that the resize rounds otherwise move the score.
     expected = np.array([one["unknown_score"] for one in wanted])
-    np.testing.assert_allclose(scores, expected, atol=0.3)
+    np.testing.assert_allclose(scores, expected, atol=BOUND)
     threshold = wanted[0]["unknown_threshold"]
     assert unknown.tolist() == (scores > np.float32(threshold)).tolist()
-    clear = np.abs(expected - threshold) > 0.3
-    assert (unknown == [one["unknown"] for one in wanted])[clear].all()
+    assert unknown.tolist() == [one["unknown"] for one in wanted]
     assert float(session.get_modelmeta().custom_metadata_map["unknown_threshold"]) == threshold
-    assert clear.sum() > len(images) // 2
 
 
 def test_a_file_without_preprocessing_or_calibration_is_as_before(run: Path, made: Callable[..., Classifier]) -> None:

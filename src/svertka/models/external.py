@@ -250,7 +250,7 @@ def _of_function(function: Function, builder: BuilderRecord, name: str, sizes: S
         return copy_network(built) if any(id(tensor) in known for _, tensor in named_tensors(built)) else built
 
     facts = _probe(network, name, builder.head_layer, sizes)
-    draws_weights = not builder.is_graph and _has_batch_norm(network) and _differs(network, call)
+    draws_weights = _has_batch_norm(network) and _differs(network, call)
     if not builder.is_graph:
         builder = builder.model_copy(update={"fingerprint": fingerprint_source_code(function, network)})
     own_classes = None if facts.classes == PROBED_CLASSES else facts.classes
