@@ -174,8 +174,6 @@ def test_runs_of_different_tasks_are_not_compared(task_runs: Runs, task_tables: 
 REFUSING: dict[str, Callable[[Run, str, Path], Any]] = {
     "extend": lambda run, table, to: svertka.extend(run, table),
     "--sort-into": lambda run, table, to: svertka.suggest(run, str(Path(table).parent), sort_into=to / "sorted"),
-    "int8": lambda run, table, to: svertka.export(run, to / "model.onnx", precision="int8"),
-    "a folder": lambda run, table, to: svertka.export(run, to / "hub"),
 }
 
 
@@ -184,6 +182,35 @@ REFUSING: dict[str, Callable[[Run, str, Path], Any]] = {
 def test_other_verbs_refuse_the_run(kind: str, verb: str, task_runs: Runs, task_tables: Tables, tmp_path: Path) -> None:
     with pytest.raises(SvertkaError, match="with runs of one class an image, and .* predicts (several|a number)"):
         REFUSING[verb](task_runs[kind], str(task_tables[kind]), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*calibration images")
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_int8_files_keep_labels_and_numbers(kind: str, task_runs: Runs, task_tables: Tables, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run, image = task_runs[kind], task_tables[kind].parent / "0.png"
+    made = svertka.export(run, tmp_path / "model.onnx", precision="int8", preprocessing=True)
+    assert made.int8 is not None
+    assert made.int8.float_agreement >= 0.9
+    assert {"multi-label": "keep the labels of", "regression": "the number of"}[kind] in made.sentence
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {"pictures": np.asarray(Image.open(image).convert("RGB"))[None]})
+    classifier = run.classifier()
+    wanted = classifier.probabilities([classifier.preprocess(str(image))])[0]
+    scale = classifier.task.std if isinstance(classifier.task, Regression) else 1.0
+    np.testing.assert_allclose(found[0], wanted, atol=0.15 * scale)
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_a_folder_for_the_hub_predicts_the_same(
+    kind: str, task_runs: Runs, task_tables: Tables, tmp_path: Path
+) -> None:
+    run, image = task_runs[kind], str(task_tables[kind].parent / "0.png")
+    svertka.export(run, tmp_path / "hub")
+    assert svertka.predict(tmp_path / "hub", image, threads=1) == svertka.predict(run, image, threads=1)
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert run.result()["sentence"] in card
+    assert "class" not in card.split("---")[2]
 
 
 def test_labels_are_located_and_a_number_is_not(task_runs: Runs, tmp_path: Path) -> None:

@@ -155,10 +155,6 @@ def export(
     precision = precision or ("int16" if is_page else "fp32")
     _check_precision(precision, calibration, fspath(to), is_file=is_file, is_page=is_page)
     classifier = Classifier.open(run, trust_builder=trust_builder)
-    if not is_file:
-        classifier.require_single_label(f"--to {fspath(to)}, a folder,", "name a file that ends in .onnx")
-    if precision == "int8":
-        classifier.require_single_label("--precision int8", "use fp32")
     origin = classifier.origin
     if is_file:
         path = prepare_output_file(path, HTML if is_page else b"svertka", overwrite=overwrite)

@@ -81,15 +81,23 @@ def render_card(classifier: Classifier, run: str, folder: str) -> str:
 
 
 def _classes(classifier: Classifier) -> str:
+    if not classifier.task.is_single_label:
+        return classifier.task.describe_names(classifier.names)
     number = len(classifier.names)
     return f"{number:,} class{'' if number == 1 else 'es'}"
 
 
 def _what(classifier: Classifier) -> list[str]:
     size = measure_network_size(classifier.network, classifier.preprocess.input_shape)
+    purpose, names = {
+        "single-label": ("classifies images", "classes"),
+        "multi-label": ("predicts the labels of images, any number for each", "labels"),
+        "regression": ("predicts a number for each image", "name of the number"),
+    }[classifier.task.kind]
+    order = ", as" if classifier.task.kind == "regression" else ", in the order of"
     return [
-        f"A convolutional network that classifies images: {size.parameters:,} parameters, "
-        f"{size.multiply_adds:,} multiply-adds per image. Its classes, in the order of `label_names` in config.json:",
+        f"A convolutional network that {purpose}: {size.parameters:,} parameters, "
+        f"{size.multiply_adds:,} multiply-adds per image. Its {names}{order} `label_names` in config.json:",
         "",
         *_literal([json.dumps(name, ensure_ascii=False) for name in classifier.names]),
     ]
@@ -113,6 +121,8 @@ def _results(run: str) -> list[str]:
         result = Run(run).result()
     except RunError:
         return []
+    if (sentence := result.get("sentence")) is not None:  # several labels, or a number
+        return [f"On the {result['part']} images: {sentence}."]
     rows = [
         ("val", result.get("val_error"), "chose the epoch that was kept"),
         ("test", result.get("test_error"), "scored once, at the end"),
@@ -125,6 +135,13 @@ def _results(run: str) -> list[str]:
 
 
 def _limits(classifier: Classifier) -> list[str]:
+    if not classifier.task.is_single_label:
+        predicted = "a number" if classifier.task.kind == "regression" else "labels"
+        return [
+            f"- It predicts {predicted} for any image, also for images unlike its training images.",
+            *_unseen(classifier),
+            "- The results above are for images like the training images. Others have not been measured.",
+        ]
     return [
         f"- It predicts one of its {_classes(classifier)} for any image, also for images of something else"
         f"{'.' if classifier.calibration is None else ', some of which it calls unknown.'}",

@@ -25,8 +25,15 @@ from svertka.evaluation.run_images import spread_evenly
 from svertka.exporters.onnx import IMAGES, PICTURES, complete_model, copy_float_network, open_session, trace_network
 from svertka.exporters.qdq_steps import make_qdq_steps, quantize_results, separate_epilogues
 from svertka.pages.number_format import count_with_noun
+from svertka.tasks import AnyTask, MultiLabel, Regression
 
-LEAST_AGREEMENT = 0.9  # share of the images that must keep their class
+LEAST_AGREEMENT = 0.9  # share of the images that must keep their class, or of their labels, or of their numbers
+SAME_NUMBER = 0.1  # standard deviations by which a number that is kept may change
+KEPT = {
+    "single-label": "keep the class",
+    "multi-label": "keep the labels",
+    "regression": f"keep, to {SAME_NUMBER:g} standard deviations, the number",
+}
 CHECKED_IMAGES = 100  # of the calibration images, at most
 BATCH = 16  # images that are run at a time
 
@@ -37,10 +44,12 @@ class Int8Check:
 
     Attributes:
         images: Images on which it was run.
-        float_agreement: The share of them that keep the class of the float network in ONNX Runtime.
+        float_agreement: The share of them that keep the class of the float network in ONNX Runtime; of several labels,
+            the share of all their labels.
         own_agreement: The share of them to which svertka's run of the same int8 network gives the same class.
         int8_layers: The convolutions and dense layers in int8.
         layers: All convolutions and dense layers.
+        task: The kind of the task.
     """
 
     images: int
@@ -48,13 +57,14 @@ class Int8Check:
     own_agreement: float
     int8_layers: int
     layers: int
+    task: str = "single-label"
 
     @property
     def sentence(self) -> str:
         """The agreement in words."""
         return (
             f"{self.int8_layers} of {count_with_noun(self.layers, 'layer')} int8; checked in ONNX Runtime on "
-            f"{count_with_noun(self.images, 'image')}: {self.float_agreement:.1%} keep the class of the float "
+            f"{count_with_noun(self.images, 'image')}: {self.float_agreement:.1%} {KEPT[self.task]} of the float "
             "network"
         )
 
@@ -92,7 +102,7 @@ def convert_to_int8_onnx(
     model = trace_network(_QdqModule(make_qdq_steps(quantized)).eval(), classifier)
     chosen = spread_evenly(len(checked), CHECKED_IMAGES)
     session = open_session(model)
-    check = _check(session, network, quantized, checked[chosen])
+    check = _check(session, network, quantized, checked[chosen], classifier.task)
     complete_model(model, classifier, preprocessing=preprocessing)
     if preprocessing:
         _check_preprocessing(session, open_session(model), classifier, pictures)
@@ -134,9 +144,9 @@ class _QdqModule(nn.Module):
 
 @torch.inference_mode()
 def _check(
-    session: onnxruntime.InferenceSession, network: nn.Module, quantized: FusedNetwork, images: Tensor
+    session: onnxruntime.InferenceSession, network: nn.Module, quantized: FusedNetwork, images: Tensor, task: AnyTask
 ) -> Int8Check:
-    """Return how the classes of `images` in ONNX Runtime agree with those in svertka.
+    """Return how the predictions for `images` in ONNX Runtime agree with those in svertka.
 
     Raises:
         ExportMismatchError: Too many differ.
@@ -147,18 +157,36 @@ def _check(
         "file": lambda some: torch.from_numpy(session.run(None, {IMAGES: some.numpy()})[0]),
     }
     scores = {name: torch.cat([run(some) for some in torch.split(images, BATCH)]) for name, run in runs.items()}
-    found = scores["file"].argmax(1)
-    of_float, own = (float((found == scores[name].argmax(1)).double().mean()) for name in ("float", "own"))
+    predicted = {name: task.activate(some.float()) for name, some in scores.items()}
+    of_float, own = (_measure_agreement(task, predicted["file"], predicted[name]) for name in ("float", "own"))
     if not bool(scores["file"].isfinite().all()) or min(of_float, own) < LEAST_AGREEMENT:
         raise ExportMismatchError(
-            f"in int8 only {of_float:.1%} of {count_with_noun(len(images), 'image')} keep the class of the "
+            f"in int8 only {of_float:.1%} of {count_with_noun(len(images), 'image')} {KEPT[task.kind]} of the "
             f"float network in ONNX Runtime {onnxruntime.__version__} ({own:.1%} that of the same int8 network in "
             f"svertka), less than {LEAST_AGREEMENT:.0%}; no file was written; give more calibration images, keep "
             "layers in float with `svertka optimize --precision auto`, or export in fp32"
         )
     layers = [step for step in quantized.steps if isinstance(step, FusedConvolution)]
     in_int8 = sum(step.weight_scale is not None for step in layers)
-    return Int8Check(len(images), of_float, own, in_int8, len(layers))
+    return Int8Check(len(images), of_float, own, in_int8, len(layers), task.kind)
+
+
+def _measure_agreement(task: AnyTask, found: Tensor, wanted: Tensor) -> float:
+    """Return the share of images of the same class, or number, or the share of labels that are predicted for both.
+
+    Args:
+        task: The task.
+        found: Probabilities (N, K), or numbers (N, 1).
+        wanted: The same of another run.
+    """
+    if isinstance(task, MultiLabel):
+        thresholds = torch.tensor([task.threshold(label) for label in range(found.shape[1])])
+        same = (found >= thresholds) == (wanted >= thresholds)
+    elif isinstance(task, Regression):
+        same = (found - wanted).abs() <= SAME_NUMBER * task.std
+    else:
+        same = found.argmax(1) == wanted.argmax(1)
+    return float(same.double().mean())
 
 
 def _check_preprocessing(
@@ -167,15 +195,16 @@ def _check_preprocessing(
     classifier: Classifier,
     pictures: Sequence[Pixels],
 ) -> None:
-    """Raise ExportMismatchError unless the preprocessing of the file leads to the classes that svertka's leads to."""
-    same = 0
+    """Raise ExportMismatchError unless the preprocessing of the file leads to the predictions of svertka's."""
+    same, task = 0.0, classifier.task
     for picture in pictures:
         values = shades_to_16_bit(picture, classifier.preprocess.intensity_range)
         (found,) = whole.run(None, {PICTURES: values[None]})
         (wanted,) = inner.run(None, {IMAGES: classifier.preprocess(picture)[None].numpy()})
-        same += int(found[0].argmax() == wanted[0].argmax())
+        same += _measure_agreement(task, torch.from_numpy(found), task.activate(torch.from_numpy(wanted)))
     if same < LEAST_AGREEMENT * len(pictures):
         raise ExportMismatchError(
-            f"with its own preprocessing, the file gives {same} of {count_with_noun(len(pictures), 'image')} the class "
-            f"that svertka's preprocessing leads to, less than {LEAST_AGREEMENT:.0%}; no file was written; report it"
+            f"with its own preprocessing, {same / len(pictures):.0%} of {count_with_noun(len(pictures), 'image')} "
+            f"{KEPT[task.kind]} that svertka's preprocessing leads to, less than {LEAST_AGREEMENT:.0%}; no file was "
+            "written; report it"
         )

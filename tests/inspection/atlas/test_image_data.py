@@ -4,10 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 import torch
 
-from svertka.inspection.atlas import image_data
 from svertka.inspection.atlas.image_data import occlusion_per_pixel, select_atlas_images
 
 
@@ -16,11 +14,10 @@ class Found:
     images: npt.NDArray[np.int64]
 
 
-def test_strongest_images_are_selected_and_all_classes_get_overlays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
+def test_strongest_images_are_selected_and_all_classes_get_overlays() -> None:
     labels = np.array([0, 0, 0, 0, 0, 1, 0, 2, 0, 1])
     some = [Found(np.array([[1, 2, 3], [4, -1, -1]])), Found(np.array([[5, 7], [9, 3]]))]
-    chosen = select_atlas_images(some, labels)  # type: ignore[arg-type]
+    chosen = select_atlas_images(some, labels, 4)  # type: ignore[arg-type]
     assert chosen.indices.tolist() == [1, 2, 3, 4, 5, 7, 9]
     assert chosen.slots.tolist() == [-1, 0, 1, 2, 3, 4, -1, 5, -1, 6]
     assert [labels[chosen.indices[slot]] for slot in chosen.with_overlays] == [0, 0, 1, 2]

@@ -27,7 +27,7 @@ def test_progress_reaches_100_and_finished_files_are_not_counted(
     atlas_layers = [
         AtlasLayer(k, layers[name], one, None, inputs.image_size) for k, (name, one) in enumerate(found.items())
     ]
-    images = select_atlas_images(list(found.values()), inputs.dataset.labels)
+    images = select_atlas_images(list(found.values()), inputs.dataset.labels, 40)
     remaining = RemainingTime(traced, atlas_layers, images, seconds_per_image=0.01, size=inputs.image_size)
     folder = ResumableFolder(tmp_path, "a")
     everything = remaining.estimate(folder)
