@@ -229,6 +229,21 @@ def train(
             help="Number of parts in which each batch is computed, to save memory.", rich_help_panel=OPTIMIZATION
         ),
     ] = None,
+    sync_batch_norm: Annotated[
+        bool | None,
+        typer.Option(
+            help="With torchrun: normalize by the mean and variance of the whole batch instead of those of each "
+            "process's share.",
+            rich_help_panel=OPTIMIZATION,
+        ),
+    ] = None,
+    bfloat16_gradients: Annotated[
+        bool | None,
+        typer.Option(
+            help="With torchrun: send gradients between processes in bfloat16, which halves the traffic.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
     class_weights: Annotated[
         bool | None, typer.Option(help="Weight classes by inverse frequency.", rich_help_panel=OPTIMIZATION)
     ] = None,

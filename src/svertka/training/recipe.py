@@ -99,6 +99,10 @@ class Recipe(BaseModel):
     accumulate: int = Field(
         default=1, ge=1, le=MANY, description="number of parts in which a batch is computed, to save memory"
     )
+    sync_batch_norm: bool = Field(
+        default=False, description="normalize by the statistics of the whole batch, over all processes"
+    )
+    bfloat16_gradients: bool = Field(default=False, description="send gradients between processes in bfloat16")
     class_weights: bool = Field(default=False, description="weight classes by inverse frequency")
     early_stop: int | None = Field(
         default=None, ge=1, le=MANY, description="stop after this many epochs without a lower validation error"

@@ -1,7 +1,7 @@
 """resume(): continue an interrupted training. A new training is one that is continued from step 0."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
@@ -42,6 +42,7 @@ from svertka.training.head_cross_validation import cross_validate_head, why_not_
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
 from svertka.training.run_recorder import Recorder
+from svertka.training.synchronized_batch_norm import synchronized_batch_norm
 from svertka.training.trained_part_and_batches import (
     build_optimizer,
     build_training_inputs,
@@ -195,7 +196,8 @@ def train_from_checkpoint(
                     if not state.step:  # else it was interrupted afterwards
                         recorder.on_head_computed()
                 elif not recorder.is_out_of_patience():
-                    fit(inputs.network, optimizer, batches, recipe, state, recorder, average, classifier.task)
+                    with synchronized_batch_norm(inputs.network) if recipe.sync_batch_norm else nullcontext():
+                        fit(inputs.network, optimizer, batches, recipe, state, recorder, average, classifier.task)
             recorder.save()
         if summary := recorder.summary():
             say(summary)

@@ -60,6 +60,8 @@ def train(
     ema: float | None = None,
     clip: float | None = None,
     accumulate: int | None = None,
+    sync_batch_norm: bool | None = None,
+    bfloat16_gradients: bool | None = None,
     class_weights: bool | None = None,
     early_stop: int | None = None,
     stage_rate: float | None = None,
@@ -150,6 +152,9 @@ def train(
             weights are validated and saved. 0: no average, also where the recipe has one.
         clip: Norm to which gradients are clipped.
         accumulate: Number of parts in which each batch is computed, to save memory.
+        sync_batch_norm: With several processes, normalize by the mean and variance of the whole batch instead of those
+            of each process's share.
+        bfloat16_gradients: With several processes, send gradients in bfloat16, which halves the traffic.
         class_weights: Weight classes by inverse frequency.
         early_stop: Stop after this many epochs without a lower validation error.
         stage_rate: Factor of the learning rate for each stage further below the head, above 0 and at most 1.

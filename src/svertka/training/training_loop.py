@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from svertka.tasks import SINGLE_LABEL, AnyTask
 from svertka.training.batch_norm_momentum import BatchNormMomentum
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.recipe import Recipe
+from svertka.training.synchronized_batch_norm import count_images_as
 from svertka.training.weight_average import WeightAverage
 
 LOG_EVERY = 20  # steps between two readings of the loss; each waits for the device
@@ -143,7 +145,7 @@ def fit(
     while state.step < total:
         epoch, first = divmod(state.step, batches.steps)
         if unfreeze_scheduled(optimizer, epoch) or replica is None:
-            replica = distributed.data_parallel(network)
+            replica = distributed.data_parallel(network, bfloat16=recipe.bfloat16_gradients)
         for batch in batches.epoch(epoch, first):
             rate = learning_rate(
                 recipe.schedule,
@@ -287,14 +289,19 @@ def take_step(
     copies = 2 if len(batch.labels) == 1 and batch.count > 1 else 1  # others are with other processes, or unreadable
     if copies > 1:  # batch norm needs more than one value per channel
         batch, weight = batch.repeat(copies), weight / copies
+    # As many parts in every process, of two images for batch norm.
+    smallest = batch.count // distributed.world_size()
+    parts = batch.split(min(recipe.accumulate, max(1, smallest // 2)))
     seen = []
-    for part in batch.split(min(recipe.accumulate, max(1, len(batch.labels) // 2))):  # two images, for batch norm
-        with autocast(part.images.device, bfloat16=recipe.bfloat16):
-            outputs = network(part.images)
-            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            main_loss = loss_of.of_batch(logits, part)
-            loss: Any = main_loss + recipe.auxiliary * sum(loss_of.of_batch(one, part) for one in auxiliary)
-        (loss * weight).backward()
+    for number, part in enumerate(parts, 1):
+        is_last = number == len(parts)
+        with nullcontext() if is_last else distributed.without_gradient_sync(network):
+            with autocast(part.images.device, bfloat16=recipe.bfloat16), count_images_as((weight > 0) / copies):
+                outputs = network(part.images)
+                logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+                main_loss = loss_of.of_batch(logits, part)
+                loss: Any = main_loss + recipe.auxiliary * sum(loss_of.of_batch(one, part) for one in auxiliary)
+            (loss * weight).backward()
         seen.append(loss_of.shown(main_loss, logits.detach(), part))
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
