@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from range_server import RangeServer, serving
@@ -16,7 +17,7 @@ from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.data.shard import shard
 from svertka.data.shard_index import FILE
-from svertka.data.sharded_images import SHUFFLED, ShardImages, open_shards
+from svertka.data.sharded_images import LANES, SHUFFLED, ShardImages, open_shards
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
 
@@ -63,7 +64,7 @@ def loader(dataset: Dataset, **options: object) -> BatchLoader:
     train = np.flatnonzero(dataset.parts == "train")
     return BatchLoader(
         rows, dataset.labels, train, PREPROCESS, batch_size=7, seed=5, shuffle=True, permute=images.shuffle,
-        request=images.request, **options,
+        lanes=LANES, request=images.request, **options,
     )  # fmt: skip
 
 
@@ -92,16 +93,40 @@ def test_each_image_is_seen_once_by_some_rank_also_if_their_number_changes(origi
     assert sorted(np.concatenate(seen).tolist()) == loader(dataset).indices.tolist()
 
 
-def test_shards_are_read_one_after_the_other():
-    """Of many shards, the images of a stretch of an epoch are in few, wherever it begins."""
+@pytest.fixture
+def large() -> ShardImages:
+    """A hundred shards of 2,000 images, that are not read."""
     images = ShardImages.__new__(ShardImages)
     images.index = type("Index", (), {"shards": range(100)})()
     images.shard_of = np.repeat(np.arange(100), 2000)
-    order = images.shuffle(np.random.default_rng(0), np.arange(200_000))
-    shards = images.shard_of[order].reshape(-1, 2000)
-    assert max(len(set(some.tolist())) for some in shards) <= 2 + SHUFFLED // 1000
-    moved = np.abs(np.diff(order[:20_000]))
-    assert np.median(moved) > SHUFFLED / 8
+    return images
+
+
+def test_shards_are_read_one_after_the_other(large):
+    """Of many shards, the images of a stretch of an epoch are in few of each lane, wherever it begins."""
+    order = large.shuffle(np.random.default_rng(0), np.arange(200_000))
+    assert sorted(order.tolist()) == list(range(200_000))
+    shards = large.shard_of[order].reshape(-1, 2000)
+    assert max(len(set(some.tolist())) for some in shards) <= 2 * LANES
+    moved = np.abs(np.diff(order[:20_000:LANES]))
+    assert np.median(moved) > SHUFFLED / LANES / 8
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_each_process_reads_shards_of_its_own(large, world):
+    """Also when the last batch is uneven."""
+    train = np.arange(100, 199_990)
+    read, batches = [], []
+    for rank in range(world):
+        some = BatchLoader(
+            np.zeros((200_000, 1, 1, 1), np.uint8), np.zeros(200_000, np.int64), train, PREPROCESS, batch_size=1024,
+            shuffle=True, permute=large.shuffle, lanes=LANES, rank=rank, world=world,
+        ).with_images(lambda indices, epoch: torch.zeros(len(indices)))  # fmt: skip
+        batches.append([batch.indices.tolist() for batch in some.epoch(1)])
+        read.append({int(large.shard_of[index]) for batch in batches[-1] for index in batch})
+    assert sorted(index for share in batches for batch in share for index in batch) == train.tolist()
+    # A shard may belong to two lanes, and a lane, of 7 shards, to two processes if these do not divide the lanes.
+    assert sum(map(len, read)) <= 100 + (world - 1) * (1 if LANES % world == 0 else 8)
 
 
 def test_the_web_server_gives_the_same_images_as_the_folder(folder, server):

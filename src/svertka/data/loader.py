@@ -114,10 +114,12 @@ class BatchLoader:
         device: Where batches go (default: CPU).
         memory_format: Memory format of the images.
         prefetch: Prepare batches ahead in a thread; the batches are the same.
-        rank: Number of this process; it gets every `world`-th image of a batch.
-        world: Number of processes.
+        rank: Number of this process.
+        world: Number of processes; they share each batch, one with another in the order of their ranks.
         permute: Returns the indices (n,) in random order.
-        request: Told which images will be read soon, before they are.
+        lanes: Sequences that the random order is interleaved from, one image of each in turn. A batch is shared in the
+            order of these, so that a process reads images of the same ones in every batch.
+        request: Told which images this process will read soon, before they are read.
 
     Raises:
         UsageError: `batch_size` is below 1, or, when shuffled, exceeds the number of images.
@@ -142,6 +144,7 @@ class BatchLoader:
         rank: int = 0,
         world: int = 1,
         permute: Callable[[np.random.Generator, Ints], Ints] = np.random.Generator.permutation,
+        lanes: int = 1,
         request: Callable[[Ints], None] | None = None,
     ) -> None:
         if batch_size < 1:
@@ -155,7 +158,7 @@ class BatchLoader:
         self.device = device or torch.device("cpu")
         self.memory_format, self.prefetch = memory_format, prefetch
         self.rank, self.world = rank, world
-        self.permute, self.request = permute, request
+        self.permute, self.lanes, self.request = permute, lanes, request
         self.images: Callable[[Ints, int], torch.Tensor] = self._augmented
         self.unreadable: dict[int, tuple[str, str]] = {}  # row -> path and reason, of those that were met
         self._lock = threading.Lock()
@@ -241,13 +244,13 @@ class BatchLoader:
         Raises:
             UnreadableRowsError: There are more of them; they are known now.
         """
-        start = self._ends[step - 1] if step else 0
-        whole = order[start : self._ends[step]]
         if self.request is not None:
-            self.request(order[start : self._ends[min(step + REQUESTED, self.steps) - 1]])
+            soon = range(step, min(step + REQUESTED, self.steps))
+            self.request(np.concatenate([self._share(self._whole(order, one)) for one in soon]))
+        whole = self._whole(order, step)
         is_mixed = bool(self.mixing) and len(whole) > 1
         # The partner does not depend on the number of processes.
-        indices, partners = (some[self.rank :: self.world] for some in (whole, np.roll(whole, 1)))
+        indices, partners = (self._share(some) for some in (whole, np.roll(whole, 1)))
         kept = self._is_readable(indices) & (self._is_readable(partners) | (not is_mixed))
         indices, partners = indices[kept], partners[kept]
         images, labels, weights = self.images(indices, epoch), *self._targets(indices)
@@ -258,6 +261,17 @@ class BatchLoader:
         images, shares = self.mixing.mix(images, others, PerImageRandomNumbers(self.seed, epoch, indices))
         other_labels, other_weights = self._targets(partners)
         return Batch(images, labels, indices, len(whole), weights, MixedLabels(other_labels, shares, other_weights))
+
+    def _whole(self, order: Ints, step: int) -> Ints:
+        """Return the rows of a batch of all processes, lane by lane."""
+        start, end = self._ends[step - 1] if step else 0, self._ends[step]
+        lane = np.arange(start, end) % self.lanes
+        return order[start:end][np.argsort(lane, kind="stable")]
+
+    def _share(self, whole: Ints) -> Ints:
+        """Return the rows of this process out of those of a batch."""
+        share: Ints = np.array_split(whole, self.world)[self.rank]
+        return share
 
     def _targets(self, indices: Ints) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the labels and the weights in the loss of the rows at `indices`."""

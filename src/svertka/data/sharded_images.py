@@ -18,6 +18,7 @@ from svertka.errors import DataError, ImageError
 from svertka.files import os_error_to_storage_error
 
 SHUFFLED = 4096  # images between which an epoch's order mixes neighbors of a shard
+LANES = 16  # sequences of shards that are read side by side, so that each of up to 16 machines reads only its own
 TAR_BLOCK, NAME_BYTES = 512, 100  # of a tar header, which begins with the name
 
 
@@ -106,12 +107,16 @@ class ShardImages(EncodedImages):
     def shuffle(self, rng: np.random.Generator, indices: Ints) -> Ints:
         """Return `indices` (n,) int64 in a random order in which shards are read one after the other.
 
-        The shards are permuted. Then each image moves back by up to `SHUFFLED` places.
+        The shards are permuted, and their images divided into `LANES` sequences of equal length. In each sequence, an
+        image moves back by up to `SHUFFLED` / `LANES` places. The order takes one image of each sequence in turn.
         """
         rank = rng.permutation(len(self.index.shards))
         in_order = indices[np.lexsort((indices, rank[self.shard_of[indices]]))]
-        places = np.arange(len(indices)) + rng.uniform(0, SHUFFLED, len(indices))
-        return in_order[np.argsort(places, kind="stable")]
+        order = np.empty_like(indices)
+        for number, lane in enumerate(np.array_split(in_order, LANES)):
+            places = np.arange(len(lane)) + rng.uniform(0, SHUFFLED / LANES, len(lane))
+            order[number::LANES] = lane[np.argsort(places, kind="stable")]
+        return order
 
     def _range(self, index: int) -> tuple[int, int, int]:
         """Return the shard of an image and where its bytes begin and end."""

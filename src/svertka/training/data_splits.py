@@ -30,7 +30,7 @@ from svertka.data.packed_image import ImageInfo
 from svertka.data.pixel_statistics import choose_intensity_range, measure_statistics
 from svertka.data.preprocessing import Fit, Preprocess, discarded_share
 from svertka.data.rgb_conversion import Range
-from svertka.data.sharded_images import ShardImages, find_shards
+from svertka.data.sharded_images import LANES, ShardImages, find_shards
 from svertka.data.split_manifest import Manifest
 from svertka.data.unreadable_rows import read_readable_rows
 from svertka.errors import DataError
@@ -226,6 +226,7 @@ class DataSplits:
             rank=distributed.rank(),
             world=distributed.world_size(),
             permute=np.random.Generator.permutation if self.shards is None else self.shards.shuffle,
+            lanes=1 if self.shards is None else LANES,
             request=None if self.shards is None else self.shards.request,
         )
 
