@@ -5,6 +5,11 @@
 
 import importlib
 import os
+import platform
+import re
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar, cast
@@ -17,7 +22,13 @@ from svertka import torch_internals
 from svertka.errors import SvertkaError, TrainingError
 
 T = TypeVar("T")
-FAILURE = "svertka/failure"  # key of the rendezvous store under which a process writes why it failed
+# Keys of the rendezvous store, after a prefix that each group has of its own.
+FAILURE = "failure"  # under which a process writes why it failed
+LOST = "lost"  # under which the first process that misses others writes which
+BEAT = "beat"  # under which each process counts its heartbeats
+BEAT_SECONDS = 0.5  # between two heartbeats
+SOURCE_PLACE = re.compile(r"^\[[^\]]*:\d+\] ")
+SILENCE_SECONDS = 3.0  # without a heartbeat, after which a process is lost
 
 
 @contextmanager
@@ -42,35 +53,99 @@ def process_group(device: torch.device) -> Iterator[None]:
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield
-    except Exception as error:
-        raise _for_all(error) from error
+        store = _open_store()
+        with nullcontext() if store is None else _heartbeat(store):
+            try:
+                yield
+            except Exception as error:
+                raise _for_all(error, store) from error
     finally:
         dist.destroy_process_group()
 
 
+def _open_store() -> Any:
+    """Return the key-value store of the group; None if PyTorch hides it. All processes must call this."""
+    shared = torch_internals.rendezvous_store()
+    # torchrun keeps the store when it restarts the processes.
+    prefix = broadcast(f"svertka/{uuid.uuid4().hex}")
+    return None if shared is None else dist.PrefixStore(prefix, shared)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _heartbeat(store: Any) -> Iterator[None]:
+    """Show to the other processes, during the body, that this one runs, also while it waits for them."""
+    stopped = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        with suppress(RuntimeError):  # the store may be gone
+            store.set(f"{BEAT}/{rank()}/host", platform.node())
+            while not stopped.wait(BEAT_SECONDS):
+                count += 1
+                store.set(f"{BEAT}/{rank()}", str(count))
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _name_lost(store: Any) -> str:
+    """Return which processes have ended, such as "process 1 of 2, on node-b,"; "a process" if that is not known."""
+    unknown = "a process"
+    if store is None:
+        return unknown
+    with suppress(RuntimeError):  # the store may be gone, too
+        if not store.check([LOST]):
+            before = _read_beats(store)
+            time.sleep(SILENCE_SECONDS)
+            after = _read_beats(store)
+            if not store.check([LOST]):  # else those that found it first may have ended meanwhile
+                silent = [one for one in range(world_size()) if one != rank() and after[one] == before[one]]
+                named = [f"process {one} of {world_size()}, on {_read(store, f'{BEAT}/{one}/host')}," for one in silent]
+                store.set(LOST, " and ".join(named) or unknown)
+        return _read(store, LOST)
+    return unknown
+
+
+def _read_beats(store: Any) -> list[str]:
+    """Return how many heartbeats each process has counted."""
+    return [_read(store, f"{BEAT}/{one}") for one in range(world_size())]
+
+
+def _read(store: Any, key: str) -> str:
+    """Return the value of a key; "" if no process has written it."""
+    return str(store.get(key).decode(errors="replace")) if store.check([key]) else ""
+
+
+class PeerLostError(TrainingError):
+    """Another process of the group has ended; the message says what can be done, without which process it was."""
+
+
 def is_peer_lost(error: BaseException) -> bool:
     """Return whether `error` means that another process ended, rather than that this one failed."""
-    if isinstance(error.__cause__, RuntimeError) and isinstance(error, TrainingError):
-        error = error.__cause__
     said = str(error).lower()
-    return isinstance(error, dist.DistError) or (
+    return isinstance(error, dist.DistError | PeerLostError) or (
         isinstance(error, RuntimeError) and any(word in said for word in ("gloo", "nccl", "closed by peer"))
     )
 
 
-def _for_all(error: Exception) -> Exception:
+def _for_all(error: Exception, store: Any) -> Exception:
     """Return what this process raises for `error`.
 
-    An error of its own is written to the rendezvous store. If another process ended, its error is read from there.
+    An error of its own is written to the store of the group. If another process ended, its error is read from there.
     """
-    store = torch_internals.rendezvous_store()
-    if store is None:
-        return error
     if is_peer_lost(error):
         with suppress(RuntimeError):
-            if store.check([FAILURE]):
-                return TrainingError(store.get(FAILURE).decode(errors="replace"))
+            if store is not None and (failure := _read(store, FAILURE)):
+                return TrainingError(failure)
+        advice = str(error) if isinstance(error, PeerLostError) else "run the same command again"
+        reason = _first_line(error.__cause__ or error)
+        return TrainingError(f"{_name_lost(store)} was lost ({reason}); {advice}")
+    if store is None:
         return error
     text = " ".join(str(error).split())[:500]
     if not isinstance(error, SvertkaError):
@@ -83,6 +158,11 @@ def _for_all(error: Exception) -> Exception:
     return type(error)(said) if isinstance(error, SvertkaError) else TrainingError(said)
 
 
+def _first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, without the place in PyTorch's sources."""
+    return SOURCE_PLACE.sub("", (str(error).splitlines() or [type(error).__name__])[0])
+
+
 def rank() -> int:
     """Return the number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
@@ -91,6 +171,12 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def job_id() -> str | None:
+    """Return the --rdzv-id of torchrun, which is the same after a restart; None if it has none."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name in (None, "", "none") else name
 
 
 def is_first() -> bool:
@@ -181,6 +267,12 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
+def place_among_equals(value: object) -> tuple[int, int]:
+    """Return the place of this process among those with the same `value`, from 0, and their number."""
+    values = all_gather(value)
+    return values[: rank()].count(value), values.count(value)
+
+
 def broadcast(value: T) -> T:
     """Return the `value` of rank 0 in every process."""
     if not dist.is_initialized():
@@ -204,4 +296,19 @@ def call_on_first(function: Callable[[], T]) -> T:
     result, fault = broadcast((result, fault))
     if fault is not None:
         raise fault
+    return cast(T, result)
+
+
+def call_on_all(function: Callable[[], T], kind: type[SvertkaError]) -> T:
+    """Call `function` in every process and return its result; if it raises `kind` in one, raise that in all of them."""
+    result: T | None = None
+    fault: SvertkaError | None = None
+    try:
+        result = function()
+    except kind as error:
+        fault = error
+    # A collective call: every process must reach it, also after an error.
+    faults = [one for one in all_gather(fault and str(fault)) if one]
+    if faults:
+        raise kind(faults[0]) from fault
     return cast(T, result)

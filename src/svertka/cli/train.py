@@ -299,6 +299,15 @@ def train(
     half_features: Annotated[
         bool, typer.Option("--half-features", help="Store features as float16.", rich_help_panel=COMPUTE)
     ] = False,
+    feature_store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder or URL, such as s3://bucket/features, through which several machines, and later trainings, "
+            "share the features of frozen layers.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
     cache_limit: CacheLimit = None,
     output: Annotated[
         str | None,

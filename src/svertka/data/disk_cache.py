@@ -4,6 +4,7 @@
     PARENT/STORE/format.json version, row shape and dtype; a store of another format is emptied
                  keys        an index entry for each row: key, offset, length, and the CRC-32 of key and row
                  rows        the rows, in the order of the keys
+                 identity    a random name, by which processes know whether they share the store
                  use         locked (shared) by every process that has the store open; its mtime is the last opening
 
 Rows are synced before their keys are written, so whatever a killed process leaves after the last complete entry is
@@ -14,6 +15,7 @@ import os
 import shutil
 import sys
 import threading
+import uuid
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -86,6 +88,18 @@ class RecordStore:
     def __len__(self) -> int:
         """Return the number of stored rows."""
         return len(self._records)
+
+    def identity(self) -> str:
+        """Return a random name of the store, the same in all processes that share it, also on other machines.
+
+        Raises:
+            StorageError: The folder cannot be read or written.
+        """
+        path = self.folder / "identity"
+        with lock_file(self._lock), os_error_to_storage_error(self.folder):
+            if not path.exists():
+                path.write_text(uuid.uuid4().hex)
+            return path.read_text()
 
     def find(self, keys: Sequence[bytes]) -> Ints:
         """Return the positions of the rows of `keys`, (n,) int64; -1 if a row is absent or damaged.

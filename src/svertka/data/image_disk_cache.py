@@ -390,7 +390,8 @@ def _through_store(
     except StorageError as error:  # the cache folder has been removed meanwhile
         store, unstored = None, str(error)
     # A share of all, not of the missing ones, which differ between processes once one begins to store.
-    share = list(first)[distributed.rank() :: distributed.world_size()]
+    place, count = distributed.place_among_equals(None if store is None else _identity(store))
+    share = list(first)[place::count]
     share = [content for content in share if content in missing]
     _announce(squares, store, [first[content] for content in missing])
     fresh, known, unstored = _decode(squares, store, {content: first[content] for content in share}, unstored)
@@ -422,6 +423,14 @@ def _through_store(
         decoded=len(share),
         unstored=f"{left} images are decoded at each read: {unstored}" if left else None,
     )
+
+
+def _identity(store: RecordStore) -> str | None:
+    """Return the name of the store that processes share; None if the cache folder has been removed meanwhile."""
+    try:
+        return store.identity()
+    except StorageError:
+        return None
 
 
 def _key(content: bytes, squares: _Squares, *, deep: bool) -> bytes:

@@ -7,7 +7,6 @@ from functools import partial
 from itertools import count
 from os import PathLike
 from pathlib import Path
-from shutil import copyfileobj
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from svertka.data.source_opener import open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
-from svertka.files import format_bytes, os_error_to_storage_error, write_atomic
+from svertka.files import format_bytes, os_error_to_storage_error
 from svertka.progress import progress, say
 from svertka.text_width import shorten
 from svertka.type_checking import check_types
@@ -250,7 +249,7 @@ class _Writer:
     def put(self, written: WrittenShard) -> None:
         """Copy a shard to its place, and then its index."""
         name = written.index.shards[0].name
-        self._put(name, written.path)
+        self.location.put(name, written.path)
         self._put_index(_fragment_name(name), written.index, {"taken": written.taken, "unreadable": written.unreadable})
 
     def finish(self, index: ShardIndex, unreadable: list[str]) -> None:
@@ -272,19 +271,7 @@ class _Writer:
     def _put_index(self, name: str, index: ShardIndex, extra: dict[str, object]) -> None:
         with tempfile.TemporaryDirectory(prefix="svertka-") as folder:
             index.write(Path(folder) / name, {"key": self.key} | extra)
-            self._put(name, Path(folder) / name)
-
-    def _put(self, name: str, file: Path) -> None:
-        """Copy a file to its place; it gets its name when it is complete."""
-        target = self.location.path(name)
-        if self.location.is_local:
-            with os_error_to_storage_error(Path(target)):
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-            with file.open("rb") as content:
-                write_atomic(Path(target), partial(copyfileobj, content))
-        else:
-            upload = partial(self.location.system.put_file, str(file), target)
-            retry(upload, self.location.describe(name), self.location.system, verb="written")
+            self.location.put(name, Path(folder) / name)
 
 
 def _fragment_name(shard: str) -> str:

@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fsspec.core import url_to_fs
 
 from svertka.errors import DataError, UsageError
-from svertka.files import is_url, parse_path
+from svertka.files import is_url, os_error_to_storage_error, parse_path, write_atomic
 from svertka.progress import say
 from svertka.text_width import shorten
 
@@ -97,6 +99,22 @@ class ShardLocation:
     def exists(self, name: str) -> bool:
         """Return whether there is a file `name`; raises as `read`."""
         return bool(retry(lambda: self.system.isfile(self.path(name)), self.describe(name), self.system))
+
+    def put(self, name: str, file: Path) -> None:
+        """Copy a file to the folder; it gets its name when it is complete.
+
+        Raises:
+            DataError: Access is denied, or the server does not answer for a minute.
+            StorageError: The disk is full, or the folder cannot be written.
+        """
+        target = self.path(name)
+        if self.is_local:
+            with os_error_to_storage_error(Path(target)):
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as content:
+                write_atomic(Path(target), partial(copyfileobj, content))
+        else:
+            retry(lambda: self.system.put_file(str(file), target), self.describe(name), self.system, verb="written")
 
     def list_names(self) -> list[str]:
         """Return the names of the files in the folder, sorted; raises as `read`."""

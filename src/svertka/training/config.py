@@ -55,6 +55,10 @@ class RunSettings(BaseModel):
     account: dict[str, Any] = Field(
         default_factory=dict, description="files of the source that are not used, with reasons"
     )
+    job: str | None = Field(
+        default=None,
+        description="hash of torchrun's --rdzv-id and of the options; a restart of the job continues the run",
+    )
     columns: str | None = Field(default=None, description="the option columns")
     group: str | None = Field(default=None, description="the option group")
     val: float = Field(ge=0, lt=1)
@@ -78,6 +82,7 @@ class RunSettings(BaseModel):
     cache: FeatureCacheSettings | None = Field(
         default=None, description="stored features; None: frozen layers run in every step"
     )
+    feature_store: str | None = Field(default=None, description="the option feature_store")
     cache_limit: int | None = Field(ge=0, description="bytes; None: a share of the free disk")
     max_pixels: int | None = Field(default=None, ge=1, description="the option max_pixels")
     cross_validation: CrossValidation | None = Field(

@@ -75,9 +75,11 @@ def _option_of(augmentation: Augmentation) -> str:
     return f"augmentation {augmentation.kind}" if name is None else f"--auto-augment {name}"
 
 
-def describe_ignored_settings(recipe: Recipe, boxes: str | None) -> list[str]:
-    """Return sentences on the settings of `recipe` that change nothing, because of what is trained."""
-    sentences = []
+def describe_ignored_settings(
+    recipe: Recipe, boxes: str | None, feature_store: str | None = None, *, is_frozen: bool = True
+) -> list[str]:
+    """Return sentences on the settings of `recipe`, and others, that change nothing, because of what is trained."""
+    sentences = [] if is_frozen else _ignored({"--feature-store": feature_store}, "no layer is frozen")
     of_pairs: dict[str, object] = {"--mixup": recipe.mixup, "--cutmix": recipe.cutmix}
     of_steps: dict[str, object] = {"augmentation": recipe.augmentations, **of_pairs, "--ema": recipe.ema}
     if recipe.is_computed:

@@ -332,10 +332,9 @@ def _explained(
     except RuntimeError as error:
         if distributed.world_size() == 1 or not distributed.is_peer_lost(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise TrainingError(
-            f"a worker process was lost at step {state.step} ({reason}); "
-            f"continue from the last checkpoint, with the same torchrun command, as: {run.resume_command}"
+        raise distributed.PeerLostError(
+            f"training stopped at step {state.step}; continue it from the last checkpoint, with as many processes or "
+            f"fewer: torchrun … {run.resume_command}"
         ) from error
 
 

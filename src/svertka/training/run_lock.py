@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
@@ -17,6 +18,7 @@ from svertka.files import lock_descriptor, os_error_to_storage_error
 from svertka.progress import say
 from svertka.run import Run
 
+VISIBLE_WITHIN = 10.0  # seconds until a new file is on all machines
 ATTEMPTS = 100  # if other processes create and remove the folder at the same time
 MAX_NAME_LENGTH = 80  # characters of the source's name in a run's name
 NO_LOCK_SUPPORT = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -39,12 +41,14 @@ def claim_run_folder(source: str, model: str, output: str | PathLike[str] | None
         The folder; the same in all processes of a distributed training.
 
     Raises:
-        UsageError: `output` exists and is not empty.
+        UsageError: `output` exists and is not empty, or is not the same folder on another machine of this job.
         RunError: Another process trains into it.
         StorageError: It cannot be created.
     """
     with ExitStack() as held:
-        yield distributed.call_on_first(lambda: held.enter_context(_claimed(source, model, output)))
+        folder = distributed.call_on_first(lambda: held.enter_context(_claimed(source, model, output)))
+        _check_shared(Run(folder))
+        yield folder
 
 
 @contextmanager
@@ -54,10 +58,33 @@ def lock_run(run: Run) -> Iterator[None]:
     Raises:
         RunError: Another process trains it.
         StorageError: The folder cannot be written.
+        UsageError: It is not the same folder on another machine of this job.
     """
     with ExitStack() as held:
         distributed.call_on_first(lambda: held.enter_context(_in_use(run)))
+        _check_shared(run)
         yield
+
+
+def _check_shared(run: Run) -> None:
+    """Raise UsageError unless all processes see the lock file that the first one has written."""
+    if distributed.world_size() == 1:
+        return
+    expected, deadline = distributed.broadcast(_read_lock(run)), time.monotonic() + VISIBLE_WITHIN
+    while (is_seen := _read_lock(run) == expected) is False and time.monotonic() < deadline:
+        time.sleep(0.1)  # network file systems show new files late
+    blind = [host for host, sees in distributed.all_gather((platform.node(), is_seen)) if not sees]
+    if blind:
+        raise UsageError(
+            f"{run.folder} is another folder on {blind[0]}; name an --output on a file system that all machines share"
+        )
+
+
+def _read_lock(run: Run) -> bytes:
+    try:
+        return run.lock.read_bytes()
+    except OSError:
+        return b""
 
 
 @contextmanager

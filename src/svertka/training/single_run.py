@@ -3,6 +3,8 @@
 Each step takes the result of the one before. Nothing is written to the run folder before the last one.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from svertka.data.groups_by_filename_regex import assign_groups
 from svertka.data.image_io import DecodingOptions
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Fit, Preprocess, parse_fit_mode
+from svertka.data.shard_storage import open_location
 from svertka.data.source_opener import Source, is_path, open_source
 from svertka.device import choose_device, describe_device, meta_device, set_memory_format, set_threads
 from svertka.errors import UsageError
@@ -109,6 +112,7 @@ class TrainingOptions:
     cache: bool
     variants: int | None
     half_features: bool
+    feature_store: str | None
     cache_limit: int | None
     max_pixels: int | None
     split_seed: int | None
@@ -191,6 +195,12 @@ def train_run(options: TrainingOptions) -> Run:
     Raises:
         UsageError, DataError, TrainingError, Interrupted: As `svertka.train`.
     """
+    job = _hash_job(options)
+    if job is not None and options.output is not None and _was_started_by(job, Run(options.output)):
+        say(f"{options.output} was started by this job; it is continued")
+        source = None if is_path(options.source) else options.source
+        run: Run = resume(options.output, source, tensorboard=options.tensorboard, trust_builder=options.trust_builder)
+        return run
     with show_spinner("reading the dataset"):
         resolved = resolve_options(options)
     place = resolved.device
@@ -228,6 +238,20 @@ def train_run(options: TrainingOptions) -> Run:
             )
 
 
+def _hash_job(options: TrainingOptions) -> str | None:
+    """Return a hash of torchrun's job and of the options; None if torchrun was given no name for its job."""
+    job = distributed.job_id()
+    if job is None:
+        return None
+    described = json.dumps([job, vars(options)], default=lambda one: str(one) if isinstance(one, Path | Recipe) else "")
+    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+
+
+def _was_started_by(job: str, run: Run) -> bool:
+    """Return whether `run` was started by `job`, with the same options."""
+    return run.training.exists() and RunSettings.of(run).job == job
+
+
 def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     """Open the source, fill in what `options` leave open and check them against one another.
 
@@ -258,6 +282,8 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     check_task_options(dataset, recipe, options.boxes, options.unknown)
     if options.boxes is not None:
         check_patch_augmentation(recipe)
+    if options.feature_store is not None:
+        open_location(options.feature_store, is_folder=True)  # fails before anything is computed
     check_range("seed", options.seed, 0, MAX_SEED)
     check_range("size", options.size, 1, MAX_SIDE)
     if options.variants is not None and options.variants < 1:
@@ -426,7 +452,11 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         classifier=classifier,
         frozen=frozen,
         batches=parts.training_batches(preprocess, recipe, options.seed, place),
-        notes=[*resolved.notes, *notes, *describe_ignored_settings(recipe, boxes)],
+        notes=[
+            *resolved.notes,
+            *notes,
+            *describe_ignored_settings(recipe, boxes, options.feature_store, is_frozen=frozen is not None),
+        ],
     )
 
 
@@ -541,6 +571,7 @@ def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement
         parts=parts.sizes(),
         bad=parts.bad,
         account=parts.dataset.account.to_dict(),
+        job=_hash_job(options),
         columns=options.columns,
         val=options.val,
         test=options.test,
@@ -558,6 +589,7 @@ def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement
         accelerate=measurement.accelerate,
         prefetch=_prefetch_pays(parts, place) if options.prefetch is None else options.prefetch,
         cache=measurement.cache,
+        feature_store=options.feature_store,
         cache_limit=options.cache_limit,
         max_pixels=options.max_pixels,
         turn=options.split_seed or 0,

@@ -75,6 +75,7 @@ def train(
     cache: bool = True,
     variants: int | None = None,
     half_features: bool = False,
+    feature_store: str | PathLike[str] | None = None,
     cache_limit: float | None = None,
     output: str | PathLike[str] | None = None,
     tensorboard: bool = False,
@@ -168,6 +169,8 @@ def train(
         cache: Compute the features of frozen layers once and store them, if that saves time.
         variants: Stored augmented variants of each image. None: as many as save time.
         half_features: Store features as float16.
+        feature_store: Folder or URL, such as s3://bucket/features, through which several machines, and later trainings,
+            share the features of frozen layers.
         cache_limit: Disk space for decoded images, and for features, GB each (10⁹ bytes). None: a share of the free
             disk.
         output: Run folder, or with `repeats` the folder of the runs. None: a free name under runs/.
@@ -196,7 +199,7 @@ def train(
     return train_run(options) if repeats is None else train_repeatedly(options, repeats)
 
 
-PATHS = ("weights", "boxes", "unknown", "output")
+PATHS = ("weights", "boxes", "unknown", "feature_store", "output")
 NOT_SETTINGS = ("source", "lr")  # options that are called as fields of Recipe, but handled otherwise
 RECIPE_SETTINGS = tuple(
     name for name in signature(train).parameters if name in Recipe.model_fields and name not in NOT_SETTINGS

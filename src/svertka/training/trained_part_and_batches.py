@@ -9,6 +9,7 @@ from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.loader import BatchLoader
+from svertka.data.shard_storage import open_location
 from svertka.device import set_memory_format
 from svertka.errors import DataError, ImageError
 from svertka.evaluation.evaluate import evaluate_network
@@ -127,6 +128,7 @@ def store_features(
         variants=variants,
         half=settings.cache.half,
         limit=settings.cache_limit,
+        shared=None if settings.feature_store is None else open_location(settings.feature_store, is_folder=True),
         title=title,
     )
 

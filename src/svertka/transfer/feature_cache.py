@@ -11,9 +11,11 @@ from svertka.data.dataset import Ints
 from svertka.data.disk_cache import INDEX_ENTRY, ArrayStore, report_disk_use
 from svertka.data.loader import BatchLoader
 from svertka.data.per_image_random_numbers import PerImageRandomNumbers
+from svertka.data.shard_storage import ShardLocation
 from svertka.errors import StorageError
 from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress, say
+from svertka.transfer.feature_exchange import exchange_features
 from svertka.transfer.freeze import FrozenPrefix
 
 IN_MEMORY = 2**29  # largest size of features kept in memory, bytes
@@ -40,6 +42,7 @@ def cache_on_disk(
     variants: int = 1,
     half: bool = False,
     limit: int | None = None,
+    shared: ShardLocation | None = None,
     title: str = "computing features",
 ) -> BatchLoader:
     """Return `batches` with features in place of images, computed once and stored in the cache folder.
@@ -55,6 +58,7 @@ def cache_on_disk(
         variants: Augmented variants of each image; epoch k uses variant k, and a random one after the last.
         half: Whether to store float16.
         limit: Bytes of all cached features. None: a share of the free disk.
+        shared: Where machines share features. None: each machine computes all of them.
         title: Title of the progress bar.
 
     Returns:
@@ -64,16 +68,18 @@ def cache_on_disk(
         StorageError: The disk is full or cannot be written.
     """
     keys = _row_keys(batches, digests, variants)
-    store, fault = None, None
-    try:
-        store = _open_store(frozen, shape, half=half, limit=limit)
-        _compute_missing(store, keys, batches, title, frozen)
-    except StorageError as error:
-        fault = error
-    # A collective call: every process must reach it, also after an error.
-    faults = [one for one in distributed.all_gather(fault and str(fault)) if one]
-    if store is None or faults:
-        raise StorageError(faults[0]) from fault
+    store = distributed.call_on_all(lambda: _open_store(frozen, shape, half=half, limit=limit), StorageError)
+
+    def compute(missing: Sequence[Ints]) -> None:
+        _compute(missing, store, keys, batches, title, frozen)
+
+    if shared is not None:
+        exchange_features(store, keys, shared, compute)
+    else:
+        # Processes with the same store share what is missing in it.
+        place, count = distributed.place_among_equals(store.identity())
+        missing = _find_missing(store, keys, batches)
+        distributed.call_on_all(lambda: compute([np.array_split(some, count)[place] for some in missing]), StorageError)
     where = np.full((variants, len(batches.rows)), -1, np.int64)
     where[:, batches.indices] = [store.find(list(some.values())) for some in keys]
     again = _compute_on_read(batches, frozen, shape, half=half)
@@ -159,11 +165,14 @@ def cache_on_disk_or_in_memory(
     variants: int = 1,
     half: bool = False,
     limit: int | None = None,
+    shared: ShardLocation | None = None,
     title: str = "computing features",
 ) -> BatchLoader:
     """Return the batches of `cache_on_disk`, or those of `cache_in_memory` if the disk has no room."""
     try:
-        return cache_on_disk(batches, frozen, shape, digests, variants=variants, half=half, limit=limit, title=title)
+        return cache_on_disk(
+            batches, frozen, shape, digests, variants=variants, half=half, limit=limit, shared=shared, title=title
+        )
     except StorageError as error:
         say(f"features are not stored on disk: {error}; they are computed again next time")
         return cache_in_memory(batches, frozen, shape, variants=variants, half=half, title=title)
@@ -198,20 +207,37 @@ def _compute_on_read(batches: BatchLoader, frozen: FrozenPrefix, shape: tuple[in
     return fetch
 
 
-def _compute_missing(
-    store: ArrayStore, keys: Sequence[Mapping[int, bytes]], batches: BatchLoader, title: str, frozen: FrozenPrefix
+def _find_missing(store: ArrayStore, keys: Sequence[Mapping[int, bytes]], batches: BatchLoader) -> list[Ints]:
+    """Return for each variant the images whose features are not stored; all processes must call this.
+
+    Raises:
+        StorageError: They do not fit, in one of the processes.
+    """
+
+    def find() -> list[Ints]:
+        missing = [batches.indices[store.find(list(some.values())) < 0] for some in keys]
+        count = sum(map(len, missing))
+        if count > store.room():  # before anything is computed
+            raise _no_room_error(store)
+        report_disk_use("features", count * (store.row_bytes + INDEX_ENTRY.itemsize), store)
+        return missing
+
+    return distributed.call_on_all(find, StorageError)
+
+
+def _compute(
+    missing: Sequence[Ints],
+    store: ArrayStore,
+    keys: Sequence[Mapping[int, bytes]],
+    batches: BatchLoader,
+    title: str,
+    frozen: FrozenPrefix,
 ) -> None:
-    """Compute and store this process's share of the missing features.
+    """Compute and store the features of the images `missing` of each variant.
 
     Raises:
         StorageError: The features do not fit or cannot be written.
     """
-    missing = [batches.indices[store.find(list(some.values())) < 0] for some in keys]
-    count = sum(map(len, missing))
-    if count > store.room():  # before anything is computed
-        raise _no_room_error(store)
-    report_disk_use("features", count * (store.row_bytes + INDEX_ENTRY.itemsize), store)
-    missing = [np.array_split(some, distributed.world_size())[distributed.rank()] for some in missing]
     with progress(title, sum(map(len, missing)), "images") as shown:
         for variant, indices in enumerate(missing):
             for some, features in _computed(batches, frozen, indices, variant):
