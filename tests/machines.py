@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,5 +71,9 @@ def _run(*arguments: str) -> None:
 
 def _remove(names: Sequence[str]) -> None:
     for name in names:  # the cable goes with them
+        inside = subprocess.run(["ip", "netns", "pids", name], check=False, capture_output=True, text=True).stdout
+        for process in map(int, inside.split()):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
         shutil.rmtree(NETWORKS / name, ignore_errors=True)

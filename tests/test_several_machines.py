@@ -23,7 +23,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "several_machines.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 SBATCH = next(text for kind, text in BLOCKS if kind == "bash")
 MANIFEST = next(text for kind, text in BLOCKS if kind == "yaml")
-OPTIONS = {"model": "resnet20", "size": 8, "batch_size": 24, "lr": 0.05, "seed": 3, "threads": 1}
+OPTIONS = {"model": "resnet20", "size": 8, "batch_size": 24, "lr": 0.005, "seed": 3, "threads": 1}
+EPOCHS = 8  # of 8 steps
 TOLERANCE = 2e-3  # relative, of the losses: float32 sums in another order, through batch norm of 20 layers
 # Loaded by each process: writes which images each step is of, and lets a checkpoint be written at each reading.
 RECORDER = """
@@ -56,7 +57,7 @@ def shards(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same training by one process."""
-    return svertka.train(shards, output=tmp_path_factory.mktemp("alone") / "run", epochs=4, **OPTIONS)
+    return svertka.train(shards, output=tmp_path_factory.mktemp("alone") / "run", epochs=EPOCHS, **OPTIONS)
 
 
 @pytest.fixture
@@ -89,10 +90,10 @@ def as_here(text: str, shards: Path, run: Path, epochs: int) -> str:
     return re.sub(r" +- --model=resnet50\n +- --batch-size=\d+", "\n".join(lines), text)
 
 
-def losses(run: Run, last: int) -> list[float]:
-    """The losses up to step `last`, each once."""
+def losses(run: Run) -> list[float]:
+    """The loss of each reading, once."""
     rows = {entry["step"]: entry["loss"] for entry in run.history() if entry["kind"] == "step"}
-    return [loss for step, loss in sorted(rows.items()) if step <= last]
+    return [rows[step] for step in sorted(rows)]
 
 
 def effective_steps(folder: Path) -> list[list[int]]:
@@ -175,10 +176,10 @@ def test_the_examples_are_well_formed(tmp_path: Path) -> None:
 def test_the_slurm_script_trains_as_one_process_and_survives_a_killed_rank(
     shards: Path, alone: Run, tmp_path: Path, environment: dict[str, str], started: list[subprocess.Popen[str]]
 ) -> None:
-    run, epochs = Run(tmp_path / "run"), 12
+    run = Run(tmp_path / "run")
     with two_machines(("node-a", "node-b")) as machines:
         script = tmp_path / "job.sh"
-        script.write_text(as_here(SBATCH, shards, run.folder, epochs))
+        script.write_text(as_here(SBATCH, shards, run.folder, EPOCHS))
         (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'node-a\\nnode-b\\n'\n")
         ran = [" ".join(f"'{word}'" for word in machine.prefix) + ' "$@"' for machine in machines]
         (tmp_path / "srun").write_text(f"#!/bin/bash\n{ran[0]} & one=$!\n{ran[1]} & two=$!\nwait $one && wait $two\n")
@@ -189,17 +190,15 @@ def test_the_slurm_script_trains_as_one_process_and_survives_a_killed_rank(
             ["bash", str(script)], env=environment | slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         started.append(job)
-        wait_until(lambda: job.poll() is not None or count_steps(tmp_path / "steps") > 70)
+        wait_until(lambda: job.poll() is not None or count_steps(tmp_path / "steps") > 100)
         kill_rank(1, tmp_path / "steps")
-        printed, _ = job.communicate(timeout=200)
+        printed, _ = job.communicate(timeout=280)
     assert job.returncode == 0, printed
     assert "process 1 of 2, on node-b, was lost" in printed
     assert f"{run.folder} was started by this job; it is continued" in printed
-    assert run.result()["epochs"] == epochs
+    assert run.result()["epochs"] == EPOCHS
     check_each_image_once(tmp_path / "steps", run)
-    expected = losses(alone, last=10**6)
-    print(losses(run, len(expected) * 100)[: len(expected)], expected)
-    assert losses(run, 10**6)[: len(expected)] == pytest.approx(expected, rel=TOLERANCE)
+    assert losses(run) == pytest.approx(losses(alone), rel=TOLERANCE)
 
 
 @pytest.mark.large
@@ -207,15 +206,15 @@ def test_the_kubernetes_job_trains_as_one_process(
     shards: Path, alone: Run, tmp_path: Path, environment: dict[str, str], started: list[subprocess.Popen[str]]
 ) -> None:
     run = Run(tmp_path / "run")
-    _, job = yaml.safe_load_all(as_here(MANIFEST, shards, run.folder, 4))
+    _, job = yaml.safe_load_all(as_here(MANIFEST, shards, run.folder, EPOCHS))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     with two_machines(("flowers-0", "flowers-1"), aliases="flowers-0.flowers") as machines:
         together = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started += [machine.start(container["command"], **together) for machine in machines]
-        printed = [process.communicate(timeout=200)[0] for process in started]
+        printed = [process.communicate(timeout=280)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     check_each_image_once(tmp_path / "steps", run)
-    assert losses(run, 10**6) == pytest.approx(losses(alone, 10**6), rel=TOLERANCE)
+    assert losses(run) == pytest.approx(losses(alone), rel=TOLERANCE)
 
 
 @pytest.mark.large
@@ -230,10 +229,10 @@ def test_a_killed_rank_is_named_and_one_process_continues_without_it(
         started.append(machine.start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         return started[-1]
 
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in (OPTIONS | {"epochs": 12}).items()]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in (OPTIONS | {"epochs": EPOCHS}).items()]
     with two_machines(("node-a", "node-b")) as machines:
         jobs = [start(machine, 2, str(shards), f"--output={run.folder}", *options) for machine in machines]
-        wait_until(lambda: any(job.poll() is not None for job in jobs) or count_steps(tmp_path / "steps") > 70)
+        wait_until(lambda: any(job.poll() is not None for job in jobs) or count_steps(tmp_path / "steps") > 100)
         kill_rank(1, tmp_path / "steps")
         printed, others = (job.communicate(timeout=100)[0] for job in jobs)
         assert jobs[0].returncode != 0, printed
@@ -243,6 +242,6 @@ def test_a_killed_rank_is_named_and_one_process_continues_without_it(
         assert f"svertka train --resume {run.folder}" in lines[0]
         assert "Traceback" not in printed.replace('Traceback (most recent call last):\n  File "<frozen runpy>"', "")
         rest = start(machines[0], 1, "--resume", str(run.folder))
-        printed, _ = rest.communicate(timeout=200)
+        printed, _ = rest.communicate(timeout=280)
     assert rest.returncode == 0, printed
     check_each_image_once(tmp_path / "steps", run)
