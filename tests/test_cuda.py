@@ -113,9 +113,9 @@ def test_a_run_is_evaluated_and_predicted_on_its_device_and_on_the_cpu(run: Run,
     classifiers = [Classifier.load(run.folder, choose_device(one)) for one in (DEVICE, "cpu")]
     first, second = (svertka.predict(one, digit_folder / "two") for one in classifiers)
     for one, other in zip(first, second, strict=True):
-        shares = {label["label"]: label["probability"] for label in other["labels"]}
+        shares = {label["name"]: label["probability"] for label in other["labels"]}
         top = one["labels"][0]
-        assert top["probability"] == pytest.approx(shares.get(top["label"], 0), abs=0.05)
+        assert top["probability"] == pytest.approx(shares.get(top["name"], 0), abs=0.05)
 
 
 def test_a_stopped_training_continues_bit_for_bit(
@@ -144,7 +144,7 @@ def test_top_patches_are_those_of_the_cpu(device: torch.device) -> None:
     here = top_patches(network, images, count=2)
     there = top_patches(network.to(device), images.to(device), count=2)
     for name, patches in here.items():
-        torch.testing.assert_close(there[name].activations.cpu(), patches.activations, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(there[name].values.cpu(), patches.values, rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 def test_the_random_state_of_the_device_survives_a_range_test(device: torch.device) -> None:

@@ -190,7 +190,7 @@ def test_the_slurm_script_trains_as_one_process_and_survives_a_killed_rank(
             ["bash", str(script)], env=environment | slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         started.append(job)
-        wait_until(lambda: job.poll() is not None or count_steps(tmp_path / "steps") > 100)
+        wait_until(lambda: job.poll() is not None or count_steps(tmp_path / "steps") > 60)
         kill_rank(1, tmp_path / "steps")
         printed, _ = job.communicate(timeout=280)
     assert job.returncode == 0, printed
@@ -232,7 +232,7 @@ def test_a_killed_rank_is_named_and_one_process_continues_without_it(
     options = [f"--{name.replace('_', '-')}={value}" for name, value in (OPTIONS | {"epochs": EPOCHS}).items()]
     with two_machines(("node-a", "node-b")) as machines:
         jobs = [start(machine, 2, str(shards), f"--output={run.folder}", *options) for machine in machines]
-        wait_until(lambda: any(job.poll() is not None for job in jobs) or count_steps(tmp_path / "steps") > 100)
+        wait_until(lambda: any(job.poll() is not None for job in jobs) or count_steps(tmp_path / "steps") > 60)
         kill_rank(1, tmp_path / "steps")
         printed, others = (job.communicate(timeout=100)[0] for job in jobs)
         assert jobs[0].returncode != 0, printed
