@@ -133,7 +133,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
         process.kill()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -192,7 +192,7 @@ def test_the_slurm_script_trains_as_one_process_and_survives_a_killed_rank(
         started.append(job)
         wait_until(lambda: job.poll() is not None or count_steps(tmp_path / "steps") > 60)
         kill_rank(1, tmp_path / "steps")
-        printed, _ = job.communicate(timeout=280)
+        printed, _ = job.communicate(timeout=600)
     assert job.returncode == 0, printed
     assert "process 1 of 2, on node-b, was lost" in printed
     assert f"{run.folder} was started by this job; it is continued" in printed
@@ -211,7 +211,7 @@ def test_the_kubernetes_job_trains_as_one_process(
     with two_machines(("flowers-0", "flowers-1"), aliases="flowers-0.flowers") as machines:
         together = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started += [machine.start(container["command"], **together) for machine in machines]
-        printed = [process.communicate(timeout=280)[0] for process in started]
+        printed = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     check_each_image_once(tmp_path / "steps", run)
     assert losses(run) == pytest.approx(losses(alone), rel=TOLERANCE)
@@ -234,7 +234,7 @@ def test_a_killed_rank_is_named_and_one_process_continues_without_it(
         jobs = [start(machine, 2, str(shards), f"--output={run.folder}", *options) for machine in machines]
         wait_until(lambda: any(job.poll() is not None for job in jobs) or count_steps(tmp_path / "steps") > 60)
         kill_rank(1, tmp_path / "steps")
-        printed, others = (job.communicate(timeout=100)[0] for job in jobs)
+        printed, others = (job.communicate(timeout=300)[0] for job in jobs)
         assert jobs[0].returncode != 0, printed
         lines = [line for line in printed.splitlines() if "was lost" in line]
         assert len(lines) == 1, printed + others
@@ -242,6 +242,6 @@ def test_a_killed_rank_is_named_and_one_process_continues_without_it(
         assert f"svertka train --resume {run.folder}" in lines[0]
         assert "Traceback" not in printed.replace('Traceback (most recent call last):\n  File "<frozen runpy>"', "")
         rest = start(machines[0], 1, "--resume", str(run.folder))
-        printed, _ = rest.communicate(timeout=280)
+        printed, _ = rest.communicate(timeout=600)
     assert rest.returncode == 0, printed
     check_each_image_once(tmp_path / "steps", run)

@@ -308,6 +308,15 @@ def train(
             rich_help_panel=COMPUTE,
         ),
     ] = None,
+    gpu_decode: Annotated[
+        bool,
+        typer.Option(
+            "--gpu-decode",
+            help="Decode the JPEGs of the training set on the GPU, if images are decoded at each read; needs "
+            "torchvision.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = False,
     cache_limit: CacheLimit = None,
     output: Annotated[
         str | None,

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import PIL
 import simplejpeg
+import torch
 
 from svertka import distributed
 from svertka.data.content_hash import hash_images, hash_names, is_identified_by_name, unwrap_subset
 from svertka.data.dataset import ArrayImages, Dataset, EncodedImages, FileImages, Images, Ints, Pixels, get_decoding
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
+from svertka.data.gpu_jpeg import GpuDecodedSquares
 from svertka.data.image_io import (
     SUFFIXES,
     TURNED,
@@ -128,6 +130,16 @@ def prepare_images(
     else:
         prepared = _through_store(squares, contents, unreadable, cache_limit)
     return prepared if only is None else _scatter(only, len(dataset), prepared)
+
+
+def decode_on_gpu(rows: SquareImages, device: torch.device) -> SquareImages:
+    """Return rows whose JPEGs are decoded on a GPU, if `rows` are decoded whenever they are read; else `rows`."""
+    if not isinstance(rows, _Squares) or not isinstance(rows.source, EncodedImages):
+        return rows
+    source, where = rows.source, rows.where
+    return GpuDecodedSquares(
+        rows, lambda index: source.read_bytes(int(where[index])), rows.layout, rows.decoding, rows.pool, device
+    )
 
 
 def _sample_infos(images: ShardImages, where: Ints) -> dict[int, ImageInfo]:

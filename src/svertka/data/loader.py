@@ -16,6 +16,7 @@ import torch
 
 from svertka.data.augmentation import Augmentation, augment
 from svertka.data.dataset import BAD_SHARE, Ints
+from svertka.data.gpu_jpeg import GpuDecodedSquares
 from svertka.data.mixup_and_cutmix import MixupAndCutmix
 from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 from svertka.data.pixel_statistics import SquareImages
@@ -282,11 +283,14 @@ class BatchLoader:
     def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
         """Return the images at `indices` as they are in an epoch, normalized."""
         try:
-            rows = self.rows[indices]
+            if isinstance(self.rows, GpuDecodedSquares):
+                squares = self.rows.on_device(indices)
+            else:
+                squares = self._to_device(torch.from_numpy(self.rows[indices]))
         except UnreadableRowsError as error:
             self._leave_out(indices[error.places], error.images)
             raise
-        images = self._to_device(torch.from_numpy(rows)).permute(0, 3, 1, 2)
+        images = squares.permute(0, 3, 1, 2)
         draws = PerImageRandomNumbers(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
         images = self.preprocess.normalize(images, self.memory_format)

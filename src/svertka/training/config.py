@@ -84,6 +84,7 @@ class RunSettings(BaseModel):
     )
     feature_store: str | None = Field(default=None, description="the option feature_store")
     cache_limit: int | None = Field(ge=0, description="bytes; None: a share of the free disk")
+    gpu_decode: bool = Field(default=False, description="whether JPEGs of the training set are decoded on the GPU")
     max_pixels: int | None = Field(default=None, ge=1, description="the option max_pixels")
     cross_validation: CrossValidation | None = Field(
         default=None, description="of the head, on few images; added after the first checkpoint. None: there is none"

@@ -13,10 +13,12 @@ from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import is_identified_by_name
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding, hash_content
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
+from svertka.data.gpu_jpeg import check_gpu_decoding
 from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import (
     PreparedImages,
     SquareImages,
+    decode_on_gpu,
     find_images_with_more_pages,
     find_misnamed_images,
     is_streamed,
@@ -37,6 +39,7 @@ from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
 from svertka.localization.box_labeled_patches import PatchDataset, cut_training_patches
 from svertka.models.registry import Model
+from svertka.progress import say
 from svertka.tasks import Regression
 from svertka.training.recipe import Recipe
 
@@ -134,6 +137,20 @@ class DataSplits:
             return self
         is_whole = self.patches.is_whole
         return replace(self, indices={part: some[is_whole[some]] for part, some in self.indices.items()})
+
+    def with_gpu_decoding(self, device: torch.device) -> "DataSplits":
+        """Return the splits with a training set whose JPEGs are decoded on the GPU `device`.
+
+        Evaluation decodes on the CPU, as every later command does.
+
+        Raises:
+            UsageError: They cannot be decoded there.
+        """
+        check_gpu_decoding(device)
+        rows = decode_on_gpu(self.train_rows, device)
+        if rows is self.train_rows:
+            say("--gpu-decode changes nothing: decoded images are cached")
+        return replace(self, train_rows=rows)
 
     @property
     def final_part(self) -> str:

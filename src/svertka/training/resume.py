@@ -120,6 +120,8 @@ def resume(
                 f"{f'; new classes: {new}' if new else ''}); put them back, or "
                 f"{_further(run, moved.source)}"
             )
+        if settings.gpu_decode and place.type == "cuda":
+            parts = parts.with_gpu_decoding(place)
         if read_manifest(run) is None and distributed.is_first():
             parts.manifest.write(run.manifest)
         if moved != settings and distributed.is_first():

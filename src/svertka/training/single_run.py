@@ -19,6 +19,7 @@ from svertka.classifier import Classifier, read_initial_weights, read_model_of_r
 from svertka.conv.accelerate import accelerate
 from svertka.data.augmentation import merge_augmentations
 from svertka.data.dataset import ArrayImages, Dataset
+from svertka.data.gpu_jpeg import check_gpu_decoding
 from svertka.data.groups_by_filename_regex import assign_groups
 from svertka.data.image_io import DecodingOptions
 from svertka.data.loader import BatchLoader
@@ -113,6 +114,7 @@ class TrainingOptions:
     variants: int | None
     half_features: bool
     feature_store: str | None
+    gpu_decode: bool
     cache_limit: int | None
     max_pixels: int | None
     split_seed: int | None
@@ -261,6 +263,8 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     """
     began = time.monotonic()
     place, threads = choose_device(options.device), set_threads(options.threads)
+    if options.gpu_decode:
+        check_gpu_decoding(place)
     dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
     dataset = dataset.with_decoding(DecodingOptions.up_to(options.max_pixels))
     fit = parse_fit_mode(options.fit, options.boxes is not None)
@@ -429,6 +433,8 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         boxed=boxes is not None,
         inherited=_trained_on_before(resolved.start_from),
     )
+    if options.gpu_decode:
+        parts = parts.with_gpu_decoding(place)
     if options.unknown is not None:
         check_unknown_option(options.unknown, parts.manifest)
     preprocess, recipe = add_training_statistics(parts, unmeasured, model, resolved.recipe, given, options.seed)
@@ -590,6 +596,7 @@ def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement
         prefetch=_prefetch_pays(parts, place) if options.prefetch is None else options.prefetch,
         cache=measurement.cache,
         feature_store=options.feature_store,
+        gpu_decode=options.gpu_decode,
         cache_limit=options.cache_limit,
         max_pixels=options.max_pixels,
         turn=options.split_seed or 0,

@@ -76,6 +76,7 @@ def train(
     variants: int | None = None,
     half_features: bool = False,
     feature_store: str | PathLike[str] | None = None,
+    gpu_decode: bool = False,
     cache_limit: float | None = None,
     output: str | PathLike[str] | None = None,
     tensorboard: bool = False,
@@ -171,6 +172,8 @@ def train(
         half_features: Store features as float16.
         feature_store: Folder or URL, such as s3://bucket/features, through which several machines, and later trainings,
             share the features of frozen layers.
+        gpu_decode: Decode the JPEGs of the training set on the GPU, if images are decoded at each read; needs
+            torchvision.
         cache_limit: Disk space for decoded images, and for features, GB each (10⁹ bytes). None: a share of the free
             disk.
         output: Run folder, or with `repeats` the folder of the runs. None: a free name under runs/.
