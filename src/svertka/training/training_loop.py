@@ -279,19 +279,21 @@ def take_step(
         Loss (nats), sum of the errors of the images and number of images of this process, (3,) float64.
     """
     optimizer.zero_grad(set_to_none=True)
-    weight = distributed.world_size() / batch.count
+    world, weight = distributed.world_size(), distributed.world_size() / batch.count
+    # As many parts in every process, of two images for batch norm.
+    smallest = len(batch.labels) if world == 1 else batch.count // world
+    count = min(recipe.accumulate, max(1, smallest // 2))
+    needed = 1 if world == 1 else 2 * count
     if not len(batch.labels):  # no image is left for this process, but the others wait for its gradient
         images, labels = (
-            batch.images.new_zeros(2, *batch.images.shape[1:]),
-            batch.labels.new_zeros(2, *batch.labels.shape[1:]),
+            batch.images.new_zeros(needed, *batch.images.shape[1:]),
+            batch.labels.new_zeros(needed, *batch.labels.shape[1:]),
         )
         batch, weight = Batch(images, labels, batch.indices, batch.count), 0.0
-    copies = 2 if len(batch.labels) == 1 and batch.count > 1 else 1  # others are with other processes, or unreadable
+    copies = math.ceil(needed / len(batch.labels))
     if copies > 1:  # batch norm needs more than one value per channel
         batch, weight = batch.repeat(copies), weight / copies
-    # As many parts in every process, of two images for batch norm.
-    smallest = batch.count // distributed.world_size()
-    parts = batch.split(min(recipe.accumulate, max(1, smallest // 2)))
+    parts = batch.split(count)
     seen = []
     for number, part in enumerate(parts, 1):
         is_last = number == len(parts)
