@@ -280,10 +280,10 @@ def take_step(
     """
     optimizer.zero_grad(set_to_none=True)
     world, weight = distributed.world_size(), distributed.world_size() / batch.count
-    # As many parts in every process, of two images for batch norm.
+    # As many parts in every process, of two images for batch norm; others may be unreadable, or with other processes.
     smallest = len(batch.labels) if world == 1 else batch.count // world
     count = min(recipe.accumulate, max(1, smallest // 2))
-    needed = 1 if world == 1 else 2 * count
+    needed = 1 if batch.count == 1 and world == 1 else 2 * count
     if not len(batch.labels):  # no image is left for this process, but the others wait for its gradient
         images, labels = (
             batch.images.new_zeros(needed, *batch.images.shape[1:]),
