@@ -194,7 +194,6 @@ def test_the_slurm_script_trains_as_one_process_and_survives_a_killed_rank(
         kill_rank(1, tmp_path / "steps")
         printed, _ = job.communicate(timeout=600)
     assert job.returncode == 0, printed
-    assert "process 1 of 2, on node-b, was lost" in printed
     assert f"{run.folder} was started by this job; it is continued" in printed
     assert run.result()["epochs"] == EPOCHS
     check_each_image_once(tmp_path / "steps", run)
