@@ -208,7 +208,8 @@ def test_the_kubernetes_job_trains_as_one_process(
     _, job = yaml.safe_load_all(as_here(MANIFEST, shards, run.folder, EPOCHS))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     with two_machines(("flowers-0", "flowers-1"), aliases="flowers-0.flowers") as machines:
-        together = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        variables = {one["name"]: one["value"] for one in container["env"]}
+        together = {"env": environment | variables, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started += [machine.start(container["command"], **together) for machine in machines]
         printed = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
