@@ -20,6 +20,7 @@ from torch import nn
 
 from svertka import torch_internals
 from svertka.errors import SvertkaError, TrainingError
+from svertka.signals import record_stop
 
 T = TypeVar("T")
 # Keys of the rendezvous store, after a prefix that each group has of its own.
@@ -144,7 +145,8 @@ def _for_all(error: Exception, store: Any) -> Exception:
                 return TrainingError(failure)
         advice = str(error) if isinstance(error, PeerLostError) else "run the same command again"
         reason = _first_line(error.__cause__ or error)
-        return TrainingError(f"{_name_lost(store)} was lost ({reason}); {advice}")
+        with record_stop():  # torchrun stops the other processes of this machine meanwhile
+            return TrainingError(f"{_name_lost(store)} was lost ({reason}); {advice}")
     if store is None:
         return error
     text = " ".join(str(error).split())[:500]
