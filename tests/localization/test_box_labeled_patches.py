@@ -1,5 +1,6 @@
 """PatchDataset as images of their own, and a head that learns from them."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -269,6 +270,25 @@ def test_no_whole_image_is_named_background(boxed_run: Run, scenes: Scenes, tmp_
         # The resize of ONNX Runtime rounds one pixel in 500 to the next of 255 values. How much that changes depends on
         # the weights; the limit is that of the exporter.
         np.testing.assert_allclose(found, expected, atol=PROBABILITY_TOLERANCE if preprocessing else 1e-5)
+
+
+@pytest.mark.large
+def test_boxes_of_photographs_take_a_gigabyte_and_a_minute_of_two_cores(tmp_path: Path, shared_data: Path) -> None:
+    """119 photographs of one class, as data sets with boxes have them. All patches at once would take 5.8 GB."""
+    for name in ("images", "annotations"):
+        (tmp_path / "raccoons" / name).mkdir(parents=True)
+    for boxes in sorted((shared_data / "raccoons" / "annotations").glob("*.xml"))[:119]:
+        shutil.copy(boxes, tmp_path / "raccoons" / "annotations")
+        (image,) = (shared_data / "raccoons" / "images").glob(f"{boxes.stem}.*")
+        (tmp_path / "raccoons" / "images" / image.name).symlink_to(image)
+    options = ["--boxes", "raccoons/annotations", "--output", "run", "--threads", "1"]
+    with (tmp_path / "said").open("wb") as said:
+        command = [sys.executable, "-m", "svertka", "train", "raccoons", *options]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+    assert status == 0, (tmp_path / "said").read_text()
+    assert used.ru_maxrss < 10**6  # kB
+    assert used.ru_utime + used.ru_stime < 120
 
 
 @pytest.mark.large
