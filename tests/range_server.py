@@ -1,4 +1,7 @@
-"""An HTTP server on this machine that sends byte ranges of the files in a folder, and misbehaves when told to."""
+"""An HTTP server on this machine that sends byte ranges of the files in a folder, and misbehaves when told to.
+
+Its folders are also the buckets of an S3 store, as far as reading needs one.
+"""
 
 import re
 import threading
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 
 class RangeServer(ThreadingHTTPServer):
@@ -15,6 +19,7 @@ class RangeServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.is_away = False  # connections are closed without an answer
         self.folder = folder
         self.fault: Callable[[str, int], int | None] = lambda path, number: None
         self.requests: list[tuple[str, str, str | None]] = []  # method, path and range
@@ -42,11 +47,19 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         wanted = self.headers.get("Range")
         self.server.requests.append((self.command, self.path, wanted))
+        if self.server.is_away:
+            self.close_connection = True
+            return
         status = self.server.fault(self.path, len(self.server.requests))
         if status is not None:
             self._send(status, b"", with_body=with_body)
             return
-        path = self.server.folder / self.path.lstrip("/")
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query)
+        if "list-type" in query:
+            self._list(parts.path.strip("/"), query.get("prefix", [""])[0], with_body=with_body)
+            return
+        path = self.server.folder / parts.path.lstrip("/")
         if path.is_dir():
             links = "".join(f'<a href="{one.name}">{one.name}</a>\n' for one in sorted(path.iterdir()))
             self._send(200, links.encode(), with_body=with_body, kind="text/html")
@@ -61,6 +74,19 @@ class Handler(BaseHTTPRequestHandler):
             )
         else:
             self._send(200, path.read_bytes(), with_body=with_body)
+
+    def _list(self, bucket: str, prefix: str, *, with_body: bool) -> None:
+        """Answer S3's ListObjectsV2."""
+        folder = self.server.folder / bucket
+        found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        names = [name for path in found if (name := path.relative_to(folder).as_posix()).startswith(prefix)]
+        entries = "".join(
+            f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>0</ETag>"
+            f"<Size>{(folder / name).stat().st_size}</Size></Contents>"
+            for name in names
+        )
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+        self._send(200, text.encode(), with_body=with_body, kind="application/xml")
 
     def _send(
         self, status: int, content: bytes, *, with_body: bool, kind: str = "application/octet-stream", place: str = ""

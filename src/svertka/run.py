@@ -277,6 +277,19 @@ def columns_of_training(run: str | PathLike[str], source: Source) -> str | None:
     return columns if is_same_source(settings["source"], fspath(source)) and isinstance(columns, str) else None
 
 
+def names_of_training(run: str | PathLike[str], source: Source) -> list[str] | None:
+    """Return the class names that the training of `run` was given for the shards `source`; None if there are none.
+
+    Raises:
+        RunError: training.json is damaged.
+    """
+    if not is_path(source) or not Run(run).training.exists():
+        return None
+    settings = Run(run).settings()
+    names = settings.get("names")
+    return names if is_same_source(settings["source"], fspath(source)) and isinstance(names, list) else None
+
+
 def read_training_boxes(run: str | PathLike[str], source: Source) -> str | None:
     """Return the boxes that label the images of `source`, for a run that was trained with boxes.
 

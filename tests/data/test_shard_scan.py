@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from svertka.data.shard import shard
 from svertka.data.sharded_images import open_shards
-from svertka.errors import DataError
+from svertka.data.source_opener import open_source
+from svertka.errors import DataError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +91,76 @@ def test_unreadable_images_are_left_out_and_named(tmp_path):
     dataset = open_shards(tmp_path / "set")
     assert dataset.labels.tolist() == [0, 1]
     assert "left out: 1 images that cannot be read: a.tar: 7" in dataset.account.notes[0]
+
+
+def test_names_are_given_in_a_file_or_a_list(tmp_path):
+    folder = tmp_path / "set"
+    write(folder / "a.tar", sample(0, 2) + sample(1, 0))
+    (folder / "names.txt").write_text("x\ny\nz\n")
+    (tmp_path / "own.txt").write_text("\ufeffant\n\nbee\n cat \n", encoding="utf-8")
+    assert open_source(folder, names=tmp_path / "own.txt").names == ("ant", "bee", "cat")
+    assert open_source(folder, names=["one", "two", "three"]).names == ("one", "two", "three")
+    assert open_source(folder).names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "sentence"),
+    [
+        (None, UsageError, "cannot be read .*give a text file with one class per line"),
+        ("", DataError, "names no class; give one class per line"),
+        ("a\nb\na\n", DataError, "names a twice"),
+        ("a\n", DataError, "has the label 2, which is none of the 1 class names; correct the list of names"),
+    ],
+)
+def test_faults_of_a_file_of_names(tmp_path, content, error, sentence):
+    write(tmp_path / "set" / "a.tar", sample(0, 2) + sample(1, 0))
+    if content is not None:
+        (tmp_path / "own.txt").write_text(content)
+    with pytest.raises(error, match=sentence):
+        open_source(tmp_path / "set", names=tmp_path / "own.txt")
+
+
+def test_names_are_refused_where_there_are_names(tmp_path):
+    shard((np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2), tmp_path / "own", val=0, threads=1)
+    with pytest.raises(UsageError, match="has an index with its class names; leave names"):
+        open_source(tmp_path / "own", names=["a", "b"])
+    with pytest.raises(UsageError, match="names are for shards, and mnist is no folder or URL of shards"):
+        open_source("mnist", names=["a", "b"])
+
+
+def test_imagenet_as_webdataset(tmp_path):
+    """The layout of timm/imagenet-1k-wds: keys with the WordNet id, .cls beside .json, parts in the shards' names."""
+    for part, shards in (("train", 2), ("validation", 1)):
+        for shard_number in range(shards):
+            files = []
+            for number in range(3):
+                key = f"n0144076{number}_{shard_number}{number}"
+                facts = {"filename": f"{key}.JPEG", "label": number, "class_name": f"n0144076{number}", "width": 12}
+                files += [(f"{key}.cls", str(number).encode()), (f"{key}.jpg", image(number))]
+                files += [(f"{key}.json", json.dumps(facts).encode())]
+            write(tmp_path / "set" / f"imagenet1k-{part}-{shard_number:04}.tar", files)
+    (tmp_path / "set" / ".gitattributes").write_text("*.tar filter=lfs")
+    (tmp_path / "set" / "README.md").write_text("---\n")
+    (tmp_path / "set" / "_info.json").write_text("{}")
+    dataset = open_source(tmp_path / "set", names=["tench", "goldfish", "shark"])
+    assert dataset.labels.tolist() == [0, 1, 2] * 3
+    assert dataset.parts.tolist() == ["train"] * 6 + ["val"] * 3
+
+
+def test_clip_benchmark_as_webdataset(tmp_path):
+    """The layout of the wds_* data sets on the Hub: shards 0.tar in a folder per part, WebP, classnames.txt."""
+    folder = tmp_path / "wds_cifar10" / "test"
+    folder.parent.mkdir()
+    write(folder / "0.tar", [(f"s{n:07}.{end}", what) for n in range(3) for end, what in wds(n)])
+    (folder / "nshards.txt").write_text("1")
+    (folder / "classnames.txt").write_text("airplane\ncat\ndog\n")
+    dataset = open_source(folder)
+    assert (dataset.names, dataset.labels.tolist()) == (("airplane", "cat", "dog"), [0, 1, 2])
+    assert dataset.parts.tolist() == ["test"] * 3
+
+
+def wds(number: int) -> list[tuple[str, bytes]]:
+    return [("cls", str(number).encode()), ("webp", image(number, "WEBP"))]
 
 
 def cut(folder: Path, length: int) -> None:

@@ -1,7 +1,9 @@
 """Training, evaluation and prediction on shards: the numbers of the same images in a folder, and an exact resume."""
 
+import io
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,37 @@ def test_an_image_that_cannot_be_read_ends_the_training_with_a_sentence(
     with pytest.raises(DataError, match="another content at byte .* than its index says"):
         svertka.train(folder, output=tmp_path / "run", **OPTIONS)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_command_reads_the_shards_of_others(
+    digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers as labels, PNG, and the names in a file that only the command line names."""
+    folder, names = tmp_path / "others", sorted(path.name for path in digit_folder.iterdir())
+    folder.mkdir()
+    for part, numbers in (("train", range(16)), ("val", range(16, 20))):
+        with tarfile.open(folder / f"set-{part}-0000.tar", "w") as archive:
+            for label, name in enumerate(names):
+                for path in [sorted((digit_folder / name).iterdir())[number] for number in numbers]:
+                    archive.add(path, f"{name}_{path.stem}.png")
+                    header = tarfile.TarInfo(f"{name}_{path.stem}.cls")
+                    header.size = 1
+                    archive.addfile(header, io.BytesIO(str(label).encode()))
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    given = ["--names", str(tmp_path / "names.txt"), "--threads", "1"]
+    options = ["--model", "mlp", "--size", "8", "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert main(["train", str(folder), *given, *options]) == 0
+    run = Run(tmp_path / "run")
+    assert run.classifier().names == tuple(names)
+    assert run.settings()["names"] == names
+    assert run.settings()["parts"] == {"train": 64, "val": 16, "test": 0}
+    whole = svertka.evaluate(run, folder, threads=1)  # with the names of the training
+    assert (whole.images, whole.top1_error) == (16, run.result()["val_error"])
+    alone = folder / "set-val-0000.tar"
+    capsys.readouterr()
+    assert main(["evaluate", str(run.folder), str(alone), *given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 16
+    assert main(["check", str(folder), *given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == dict.fromkeys(names, 20)
+    assert main(["predict", str(run.folder), str(alone), "--threads", "1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 16

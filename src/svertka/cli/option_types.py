@@ -70,6 +70,16 @@ Columns = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(
+        "--names",
+        metavar="FILE",
+        help="If SOURCE is shards without an index, whose labels are numbers: a text file with one class name per "
+        "line, in the order of the numbers.",
+        rich_help_panel=DATA,
+    ),
+]
 Group = Annotated[
     str | None,
     typer.Option(

@@ -12,6 +12,7 @@ from svertka.cli.option_types import (
     OUTPUT,
     AsJson,
     CacheLimit,
+    ClassNames,
     Columns,
     Device,
     Group,
@@ -173,6 +174,7 @@ def train(
         ),
     ] = None,
     columns: Columns = None,
+    names: ClassNames = None,
     max_pixels: MaxPixels = None,
     epochs: Annotated[
         float | None, typer.Option(help="Number of passes over the training set.", rich_help_panel=OPTIMIZATION)

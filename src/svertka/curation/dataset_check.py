@@ -40,7 +40,8 @@ from svertka.data.pixel_statistics import choose_intensity_range
 from svertka.data.preprocessing import discarded_share
 from svertka.data.rgb_conversion import FULL, Range
 from svertka.data.shard_storage import is_shard_source
-from svertka.data.source_opener import Source, check_exists, open_source
+from svertka.data.sharded_images import ClassNames
+from svertka.data.source_opener import Source, check_exists, names_error, open_source
 from svertka.device import set_threads, with_preserved_settings
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import escape_undecodable, to_printable
@@ -248,6 +249,7 @@ def check(
     test: float = 0.0,
     *,
     columns: str | None = None,
+    names: ClassNames | None = None,
     group: str | None = None,
     max_pixels: int | None = None,
     labels: bool = False,
@@ -265,6 +267,7 @@ def check(
         val: Share that training would hold out for validation, 0 to 1.
         test: Share that training would hold out for testing, 0 to 1.
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
+        names: Class names of shards, as for `train`.
         group: Regular expression; images in whose file names it finds the same text stay in one part.
         max_pixels: Largest image to read, pixels. None: 100 million.
         labels: Whether to look for label errors, images that no class fits, and classes that are confused. The first
@@ -295,7 +298,7 @@ def check(
     page = None if output is None else prepare_output_file(output, HTML, overwrite=overwrite)
     limit = parse_cache_limit_option(cache_limit)
     threads = set_threads(threads)
-    dataset, listing, problems = _open(source, columns, fast=fast)
+    dataset, listing, problems = _open(source, columns, names, fast=fast)
     if labels:
         dataset.require_single_label("check --labels", "leave --labels out")
     if group is not None:
@@ -386,24 +389,28 @@ def _without_confirmed(found: LabelFindings, dataset: Dataset, source: Source) -
     )
 
 
-def _open(source: Source, columns: str | None, *, fast: bool) -> tuple[Dataset, FolderListing, list[str]]:
+def _open(
+    source: Source, columns: str | None, names: ClassNames | None, *, fast: bool
+) -> tuple[Dataset, FolderListing, list[str]]:
     """Return the data set, what its folder holds (empty without a folder), and why it cannot be trained on."""
     if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
         if is_shard_source(source):
-            return *_open_shards(source, fast=fast), []
+            return *_open_shards(source, names, fast=fast), []
+        if names is not None:
+            raise names_error(source)
         check_exists(source)
         listing = list_folder(Path(source), parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
     else:
-        dataset, listing = open_source(source, columns=columns), FolderListing(Path(), Path(), ())
+        dataset, listing = open_source(source, columns=columns, names=names), FolderListing(Path(), Path(), ())
         one_class = f"{dataset.source} has only one class, {dataset.names[0]}; a classifier needs two or more"
         problems = [one_class] if dataset.task.is_single_label and len(dataset.names) < 2 else []
     return dataset, listing, problems
 
 
-def _open_shards(source: str | PathLike[str], *, fast: bool) -> tuple[Dataset, FolderListing]:
+def _open_shards(source: str | PathLike[str], names: ClassNames | None, *, fast: bool) -> tuple[Dataset, FolderListing]:
     """Return the images in shards; refuses more than can be compared with one another."""
-    dataset = open_source(source)
+    dataset = open_source(source, names=names)
     if len(dataset) > MOST and not fast:
         raise UsageError(
             f"{source} has {len(dataset):,} images, and check compares up to {MOST:,}; add --fast, or name some of the "

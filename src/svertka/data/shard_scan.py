@@ -20,11 +20,12 @@ from svertka.errors import DataError, ImageError, StorageError
 from svertka.escaping import join_first
 from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress, say
+from svertka.text_width import shorten
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "json")
-LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json file, the first that is there
-NAME_FILES = ("names.txt", "classes.txt", "class_names.txt")  # beside the shards, one class per line
+LABEL_KEYS = ("cls", "label", "class", "class_id", "class_name")  # of a .json file, the first that is there
+NAME_FILES = ("names.txt", "classes.txt", "class_names.txt", "classnames.txt")  # beside the shards, one class per line
 AHEAD = 2**22  # bytes per read of a shard
 BIG_LABEL = 2**20  # bytes; a larger label file is refused
 THREADS = 8
@@ -38,14 +39,22 @@ class _Sample:
     image: tuple[int, int, tuple[int, int], bytes] | None = None  # offset, length, size, digest
 
 
-def scan_shards(location: ShardLocation, names: list[str], sizes: list[int]) -> ShardIndex:
+def scan_shards(
+    location: ShardLocation, names: list[str], sizes: list[int], class_names: tuple[str, ...] | None = None
+) -> ShardIndex:
     """Return the index of `names`, from the cache folder if they were read before.
+
+    Args:
+        location: Where the shards are.
+        names: Their names.
+        sizes: Their sizes, bytes.
+        class_names: The class names. None: as a file beside the shards says, else the labels themselves.
 
     Raises:
         DataError: A shard is truncated, has no samples, or a sample twice or without a label; or the classes do not
             fit together.
     """
-    class_names = _read_class_names(location)
+    class_names = class_names or _read_class_names(location)
     identity = repr((location.source, names, sizes, class_names, _stamps(location, names)))
     key = hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=12).hexdigest()
     kept: Path | None = None
@@ -82,13 +91,20 @@ def _read_class_names(location: ShardLocation) -> tuple[str, ...] | None:
     """Return the class names from a file beside the shards; None without one."""
     for name in NAME_FILES:
         if location.exists(name):
-            lines = location.read(name).decode("utf-8-sig", errors="replace").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
-            if len(set(names)) < len(names) or not names:
-                twice = next((one for one in names if names.count(one) > 1), "nothing")
-                raise DataError(f"{location.describe(name)} names {twice} twice; give one class per line, in order")
-            return tuple(names)
+            return parse_class_names(location.read(name), location.describe(name))
     return None
+
+
+def parse_class_names(content: bytes, what: str) -> tuple[str, ...]:
+    """Return the class names in a text file, one per line, whose name is `what`; raises DataError."""
+    lines = content.decode("utf-8-sig", errors="replace").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{what} names no class; give one class per line, in order")
+    if len(set(names)) < len(names):
+        twice = next(one for one in names if names.count(one) > 1)
+        raise DataError(f"{what} names {shorten(twice)} twice; give one class per line, in order")
+    return tuple(names)
 
 
 def _scan(location: ShardLocation, name: str, size: int) -> list[_Sample]:
@@ -183,10 +199,11 @@ def _combine(
         if place >= len(number):
             raise DataError(
                 f"{location.describe(shard)}: {sample.key} has the label {sample.label}, which is none of the "
-                f"{len(number):,} class names; correct the list of names beside the shards"
+                f"{len(number):,} class names; correct the list of names"
             )
         return place
 
+    part_of_folder = find_split_name(PurePosixPath(location.root).name)
     indexes, unreadable = [], []
     for name, size, samples in zip(names, sizes, found, strict=True):
         unreadable += [f"{name}: {sample.key}" for sample in samples if sample.image and not min(sample.image[2])]
@@ -194,7 +211,7 @@ def _combine(
         indexes.append(
             ShardIndex(
                 class_names,
-                (ShardEntry(name, size, len(good), find_split_name(name)),),
+                (ShardEntry(name, size, len(good), find_split_name(name) or part_of_folder),),
                 _column([image[0] for _, image in good]),
                 _column([image[1] for _, image in good]),
                 _column([class_of(sample, name) for sample, _ in good]),

@@ -34,6 +34,7 @@ PATIENCE = 60.0  # seconds for which a request is repeated
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds between two attempts
 MOST_SHARDS = 1_000_000  # that a pattern such as {000000..001281} may name
 KNOWN = "s3://, https://, gs://, az:// or hf://"
+BESIDE = ("", ".safetensors", ".json", ".txt", ".md", ".part")  # suffixes of files that may accompany shards
 SURVEYED = 1000  # files of a folder by whose names it is recognized
 DENIED, ABSENT = (401, 403), (404, 410)
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -137,10 +138,11 @@ def is_shard_source(source: str | os.PathLike[str]) -> bool:
         return BRACES.search(text) is not None or _holds_labels(path)
     try:
         with os.scandir(path) as entries:
-            suffixes = {Path(entry.name).suffix for entry in itertools.islice(entries, SURVEYED) if entry.is_file()}
+            names = [entry.name for entry in itertools.islice(entries, SURVEYED) if entry.is_file()]
     except OSError:  # not a folder, or one that another reader explains
         return False
-    return ".tar" in suffixes and suffixes <= {".tar", ".safetensors", ".json", ".txt", ".part"}
+    suffixes = {Path(name).suffix for name in names if not name.startswith(".")}
+    return ".tar" in suffixes and suffixes <= {".tar", *BESIDE}
 
 
 def _holds_labels(path: Path) -> bool:

@@ -12,13 +12,14 @@ from svertka.data.file_accounting import FileAccount
 from svertka.data.image_io import DEFAULT, DecodedImage, DecodingOptions
 from svertka.data.shard_cache import LocalBytes, RemoteBytes, ShardBytes
 from svertka.data.shard_index import FILE, ShardIndex
-from svertka.data.shard_scan import scan_shards
+from svertka.data.shard_scan import parse_class_names, scan_shards
 from svertka.data.shard_storage import ShardLocation, open_location
-from svertka.errors import DataError, ImageError
-from svertka.files import os_error_to_storage_error
+from svertka.errors import DataError, ImageError, UsageError
+from svertka.files import os_error_to_storage_error, parse_path, read_regular_file
 
 SHUFFLED = 4096  # images between which an epoch's order mixes neighbors of a shard
 LANES = 16  # sequences of shards that are read side by side, so that each of up to 16 machines reads only its own
+MOST_NAME_BYTES = 2**26  # of a file of class names
 TAR_BLOCK, NAME_BYTES = 512, 100  # of a tar header, which begins with the name
 
 
@@ -124,30 +125,50 @@ class ShardImages(EncodedImages):
         return int(self.shard_of[index]), start, start + int(self.index.lengths[index])
 
 
-def open_shards(source: str | os.PathLike[str]) -> Dataset:
+ClassNames = str | os.PathLike[str] | Sequence[str]  # a text file of one class per line, or the names
+
+
+def open_shards(source: str | os.PathLike[str], names: ClassNames | None = None) -> Dataset:
     """Open labeled images in shards.
 
     Args:
         source: A folder, a URL of one, a .tar file, or a pattern of them such as train-{000..012}.tar.
+        names: The class names of shards that have no index. None: as a file beside them says, else their labels.
 
     Raises:
-        UsageError: The scheme is unknown, or the URL holds credentials.
+        UsageError: The scheme is unknown, the URL holds credentials, or the shards have an index, which has the names.
         DataError: There are no shards, they cannot be read, or do not agree with their index.
     """
     location = open_location(source)
-    index = _read_index(location)
-    names = tuple(shard.name for shard in index.shards)
+    index = _read_index(location, None if names is None else read_class_names(names))
+    shards = tuple(shard.name for shard in index.shards)
     if location.is_local:
-        content: ShardBytes = LocalBytes(location, names)
+        content: ShardBytes = LocalBytes(location, shards)
     else:
         sizes = tuple(shard.bytes for shard in index.shards)
-        content = RemoteBytes(location, names, sizes, index.fingerprint)
+        content = RemoteBytes(location, shards, sizes, index.fingerprint)
     images = ShardImages(location, index, content)
     account = FileAccount(notes=index.notes)
     return Dataset(location.source, index.names, images, index.labels, index.parts, account)
 
 
-def _read_index(location: ShardLocation) -> ShardIndex:
+def read_class_names(names: ClassNames) -> tuple[str, ...]:
+    """Return class names that are given as a sequence or in a text file, one per line.
+
+    Raises:
+        UsageError: There is no such file.
+        DataError: It is empty or names a class twice.
+    """
+    if not isinstance(names, str | os.PathLike):
+        return tuple(names)
+    path = parse_path(names)
+    try:
+        return parse_class_names(read_regular_file(path, MOST_NAME_BYTES), str(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"names={path} cannot be read ({error}); give a text file with one class per line") from error
+
+
+def _read_index(location: ShardLocation, class_names: tuple[str, ...] | None) -> ShardIndex:
     """Return the index beside the shards, or else that of the shards themselves."""
     if location.names is None:
         listed = location.list_names()
@@ -161,7 +182,9 @@ def _read_index(location: ShardLocation) -> ShardIndex:
     else:
         names, has_index = list(location.names), location.exists(FILE)
     if not has_index:
-        return scan_shards(location, names, _sizes(location, names))
+        return scan_shards(location, names, _sizes(location, names), class_names)
+    if class_names is not None:
+        raise UsageError(f"{location.source} has an index with its class names; leave names (--names) out")
     index = _download_index(location)
     if location.names is not None:
         index = select_shards(index, location, names)

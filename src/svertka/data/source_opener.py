@@ -13,13 +13,18 @@ from svertka.data.in_memory_sources import Source as Source
 from svertka.data.label_tables import parse_columns
 from svertka.data.labels_from_boxes import label_by_boxes
 from svertka.data.shard_storage import is_shard_source
-from svertka.data.sharded_images import open_shards
+from svertka.data.sharded_images import ClassNames, open_shards
 from svertka.errors import UsageError
 from svertka.files import is_url, parse_path
 
 
 def open_source(
-    source: Source, *, to_train: bool = True, columns: str | None = None, boxes: str | PathLike[str] | None = None
+    source: Source,
+    *,
+    to_train: bool = True,
+    columns: str | None = None,
+    boxes: str | PathLike[str] | None = None,
+    names: ClassNames | None = None,
 ) -> Dataset:
     """Open a source of labeled images.
 
@@ -31,8 +36,11 @@ def open_source(
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         boxes: As for `box_annotations.read_boxes`; they label the images of a folder without class folders.
 
+        names: Class names of shards, as for `open_shards`.
+
     Raises:
-        UsageError: The source is neither a name nor a path nor images; or `columns` are given without a table.
+        UsageError: The source is neither a name nor a path nor images; or `columns` are given without a table, or
+            `names` without shards.
         DataError, FetchError: As `open_builtin`, `open_folder` and `open_in_memory`.
     """
     meanings = parse_columns(columns)
@@ -40,23 +48,32 @@ def open_source(
     if meanings and not is_table:
         named = source if is_path(source) else "the source"
         raise UsageError(f"columns={columns} are for a table, but {named} is not a table; leave them out")
+    in_shards = is_table and str(source) not in IN_MEMORY and is_shard_source(source)  # type: ignore[arg-type]
+    if names is not None and not in_shards:
+        raise names_error(source)
     if not isinstance(source, str | PathLike):
         return source if isinstance(source, Dataset) else open_in_memory(source)
     if str(source) in NAMES:
         return open_builtin(str(source))
     if str(source) in IN_MEMORY:
         raise UsageError(f"{source} were images in memory; pass them again in Python, or name a folder")
-    if is_shard_source(source):
+    if in_shards:
         if boxes is not None or meanings:
             option = "columns" if meanings else "boxes"
             raise UsageError(f"{source} are shards, to which {option} do not apply; leave {option} out")
-        return open_shards(source)
+        return open_shards(source, names)
     check_exists(source)
     if boxes is not None and parse_path(source).is_dir():
         labeled = label_by_boxes(parse_path(source), parse_path(boxes), meanings)
         if labeled is not None:
             return labeled
     return open_folder(parse_path(source), to_train=to_train, columns=meanings)
+
+
+def names_error(source: Source) -> UsageError:
+    """Return the error that class names were given for a source that names its own classes."""
+    named = source if is_path(source) else "the source"
+    return UsageError(f"names are for shards, and {named} is no folder or URL of shards; leave names (--names) out")
 
 
 def is_path(source: Source) -> TypeGuard[str | PathLike[str]]:

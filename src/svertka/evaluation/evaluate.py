@@ -16,6 +16,7 @@ from svertka.data.folder_layout import normalize_class_name
 from svertka.data.image_io import DecodingOptions
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
+from svertka.data.sharded_images import ClassNames
 from svertka.data.source_opener import Source, open_source
 from svertka.device import autocast, choose_device, network_device, set_threads, with_preserved_settings
 from svertka.errors import DataError, UsageError
@@ -32,7 +33,7 @@ from svertka.evaluation.task_metrics import Accumulator, AnyEvaluation, make_acc
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.progress import progress
-from svertka.run import columns_of_training, read_training_boxes
+from svertka.run import columns_of_training, names_of_training, read_training_boxes
 from svertka.tasks import SINGLE_LABEL, AnyTask, Regression, average_tasks, convert_outputs, reorder_task
 from svertka.type_checking import check_types
 
@@ -55,6 +56,7 @@ def evaluate(
     output: RunPath | None = None,
     overwrite: bool = False,
     columns: str | None = None,
+    names: ClassNames | None = None,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: float | None = None,
@@ -81,6 +83,8 @@ def evaluate(
         overwrite: Whether `output` may replace a file that svertka did not write.
         columns: Which columns of a table hold paths and labels, such as "path=file,label=class". None: as in the
             training of the run if it used the same source, else detected.
+        names: Class names of shards whose labels are numbers: a list, or a text file with one class per line.
+            None: as in the training of the run if it used the same source.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
@@ -114,6 +118,7 @@ def evaluate(
         limit,
         max_pixels,
         columns,
+        class_names=names,
         trust_builder=trust_builder,
         precision=precision,
     )
@@ -192,6 +197,7 @@ def evaluate_jointly(
     max_pixels: int | None = None,
     columns: str | None = None,
     *,
+    class_names: ClassNames | None = None,
     trust_builder: bool = False,
     precision: str | None = None,
 ) -> JointEvaluation:
@@ -214,7 +220,13 @@ def evaluate_jointly(
     names = classifiers[0].names
     orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
     columns = columns or columns_of_training(runs[0], source)
-    opened = open_source(source, to_train=False, columns=columns, boxes=read_training_boxes(runs[0], source))
+    opened = open_source(
+        source,
+        to_train=False,
+        columns=columns,
+        boxes=read_training_boxes(runs[0], source),
+        names=class_names or names_of_training(runs[0], source),
+    )
     opened = opened.with_decoding(DecodingOptions.up_to(max_pixels))
     if opened.task.kind != task.kind:
         raise DataError(

@@ -32,7 +32,7 @@ from svertka.output_paths import HTML, prepare_output_file, prepare_output_folde
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import count_with_noun
 from svertka.progress import show_spinner
-from svertka.run import Run, columns_of_training, read_training_boxes
+from svertka.run import Run, columns_of_training, names_of_training, read_training_boxes
 from svertka.type_checking import check_types
 
 if TYPE_CHECKING:
@@ -268,8 +268,10 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
     """Return up to `MAX_CHECKED_IMAGES` images of the source of `run`, evenly spread over it, (H, W, 3) uint8."""
     try:
         source = str(Run(run).settings()["source"])
-        how = {"columns": columns_of_training(run, source), "boxes": read_training_boxes(run, source)}
-        dataset = open_source(source, to_train=False, **how).with_intensity_range(intensity_range)
+        columns, boxes = columns_of_training(run, source), read_training_boxes(run, source)
+        names = names_of_training(run, source)
+        dataset = open_source(source, to_train=False, columns=columns, boxes=boxes, names=names)
+        dataset = dataset.with_intensity_range(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(
             f"name images to check the file on: {format_command('export', Path(run))} IMAGE... --to …"

@@ -60,6 +60,7 @@ class RunSettings(BaseModel):
         description="hash of torchrun's --rdzv-id and of the options; a restart of the job continues the run",
     )
     columns: str | None = Field(default=None, description="the option columns")
+    names: list[str] | None = Field(default=None, description="class names that shards were given by the option names")
     group: str | None = Field(default=None, description="the option group")
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)

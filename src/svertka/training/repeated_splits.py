@@ -119,7 +119,7 @@ def _find_what_varies(options: TrainingOptions) -> tuple[str, str]:
     Raises:
         UsageError: No image is left for evaluation, or no part is drawn at random.
     """
-    dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
+    dataset = open_source(options.source, columns=options.columns, boxes=options.boxes, names=options.names)
     source, named = dataset.source, set(dataset.parts.tolist()) & {"val", "test"}
     drawn = {part for part, share in (("val", options.val), ("test", options.test)) if share and part not in named}
     judge = next((part for part in ("test", "val") if part in named | drawn), None)

@@ -369,7 +369,7 @@ def _open(run: Run, settings: RunSettings, source: Source | None) -> Dataset:
         )
     named = settings.source if source is None else source
     try:
-        dataset = open_source(named, columns=settings.columns, boxes=settings.boxes)
+        dataset = open_source(named, columns=settings.columns, boxes=settings.boxes, names=settings.names)
     except (UsageError, DataError) as error:
         if not is_path(named):
             raise

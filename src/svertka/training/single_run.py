@@ -119,6 +119,7 @@ class TrainingOptions:
     max_pixels: int | None
     split_seed: int | None
     columns: str | None
+    names: tuple[str, ...] | None
     group: str | None
     unknown: str | None
     tensorboard: bool
@@ -265,7 +266,7 @@ def resolve_options(options: TrainingOptions) -> ResolvedOptions:
     place, threads = choose_device(options.device), set_threads(options.threads)
     if options.gpu_decode:
         check_gpu_decoding(place)
-    dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
+    dataset = open_source(options.source, columns=options.columns, boxes=options.boxes, names=options.names)
     dataset = dataset.with_decoding(DecodingOptions.up_to(options.max_pixels))
     fit = parse_fit_mode(options.fit, options.boxes is not None)
     if options.group is not None:
@@ -579,6 +580,7 @@ def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement
         account=parts.dataset.account.to_dict(),
         job=_hash_job(options),
         columns=options.columns,
+        names=None if options.names is None else list(options.names),
         val=options.val,
         test=options.test,
         model=resolved.model.name,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from svertka.data.hash_split import VAL_SHARE
+from svertka.data.sharded_images import ClassNames, read_class_names
 from svertka.data.source_opener import Source, is_path
 from svertka.device import with_preserved_settings
 from svertka.files import parse_cache_limit_option
@@ -45,6 +46,7 @@ def train(
     group: str | None = None,
     unknown: str | PathLike[str] | None = None,
     columns: str | None = None,
+    names: ClassNames | None = None,
     max_pixels: int | None = None,
     epochs: float | None = None,
     time: str | float | None = None,
@@ -138,6 +140,7 @@ def train(
             validation images are below.
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class"; "labels=tags" for
             several labels an image, "target=age" for a number.
+        names: Class names of shards whose labels are numbers: a list, or a text file with one class per line.
         max_pixels: Largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
         epochs: Passes over the training set.
         time: Train for as many epochs as fit into "90s", "10m" or "1.5h"; a number is in seconds.
@@ -197,6 +200,7 @@ def train(
     given |= {
         "source": fspath(source) if is_path(source) else source,
         "cache_limit": parse_cache_limit_option(cache_limit),
+        "names": None if names is None else read_class_names(names),
     }
     options = TrainingOptions(**given, changes=changes)
     return train_run(options) if repeats is None else train_repeatedly(options, repeats)
