@@ -1,26 +1,30 @@
-"""Measurement of training on shards: time to the first step, peak memory, and images per second of the input.
+"""Measurement of training on shards and large folders: time to the first step, memory, and images per second.
 
     python bench/scale.py --first-step 13000 130000 [--shard-megabytes 64]
-    python bench/scale.py --input 2000 --rounds 3 [--peers PYTHON]
+    python bench/scale.py --input 1500 --rounds 3 --peers
     python bench/scale.py --folder 100000
+    python bench/scale.py --list 1300000
 
 `--first-step` writes synthetic JPEGs of 2 kB, all different, to shards in a local S3 server (moto), and starts a
 training of ResNet-20 for each count. The time is from the start of the command to the end of its first step, without a
 cache.
 
-`--input` reads JPEGs of 110 kB from shards, with two threads or processes, as 224×224 batches: decoding alone (from
-memory), svertka, a PyTorch DataLoader over a folder of the same files with Pillow, and, with `--peers` naming a Python
-that has them, webdataset on the same shards and litdata on its own copy. It prints images per second of CPU time as
-well, which other programs on the machine disturb less.
+`--input` reads JPEGs of 110 kB with two threads or processes as 224×224 batches: decoding alone (from memory),
+svertka on shards, a PyTorch DataLoader over a folder of the same files with Pillow, and, with `--peers`, webdataset's
+own recipe on the same shards and litdata on its own copy; both are installed into a temporary folder. Each loader reads
+two epochs in one process: in the first it starts its workers and checks what it checks once, in the second all of that
+is done. Both are printed, as the median over the rounds, with images per second of CPU time, which other programs on
+the machine disturb less.
 
-`--folder` starts a training on a folder of so many JPEGs of 2 kB.
+`--folder` starts a training on a folder of so many JPEGs of 2 kB, and resumes it; it prints what the cache takes.
+
+`--list` lists a folder of so many hard links in 1,000 class folders.
 """
 
 import argparse
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -29,9 +33,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -60,6 +63,7 @@ ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
 }
+Epoch = Callable[[int], Iterable[int]]  # number of an epoch -> sizes of its batches
 WORKERS, BATCH, SIDE, RESIZED = 2, 64, 224, 256
 
 
@@ -147,10 +151,13 @@ def upload(folder: Path, bucket: str) -> None:
 
 
 def first_step(source: str, folder: Path) -> dict[str, float]:
-    """Return the seconds to the end of the first step of a training, its CPU time, and its peak memory in bytes."""
+    """Return the seconds to the end of the first step of a training, its CPU time, and its peak memory in bytes.
+
+    Args:
+        source: Its source; "--resume" to continue the last one.
+        folder: Where its run and its cache are.
+    """
     environment = os.environ | ENVIRONMENT | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    shutil.rmtree(folder / "cache", ignore_errors=True)
-    shutil.rmtree(folder / "run", ignore_errors=True)
     options = [
         "--model",
         "resnet20",
@@ -163,7 +170,13 @@ def first_step(source: str, folder: Path) -> dict[str, float]:
         "--output",
         str(folder / "run"),
     ]
-    command = [sys.executable, "-c", FIRST_STEP, str(time.time()), "train", source, *options]
+    given = [source, *options]
+    if source == "--resume":
+        given = [source, str(folder / "run")]
+    else:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        shutil.rmtree(folder / "run", ignore_errors=True)
+    command = [sys.executable, "-c", FIRST_STEP, str(time.time()), "train", *given]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     line = next(line for line in done.stdout.splitlines() if line.startswith("FIRST"))
     return dict(zip(("seconds", "cpu_seconds", "peak_bytes"), map(float, line.split()[1:]), strict=True))
@@ -192,7 +205,7 @@ def measure_first_step(counts: list[int], megabytes: int) -> list[dict[str, Any]
 
 
 def measure_folder(count: int) -> dict[str, Any]:
-    """Return seconds and peak memory up to the first step on a folder of class folders."""
+    """Return seconds and peak memory up to the first step on a folder of class folders, of a resume, and the cache."""
     jpegs = make_jpegs(300, (48, 48), 80, 4)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -202,11 +215,36 @@ def measure_folder(count: int) -> dict[str, Any]:
             path.write_bytes(numbered(jpegs[number % len(jpegs)], number))
         found = first_step(str(folder / "images"), folder)
         print(f"{count:>9,} files: {describe(found)}", flush=True)
-    return {"files": count} | found
+        resumed = first_step("--resume", folder)
+        cached = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
+        print(f"{'resumed':>15}: {describe(resumed)}; cache of {cached / 1e6:,.0f} MB", flush=True)
+    return {"files": count, "cache_bytes": cached, "resumed": resumed} | found
 
 
-def decoding_alone(folder: Path) -> Iterable[int]:
-    """Decode and resize the images in memory, in two threads; yield the size of each batch."""
+def measure_listing(count: int, classes: int = 1000) -> dict[str, float]:
+    """Return the seconds that listing so many hard links takes, and its CPU time."""
+    from svertka.data.folder_and_table_sources import open_folder
+
+    jpegs = make_jpegs(300, (48, 48), 80, 4)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, jpeg in enumerate(jpegs):
+            (folder / f"{number}.jpg").write_bytes(jpeg)
+        for number in range(classes):
+            (folder / "images" / f"n{number:08d}").mkdir(parents=True)
+        for number in range(count):
+            place = folder / "images" / f"n{number % classes:08d}" / f"{number:07d}.jpg"
+            os.link(folder / f"{number % len(jpegs)}.jpg", place)
+        began, cpu = time.perf_counter(), time.process_time()
+        assert len(open_folder(folder / "images")) == count
+        found = {"files": count, "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+        print(f"{count:>9,} files listed in {found['seconds']:.1f} s ({found['cpu_seconds']:.1f} s of CPU time)")
+        shutil.rmtree(folder / "images")
+    return found
+
+
+def decoding_alone(folder: Path) -> Epoch:
+    """Decode and resize the images in memory, in two threads."""
     from svertka.data.image_io import decode_to_pixels
     from svertka.data.preprocessing import resize_to_square
 
@@ -218,13 +256,12 @@ def decoding_alone(folder: Path) -> Iterable[int]:
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         resize_to_square(pixels[top : top + side, left : left + side], RESIZED, 3, RESIZED)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        yield 0
-        yield sum(1 for _ in pool.map(decode, contents, chunksize=8))
+    pool = ThreadPoolExecutor(WORKERS)
+    return lambda number: [sum(1 for _ in pool.map(decode, contents, chunksize=8))]
 
 
-def svertka_loader(folder: Path) -> Iterable[int]:
-    """Read the shards as training does, in the second epoch."""
+def svertka_loader(folder: Path) -> Epoch:
+    """Read the shards as training does; in the first epoch, images are compared with their digests."""
     from svertka.malloc import keep_freed_memory
 
     keep_freed_memory()
@@ -242,11 +279,7 @@ def svertka_loader(folder: Path) -> Iterable[int]:
         rows, dataset.labels, np.arange(len(dataset)), preprocess, batch_size=BATCH, shuffle=True, prefetch=True,
         permute=images.shuffle, request=images.request,
     )  # fmt: skip
-    for _ in loader.epoch(0):  # in which the images are compared with their digests
-        pass
-    yield 0
-    for batch in loader.epoch(1):
-        yield len(batch.labels)
+    return lambda number: (len(batch.labels) for batch in loader.epoch(number))
 
 
 def to_tensor(image: Image.Image) -> Any:
@@ -260,7 +293,7 @@ def to_tensor(image: Image.Image) -> Any:
     return (pixels.contiguous().float() / 255 - 0.5) / 0.25
 
 
-def torch_loader(folder: Path) -> Iterable[int]:
+def torch_loader(folder: Path) -> Epoch:
     """Read a folder of the same files with a DataLoader and Pillow."""
     from torch.utils.data import DataLoader, Dataset
 
@@ -275,12 +308,11 @@ def torch_loader(folder: Path) -> Iterable[int]:
             with self.paths[index].open("rb") as file:
                 return to_tensor(Image.open(file).convert("RGB")), 0
 
-    yield 0
-    for images, _ in DataLoader(Files(), BATCH, shuffle=True, num_workers=WORKERS):
-        yield len(images)
+    loader = DataLoader(Files(), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    return lambda number: (len(images) for images, _ in loader)
 
 
-def webdataset_loader(folder: Path) -> Iterable[int]:
+def webdataset_loader(folder: Path) -> Epoch:
     """Read the shards with webdataset's own recipe."""
     import webdataset as wds
     from torch.utils.data import DataLoader
@@ -294,12 +326,11 @@ def webdataset_loader(folder: Path) -> Iterable[int]:
         .map_tuple(to_tensor, int)
         .batched(BATCH)
     )
-    yield 0
-    for images, _ in DataLoader(dataset, batch_size=None, num_workers=WORKERS):
-        yield len(images)
+    loader = DataLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
+    return lambda number: (len(images) for images, _ in loader)
 
 
-def litdata_loader(folder: Path) -> Iterable[int]:
+def litdata_loader(folder: Path) -> Epoch:
     """Read litdata's own copy of the images."""
     import litdata
 
@@ -315,12 +346,11 @@ def litdata_loader(folder: Path) -> Iterable[int]:
         writer.done()
         writer.merge(1)
     dataset = Images(str(copy), shuffle=True)
-    yield 0
-    for images in litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS):
-        yield len(images)
+    loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
+    return lambda number: (len(images) for images in loader)
 
 
-LOADERS: dict[str, Callable[[Path], Iterable[int]]] = {
+LOADERS: dict[str, Callable[[Path], Epoch]] = {
     "decoding alone": decoding_alone,
     "svertka": svertka_loader,
     "DataLoader": torch_loader,
@@ -331,31 +361,46 @@ PEERS = ("webdataset", "litdata")
 
 
 def run_loader(name: str, folder: Path) -> None:
-    """Read all images once with one loader; print images, and seconds of wall-clock and CPU time."""
+    """Read all images twice with one loader; print for each epoch images, and seconds of wall-clock and CPU time."""
     import torch
 
     torch.set_num_threads(1)
-    batches = iter(LOADERS[name](folder))
-    next(batches)
-    began, cpu = time.perf_counter(), _cpu_seconds()
-    count = sum(batches)
-    wall = time.perf_counter() - began
-    print("READ", count, wall, _cpu_seconds() - cpu)
+    read = LOADERS[name](folder)
+    for number in range(2):
+        began, cpu = time.perf_counter(), _cpu_seconds()
+        count = sum(read(number))
+        print("READ", count, time.perf_counter() - began, _cpu_seconds() - cpu, flush=True)
 
 
 def _cpu_seconds() -> float:
-    """Return the CPU time of this process and of the processes that it has waited for, seconds."""
-    both = [resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in both)
+    """Return the CPU time of this process, of its workers, and of the processes that it has waited for, seconds."""
+    ticks, waiting = 0, [os.getpid()]
+    while waiting:
+        process = waiting.pop()
+        with suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+            for children in Path(f"/proc/{process}/task").glob("*/children"):
+                waiting += map(int, children.read_text().split())
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure_input(count: int, rounds: int, peers: str | None) -> list[dict[str, Any]]:
-    """Return images per second of each loader, the median over the rounds."""
+def install_peers(folder: Path) -> dict[str, str]:
+    """Install webdataset and litdata into `folder`; return the environment in which they are imported."""
+    packages = ["webdataset", "braceexpand", "litdata", "lightning-utilities"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
+    subprocess.run(command, check=True)
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+def measure_input(count: int, rounds: int, *, peers: bool) -> list[dict[str, Any]]:
+    """Return images per second of each loader in its first and its second epoch, the median over the rounds."""
     jpegs = make_jpegs(min(count, 200), (400, 500), 88, 3)
     print(f"JPEGs of {np.mean([len(one) for one in jpegs]):,.0f} bytes", file=sys.stderr)
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in LOADERS if peers or name not in PEERS}
+    speeds: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in LOADERS if peers or name not in PEERS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        environment = install_peers(folder / "packages") if peers else dict(os.environ)
         write_shards(folder / "shards", jpegs, count, 64)
         for number in range(count):
             path = folder / "files" / f"class {number % CLASSES}" / f"{number:07d}.jpg"
@@ -363,17 +408,19 @@ def measure_input(count: int, rounds: int, peers: str | None) -> list[dict[str, 
             path.write_bytes(numbered(jpegs[number % len(jpegs)], number))
         for _ in range(rounds):
             for loader in speeds:
-                python = peers if peers and loader in PEERS else sys.executable
-                command = [python, __file__, "--loader", loader, str(folder)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                read, wall, cpu = next(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("READ"))
-                speeds[loader].append((int(read) / float(wall), int(read) / float(cpu)))
-                print(loader, *(f"{one:.0f}" for one in speeds[loader][-1]), file=sys.stderr)
-    rows = []
-    for loader, some in speeds.items():
-        by_wall, by_cpu = (median(column) for column in zip(*some, strict=True))
-        rows.append({"loader": loader, "images_per_second": by_wall, "images_per_cpu_second": by_cpu})
-        print(f"{loader:<16}{by_wall:>8.0f} images/s {by_cpu:>8.0f} images per CPU second")
+                command = [sys.executable, __file__, "--loader", loader, str(folder)]
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                read = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("READ")]
+                speeds[loader].append([(int(n) / float(wall), int(n) / float(cpu)) for n, wall, cpu in read])
+                print(loader, *(f"{wall:.0f}/{cpu:.0f}" for wall, cpu in speeds[loader][-1]), file=sys.stderr)
+    medians = {loader: np.median(np.array(some), 0) for loader, some in speeds.items()}
+    rows: list[dict[str, Any]] = [{"loader": loader} for loader in medians]
+    for epoch, title in enumerate(("first", "second")):
+        print(f"{title} epoch   images/s (svertka is)  per CPU second (svertka is)")
+        for row, (loader, speed) in zip(rows, medians.items(), strict=True):
+            (wall, cpu), (of_wall, of_cpu) = speed[epoch], (medians["svertka"] / speed)[epoch]
+            print(f"{loader:<16}{wall:>6.0f}      {of_wall:>8.2f} ×{cpu:>15.0f}     {of_cpu:>8.2f} ×")
+            row[title] = {"per_second": wall, "svertka_is": of_wall, "per_cpu_second": cpu, "by_cpu": of_cpu}
     return rows
 
 
@@ -384,8 +431,9 @@ def main() -> None:
     parser.add_argument("--shard-megabytes", type=int, default=64)
     parser.add_argument("--input", type=int, metavar="IMAGES")
     parser.add_argument("--folder", type=int, metavar="FILES")
+    parser.add_argument("--list", type=int, metavar="FILES")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", metavar="PYTHON")
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--loader", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -396,9 +444,11 @@ def main() -> None:
     if options.first_step:
         found["first_step"] = measure_first_step(options.first_step, options.shard_megabytes)
     if options.input:
-        found["input"] = measure_input(options.input, options.rounds, options.peers)
+        found["input"] = measure_input(options.input, options.rounds, peers=options.peers)
     if options.folder:
         found["folder"] = measure_folder(options.folder)
+    if options.list:
+        found["list"] = measure_listing(options.list)
     if options.json:
         Path(options.json).write_text(json.dumps(found))
 
