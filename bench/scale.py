@@ -42,19 +42,21 @@ from PIL import Image
 
 CLASSES = 10
 FIRST_STEP = """
-import resource, sys, time
-began = float(sys.argv[1])
+import os, resource, sys, time
+began, run = float(sys.argv[1]), sys.argv[2]
 from svertka.training import training_loop
 step = training_loop.take_step
 def first(*arguments):
     seen = step(*arguments)
+    if not os.path.exists(f"{run}/training.json"):  # a step that is only timed
+        return seen
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print("FIRST", time.time() - began, time.process_time(), peak, flush=True)
     training_loop.take_step = step
     raise KeyboardInterrupt
 training_loop.take_step = first
 from svertka.cli.app import main
-main(sys.argv[2:])
+main(sys.argv[3:])
 """
 PORT = 5123
 ENVIRONMENT = {
@@ -176,7 +178,7 @@ def first_step(source: str, folder: Path) -> dict[str, float]:
     else:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         shutil.rmtree(folder / "run", ignore_errors=True)
-    command = [sys.executable, "-c", FIRST_STEP, str(time.time()), "train", *given]
+    command = [sys.executable, "-c", FIRST_STEP, str(time.time()), str(folder / "run"), "train", *given]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     line = next(line for line in done.stdout.splitlines() if line.startswith("FIRST"))
     return dict(zip(("seconds", "cpu_seconds", "peak_bytes"), map(float, line.split()[1:]), strict=True))
