@@ -19,6 +19,7 @@
 #include "size_checks.h"
 #include "python_tensor.h"
 #include "training/training.h"
+#include "winograd/transform_matrices.h"
 
 namespace svertka {
 
@@ -87,6 +88,18 @@ void use(const std::string& name) {
             return;
         }
     throw nb::value_error(("this processor or this build has no kernels for " + name).c_str());
+}
+
+// A matrix of integers as lists.
+template <int height, int width>
+nb::list rows_of(const winograd::Matrix<height, width>& matrix) {
+    nb::list rows;
+    for (const auto& row : matrix.at) {
+        nb::list numbers;
+        for (const winograd::Fraction& number : row) numbers.append(static_cast<short>(number));
+        rows.append(numbers);
+    }
+    return rows;
 }
 
 void winograd_pack(nb::handle weights, Size in_channels, Size out_channels, nb::handle packed, int threads) {
@@ -444,6 +457,15 @@ NB_MODULE(_kernels, module) {
     module.def("int8_panel_width", [] { return used->int8.panel_width; });
     module.def("int8_channel_width", [] { return used->int8.channel_width; });
     module.def("int8_numbers_per_factor", [] { return used->int8.numbers_per_factor; });
+    module.def("int8_winograd_inputs", [] { return used->int8.winograd_inputs; });
+    module.def(
+        "int8_winograd_is_faster", [](const Window& shape) { return used->int8.winograd_is_faster(shape); }, "shape"_a);
+    module.attr("INT8_WINOGRAD_MATRICES") =
+        nb::make_tuple(rows_of(winograd::whole_data_matrix), rows_of(winograd::whole_weight_matrix));
+    nb::enum_<Int8Kernel>(module, "Int8Kernel")
+        .value("DIRECT", Int8Kernel::direct)
+        .value("WINOGRAD", Int8Kernel::winograd)
+        .value("DEPTHWISE", Int8Kernel::depthwise);
     using Pair = std::pair<float, float>;
     nb::class_<RequantizationSpec>(module, "Requantization")
         .def(
@@ -484,7 +506,7 @@ NB_MODULE(_kernels, module) {
              "other"_a.none(), "epilogue"_a, "output"_a)
         .def("add_normalize", &CheckedProgram::add_normalize, "shape"_a, "input"_a, "weight"_a.none(), "bias"_a.none(),
              "epilogue"_a, "output"_a)
-        .def("add_int8_convolution", &CheckedProgram::add_int8_convolution, "shape"_a, "depthwise"_a, "input"_a, "zero"_a,
+        .def("add_int8_convolution", &CheckedProgram::add_int8_convolution, "shape"_a, "kernel"_a, "input"_a, "zero"_a,
              "weights"_a, "after"_a, "output"_a)
         .def(
             "add_int8_pool",

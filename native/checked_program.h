@@ -126,10 +126,14 @@ class CheckedProgram {
                                summands.numbers_if_any<float>(shape.channels), place_epilogue(epilogue, 0, 1), output);
     }
 
-    void add_int8_convolution(const Window& shape, bool depthwise, Place input, int zero, const nb::object& weights,
+    void add_int8_convolution(const Window& shape, Int8Kernel kernel, Place input, int zero, const nb::object& weights,
                               const RequantizationSpec& after, Place output) {
         check(shape);
         require_between("zero", zero, 0, 255);
+        const bool depthwise = kernel == Int8Kernel::depthwise;
+        if (kernel == Int8Kernel::winograd)
+            require(has_winograd_window(shape) && shape.in_channels % int8_.numbers_per_factor == 0,
+                    "Winograd needs 3×3 taps, stride and dilation 1, and whole factors of channels");
         require(!depthwise || shape.in_channels == shape.out_channels, "a depthwise convolution has a filter for each channel");
         const Size channels = rounded_up(shape.out_channels, depthwise ? int8_.channel_width : int8_.panel_width);
         const Size per = int8_.numbers_per_factor;
@@ -163,7 +167,7 @@ class CheckedProgram {
         }
         reads_numbers(output, reach(pixels_out(shape), shape.out_step, shape.out_channels),
                       after.to_float ? Storage::float32 : Storage::byte);
-        program_.add_int8_convolution(shape, depthwise, input, static_cast<std::uint8_t>(zero), numbers, placed,
+        program_.add_int8_convolution(shape, kernel, input, static_cast<std::uint8_t>(zero), numbers, placed,
                                       after.residual, output);
     }
 
@@ -354,6 +358,11 @@ class CheckedProgram {
 
     static void require_range(float low, float high, bool floats) {
         require(low <= high && (floats || (low >= 0 && high <= 255)), "results of 8 bits are from 0 to 255");
+    }
+
+    static bool has_winograd_window(const Window& shape) {
+        const auto fits = [](const WindowAxis& axis) { return axis.taps == 3 && axis.stride == 1 && axis.dilation == 1; };
+        return fits(shape.y) && fits(shape.x);
     }
 
     static Size rounded_up(Size size, Size part) { return (size + part - 1) / part * part; }

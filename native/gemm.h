@@ -5,6 +5,13 @@
 
 namespace svertka::INSTRUCTIONS {
 
+// Vectors of the sums of products of factors.
+template <class Factor>
+struct SumsOf {
+    using Type = Vector;
+};
+template <class Factor>
+using SumOf = typename SumsOf<Factor>::Type;
 
 // Address of element `number` · lanes of a row of packed A that begins at `row`. Chunks of MR rows are interleaved.
 template <class Factor>
@@ -31,15 +38,16 @@ struct NoPrefetch {
     ALWAYS_INLINE void next() {}
 };
 
-// Add Σ_k A[row][k] · B[k][column] to `sums`, for `count` ≤ MR rows and `vectors` ≤ 2 vectors of columns.
+// Add Σ_k A[row][k] · B[k][column] to `sums`, for `count` ≤ MR rows and `vectors` ≤ 2 vectors of columns. Sums are floats, or
+// integers of 32 bits for pairs of shorts.
 // A is stored in chunks of `lanes` steps of k, `chunk` factors apart; within a chunk, element k of a row is at
 // row · row_stride + k · step_stride. B is at k · b_stride, its second vector `second` factors after the first. Factors
 // are floats, or pairs of bfloat16 for two consecutive k; steps, strides and `depth` then count pairs.
 // The strides inside a chunk are compile-time constants, so that each element of A is a broadcast memory operand at a
 // fixed offset from one pointer. k may be split into `pieces` of `depth` steps each, which are
 // `piece` floats apart in A.
-template <Index row_stride, Index step_stride, int count, int vectors, class Factor, class Ahead = NoPrefetch>
-ALWAYS_INLINE void add_products(Vector (&sums)[count][vectors], const Factor* a, Index chunk, const Factor* b,
+template <Index row_stride, Index step_stride, class Sum, int count, int vectors, class Factor, class Ahead = NoPrefetch>
+ALWAYS_INLINE void add_products(Sum (&sums)[count][vectors], const Factor* a, Index chunk, const Factor* b,
                                 Index b_stride, Index second, Index depth, Index pieces = 1, Index piece = 0,
                                 Ahead ahead = {}) {
     const auto step = [&](const Factor* column) __attribute__((always_inline)) {
@@ -74,15 +82,17 @@ ALWAYS_INLINE void each_sum(Function function) {
         for (int half = 0; half < vectors; ++half) function(row, half);
 }
 
-// Σ_k A[row][k] · B[k][column] for `count` ≤ MR rows and NR columns, stored to C at row · NR, or added to it if `add`.
+// Σ_k A[row][k] · B[k][column] for `count` ≤ MR rows and NR columns, stored to C at row · NR as
+// floats, or added to it if `add`.
 template <int count, Index row_stride, Index step_stride, class Factor>
 void block_product(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, float* c, Index depth,
                    bool add) {
-    Vector sums[count][2] = {};
+    SumOf<Factor> sums[count][2] = {};
     add_products<row_stride, step_stride>(sums, a, chunk, b, b_stride, second, depth);
     each_sum<count, 2>([&](int row, int half) __attribute__((always_inline)) {
         float* to = c + row * NR + half * lanes;
-        store(to, add ? load(to) + sums[row][half] : sums[row][half]);
+        const Vector sum = __builtin_convertvector(sums[row][half], Vector);
+        store(to, add ? load(to) + sum : sum);
     });
 }
 

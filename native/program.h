@@ -113,10 +113,13 @@ class Program {
         });
     }
 
-    // `after`: without its residual, which is at `residual`. `depthwise`: one filter for each channel.
-    void add_int8_convolution(const Window& shape, bool depthwise, Place input, std::uint8_t zero, const void* weights,
+    // `after`: without its residual, which is at `residual`.
+    void add_int8_convolution(const Window& shape, Int8Kernel kernel, Place input, std::uint8_t zero, const void* weights,
                               const Requantization& after, Place residual, Place output) {
-        add([=, function = depthwise ? int8_.depthwise : int8_.convolve](const Memories& memories, int threads) {
+        const auto function = kernel == Int8Kernel::depthwise  ? int8_.depthwise
+                              : kernel == Int8Kernel::winograd ? int8_.winograd
+                                                               : int8_.convolve;
+        add([=](const Memories& memories, int threads) {
             Requantization placed = after;
             placed.residual = residual.bytes_in(memories);
             function(shape, input.bytes_in(memories), zero, weights, placed,

@@ -136,7 +136,7 @@ struct ByteProduct {
             for (int row = 0; row < count; ++row)
 #pragma GCC unroll 2
                 for (int half = 0; half < vectors; ++half)
-                    to[half].template store<decltype(with_residual)::value>(sums[row][half], row);
+                    to[half].template store<decltype(with_residual)::value>(to_floats(sums[row][half]), row);
         };
         after.residual ? store(std::true_type{}) : store(std::false_type{});
     }

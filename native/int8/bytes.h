@@ -90,13 +90,9 @@ ALWAYS_INLINE Bytes to_bytes(Vector numbers) {
 #endif
 }
 
-// To each sum, the products of the numbers in its place of `factors` with those of `weights`.
-ALWAYS_INLINE Ints add_products(Ints sums, Ints factors, Ints weights) {
-#if defined(__AVX512VNNI__)
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)factors, (__m512i)weights);
-#elif defined(__AVXVNNI__)
-    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)factors, (__m256i)weights);
-#elif defined(__AVX512BW__)
+// To each sum, the products of the two shorts in its place.
+ALWAYS_INLINE Ints add_products_of_shorts(Ints sums, Ints factors, Ints weights) {
+#if defined(__AVX512BW__)
     return sums + (Ints)_mm512_madd_epi16((__m512i)factors, (__m512i)weights);
 #elif defined(__AVX2__)
     return sums + (Ints)_mm256_madd_epi16((__m256i)factors, (__m256i)weights);
@@ -104,6 +100,17 @@ ALWAYS_INLINE Ints add_products(Ints sums, Ints factors, Ints weights) {
     return sums + (Ints)_mm_madd_epi16((__m128i)factors, (__m128i)weights);
 #else
     return sums + ((factors << 16) >> 16) * ((weights << 16) >> 16) + (factors >> 16) * (weights >> 16);
+#endif
+}
+
+// To each sum, the products of the numbers in its place of `factors` with those of `weights`.
+ALWAYS_INLINE Ints add_products(Ints sums, Ints factors, Ints weights) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)factors, (__m512i)weights);
+#elif defined(__AVXVNNI__)
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)factors, (__m256i)weights);
+#else
+    return add_products_of_shorts(sums, factors, weights);
 #endif
 }
 

@@ -98,7 +98,7 @@ struct Pass {
         }
         const auto store = [&](auto with_residual) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-            for (int one = 0; one < count; ++one) to.template store<decltype(with_residual)::value>(sums[one], one);
+            for (int one = 0; one < count; ++one) to.template store<decltype(with_residual)::value>(to_floats(sums[one]), one);
         };
         after.residual ? store(std::true_type{}) : store(std::false_type{});
     }

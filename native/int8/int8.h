@@ -16,6 +16,8 @@ struct Affine {
     float scale = 1, shift = 0;
 };
 
+enum class Int8Kernel { direct, winograd, depthwise };
+
 // What becomes of the integer sum of a result:
 // stored(activation(scale · sum + shift + real(residual))), clamped to [low, high], rounded if it is stored in 8 bits.
 // Arrays have a number for each output channel, padded to whole panels.
@@ -67,11 +69,19 @@ struct Int8 {
     std::ptrdiff_t panel_width;        // output channels whose weights are interleaved
     std::ptrdiff_t channel_width;      // channels that the depthwise kernel computes together
     std::ptrdiff_t numbers_per_factor;  // consecutive weights side by side: four of 8 bits, or two of 16 bits
+    std::ptrdiff_t winograd_inputs;     // channels whose products `winograd` sums in 32 bits, from the first on
 
     // `zero`: the number in the padding. Weights: (panel, tap in y, factor of consecutive (tap in x, input), output in panel,
     // element of the factor), padded with zeros.
     void (*convolve)(const Window&, const std::uint8_t* input, std::uint8_t zero, const void* weights, const Requantization&,
                      void* output, int threads);
+
+    // The same for 3×3 with stride and dilation 1, and a multiple of `numbers_per_factor` channels. `start` is not read.
+    void (*winograd)(const Window&, const std::uint8_t* input, std::uint8_t zero, const void* weights,
+                     const Requantization&, void* output, int threads);
+
+    // Whether `winograd` is faster than `convolve`, by an estimate from the sizes.
+    bool (*winograd_is_faster)(const Window&);
 
     // One filter for each channel. Weights: (channels / channel_width, tap in y, factor of taps in x, channel, element).
     void (*depthwise)(const Window&, const std::uint8_t* input, std::uint8_t zero, const void* weights,
@@ -87,12 +97,16 @@ struct Int8 {
     std::ptrdiff_t int8_panel_width();                                                                                \
     std::ptrdiff_t int8_channel_width();                                                                              \
     std::ptrdiff_t int8_numbers_per_factor();                                                                         \
+    std::ptrdiff_t int8_winograd_inputs();                                                                            \
     void int8_convolve(const Window&, const std::uint8_t*, std::uint8_t, const void*, const Requantization&, void*, int);  \
+    void int8_winograd(const Window&, const std::uint8_t*, std::uint8_t, const void*, const Requantization&, void*, int);  \
+    bool int8_winograd_is_faster(const Window&);                                                                      \
     void int8_depthwise(const Window&, const std::uint8_t*, std::uint8_t, const void*, const Requantization&, void*, int); \
     void int8_pool(const Window&, const BytePooling&, const std::uint8_t*, std::uint8_t*, int);                       \
     void int8_elementwise(const Strided&, const ByteOperation&, const Operand&, const Operand&, void*, int);          \
     inline Int8 int8_functions() {                                                                                    \
-        return {int8_panel_width(), int8_channel_width(), int8_numbers_per_factor(), int8_convolve, int8_depthwise,   \
+        return {int8_panel_width(), int8_channel_width(), int8_numbers_per_factor(), int8_winograd_inputs(),          \
+                int8_convolve,      int8_winograd,        int8_winograd_is_faster,   int8_depthwise,                  \
                 int8_pool,          int8_elementwise};                                                                \
     }                                                                                                                 \
     }

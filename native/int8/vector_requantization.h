@@ -34,24 +34,25 @@ struct VectorRequantization {
           residual(after.residual ? after.residual + pixel * residual_step + channel : nullptr),
           output(static_cast<Byte*>(output) + (pixel * step + channel) * (after.to_float ? sizeof(float) : 1)) {}
 
-    // The result `x` pixels to the right, of one pass.
+    // The result `x` pixels further on, of one pass.
     template <bool with_residual>
-    ALWAYS_INLINE void store(Ints sum, Index x) const {
-        Vector result = to_floats(sum) * scale + shift;
+    ALWAYS_INLINE void store(Vector sum, Index x) const {
+        Vector result = sum * scale + shift;
         if constexpr (with_residual) result += to_floats(load_bytes(residual + x * residual_step, count)) * real.scale;
         store_bytes(output + x * step, to_bytes(clamp(result, low, high)), count);
     }
 
-    // The second pass of two, for `pixels` pixels side by side, the first `x` to the right; their sums are `between` apart.
-    [[gnu::noinline]] void finish(const Requantization& after, const std::int32_t* sums, Index between, Index pixels,
-                                  Index x) const {
+    // The second pass of two, for `pixels` pixels side by side, the first `x` further on; their sums are `between` apart.
+    template <class Sum>
+    [[gnu::noinline]] void finish(const Requantization& after, const Sum* sums, Index between, Index pixels, Index x) const {
+        using Sums = std::conditional_t<std::is_same_v<Sum, float>, Vector, Ints>;
         const bool multiply = after.multiply, last = after.residual_last, to_float = after.to_float;
         const float slope = after.slope;
         const Affine stored = after.stored;
         with_activation(after.activation, [&](auto chosen) __attribute__((always_inline)) {
             const VectorRequantization self = *this;
             for (Index pixel = 0; pixel < pixels; ++pixel) {
-                Vector result = to_floats(load_as<Ints>(sums + pixel * between)) * self.scale + self.shift, other{};
+                Vector result = __builtin_convertvector(load_as<Sums>(sums + pixel * between), Vector) * self.scale + self.shift, other{};
                 if (self.residual)
                     other = to_floats(load_bytes(self.residual + (x + pixel) * self.residual_step, self.count)) *
                                 self.real.scale + self.real.shift;

@@ -26,6 +26,20 @@ struct Second {
 ALWAYS_INLINE void store(First* to, Vector vector) { store(&to->pair, bf16_bits(vector)); }
 ALWAYS_INLINE void store(Second* to, Vector vector) { store(&to->pair, load(&to->pair) | bf16_bits(vector) << 16); }
 
+// The addresses of the pixels of the tile that begins at pixel (y, x); `zeros` for those outside the image, and behind
+// `height` rows or `width` columns of the tile.
+template <int size, class Number>
+void locate_pixels(const Images<Number>& from, Index image, Index y, Index x, Index height, Index width,
+                   const Number* (&pixel)[size][size]) {
+    for (Index i = 0; i < size; ++i)
+        for (Index j = 0; j < size; ++j) {
+            const bool inside = i < height && j < width && y + i >= 0 && y + i < from.height && x + j >= 0 &&
+                                x + j < from.width;
+            pixel[i][j] = inside ? from.pixels + ((image * from.height + y + i) * from.width + x + j) * from.step
+                                 : from.zeros;
+        }
+}
+
 // Transforms the tile that begins at pixel (y, x), with as many rows and columns as the matrix has columns. For the
 // channels from `lanes` · group on, number `frequency` is stored at place(group) + frequency · stride. Pixels outside the
 // image, and those behind `height` rows or `width` columns of the tile, count as zero.
@@ -34,13 +48,7 @@ void transform_tile(const Images<Number>& from, Index image, Index y, Index x, I
                  Place place) {
     constexpr int size = matrix.columns;
     const Number* pixel[size][size];
-    for (Index i = 0; i < size; ++i)
-        for (Index j = 0; j < size; ++j) {
-            const bool inside = i < height && j < width && y + i >= 0 && y + i < from.height && x + j >= 0 &&
-                                x + j < from.width;
-            pixel[i][j] = inside ? from.pixels + ((image * from.height + y + i) * from.width + x + j) * from.step
-                                 : from.zeros;
-        }
+    locate_pixels(from, image, y, x, height, width, pixel);
     const Index groups = ceil_div(from.channels, lanes), rest = from.channels % lanes;
     for (Index group = 0; group < groups; ++group) {
         // Prefetches the pixels of the tile after the next. Without it, the transform waits for memory, and passes over large

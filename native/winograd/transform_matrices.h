@@ -13,6 +13,9 @@
 // Here n = 6 and the points are 0, ±5/8, ±3/2, ∞, with half the rounding error of the usual 0, ±1, ±2, ∞. F(4,3), with
 // m = 4 outputs of r = 3 taps, and F(3,4), for the weight gradient, use the same points and so the same Bᵀ. F(3,3), for
 // tiles of m = 3 outputs, is contained in F(4,3): without the last output, row ∞ is not used.
+//
+// With the usual points, Bᵀ is integer, and so is G if its divisions are moved to Aᵀ: 8-bit numbers and weights are
+// transformed without rounding.
 #pragma once
 
 namespace svertka::winograd {
@@ -37,11 +40,16 @@ struct Fraction {
     constexpr Fraction operator/(Fraction o) const { return {above * o.below, below * o.above}; }
     constexpr bool operator==(const Fraction&) const = default;
     constexpr explicit operator float() const { return static_cast<float>(static_cast<double>(above) / below); }
+    constexpr explicit operator short() const { return static_cast<short>(above / below); }
 };
 
 constexpr int points = 6;        // n
 constexpr int infinity = 5;      // the index of ∞
-constexpr Fraction finite[] = {{0}, {5, 8}, {-5, 8}, {3, 2}, {-3, 2}};  // opposite points are neighbors
+
+struct Points {
+    Fraction finite[infinity];  // opposite points are neighbors
+};
+constexpr Points accurate{{{0}, {5, 8}, {-5, 8}, {3, 2}, {-3, 2}}}, whole{{{0}, {1}, {-1}, {2}, {-2}}};
 
 template <int height, int width>
 struct Matrix {
@@ -57,13 +65,13 @@ constexpr Fraction power(Fraction base, int exponent) {
 
 // Values of a polynomial with `taps` coefficients: G, or with `divided` false the transpose of A.
 template <int taps>
-constexpr Matrix<points, taps> evaluation(bool divided) {
+constexpr Matrix<points, taps> evaluation(const Points& at, bool divided) {
     Matrix<points, taps> result{};
     for (int p = 0; p < infinity; ++p) {
         Fraction divisor{1};
         for (int q = 0; q < infinity; ++q)
-            if (divided && q != p) divisor = divisor * (finite[p] - finite[q]);
-        for (int k = 0; k < taps; ++k) result.at[p][k] = power(finite[p], k) / divisor;
+            if (divided && q != p) divisor = divisor * (at.finite[p] - at.finite[q]);
+        for (int k = 0; k < taps; ++k) result.at[p][k] = power(at.finite[p], k) / divisor;
     }
     result.at[infinity][taps - 1] = {1};
     return result;
@@ -78,37 +86,60 @@ constexpr Matrix<width, height> transpose(Matrix<height, width> matrix) {
 }
 
 // Bᵀ: row p holds the coefficients of Π (x − q) over the finite points q other than p.
-constexpr Matrix<points, points> interpolation() {
+constexpr Matrix<points, points> interpolation(const Points& at) {
     Matrix<points, points> result{};
     for (int p = 0; p < points; ++p) {
         Fraction* row = result.at[p];
         row[0] = {1};
         for (int q = 0; q < infinity; ++q) {
             if (q == p) continue;
-            for (int k = points - 1; k >= 0; --k) row[k] = (k ? row[k - 1] : Fraction{0}) - finite[q] * row[k];
+            for (int k = points - 1; k >= 0; --k) row[k] = (k ? row[k - 1] : Fraction{0}) - at.finite[q] * row[k];
         }
     }
     return result;
 }
 
-constexpr auto data_matrix = interpolation();                            // Bᵀ
-constexpr auto weight_matrix = evaluation<3>(true);                      // G of F(4,3): the weights
-constexpr auto output_matrix = transpose(evaluation<4>(false));         // Aᵀ of F(4,3): 4 outputs
-constexpr auto gradient_matrix = evaluation<4>(true);                    // G of F(3,4): a tile of the gradient
-constexpr auto weight_gradient_matrix = transpose(evaluation<3>(false));  // Aᵀ of F(3,4): 3 taps
+constexpr auto data_matrix = interpolation(accurate);                              // Bᵀ
+constexpr auto weight_matrix = evaluation<3>(accurate, true);                       // G of F(4,3): the weights
+constexpr auto output_matrix = transpose(evaluation<4>(accurate, false));           // Aᵀ of F(4,3): 4 outputs
+constexpr auto gradient_matrix = evaluation<4>(accurate, true);                     // G of F(3,4): a tile of the gradient
+constexpr auto weight_gradient_matrix = transpose(evaluation<3>(accurate, false));  // Aᵀ of F(3,4): 3 taps
+
+// The same for F(4,3) of integers, with the divisions in Aᵀ.
+constexpr auto whole_data_matrix = interpolation(whole);
+constexpr auto whole_weight_matrix = evaluation<3>(whole, false);
+constexpr auto divided_output_matrix = transpose(evaluation<4>(whole, true));
 
 // Whether Aᵀ [(G g) ⊙ (Bᵀ d)] is the correlation, in exact fractions.
 template <int outputs, int taps>
-constexpr bool correlates(const Matrix<outputs, points>& output, const Matrix<points, taps>& weight) {
+constexpr bool correlates(const Matrix<outputs, points>& output, const Matrix<points, taps>& weight,
+                          const Matrix<points, points>& data) {
     for (int k = 0; k < outputs; ++k)
         for (int j = 0; j < taps; ++j)
             for (int i = 0; i < points; ++i) {
                 Fraction sum{0};
-                for (int p = 0; p < points; ++p) sum = sum + output.at[k][p] * weight.at[p][j] * data_matrix.at[p][i];
+                for (int p = 0; p < points; ++p) sum = sum + output.at[k][p] * weight.at[p][j] * data.at[p][i];
                 if (!(sum == Fraction{i == k + j})) return false;
             }
     return true;
 }
-static_assert(correlates(output_matrix, weight_matrix) && correlates(weight_gradient_matrix, gradient_matrix));
+static_assert(correlates(output_matrix, weight_matrix, data_matrix));
+static_assert(correlates(weight_gradient_matrix, gradient_matrix, data_matrix));
+static_assert(correlates(divided_output_matrix, whole_weight_matrix, whole_data_matrix));
+
+// The largest sum of a row's numbers, all taken as positive.
+template <int height, int width>
+constexpr Fraction largest_row(const Matrix<height, width>& matrix) {
+    Fraction largest{0};
+    for (int i = 0; i < height; ++i) {
+        Fraction sum{0};
+        for (int j = 0; j < width; ++j) sum = sum + (matrix.at[i][j].above < 0 ? Fraction{-1} : Fraction{1}) * matrix.at[i][j];
+        if ((largest - sum).above < 0) largest = sum;
+    }
+    return largest;
+}
+constexpr Fraction largest_data = largest_row(whole_data_matrix), largest_weight = largest_row(whole_weight_matrix);
+static_assert((largest_data * largest_data * Fraction{255} - Fraction{32767}).above <= 0, "transformed numbers have 16 bits");
+static_assert((largest_weight * largest_weight * Fraction{128} - Fraction{32767}).above <= 0, "and so have weights");
 
 }  // namespace svertka::winograd

@@ -18,16 +18,17 @@ ALWAYS_INLINE void unrolled(Body body) {
     (std::make_integer_sequence<int, count>{});
 }
 
-// Row `row` of `matrix` times `from`, over columns first, first + step, …; zeros and ones take no multiplication.
-template <const auto& matrix, int row, int first, int step>
-ALWAYS_INLINE Vector dot(const Vector* from) {
-    Vector sum{};
+// Row `row` of `matrix` times `from`, over columns first, first + step, …; zeros and ones take no multiplication. Vectors
+// consist of floats, or of shorts if the matrix is integer.
+template <const auto& matrix, int row, int first, int step, class Numbers>
+ALWAYS_INLINE Numbers dot(const Numbers* from) {
+    Numbers sum{};
     bool begun = false;
     unrolled<(matrix.columns - first + step - 1) / step>([&](auto index) __attribute__((always_inline)) {
         constexpr int column = first + index * step;
-        constexpr float factor{matrix.at[row][column]};
+        constexpr std::remove_cvref_t<decltype(from[0][0])> factor{matrix.at[row][column]};
         if constexpr (factor != 0) {
-            const Vector term = factor == 1 ? from[column] : factor * from[column];
+            const Numbers term = factor == 1 ? from[column] : factor * from[column];
             sum = begun ? sum + term : term;
             begun = true;
         }
@@ -36,12 +37,12 @@ ALWAYS_INLINE Vector dot(const Vector* from) {
 }
 
 // `matrix` (points × anything) times `from`. The rows of opposite points differ only in the sign of their odd columns.
-template <const auto& matrix>
-ALWAYS_INLINE void to_points(const Vector* from, Vector* to) {
+template <const auto& matrix, class Numbers>
+ALWAYS_INLINE void to_points(const Numbers* from, Numbers* to) {
     to[0] = dot<matrix, 0, 0, 1>(from);
     unrolled<2>([&](auto pair) __attribute__((always_inline)) {
         constexpr int row = 1 + 2 * pair;
-        const Vector even = dot<matrix, row, 0, 2>(from), odd = dot<matrix, row, 1, 2>(from);
+        const Numbers even = dot<matrix, row, 0, 2>(from), odd = dot<matrix, row, 1, 2>(from);
         to[row] = even + odd;
         to[row + 1] = even - odd;
     });
@@ -55,7 +56,7 @@ ALWAYS_INLINE void from_points(const Vector* from, Vector* to) {
     const Vector odd[] = {{}, from[1] - from[2], {}, from[3] - from[4], {}, from[winograd::infinity]};
     unrolled<matrix.rows>([&](auto row) __attribute__((always_inline)) {
         Vector sum = dot<matrix, row, 1, 2>(row % 2 ? odd : even);
-        if constexpr (row == 0) sum += from[0];  // 0⁰ = 1, and higher powers of 0 are 0
+        if constexpr (row == 0) sum += dot<matrix, 0, 0, winograd::points>(from);  // 0⁰ = 1, and higher powers of 0 are 0
         to[row] = sum;
     });
 }
@@ -64,21 +65,22 @@ ALWAYS_INLINE void from_points(const Vector* from, Vector* to) {
 template <const auto& matrix, class Load, class Store>
 ALWAYS_INLINE void transform(Load load, Store store) {
     constexpr int width = matrix.columns, height = matrix.rows;
-    const auto apply = [](const Vector* from, Vector* to) __attribute__((always_inline)) {
+    using Numbers = decltype(load(std::integral_constant<int, 0>{}, std::integral_constant<int, 0>{}));
+    const auto apply = [](const Numbers* from, Numbers* to) __attribute__((always_inline)) {
         if constexpr (height == winograd::points)
             to_points<matrix>(from, to);
         else
             from_points<matrix>(from, to);
     };
-    Vector middle[height][width];
+    Numbers middle[height][width];
     unrolled<width>([&](auto column) __attribute__((always_inline)) {
-        Vector from[width], to[height];
+        Numbers from[width], to[height];
         unrolled<width>([&](auto i) __attribute__((always_inline)) { from[i] = load(i, column); });
         apply(from, to);
         unrolled<height>([&](auto i) __attribute__((always_inline)) { middle[i][column] = to[i]; });
     });
     unrolled<height>([&](auto row) __attribute__((always_inline)) {
-        Vector to[height];
+        Numbers to[height];
         apply(middle[row], to);
         unrolled<height>([&](auto j) __attribute__((always_inline)) { store(row, j, to[j]); });
     });

@@ -81,12 +81,31 @@ def drawn_convolution(choose: random.Random) -> tuple[FusedConvolution, list[int
     return step, [choose.randint(1, 3), ins, *sides], [outs, ins // groups, *taps], size
 
 
-def test_convolutions_are_those_of_integers(instructions: str, large_count: Callable[[int, int], int]) -> None:
+def drawn_winograd_convolution(choose: random.Random) -> tuple[FusedConvolution, list[int], list[int], list[int]]:
+    """A convolution for Winograd kernels, and the same sizes."""
+    ins = choose.choice((4, 8, 12, 16, 28, 32, 36, 60, 64, 68, 128, 132, 260))
+    outs = choose.choice((1, 3, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 130))
+    padding = choose.randint(0, 3), choose.randint(0, 3)
+    sides = [max(1, 3 - 2 * pad) + choose.choice((0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 25)) for pad in padding]
+    size = [side + 2 * pad - 2 for side, pad in zip(sides, padding, strict=True)]
+    residual = choose.choice((None, None, 2))
+    step = FusedConvolution(
+        0, 1, "weight", "bias", (1, 1), padding, (1, 1), 1, choose.choice((UNBOUNDED, (0.0, math.inf))), residual,
+        activation=choose.choice(("NONE", "NONE", "NONE", "SILU")), weight_scale="scale",
+        multiply=residual is not None and choose.random() < 0.3, residual_last=choose.random() < 0.3,
+    )  # fmt: skip
+    return step, [choose.choice((1, 1, 2, 3, 5)), ins, *sides], [outs, ins, 3, 3], size
+
+
+@pytest.mark.parametrize("winograd", [False, True], ids=["direct", "winograd"])
+def test_convolutions_are_those_of_integers(
+    instructions: str, large_count: Callable[[int, int], int], *, winograd: bool
+) -> None:
     kernels, different, all_results = native_support.kernels, 0, 0
     for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
-        step, shape, of_weight, size = drawn_convolution(choose)
+        step, shape, of_weight, size = (drawn_winograd_convolution if winograd else drawn_convolution)(choose)
         before, of_residual = drawn_quantization(choose), drawn_quantization(choose)
         after = None if choose.random() < 0.2 else drawn_quantization(choose)
         x = torch.randint(0, 256, shape)
@@ -102,6 +121,8 @@ def test_convolutions_are_those_of_integers(instructions: str, large_count: Call
             target, third = fenced_bytes(torch.zeros(residual.numel()), at_end=at_end)
         numbers = Fenced(packed.numbers, at_end=at_end).numbers.view(packed.numbers.shape)
         depthwise = packed.kernel == "int8-depthwise"
+        assert packed.winograd >= winograd
+        kernel = kernels.Int8Kernel["DEPTHWISE" if depthwise else "WINOGRAD" if winograd else "DIRECT"]
         groups = 1 if depthwise else step.groups
         reads, writes = shape[1] // groups, of_weight[0] // groups
         axes = [
@@ -115,7 +136,7 @@ def test_convolutions_are_those_of_integers(instructions: str, large_count: Call
         for group in range(groups):
             added = kernels.Place(-1 if step.residual is None else 2, second + group * writes), of_weight[0]
             program.add_int8_convolution(
-                window, depthwise, kernels.Place(0, first + group * reads), before.zero_point,
+                window, kernel, kernels.Place(0, first + group * reads), before.zero_point,
                 numbers if depthwise else numbers[group],
                 make_requantization(step, packed, group, [scale, bias], quantizations, added),
                 kernels.Place(1, third + group * writes),
@@ -136,6 +157,52 @@ def test_convolutions_are_those_of_integers(instructions: str, large_count: Call
         assert off.max() <= 1, f"seed {seed}: off by {int(off.max())}"
         different, all_results = different + int((off > 0)[~ties].sum()), all_results + off.numel()
     assert different < 1e-4 * all_results  # only ties are rounded otherwise
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_winograd_fit_in_32_bits(instructions: str, sign: int) -> None:
+    """With the images whose transformed numbers are the largest, and as many inputs as the rule allows."""
+    step = FusedConvolution(0, 1, "weight", None, (1, 1), (0, 0), (1, 1), 1, weight_scale="scale")
+    weight = torch.full((1, 128, 3, 3), 127 * sign, dtype=torch.int8)
+    weight[:, :, 1] *= -1  # a kernel with large differences between lines
+    counts = [count for count in range(4, 129, 4) if PackedInt8Weights.of(step, weight[:, :count]).winograd]
+    assert 4 <= max(counts) < 128
+    kernels, before = native_support.kernels, Quantization.covering(0, 255)
+    weight = weight[:, : max(counts)]
+    packed, scale = PackedInt8Weights.of(step, weight), torch.ones(1)
+    after = make_requantization(step, packed, 0, [scale, None], [before, None, None], (place(-1), 0))
+    axis, one = kernels.WindowAxis(6, 4, 3, 1, 0, 1), torch.tensor(kernels.INT8_WINOGRAD_MATRICES[0]).sign()
+    window = kernels.Window(1, max(counts), 1, axis, axis, max(counts), 1)
+    program = kernels.Program()
+    program.add_int8_convolution(window, kernels.Int8Kernel.WINOGRAD, place(0), 0, packed.numbers[0], after, place(1))
+    for row in one:
+        for column in one:
+            pixels = torch.where(torch.outer(row, column) * sign > 0, 255, 0)
+            x, target = pixels[..., None].expand(6, 6, max(counts)).to(torch.uint8).contiguous(), torch.zeros(16)
+            program.run([x.flatten().view(torch.float32), target], 0, 1, 1)
+            exact = F.conv2d(x.permute(2, 0, 1)[None].double(), weight.double())
+            torch.testing.assert_close(target.double(), exact.flatten(), rtol=0, atol=2.0**31 * 1e-6)
+
+
+def test_winograd_is_refused_where_sums_may_overflow() -> None:
+    step = FusedConvolution(0, 1, "weight", None, (1, 1), (0, 0), (1, 1), 1, weight_scale="scale")
+    assert not PackedInt8Weights.of(step, torch.full((1, 512, 3, 3), 127, dtype=torch.int8)).winograd
+    typical, _ = quantize_weights(torch.randn(64, 512, 3, 3))
+    assert PackedInt8Weights.of(step, typical).winograd
+    assert not PackedInt8Weights.of(step, typical, strict=True).winograd
+
+
+def test_winograd_is_chosen_where_it_takes_less_work() -> None:
+    def is_faster(side: int, channels: int, batch: int = 1) -> bool:
+        axis = native_support.kernels.WindowAxis(side, side, 3, 1, 1, 1)
+        window = native_support.kernels.Window(batch, channels, channels, axis, axis, channels, channels)
+        return native_support.kernels.int8_winograd_is_faster(window)
+
+    assert is_faster(112, 128)
+    assert is_faster(28, 512)
+    assert is_faster(7, 512, batch=64)  # the transformed weights serve more tiles
+    assert not is_faster(7, 512)
+    assert not is_faster(2, 64)
 
 
 def test_pools_are_those_of_integers(instructions: str, large_count: Callable[[int, int], int]) -> None:
@@ -243,7 +310,7 @@ def test_a_tensor_that_does_not_fit_is_refused() -> None:
 
     def add(weights: Tensor, zero: int = 0) -> "native_support.kernels.Program":
         program = kernels.Program()
-        program.add_int8_convolution(window, False, place(0), zero, weights, after, place(1))
+        program.add_int8_convolution(window, kernels.Int8Kernel.DIRECT, place(0), zero, weights, after, place(1))
         return program
 
     with pytest.raises(ValueError, match="weights holds"):

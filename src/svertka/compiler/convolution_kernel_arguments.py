@@ -123,6 +123,7 @@ class ConvolutionKernels:
         depthwise = packed.kernel == "int8-depthwise"
         groups = 1 if depthwise else step.groups
         window = make_window(step, packed.shape[2:], before, after, (x.step, result.step), groups)
+        kernel = native_support.kernels.Int8Kernel.DEPTHWISE if depthwise else packed.choose_kernel(window)
         tensors = [None if name is None else self.fused.tensors[name] for name in (step.weight_scale, step.bias)]
         found = [
             None if value is None else self.fused.quantizations.get(value)
@@ -134,7 +135,7 @@ class ConvolutionKernels:
             numbers = packed.numbers if depthwise else packed.numbers[group]
             place = residual.place(group * writes), residual.step
             program.add_int8_convolution(
-                window, depthwise, x.place(group * reads), zero, numbers,
+                window, kernel, x.place(group * reads), zero, numbers,
                 make_requantization(step, packed, group, tensors, found, place), result.place(group * writes),
             )  # fmt: skip
 

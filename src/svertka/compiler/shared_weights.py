@@ -82,7 +82,7 @@ def pack_layer(
         strict: Whether to exclude Winograd kernels.
     """
     if step.weight_scale is not None:
-        return PackedInt8Weights.of(step, weight)
+        return PackedInt8Weights.of(step, weight, strict=strict)
     return PackedWeights.of(step, weight, dense=dense, strict=strict)
 
 

@@ -330,6 +330,17 @@ def panel_width() -> int: ...
 def int8_panel_width() -> int: ...
 def int8_channel_width() -> int: ...
 def int8_numbers_per_factor() -> int: ...
+def int8_winograd_inputs() -> int: ...
+def int8_winograd_is_faster(shape: Window) -> bool: ...
+
+INT8_WINOGRAD_MATRICES: tuple[list[list[int]], list[list[int]]]  # for 6 pixels, and for 3 taps
+
+class Int8Kernel(Enum):
+    """A kernel of convolutions of 8-bit maps."""
+
+    DIRECT = 0
+    WINOGRAD = 1
+    DEPTHWISE = 2
 
 class Requantization:
     """What becomes of the integer sum of a result, in 8 bits or as a float; pairs are a scale and a shift.
@@ -436,7 +447,7 @@ class Program:
     def add_int8_convolution(
         self,
         shape: Window,
-        depthwise: bool,
+        kernel: Int8Kernel,
         input: Place,  # noqa: A002 - the kernels' own name
         zero: int,
         weights: Tensor,
