@@ -345,7 +345,18 @@ def reloaded() -> Callable[[Any, Callable[[], Any]], Any]:
     return reload
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def layout_shift() -> Callable[[Any], float]:
+    """How far the content of the page in a tab has moved by itself (cumulative layout shift, 0 to 1)."""
+    script = """new Promise(done => { let sum = 0;
+        new PerformanceObserver(list => {
+            for (const one of list.getEntries()) if (!one.hadRecentInput) sum += one.value;
+        }).observe({type: 'layout-shift', buffered: true});
+        setTimeout(() => done(sum), 200) })"""
+    return lambda tab: float(tab.evaluate(script))
+
+
+@pytest.fixture(scope="session")
 def first_paint() -> Callable[[Any], float]:
     """When the page in a tab was first painted, milliseconds after it was asked for."""
     # Not wait_for_function, which a page's policy forbids: it evaluates text.
@@ -372,16 +383,62 @@ def axe_violations() -> Callable[[Any], list[str]]:
     return violations
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cut_texts() -> Callable[[Any], list[str]]:
     """Of the visible elements with text in a tab: how the text of those begins whose box cuts it off."""
     script = """[...document.querySelectorAll('body *')].filter(one => one.checkVisibility()
-        && !one.closest('.unseen, svg')
+        && !one.closest('.unseen, .whole, svg')
         && [...one.childNodes].some(node => (node.nodeType === 3 && node.data.trim()) || node.localName === 'bdi')
         && ['hidden', 'clip'].includes(getComputedStyle(one).overflowX)
         && (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1))
         .map(one => one.textContent.trim().slice(0, 60))"""
     return lambda tab: list(tab.evaluate(script))
+
+
+@pytest.fixture(scope="session")
+def layout_faults(cut_texts: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
+    """What displeases in a tab: cut or overlapping texts, what is wider than the window, missing captions, …"""
+    script = """() => {
+        const faults = [];
+        const shown = selector => [...document.querySelectorAll(selector)].filter(one => one.checkVisibility());
+        const say = (what, one) => faults.push(`${what}: ${one.outerHTML.slice(0, 100)}`);
+        const root = document.documentElement;
+        if (root.scrollWidth > root.clientWidth) faults.push(`${root.scrollWidth} pixels wide`);
+        for (const one of shown('main *')) {
+            const box = one.getBoundingClientRect();
+            const isInside = box.right <= innerWidth + 1 || one.closest('.scroll, .strip, svg, .unseen, .whole');
+            if (!isInside) say('beyond the edge', one);
+            const { overflowX, backgroundImage } = getComputedStyle(one);
+            const scrolls = one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(overflowX);
+            if (scrolls && !backgroundImage.includes('gradient')) say('scrolls without a cue', one);
+        }
+        for (const one of shown('figure')) {
+            if (!one.querySelector('figcaption')?.textContent.trim()) say('no caption', one);
+        }
+        for (const one of shown('img')) if (one.complete && !one.naturalWidth) say('broken', one);
+        for (const cell of shown('th, td')) {
+            const range = document.createRange();
+            range.selectNodeContents(cell);
+            const [inner, outer] = [range, cell].map(one => one.getBoundingClientRect());
+            const isWide = inner.right > outer.right + 1 || inner.left < outer.left - 1;
+            const isHidden = cell.querySelector('.cut, .whole, .unseen') !== null;
+            if (inner.width && isWide && !isHidden) say('overlaps its neighbor', cell);
+        }
+        const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) {
+            const range = document.createRange();
+            const text = texts.currentNode;
+            range.selectNodeContents(text);
+            const isFigure = /^[\\d.,]+\\s%$/.test(text.data.trim()) && text.parentElement.checkVisibility();
+            const lines = new Set([...range.getClientRects()].map(one => one.top));
+            if (isFigure && lines.size > 1) faults.push(`broken over lines: ${text.data}`);
+        }
+        const first = document.querySelector('a, button, input, select, [tabindex="0"]');
+        const leads = first?.matches('a.skip[href="#main"]') && document.querySelector('main#main');
+        if (!leads) faults.push('no skip link');
+        return faults;
+    }"""
+    return lambda tab: [*(f"cut: {text}" for text in cut_texts(tab)), *tab.evaluate(script)]
 
 
 @pytest.fixture

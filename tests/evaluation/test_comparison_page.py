@@ -41,14 +41,14 @@ def test_it_opens_without_complaint_and_fits(opened: Opened, drawn: tuple[Path, 
 def test_axe_finds_no_violation(
     opened: Opened,
     axe_violations: Callable[[Any], list[str]],
-    cut_texts: Callable[[Any], list[str]],
+    layout_faults: Callable[[Any], list[str]],
     drawn: tuple[Path, Comparison],
     scheme: str,
     width: int,
 ) -> None:
     with opened(drawn[0], viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
         assert axe_violations(page) == []
-        assert cut_texts(page) == []
+        assert layout_faults(page) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -89,12 +89,32 @@ def test_axe_finds_no_violation(
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_names_of_usual_length_are_shown_whole(
-    opened: Opened, cut_texts: Callable[[Any], list[str]], pages: dict[str, Path], width: int
+def test_nothing_is_cut_or_overlaps(
+    opened: Opened, layout_faults: Callable[[Any], list[str]], pages: dict[str, Path], width: int
 ) -> None:
-    for name in ("two", "digits", "long"):
+    for name in ("two", "digits", "long", "hostile"):
         with opened(pages[name], viewport={"width": width, "height": 800}) as page:
-            assert cut_texts(page) == []
+            assert layout_faults(page) == []
+
+
+def test_a_long_name_is_shown_whole_when_it_is_focused(opened: Opened, pages: dict[str, Path]) -> None:
+    with opened(pages["hostile"], viewport={"width": 390, "height": 800}) as page:
+        name = page.locator("#classes .cut").first
+        short, whole = name.locator("bdi").all()
+        assert short.inner_text().startswith("<script>window")
+        assert "…" in short.inner_text()
+        assert len(whole.text_content()) > 800
+        name.focus()
+        assert not short.is_visible()
+        assert whole.bounding_box()["height"] > 100
+
+
+def test_long_tables_are_shown_whole_on_demand(opened: Opened, pages: dict[str, Path]) -> None:
+    with opened(pages["long"]) as page:
+        rows = page.locator("#classes tbody tr:visible")
+        assert rows.count() == 20
+        page.get_by_role("button", name="Show all 100 classes").press("Enter")
+        assert rows.count() == 100
 
 
 def test_a_table_wider_than_the_page_says_so(opened: Opened, pages: dict[str, Path]) -> None:
@@ -118,6 +138,12 @@ def test_paths_of_mistakes_can_be_copied(opened: Opened, pages: dict[str, Path])
         shown = page.locator("#mistakes .wall figure").count()
         page.locator("#mistakes summary").click()
         assert page.locator("#mistakes .paths li").count() == shown
+        page.locator("#mistakes .copy").press("Enter")
+        page.get_by_role("button", name="Copied").wait_for()
+        page.locator("#mistakes .paths ol").evaluate("list => { list.before(document.createElement('textarea')) }")
+        page.locator("#mistakes textarea").press("Control+V")
+        copied = page.locator("#mistakes textarea").input_value().split("\n")
+        assert copied == page.locator("#mistakes .paths li").all_text_contents()
         assert (
             page.locator("#mistakes .paths li").first.inner_text().startswith("album/holidays of the year 2024/digit ")
         )
@@ -185,9 +211,9 @@ def test_the_curves_are_read_out_by_keyboard_and_by_pointer(opened: Opened, page
 
 def test_the_matrix_is_read_out_by_keyboard_and_by_pointer(opened: Opened, pages: dict[str, Path]) -> None:
     with opened(pages["many"]) as page:
-        output = page.locator(".matrix output")
+        output = page.locator(".reading output")
         darkest = output.text_content()
-        page.locator("figure.matrix").focus()
+        page.locator(".matrix").focus()
         page.keyboard.press("ArrowRight")
         assert output.text_content() != darkest
         page.keyboard.press("Home")

@@ -134,6 +134,22 @@ def test_a_request_without_end_is_answered(server: Any, monkeypatch: pytest.Monk
     assert answer.headers["retry-after"]
 
 
+def test_a_slow_but_steady_request_is_not_cut_and_a_stalled_one_is(
+    server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("REQUEST_SECONDS", 0.3), ("STEADY_SECONDS", 0.3), ("STEADY_BYTES", 400)):
+        monkeypatch.setattr(connection_limits, name, value)
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+    for cut, status in ((0, 200), (len(jpeg) // 2, 503)):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+            sock.sendall(head)
+            step = len(jpeg) // 20
+            for at in range(0, len(jpeg) - cut, step):  # 1 s in all
+                sock.sendall(jpeg[at : min(at + step, len(jpeg) - cut)])
+                time.sleep(0.05)
+            assert server.read(sock).status == status
+
+
 @pytest.mark.parametrize("size", [20_000, 200_000, 2_000_000])
 @pytest.mark.parametrize("name", ["Cookie", "X-Anything", "Origin", "Authorization", "Accept"])
 def test_headers_that_are_too_long_are_answered(server: Any, name: str, size: int) -> None:

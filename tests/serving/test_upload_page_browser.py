@@ -164,7 +164,7 @@ def test_axe_finds_no_violation(
     server: Any,
     digit_folder: Path,
     axe_violations: Callable[[Any], list[str]],
-    cut_texts: Callable[[Any], list[str]],
+    layout_faults: Callable[[Any], list[str]],
     scheme: str,
     width: int,
 ) -> None:
@@ -181,7 +181,7 @@ def test_axe_finds_no_violation(
         answers.first.locator("details:not([hidden])").wait_for()
         answers.first.locator("summary").click()
     assert axe_violations(tab) == []
-    assert cut_texts(tab) == []
+    assert layout_faults(tab) == []
     context.close()
 
 

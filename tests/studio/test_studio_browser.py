@@ -106,7 +106,7 @@ def test_pictures_are_collected_moved_deleted_and_brought_back(
     browser: Any,
     photos: Path,
     axe_violations: Callable[[Any], list[str]],
-    cut_texts: Callable[[Any], list[str]],
+    layout_faults: Callable[[Any], list[str]],
 ) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
     tab = context.new_page()
@@ -134,8 +134,7 @@ def test_pictures_are_collected_moved_deleted_and_brought_back(
     tab.goto(f"{collecting}/collect#/cat")
     cells.nth(2).wait_for()
     assert axe_violations(tab) == []
-    assert cut_texts(tab) == []
-    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert layout_faults(tab) == []
     assert errors == []
     context.close()
     pets = tmp_path / "pets"
@@ -149,7 +148,7 @@ def test_from_an_empty_folder_to_a_shipped_classifier(
     browser: Any,
     shared_data: Path,
     axe_violations: Callable[[Any], list[str]],
-    cut_texts: Callable[[Any], list[str]],
+    layout_faults: Callable[[Any], list[str]],
 ) -> None:
     sources = {"cat": "cats-dogs/cat", "dog": "cats-dogs/dog", "raccoon": "raccoons/images"}
     pictures = {label: sorted((shared_data / path).iterdir())[:20] for label, path in sources.items()}
@@ -175,7 +174,7 @@ def test_from_an_empty_folder_to_a_shipped_classifier(
     studio.restart()
     tab.goto(f"{studio.url}/train")
     tab.locator("#training", has_text="pets-1: finished").wait_for(timeout=240_000)
-    tab.locator("#training figure.curves").wait_for()
+    tab.locator("#training .curves").wait_for()
 
     # Tried.
     tab.goto(f"{studio.url}/try")
@@ -227,8 +226,7 @@ def test_from_an_empty_folder_to_a_shipped_classifier(
             tab.set_viewport_size({"width": width, "height": 800})
             tab.goto(f"{studio.url}/{view}")
             assert axe_violations(tab) == [], view
-            assert cut_texts(tab) == [], view
-            assert tab.evaluate("document.documentElement.scrollWidth") == width, view
+            assert layout_faults(tab) == [], view
     assert errors == []
     context.close()
 
@@ -242,7 +240,7 @@ def test_a_stopped_server_leaves_a_training_that_continues(studio: Studio, brows
     tab.get_by_label("Network").fill("lenet5")
     tab.get_by_label("Epochs").fill("2000")
     tab.locator("#start .primary").click()
-    tab.locator("#training figure.curves").wait_for(timeout=120_000)
+    tab.locator("#training .curves").wait_for(timeout=120_000)
     studio.stop()
     assert (studio.folder.parent / "runs" / "pets-1" / "checkpoint" / "state.safetensors").exists()
     assert not (studio.folder.parent / "runs" / "pets-1" / ".lock").exists()

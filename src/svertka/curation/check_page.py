@@ -87,6 +87,8 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
         ],
         map=describe_map(dataset, labels, threads),
         command=format_command("check", findings.source, "--apply", "fixes.csv"),
+        names=dataset.names,
+        numbered=NUMBERED,
         facts=_facts(dataset, findings),
     )
     write_atomic(path, render_page(f"{PurePath(findings.source).name} – svertka", body, kind="check").encode())
@@ -109,7 +111,6 @@ def _facts(dataset: Dataset, findings: "Findings") -> dict[str, Any]:
         "names": names,
         "csv": [escape_csv_cell(name) for name in names],
         "key": f"svertka-check-{key}",
-        "numbered": NUMBERED,
     }
 
 
@@ -171,6 +172,8 @@ class _Images:
     def describe(self, card: _Card) -> dict[str, Any]:
         """Return what the template shows of a card."""
         suggested = "" if card.suggested is None else f", perhaps {card.suggested}"
+        names, number = self.dataset.names, int(self.dataset.labels[card.index])
+        likely = -1 if card.suggested is None else names.index(card.suggested)
         alt = f"{PurePath(card.path).name}: labeled {card.label}{suggested}"
         image = self.large[card.index]
         near = [pixels for one in card.neighbors if (pixels := self.small[one.index]) is not None]
@@ -180,8 +183,12 @@ class _Images:
             "alt": alt,
             "file": PurePath(card.path).name,
             "csv": self._csv_path(card.index),
-            "number": int(self.dataset.labels[card.index]),
-            "suggested": -1 if card.suggested is None else self.dataset.names.index(card.suggested),
+            "number": number,
+            "suggested": likely,
+            # Few classes have the same digits on every image; of many, each image offers its likely ones.
+            "offered": range(len(names))
+            if len(names) <= NUMBERED
+            else sorted({number, likely} - {-1}, key=number.__ne__),
             "image": None if image is None else render_image(image, SIDE, alt),
             "strip": render_strip(near, THUMBNAIL, strip_alt) if near else Markup(),
         }

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from svertka.pages.templates import escape, render_template
+from svertka.pages.templates import render_template
 
 # Files of pages/static/ that each kind of page contains, in their order.
 _STYLES = {
@@ -46,11 +46,6 @@ _SCRIPTS = {
     "studio-understand": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-choose-run.js"),
     "studio-ship": ("base.js", "dom.js", "htmx.min.js", "studio.js", "studio-choose-run.js"),
 }
-
-
-def bidi_isolate(text: str) -> Markup:
-    """Return `text` as an HTML element that does not affect the direction of the text around it."""
-    return Markup("<bdi>{}</bdi>").format(escape(text))
 
 
 def render_page(

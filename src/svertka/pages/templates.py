@@ -9,13 +9,17 @@ from markupsafe import Markup
 
 from svertka.escaping import replace_forbidden_characters
 from svertka.pages.number_format import count_with_noun, format_brief, format_percent, format_three_digits
+from svertka.pages.truncated_name import truncate_name
+from svertka.text_width import shorten
 
 FILTERS = {
     "brief": format_brief,
     "count": count_with_noun,
     "integer": "{:,}".format,
+    "name": truncate_name,
     "number": format_three_digits,
     "percent": format_percent,
+    "shorten": shorten,
 }
 
 

@@ -15,7 +15,10 @@ MAX_CONNECTIONS = 1024  # at a time; the next one is answered 503
 MAX_IDLE_CONNECTIONS = 128
 MIN_IDLE_SECONDS = 1.0
 HEADER_SECONDS = 10.0  # for the request line and the headers
-REQUEST_SECONDS = 60.0  # for a request and its response
+REQUEST_SECONDS = 60.0  # for a request and its response, unless its bytes keep moving:
+STEADY_SECONDS = 20.0  # beyond that time, at least STEADY_BYTES must move in each of these
+STEADY_BYTES = 160 << 10  # 8 KiB a second, a slow mobile connection
+WRITTEN_BYTES = 48 << 10  # that were sent when a paused response continues: asyncio's water marks are 64 and 16 KiB
 MAX_HEADER_BYTES = 16 << 10
 LINGER_SECONDS = 2.0  # that a connection stays open after its last response, so that the client can read it
 LINGER_BYTES = 8 << 20  # that are read and dropped meanwhile
@@ -27,6 +30,7 @@ class LimitedConnection(H11Protocol):
     _watch: asyncio.TimerHandle | None = None
     _in_request = False
     _since = 0.0  # start of the wait for a request
+    _moved = 0  # bytes that arrived or were sent since the last look at the time
     _lingering: int | None = None  # bytes that may still be dropped after the last response
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -61,11 +65,17 @@ class LimitedConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse `data`, or drop it after the last response."""
         if self._lingering is None:
+            self._moved += len(data)
             super().data_received(data)
             return
         self._lingering -= len(data)
         if self._lingering < 0:
             self.transport.abort()
+
+    def resume_writing(self) -> None:
+        """Continue a response that the client reads more slowly than it is made."""
+        self._moved += WRITTEN_BYTES
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the time limit."""
@@ -108,13 +118,15 @@ class LimitedConnection(H11Protocol):
     def _wait(self, seconds: float) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        self._since = self.loop.time()
+        self._since, self._moved = self.loop.time(), 0
         self._watch = self.loop.call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
         if self.transport.is_closing():
             return
-        if self._in_request:
+        if self._in_request and self._moved >= STEADY_BYTES:
+            self._wait(STEADY_SECONDS)
+        elif self._in_request:
             self._say(503, f"the request took longer than {REQUEST_SECONDS:.0f} seconds", {"Retry-After": "10"})
         elif self.conn.trailing_data[0]:
             self._say(408, f"the headers did not arrive within {HEADER_SECONDS:.0f} seconds")

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect, Request
 
 from svertka.malloc import give_back_freed_memory
+from svertka.serving.connection_limits import STEADY_BYTES
 from svertka.serving.http_error import HTTPError
 
 MAX_BODY_BYTES = 24 << 20  # of one body
 MAX_TOTAL_BYTES = 192 << 20  # of all bodies in memory
 TRIM_MIN_BYTES = 4 << 20  # freed bodies of this size are returned to the system; smaller ones are reused
 TRIM_DELAY_SECONDS = 2.0
-BODY_SECONDS = 20.0  # for one body to arrive
+BODY_SECONDS = 20.0  # for one body to arrive; if it may be slow, for each STEADY_BYTES of it
 
 
 class BodyReader:
@@ -24,8 +25,12 @@ class BodyReader:
         self._trim: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+    async def read(self, request: Request, *, may_be_slow: bool = False) -> AsyncIterator[bytearray]:
         """Read the body of `request`; it counts as held until the context ends.
+
+        Args:
+            request: The request.
+            may_be_slow: Whether a large body may take long as long as it keeps arriving.
 
         Raises:
             HTTPError: 413, it is too large; 408, it is too slow; 503, the memory for bodies is in use; 400, the client
@@ -34,12 +39,16 @@ class BodyReader:
         said = request.headers.get("content-length", "")
         if said.isdecimal() and (len(said) > 18 or int(said) > MAX_BODY_BYTES):
             raise _too_large_error()
-        body, size = bytearray(), 0
+        body, size, moved = bytearray(), 0, 0
         try:
             try:
-                async with asyncio.timeout(BODY_SECONDS):
+                async with asyncio.timeout(BODY_SECONDS) as limit:
                     async for chunk in request.stream():
                         size += len(chunk)
+                        moved += len(chunk)
+                        if may_be_slow and moved >= STEADY_BYTES:
+                            limit.reschedule(asyncio.get_running_loop().time() + BODY_SECONDS)
+                            moved = 0
                         self.held += len(chunk)
                         if size > MAX_BODY_BYTES:
                             raise _too_large_error()

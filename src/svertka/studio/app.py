@@ -28,6 +28,7 @@ from svertka.serving.prediction_service import PredictionService
 from svertka.serving.run_files import find_run_file, respond_with_run_file
 from svertka.studio.background_jobs import BackgroundJobs
 from svertka.studio.collect_page import CollectPage
+from svertka.studio.data_set_list import DataSetList
 from svertka.studio.loaded_runs import LoadedRuns
 from svertka.studio.run_list import JOBS, RunList
 from svertka.studio.ship_page import ShipPage
@@ -68,14 +69,14 @@ class StudioApp:
         self._processes, self._jobs = TrainingProcesses(self._runs), BackgroundJobs(self._runs.folder / JOBS)
         self._stopping = asyncio.Event()
         self._files = f"/files/{secrets.token_urlsafe(16)}"  # a secret that only the pages tell
-        thumbnails = Thumbnails(self._service.decoders)
+        thumbnails, data_sets = Thumbnails(self._service.decoders), DataSetList(self._runs, self._processes)
         self.workspaces: list[Workspace] = []
         for folder in folders:
             taken = [one.key for one in self.workspaces]
-            made = Workspace(folder, thumbnails, self._runs, self._processes, self._jobs, taken)
+            made = Workspace(folder, thumbnails, self._runs, self._processes, self._jobs, data_sets, taken)
             self.workspaces.append(made)
         for one in self.workspaces:
-            one.siblings = [(other.key, other.name) for other in self.workspaces]
+            one.siblings = self.workspaces
         access_control = Middleware(
             AccessControl, hosts=hosts, allowed=frozenset(), token=token, unguarded=f"{self._files}/", root=""
         )
@@ -125,7 +126,8 @@ class StudioApp:
         return respond_with_run_file(find_run_file(folder, name))
 
     async def _home(self) -> Response:
-        return RedirectResponse(f"{self.workspaces[0].key}/collect", status_code=303)
+        shown = next((one for one in self.workspaces if not one.is_archived), self.workspaces[0])
+        return RedirectResponse(f"{shown.key}/collect", status_code=303)
 
 
 async def _handle_svertka_error(_: Request, error: Exception) -> Response:

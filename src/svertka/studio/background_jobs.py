@@ -1,4 +1,7 @@
-"""Work that takes more than a moment, as processes: their results are files, which a new server finds again."""
+"""Work that takes more than a moment, as processes: their results are files, which a new server finds again.
+
+The processes end with the server, also with one that is killed.
+"""
 
 import subprocess
 import sys
@@ -20,13 +23,15 @@ class JobState:
     """The state of a job.
 
     Attributes:
-        kind: "new" if it was never started.
+        key: Its key.
+        kind: "new" if it was never started, "stopped" if a request stopped it.
         working: What it is doing.
         error: Why it failed.
         result: The JSON value that it printed; None if it has printed none.
     """
 
-    kind: Literal["new", "running", "done", "failed"]
+    key: str
+    kind: Literal["new", "running", "stopped", "done", "failed"]
     working: str = ""
     error: str = ""
     result: Any = None
@@ -42,9 +47,10 @@ class BackgroundJobs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopped: set[str] = set()
 
     def start(self, key: str, arguments: Sequence[str]) -> None:
-        """Start a job, unless it is running: Python with `arguments`, which prints one JSON value.
+        """Start a job, unless it is running: a Python module and its arguments, which prints one JSON value.
 
         Raises:
             StorageError: Its output cannot be written.
@@ -55,27 +61,35 @@ class BackgroundJobs:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._output(key).open("wb") as output, self._log(key).open("wb") as log:
                 self._processes[key] = subprocess.Popen(
-                    [sys.executable, "-P", *arguments],
-                    stdin=subprocess.DEVNULL,
+                    [sys.executable, "-P", "-m", "svertka.studio.job_process", *arguments],
+                    stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=log,
                     start_new_session=True,
                 )
+        self._stopped.discard(key)
 
     def is_running(self, key: str) -> bool:
         """Return whether a job is running."""
         process = self._processes.get(key)
         return process is not None and process.poll() is None
 
+    def has_running(self) -> bool:
+        """Return whether any job is running."""
+        return any(map(self.is_running, self._processes))
+
     def stop(self, key: str) -> None:
-        """Stop a job, and wait for its end."""
-        process = self._processes.get(key)
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        """Stop a job, and wait for its end; one that is not running stays as it is."""
+        if not self.is_running(key):
+            return
+        process = self._processes[key]
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._stopped.add(key)
         with suppress(OSError):
             self._output(key).unlink()
 
@@ -89,14 +103,16 @@ class BackgroundJobs:
         with suppress(OSError, ValueError):
             result = read_json(self._output(key), MAX_RESULT_BYTES)
         if self.is_running(key):
-            return JobState("running", parse_training_log(self._said(key)).working, "", result)
+            return JobState(key, "running", parse_training_log(self._said(key)).working, "", result)
         if result is not None:
-            return JobState("done", result=result)
+            return JobState(key, "done", result=result)
+        if key in self._stopped:
+            return JobState(key, "stopped")
         if key in self._processes:
             said = self._said(key)
             error = parse_training_log(said).error or (said[-1] if said else "it ended without a word")
-            return JobState("failed", error=error)
-        return JobState("new")  # also one that a server's end stopped
+            return JobState(key, "failed", error=error)
+        return JobState(key, "new")  # also one that a server's end stopped
 
     def _said(self, key: str) -> list[str]:
         try:
@@ -112,5 +128,5 @@ class BackgroundJobs:
 
 
 def svertka_command(*arguments: str) -> list[str]:
-    """Return the arguments of Python that run a command of svertka with --json."""
-    return ["-m", "svertka", *arguments, "--json"]
+    """Return the module and its arguments that run a command of svertka with --json."""
+    return ["svertka", *arguments, "--json"]

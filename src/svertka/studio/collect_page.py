@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from svertka.errors import DataError, ImageError, UsageError
+from svertka.errors import ImageError
 from svertka.files import format_bytes, os_error_to_storage_error
 from svertka.serving.http_error import HTTPError
 from svertka.serving.prediction_service import cancel_on_disconnect
@@ -24,10 +23,9 @@ from svertka.studio.request_fields import Fields, read_form, read_query
 from svertka.studio.studio_page import add_routes, render_fragment, render_studio_page, said
 from svertka.studio.thumbnails import SIDES
 from svertka.studio.workspace import Workspace
-from svertka.studio.zip_images import read_zip_images
+from svertka.studio.zip_additions import AddedImage, ZipAdditions
 
 MAX_ZIP_BYTES = 4 << 30
-SHOWN_REASONS = 20  # images of a zip file that were left out, by name
 
 
 class ClassField(Fields):
@@ -48,6 +46,24 @@ class RenameFields(Fields):
 
     label: str
     to: str
+
+
+class NameField(Fields):
+    """The new name of a data set."""
+
+    to: str
+
+
+class KeyField(Fields):
+    """A data set, by its name in URLs."""
+
+    data_set: str = Field(max_length=200)
+
+
+class ZipField(Fields):
+    """A zip file whose images are added."""
+
+    zip: str = Field(max_length=80)
 
 
 class PathsField(Fields):
@@ -82,14 +98,6 @@ class ThumbnailFields(Fields):
     side: Literal["192", "1024"] = "192"
 
 
-@dataclass(frozen=True)
-class AddedImage:
-    """What became of an image that was sent: its path, "" if it was not added; and a reason or remark."""
-
-    path: str
-    note: str
-
-
 class CollectPage:
     """Routes of the page Collect of one workspace.
 
@@ -101,6 +109,7 @@ class CollectPage:
     def __init__(self, workspace: Workspace, bodies: BodyReader) -> None:
         self._workspace, self._bodies = workspace, bodies
         self._collection, self._marks = workspace.collection, workspace.marks
+        self._zips = ZipAdditions()
 
     def add_routes(self, app: FastAPI) -> None:
         """Add the routes to `app`."""
@@ -109,6 +118,7 @@ class CollectPage:
             "classes": self._classes,
             "images": self._images,
             "thumbnail": self._thumbnail,
+            "zip-progress": self._zip_progress,
         }
         forms: dict[str, Callable[..., Any]] = {
             "add": self._add,
@@ -121,11 +131,14 @@ class CollectPage:
             "delete": self._delete,
             "undo": self._undo,
             "empty-trash": self._empty_trash,
+            "rename-data-set": self._rename_data_set,
+            "archive-data-set": self._archive_data_set,
+            "restore-data-set": self._restore_data_set,
         }
         add_routes(app, self._workspace, pages, forms)
 
     async def _page(self) -> Response:
-        return render_studio_page(self._workspace, "collect", **await run_in_threadpool(self._describe_classes))
+        return render_studio_page(view="collect", **await run_in_threadpool(self._describe_classes))
 
     async def _classes(self) -> Response:
         return await self._classes_after()
@@ -142,6 +155,8 @@ class CollectPage:
             "total": sum(counts.values()),
             "change": self._collection.last_change(),
             "trash": self._collection.trash_count(),
+            "deeper": self._collection.deeper_images(),
+            "workspace": self._workspace,
         }
 
     async def _images(self, request: Request) -> Response:
@@ -176,7 +191,7 @@ class CollectPage:
 
     async def _add(self, request: Request) -> Response:
         wanted = read_query(request, AddFields)
-        async with self._bodies.read(request) as body:
+        async with self._bodies.read(request, may_be_slow=True) as body:
             try:
                 added = await self._add_one(wanted.label, wanted.name, body)
             except ImageError as error:
@@ -202,36 +217,24 @@ class CollectPage:
         return AddedImage(path, f"the same file as {copies[0]}" if copies else "")
 
     async def _add_zip(self, request: Request) -> Response:
-        """Add the images of a zip file; those in folders are of the class with the folder's name."""
+        """Take a zip file, and answer the key with which to ask how many of its images are added."""
         wanted = read_query(request, AddFields)
         trash = self._collection.folder / TRASH
         with os_error_to_storage_error(trash):
             trash.mkdir(exist_ok=True)
-            file = tempfile.TemporaryFile(dir=trash)  # noqa: SIM115 - closed below
-        with file:
+            file = tempfile.TemporaryFile(dir=trash)  # noqa: SIM115 - closed below, or by the addition
+        try:
             size = await _write_body(request, file, trash)
-            added, left_out, problem = [], [], ""
-            members = iter(read_zip_images(file, size))
-            while True:
-                try:
-                    one = await run_in_threadpool(next, members, None)
-                except DataError as error:
-                    problem = str(error)
-                    break
-                if one is None:
-                    break
-                try:
-                    if one.data is None:
-                        raise ImageError(one.reason)
-                    result = await self._add_one(one.label or wanted.label, one.name, one.data)
-                except (DataError, UsageError) as error:  # of one image, or of the name of its folder
-                    result = AddedImage("", str(error))
-                added += [result.path] if result.path else []
-                left_out += [] if result.path else [f"{one.name}: {result.note}"]
-        if problem and not added:
-            raise HTTPError(400, problem)
-        notes = [*([problem] if problem else []), *left_out[:SHOWN_REASONS]]
-        return JSONResponse({"paths": added, "left_out": len(left_out), "notes": notes})
+        except BaseException:
+            file.close()
+            raise
+        return JSONResponse({"zip": self._zips.start(file, size, wanted.label, self._add_one)})
+
+    async def _zip_progress(self, request: Request) -> Response:
+        found = self._zips.find(read_query(request, ZipField).zip)
+        if found is None:
+            raise HTTPError(404, "there is no such zip file; the server may have been started again")
+        return JSONResponse(found.to_dict())
 
     async def _added(self, request: Request) -> Response:
         """Make the images that a page has sent one change that can be undone."""
@@ -279,6 +282,25 @@ class CollectPage:
         count = (await read_form(request, CountField)).count
         sentence = await run_in_threadpool(self._collection.empty_trash, count)
         return await self._classes_after(**said(sentence))
+
+    async def _rename_data_set(self, request: Request) -> Response:
+        await run_in_threadpool(self._workspace.rename, (await read_form(request, NameField)).to)
+        return Response(headers={"HX-Refresh": "true"})
+
+    async def _archive_data_set(self, _: Request) -> Response:
+        others = [one for one in self._workspace.listed if one is not self._workspace]
+        if not others:
+            raise HTTPError(409, "this is the only data set; name another one when you start svertka studio")
+        await run_in_threadpool(self._workspace.data_sets.set_archived, self._collection.folder, True)
+        return Response(headers={"HX-Redirect": f"../{others[0].key}/collect"})
+
+    async def _restore_data_set(self, request: Request) -> Response:
+        key = (await read_form(request, KeyField)).data_set
+        found = next((one for one in self._workspace.siblings if one.key == key), None)
+        if found is None:
+            raise HTTPError(404, "there is no such data set; reload the page")
+        await run_in_threadpool(found.data_sets.set_archived, found.collection.folder, False)
+        return Response(headers={"HX-Refresh": "true"})
 
 
 async def _write_body(request: Request, file: Any, folder: Path) -> int:

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +75,15 @@ class Collection:
 
     Args:
         folder: The folder, which is created if missing.
+        former: Folders that it was in before it was renamed; results of other commands may name them.
 
     Raises:
         UsageError: It is a file.
         StorageError: It cannot be created.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = parse_path(folder)
+    def __init__(self, folder: str | os.PathLike[str], former: Sequence[Path] = ()) -> None:
+        self.folder, self.former = parse_path(folder), list(former)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{to_printable(str(self.folder))} is a file; name a folder, with one folder per class")
         with os_error_to_storage_error(self.folder):
@@ -114,6 +115,22 @@ class Collection:
         """Return the number of images of each class."""
         return {label: sum(1 for _ in self._shown_files(label)) for label in self.classes()}
 
+    def deeper_images(self) -> tuple[int, str]:
+        """Return how many images are not in a folder of a class itself, and the path of one; they are not shown.
+
+        Those are images beside the folders of the classes and in folders inside them.
+        """
+        found, example = 0, ""
+        for place, folders, files in os.walk(self.folder):
+            depth = len(Path(place).relative_to(self.folder).parts)
+            folders[:] = sorted(one for one in folders if not is_junk_file_name(one))
+            if depth != 1:
+                files = [one for one in sorted(files) if not is_junk_file_name(one)]
+                images = [one for one in files if Path(one).suffix.lower() in SUFFIXES]
+                found += len(images)
+                example = example or next((f"{place}/{one}" for one in images), "")
+        return found, Path(example).relative_to(self.folder).as_posix() if example else ""
+
     def has_class(self, label: str) -> bool:
         """Return whether there is a class of this name."""
         return any(one.name == label for one in self._class_folders())
@@ -133,13 +150,22 @@ class Collection:
 
     def relative(self, path: str) -> str:
         """Return "class/name" for the path of an image as other commands print it; "" if it is not a shown image."""
-        place = Path(path)
-        try:
-            inside = (place if place.is_absolute() else self.folder / place).relative_to(self.folder).as_posix()
-            self.file(inside)
-        except (ValueError, DataError):
-            return ""
-        return inside
+        place = self.folder / path
+        for base in (self.folder, *self.former):
+            with suppress(ValueError, DataError):
+                inside = place.relative_to(base).as_posix()
+                self.file(inside)
+                return inside
+        return ""
+
+    def relocate(self, move: Callable[[Path], Path]) -> None:
+        """Call `move` with the folder, which returns its new place; no change is made meanwhile."""
+        with self._lock:
+            before = self.folder
+            self.folder = move(before)
+            if self.folder != before:
+                self.former.append(before)
+                self._trash = self.folder / TRASH
 
     def stamp(self, path: str) -> str:
         """Return what changes whenever the file of an image does; "" if there is no such file."""

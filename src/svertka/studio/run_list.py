@@ -38,6 +38,10 @@ class RunList:
             return []
         return [one.name for one in sorted(found, key=lambda one: (-_time(one), one.name))]
 
+    def archived_runs(self) -> list[Run]:
+        """Return the runs in the archive."""
+        return [Run(self.folder / ARCHIVE / name) for name in self.names(archived=True)]
+
     def failed_names(self) -> list[str]:
         """Return the names of the trainings that failed before they had a run folder, the newest first."""
         try:

@@ -17,8 +17,8 @@ from svertka.run import Run
 from svertka.serving.http_error import HTTPError
 from svertka.serving.run_files import respond_with_run_file
 from svertka.studio.background_jobs import svertka_command
-from svertka.studio.request_fields import read_form, read_query
-from svertka.studio.studio_page import add_routes, render_fragment, render_studio_page
+from svertka.studio.request_fields import Fields, read_form, read_query
+from svertka.studio.studio_page import add_routes, render_fragment, render_studio_page, said
 from svertka.studio.train_page import OptionalRunField, RunField
 from svertka.studio.workspace import Workspace
 
@@ -71,6 +71,12 @@ class FormatFields(RunField):
     what: str = Field(max_length=40)
 
 
+class JobField(Fields):
+    """A job in the background."""
+
+    job: str = Field(max_length=500)
+
+
 class CompareFields(RunField):
     """Two runs."""
 
@@ -98,7 +104,7 @@ class ShipPage:
         forms: dict[str, Callable[..., Any]] = {
             "export": self._export,
             "serve": self._serve,
-            "serve-stop": self._stop_serving,
+            "stop-job": self._stop_job,
             "compare": self._compare,
         }
         add_routes(app, self._workspace, pages, forms)
@@ -177,11 +183,10 @@ class ShipPage:
         await run_in_threadpool(self._jobs.start, f"{name}.serve", command)
         return await self._show(name)
 
-    async def _stop_serving(self, request: Request) -> Response:
-        name = (await read_form(request, RunField)).run
-        self._runs.run(name)
-        await run_in_threadpool(self._jobs.stop, f"{name}.serve")
-        return await self._show(name)
+    async def _stop_job(self, request: Request) -> Response:
+        """Stop a job of any page, which then shows what is left of it."""
+        await run_in_threadpool(self._jobs.stop, (await read_form(request, JobField)).job)
+        return render_fragment("studio_nothing.html", said("stopped", stopped=""))
 
     async def _compare(self, request: Request) -> Response:
         wanted = await read_form(request, CompareFields)

@@ -84,7 +84,7 @@ class UnderstandPage:
     async def _evaluate(self, request: Request) -> Response:
         name = (await read_form(request, RunField)).run
         folder = self._runs.run(name).folder
-        command = ["-m", "svertka.studio.held_out_mistakes", str(folder), str(self._collection.folder)]
+        command = ["svertka.studio.held_out_mistakes", str(folder), str(self._collection.folder)]
         await run_in_threadpool(self._jobs.start, f"{name}.mistakes", command)
         return self._show_mistakes(name)
 
@@ -200,7 +200,7 @@ class UnderstandPage:
         state = self._jobs.state(f"{name}.atlas")
         link = self._link(self._runs.run(name), "atlas/index.html")
         if link and state.kind == "new":
-            state = JobState("done")
+            state = JobState(state.key, "done")
         return {"atlas_job": state, "atlas": link}
 
     def _link(self, run: Run, file: str) -> str | None:

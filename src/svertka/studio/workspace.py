@@ -6,9 +6,12 @@ from itertools import count
 from os import PathLike
 from typing import Any
 
+from svertka.errors import RunError
+from svertka.files import parse_path
 from svertka.serving.http_error import HTTPError
 from svertka.studio.background_jobs import BackgroundJobs
 from svertka.studio.collection import Collection
+from svertka.studio.data_set_list import DataSetList
 from svertka.studio.image_marks import ImageMarks
 from svertka.studio.run_list import RunList
 from svertka.studio.thumbnails import Thumbnails
@@ -24,11 +27,12 @@ class Workspace:
         runs: The runs.
         processes: Their trainings.
         jobs: Work in the background.
+        data_sets: Names and the archive of data sets.
         taken: Keys of other data sets.
 
     Attributes:
         key: Its name in URLs.
-        siblings: Keys and names of all data sets, set by the application.
+        siblings: All data sets, set by the application.
         decided: Paths of images whose class was decided since the labels were checked.
     """
 
@@ -39,13 +43,16 @@ class Workspace:
         runs: RunList,
         processes: TrainingProcesses,
         jobs: BackgroundJobs,
+        data_sets: DataSetList,
         taken: AnyCollection[str] = (),
     ) -> None:
-        self.collection = Collection(folder)
+        self.data_sets = data_sets
+        place = data_sets.place(parse_path(folder).absolute())
+        self.collection = Collection(place, data_sets.former_places(place))
         self.marks = ImageMarks(self.collection)
         self.thumbnails, self.runs, self.processes, self.jobs = thumbnails, runs, processes, jobs
         self.decided: set[str] = set()
-        self.siblings: list[tuple[str, str]] = []
+        self.siblings: list[Workspace] = [self]
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)[:60] or "images"
         self.key = next(key for number in count(1) if (key := stem if number == 1 else f"{stem}-{number}") not in taken)
 
@@ -53,6 +60,27 @@ class Workspace:
     def name(self) -> str:
         """The name of its folder."""
         return self.collection.name
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether the data set is in the archive."""
+        return self.data_sets.is_archived(self.collection.folder)
+
+    @property
+    def listed(self) -> "list[Workspace]":
+        """The data sets that are not in the archive, and this one."""
+        return [one for one in self.siblings if one is self or not one.is_archived]
+
+    def rename(self, name: str) -> None:
+        """Rename the folder of the data set.
+
+        Raises:
+            RunError: A training or a job reads it. UsageError: The name is impossible or taken.
+            StorageError: The folder cannot be renamed.
+        """
+        if self.jobs.has_running():
+            raise RunError(f"work in the background may read {self.name}; stop it, or wait until it ends")
+        self.collection.relocate(lambda folder: self.data_sets.rename(folder, name))
 
     @property
     def doubts_key(self) -> str:

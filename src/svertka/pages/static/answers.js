@@ -27,7 +27,7 @@
     const list = bars(labels.map(({ name, probability }) => [name, probability]), title);
     const buttons = [...list.querySelectorAll(".called")].map((cell, k) => {
       const { name } = labels[k];
-      const button = make("button", { type: "button", title: name, onclick: () => choose(name) }, named(name));
+      const button = make("button", { type: "button", onclick: () => choose(name) }, named(name, { focusable: false }));
       cell.replaceChildren(button);
       return button;
     });

@@ -36,8 +36,8 @@
       const said = `predicted ${guessed(guess)}`;
       const card = make("a", { class: "card", href: atlas.address("picture", picture), "data-picture": picture },
         make("span", { class: "thumbnail" }), make("span", { class: "caption" },
-          make("span", {}, atlas.named(truth(label) ?? name)),
-          make("span", { class: "quiet" }, ...(wrong(pictures, picture) || !atlas.facts.knows ? [atlas.named(said)] : [atlas.unseen(said), "\u00a0"])),
+          make("span", {}, atlas.named(truth(label) ?? name, { focusable: false })),
+          make("span", { class: "quiet" }, ...(wrong(pictures, picture) || !atlas.facts.knows ? [atlas.named(said, { focusable: false })] : [atlas.unseen(said), "\u00a0"])),
           label === null ? null : atlas.unseen(name)));
       observer.observe(card);
       return [`${name} ${truth(label) ?? ""} ${said}`.toLowerCase(), make("div", { role: "listitem" }, card)];
@@ -73,7 +73,7 @@
     const step = (by) => { if (pictures.names[picture + by]) location.hash = atlas.address("picture", picture + by); };
     const whole = atlas.whole(picture, atlas.fitToWindow(WHOLE));
     const stage = make("div", { class: "stage" }, whole);
-    const explained = make("p", { class: "quiet explained" });
+    const explained = make("figcaption", { class: "quiet explained" });
     const kinds = scales ? Object.keys(MAPS).filter((kind) => kind !== "occlusion" || "occlusion" in scales) : [];
     const buttons = kinds.map((kind) => make("button", { type: "button", "data-kind": kind, onclick: () => show(kind) }, MAPS[kind].name));
     const show = (kind) => {
@@ -145,7 +145,7 @@
       link.addEventListener("blur", () => whole.frame(null));
       return link;
     });
-    return make("div", { class: "layer-row" }, make("a", { class: "name", href: atlas.address("layer", layer.name), title: layer.name }, atlas.named(layer.name)),
+    return make("div", { class: "layer-row" }, make("a", { class: "name", href: atlas.address("layer", layer.name), }, atlas.named(layer.name, { focusable: false })),
       make("div", { class: "parts" }, parts.length ? parts : make("span", { class: "quiet" }, "nothing")));
   }
 })();

@@ -41,7 +41,7 @@
       make("span", {}, atlas.unseen("Unit "), make("b", {}, String(unit)),
         ...(dead ? [] : [` · ${atlas.percent(data.active[unit])}`, atlas.unseen(" of the pictures activate it")])),
       make("span", { class: "quiet", title: [first, second].filter(Boolean).join(", ") },
-        ...(first === undefined ? ["\u00a0"] : ["prefers ", atlas.named(first), ...(second === undefined ? [] : [", ", atlas.named(second)])]))));
+        ...(first === undefined ? ["\u00a0"] : ["prefers ", atlas.named(first, { focusable: false }), ...(second === undefined ? [] : [", ", atlas.named(second, { focusable: false })])]))));
     card.fill = () => {
       if (dead || card.filled) return;
       card.filled = true;

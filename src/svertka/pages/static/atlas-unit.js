@@ -22,7 +22,7 @@
       up: atlas.address("layer", layer.name),
       keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1) },
       content: [
-        make("p", { class: "trail" }, make("a", { href: atlas.address("layer", layer.name) }, atlas.named(layer.name)),
+        make("p", { class: "trail" }, make("a", { href: atlas.address("layer", layer.name) }, atlas.named(layer.name, { focusable: false })),
           make("span", {}, neighbor(-1, "← previous", "Previous"), " ", neighbor(1, "next →", "Next"))),
         make("h1", { tabindex: -1 }, ...sentence(layer, data, unit)),
         ...(layer.dead.includes(unit) ? [make("p", { class: "how" }, "Its output is never above zero and is the same for all pictures of the data set.")] : [
@@ -49,7 +49,7 @@
     const side = crisp ? window * Math.max(1, Math.floor(LARGE / window)) : LARGE;
     const strongest = data.pictures[unit].filter((picture) => picture >= 0);
     const stage = make("div", { class: "stage" });
-    const caption = make("p", { class: "caption" });
+    const caption = make("figcaption", { class: "caption" });
     const shown = strongest.map((picture, k) => {
       const box = atlas.box(layer, data.rows[unit][k], data.columns[unit][k]);
       const [name, label] = pictures.names[picture];

@@ -133,7 +133,7 @@
     const layers = words ? atlas.facts.layers.filter((layer) => layer.name.toLowerCase().includes(stem)) : [];
     const found = layers.filter((layer) => number === null || Number(number) < layer.units).slice(0, 8).map((layer) =>
       make("li", {}, make("a", { href: number === null ? atlas.address("layer", layer.name) : atlas.address("unit", layer.name, Number(number)) },
-        atlas.named(layer.name), number === null ? "" : ` ${Number(number)}`)));
+        atlas.named(layer.name, { focusable: false }), number === null ? "" : ` ${Number(number)}`)));
     results.replaceChildren(...(words && !found.length ? [make("li", { class: "quiet" }, "no match")] : found));
   }
 

@@ -84,7 +84,8 @@
 
   function matrix(figure) {
     const { names, images, cells } = JSON.parse(figure.dataset.matrix);
-    const [svg, output, cursor] = ["svg", "output", ".cursor"].map((part) => figure.querySelector(part));
+    const [svg, cursor] = ["svg", ".cursor"].map((part) => figure.querySelector(part));
+    const output = figure.parentElement.querySelector("output");
     const at = new Map(cells.map(([row, column], k) => [row * names.length + column, k]));
     addReadout(figure, cells.length, 0, "Confusion matrix; use the arrow keys to read its cells, the darkest first", (event) => {
       const box = svg.getBoundingClientRect();
@@ -125,13 +126,80 @@
     for (const { target } of entries) target.parentElement.classList.toggle("wide", target.scrollWidth > target.clientWidth + 1);
   });
 
+  // What a page jumps to gets the focus; views have addresses of their own, which the jump must not change.
+  function skip(link) {
+    link.addEventListener("click", (event) => {
+      const main = document.getElementById("main");
+      event.preventDefault();
+      main.tabIndex = -1;
+      main.focus();
+    });
+  }
+
+  // The section that is read is marked in the contents, and its link is scrolled into sight.
+  function contents(nav) {
+    const links = [...nav.querySelectorAll("a")];
+    const sections = links.map((link) => document.getElementById(link.hash.slice(1)));
+    const list = nav.querySelector(".scroll");
+    let current = null;
+    const mark = () => {
+      const at = sections.findLastIndex((section) => section.getBoundingClientRect().top < innerHeight / 3);
+      if (links[at] === current) return;
+      current?.removeAttribute("aria-current");
+      current = links[at];
+      current?.setAttribute("aria-current", "true");
+      list.scrollTo({ left: current ? current.offsetLeft - list.offsetLeft - 24 : 0 });
+    };
+    addEventListener("scroll", mark, { passive: true });
+    mark();
+  }
+
+  async function copy(button) {
+    const text = [...button.closest("details").querySelectorAll("li")].map((item) => item.querySelector("bdi:last-of-type").textContent).join("\n");
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch { // pages from disk may not have it
+      const area = document.createElement("textarea");
+      area.value = text;
+      button.after(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+      button.focus();
+    }
+    button.textContent = "Copied";
+  }
+  function unfold(button) {
+    document.getElementById(button.getAttribute("aria-controls")).classList.add("whole-table");
+    button.remove();
+  }
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(".copy, .unfold");
+    if (button) (button.matches(".copy") ? copy : unfold)(button);
+  });
+
+  // A picture that cannot be loaded becomes a frame with its description; one without a description is not missed.
+  document.addEventListener("error", ({ target }) => {
+    if (!(target instanceof HTMLImageElement)) return;
+    if (!target.alt) { target.hidden = true; return; }
+    const frame = document.createElement("span");
+    frame.className = "unreadable";
+    frame.role = "img";
+    frame.ariaLabel = target.alt;
+    for (const side of ["width", "height"]) if (target.getAttribute(side)) frame.style.setProperty(side, `${target[side]}px`);
+    if (target.width >= 96) frame.textContent = "cannot be shown";
+    target.replaceWith(frame);
+  }, true);
+
   self.showReadouts = (place) => {
-    place.querySelectorAll("figure.curves").forEach(curves);
-    place.querySelectorAll("figure.matrix").forEach(matrix);
+    place.querySelectorAll(".curves").forEach(curves);
+    place.querySelectorAll(".matrix").forEach(matrix);
   };
 
   document.addEventListener("DOMContentLoaded", () => {
     schemeSwitch(document.getElementById("scheme"));
+    skip(document.querySelector(".skip"));
+    document.querySelectorAll(".contents").forEach(contents);
     self.showReadouts(document);
     document.querySelectorAll("table.sortable").forEach(sortable);
     document.querySelectorAll(".scrollable > .scroll").forEach((table) => widths.observe(table));

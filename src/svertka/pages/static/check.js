@@ -1,8 +1,8 @@
 // Page of svertka check: choose a class for each picture by mouse or keyboard; decisions last in the browser and are saved as CSV.
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
-  const { make, named, count } = self.build;
-  const { names, csv, key, numbered } = JSON.parse(document.getElementById("facts").textContent);
+  const { make, count } = self.build;
+  const { names, csv, key } = JSON.parse(document.getElementById("facts").textContent);
   const cards = [...document.querySelectorAll(".card")].filter((card) => card.dataset.path);
   const all = new Map(); // path -> cards that show it
   for (const card of cards) all.set(card.dataset.path, [...(all.get(card.dataset.path) || []), card]);
@@ -18,29 +18,23 @@ document.addEventListener("DOMContentLoaded", () => {
   const decisions = stored.read().filter((one) => Array.isArray(one) && all.has(one[0]) && one[1] in names);
   const chosen = () => new Map(decisions);
 
-  // Few classes have the same digits on every picture; of many, each picture offers its likely ones.
-  function offered(card) {
-    if (names.length <= numbered) return names.map((_, index) => index);
-    return [...new Set([Number(card.dataset.label), Number(card.dataset.suggested)])].filter((index) => index >= 0);
-  }
-  function addChoices(card) {
-    const buttons = offered(card).map((index, place) => make("button", {
-      type: "button", "data-class": index, "aria-pressed": "false", onclick: () => decide(card, index),
-      class: index === Number(card.dataset.suggested) ? "suggested" : undefined,
-    }, make("kbd", {}, String(place + 1)), " ", named(names[index])));
-    card.append(make("div", { class: "choices", role: "group", "aria-label": "Class" }, buttons, names.length > numbered ? others(card) : null));
+  const buttonsOf = (card) => [...card.querySelectorAll(".choices button")];
+  const offered = (card) => buttonsOf(card).map((button) => Number(button.dataset.class));
+  function listenTo(card) {
+    card.tabIndex = -1;
+    for (const button of buttonsOf(card)) button.addEventListener("click", () => decide(card, Number(button.dataset.class)));
+    const list = card.querySelector(".choices select");
+    if (list) fillWhenNeeded(card, list);
     card.addEventListener("focusin", () => setCurrent(card));
   }
   // A thousand options for each picture would slow the page down; they are added when they are needed.
-  function others(card) {
-    const list = make("select", { "aria-label": "Another class" }, make("option", { value: "" }, "another class"));
+  function fillWhenNeeded(card, list) {
     const fill = () => {
       if (list.options.length === 1) list.append(...names.map((name, index) => make("option", { value: index }, name)));
     };
     list.addEventListener("focus", fill);
     list.addEventListener("pointerdown", fill);
     list.addEventListener("change", () => { if (list.value) decide(card, Number(list.value)); });
-    return list;
   }
 
   let current = null;
@@ -87,7 +81,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const done = chosen();
     for (const [path, shown] of all) for (const card of shown) {
       card.classList.toggle("decided", done.has(path));
-      for (const button of card.querySelectorAll(".choices button")) {
+      for (const button of buttonsOf(card)) {
         button.setAttribute("aria-pressed", String(done.get(path) === Number(button.dataset.class)));
       }
       const list = card.querySelector(".choices select");
@@ -110,8 +104,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   if (!cards.length) return;
-  cards.forEach((card) => { card.tabIndex = -1; addChoices(card); });
-  for (const id of ["keys", "tools"]) document.getElementById(id).hidden = false;
+  cards.forEach(listenTo);
   document.getElementById("undo").addEventListener("click", undo);
   document.getElementById("save").addEventListener("click", save);
   setCurrent(cards[0]);

@@ -100,7 +100,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const veil = make("canvas", { hidden: true, "aria-hidden": "true" });
     const side = facts.isPixelated ? size * Math.max(1, Math.floor(SIDE / size)) : SIDE;
     const stage = make("div", { class: "stage", style: { "--side": `${side}px` } }, picture, veil);
-    const explained = make("p", { class: "quiet explained" });
+    const explained = make("figcaption", { class: "quiet explained" });
     const { list, press } = classBars(labels, "The most probable classes", (chosen) => show(labels.find((label) => label.name === chosen), true));
     const controls = make("div", { class: "switch", role: "group", "aria-label": "Overlay" }, ["Picture", "Where it looked"].map((text, k) =>
       make("button", { type: "button", onclick: () => show(current, k === 1) }, text)));

@@ -21,7 +21,24 @@
     element.append(...children);
     return element;
   };
-  build.named = (text) => build.make("bdi", {}, text);
+  // A name that does not affect the direction of the text around it; a long one keeps both ends, as in truncated_name.py.
+  // `focusable`: whether Tab reaches a name that was cut; false inside links and buttons.
+  const NAME_WIDTH = 64; // columns
+  const WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60]|\p{Extended_Pictographic}/u;
+  build.shorten = (text, width) => {
+    const letters = [...text];
+    const widths = letters.map((letter) => (WIDE.test(letter) ? 2 : 1));
+    if (widths.reduce((sum, one) => sum + one, 0) <= width) return text;
+    const fit = (list, room) => { let [taken, used] = [0, 0]; while (used + list[taken] <= room) used += list[taken++]; return taken; };
+    const head = Math.floor((width - 1) * 2 / 5);
+    return `${letters.slice(0, fit(widths, head)).join("")}…${letters.slice(letters.length - fit(widths.toReversed(), width - 1 - head)).join("")}`;
+  };
+  build.named = (text, { focusable = true, width = NAME_WIDTH } = {}) => {
+    const short = build.shorten(text, width);
+    if (short === text) return build.make("bdi", {}, text);
+    return build.make("span", { class: "cut", title: text, tabindex: focusable ? 0 : false },
+      build.make("bdi", { "aria-hidden": "true" }, short), build.make("bdi", { class: "whole" }, text));
+  };
   // Text for screen readers alone. Beside the visible text it completes the accessible name, as an aria-label would not.
   build.unseen = (text) => build.make("span", { class: "unseen" }, text);
 
@@ -51,7 +68,7 @@
       bar.append(build.svg("line", { class: "bar-base", x1: x, x2: x, y1: 0, y2: 8 }));
     }
     const said = base === undefined ? "" : `, ${build.percent(base)} of all pictures`;
-    return build.make("li", {}, build.make("span", { class: "called", title: name }, build.named(name)), bar,
+    return build.make("li", {}, build.make("span", { class: "called" }, build.named(name)), bar,
       build.make("span", { class: "figure" }, build.percent(share), build.unseen(said)));
   }));
 })();

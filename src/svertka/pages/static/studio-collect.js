@@ -252,15 +252,17 @@ document.addEventListener("DOMContentLoaded", () => {
     const [bar, note] = [id("sent"), document.querySelector("#sending output")];
     const [added, refused, queue] = [[], [], [...wanted]];
     let done = 0;
+    let left = 0; // files that were not added, besides those in `refused`
     id("sending").hidden = false;
     async function work() {
       for (let one = queue.shift(); one; one = queue.shift()) {
         const [file, place] = one;
         try {
           if (isZip(file)) {
-            const answer = await studio.ask(studio.query("add-zip", { label: given ?? label ?? "images" }), { method: "POST", body: file });
+            const answer = await sendZip(file, given ?? label ?? "images", (some) => { note.textContent = `${count(some, "picture")} of ${file.name}`; });
             added.push(...answer.paths);
-            refused.push(...answer.notes);
+            refused.push(...(answer.error ? [`${file.name}: ${answer.error}`] : []), ...answer.notes);
+            left += answer.left_out - answer.notes.length;
           } else {
             const answer = await studio.ask(studio.query("add", { label: classOf(place, given), name: file.name }), {
               method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" },
@@ -277,15 +279,24 @@ document.addEventListener("DOMContentLoaded", () => {
     }
     await Promise.all(Array.from({ length: SENDING }, work));
     id("sending").hidden = true;
-    showRefused(refused);
+    showRefused(refused, left);
     if (added.length) await change("added", { path: added });
     else if (refused.length) studio.say("No picture was added.");
   }
   const isZip = (file) => file.name.toLowerCase().endsWith(".zip") || file.type === "application/zip";
-  function showRefused(reasons) {
+  async function sendZip(file, to, tell) {
+    const { zip } = await studio.ask(studio.query("add-zip", { label: to }), { method: "POST", body: file });
+    for (;;) {
+      const answer = await studio.ask(studio.query("zip-progress", { zip }));
+      if (answer.done) return answer;
+      tell(answer.count);
+      await new Promise((resolve) => setTimeout(resolve, 400));
+    }
+  }
+  function showRefused(reasons, others) {
     const box = id("refused");
     box.hidden = !reasons.length;
-    box.querySelector("summary").textContent = `${count(reasons.length, "file")} not added`;
+    box.querySelector("summary").textContent = `${count(reasons.length + others, "file")} not added`;
     box.querySelector("ul").replaceChildren(...reasons.map((one) => make("li", {}, one)));
   }
   studio.sendFiles = (some) => send(some.map((file) => [file, file.name]), label ?? undefined);

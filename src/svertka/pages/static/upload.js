@@ -69,7 +69,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const title = make("h2", {}, named(file.name), ` \u2026`);
     const verdict = make("section");
     const controls = make("div", { class: "switch", role: "group", "aria-label": "Overlay" });
-    const explained = make("p", { class: "quiet explained" });
+    const explained = make("figcaption", { class: "quiet explained" });
     const units = make("details", { hidden: true });
     const figure = make("figure", {}, make("div", { class: "stage" }, picture), controls, explained);
     const item = make("li", {}, title, make("div", { class: "picture-view" }, figure, verdict), units);
@@ -149,7 +149,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const layers = new Map();
     for (const one of seen.units) layers.set(one.layer, [...(layers.get(one.layer) ?? []), one]);
     return [...layers].map(([layer, fired]) => make("div", { class: "layer-row" },
-      make("span", { class: "name", title: layer }, named(layer)),
+      make("span", { class: "name" }, named(layer)),
       make("div", { class: "parts" }, fired.map((one) => {
         const part = make(source.atlas ? "a" : "span", {
           class: "part", href: source.atlas ? `${source.atlas}${address("unit", layer, one.unit)}` : false,
