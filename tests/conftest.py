@@ -387,7 +387,7 @@ def axe_violations() -> Callable[[Any], list[str]]:
 def cut_texts() -> Callable[[Any], list[str]]:
     """Of the visible elements with text in a tab: how the text of those begins whose box cuts it off."""
     script = """[...document.querySelectorAll('body *')].filter(one => one.checkVisibility()
-        && !one.closest('.unseen, .whole, svg')
+        && !one.closest('.unseen, .full-name, svg')
         && [...one.childNodes].some(node => (node.nodeType === 3 && node.data.trim()) || node.localName === 'bdi')
         && ['hidden', 'clip'].includes(getComputedStyle(one).overflowX)
         && (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1))
@@ -406,7 +406,7 @@ def layout_faults(cut_texts: Callable[[Any], list[str]]) -> Callable[[Any], list
         if (root.scrollWidth > root.clientWidth) faults.push(`${root.scrollWidth} pixels wide`);
         for (const one of shown('main *')) {
             const box = one.getBoundingClientRect();
-            const isInside = box.right <= innerWidth + 1 || one.closest('.scroll, .strip, svg, .unseen, .whole');
+            const isInside = box.right <= innerWidth + 1 || one.closest('.scroll, .strip, svg, .unseen, .full-name');
             if (!isInside) say('beyond the edge', one);
             const { overflowX, backgroundImage } = getComputedStyle(one);
             const scrolls = one.scrollWidth > one.clientWidth + 1 && ['auto', 'scroll'].includes(overflowX);
@@ -421,7 +421,7 @@ def layout_faults(cut_texts: Callable[[Any], list[str]]) -> Callable[[Any], list
             range.selectNodeContents(cell);
             const [inner, outer] = [range, cell].map(one => one.getBoundingClientRect());
             const isWide = inner.right > outer.right + 1 || inner.left < outer.left - 1;
-            const isHidden = cell.querySelector('.cut, .whole, .unseen') !== null;
+            const isHidden = cell.querySelector('.cut, .unseen') !== null;
             if (inner.width && isWide && !isHidden) say('overlaps its neighbor', cell);
         }
         const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);

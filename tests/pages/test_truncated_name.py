@@ -15,7 +15,7 @@ def test_a_long_name_keeps_both_ends_and_is_told_whole() -> None:
     shown = truncate_name(name)
     assert '<bdi aria-hidden="true">cat &#34;ooo' in shown
     assert "oo&#34; 57.jpg</bdi>" in shown.partition("…")[2]
-    assert f'<bdi class="whole">{Markup.escape(name)}</bdi>' in shown
+    assert f'<bdi class="full-name">{Markup.escape(name)}</bdi>' in shown
     assert shown.startswith(f'<span class="cut" title="{Markup.escape(name)}" tabindex="0">')
 
 

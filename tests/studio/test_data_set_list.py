@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_renamed_stays(data_sets: DataSetList, photos: Path) -> N
 
 
 @pytest.fixture
-def two(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
+def two(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """`two()`: a client of a new studio on `photos` and `birds`, whose paths are relative to the pages of `photos`."""
     from starlette.testclient import TestClient
 
@@ -71,7 +71,7 @@ def two(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         app = StudioApp([photos, "birds"], hosts=LOOPBACK, token=None, threads=1)
         return TestClient(app.asgi, base_url=f"http://127.0.0.1/{app.workspaces[0].key}/")
 
-    yield start
+    return start
 
 
 def test_the_archive_and_new_names_outlive_the_server(two: Callable[[], Any], tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_archive_and_new_names_outlive_the_server(two: Callable[[], Any], tm
         assert not (tmp_path / "photos").exists()
         page = client.get("../birds/collect").text
         assert "pets</bdi>, archived" in page
-        assert client.get("/", follow_redirects=False).headers["location"] == "birds/collect"
+        assert client.get("http://127.0.0.1/", follow_redirects=False).headers["location"] == "birds/collect"
         assert client.post("restore-data-set", data={"data_set": "pets"}).status_code == 200
         assert "pets</bdi></a>" in client.get("../birds/collect").text
         assert client.post("restore-data-set", data={"data_set": "x"}).status_code == 404
@@ -95,4 +95,6 @@ def test_the_archive_and_new_names_outlive_the_server(two: Callable[[], Any], tm
 def test_pictures_in_deeper_folders_are_mentioned(client: Any, photos: Path) -> None:
     (photos / "train" / "cat").mkdir(parents=True)
     (photos / "cat" / "0.jpg").rename(photos / "train" / "cat" / "0.jpg")
-    assert "1\u00a0picture of this folder is not shown, such as <bdi>train/cat/0.jpg</bdi>" in client.get("collect").text
+    assert (
+        "1\u00a0picture of this folder is not shown, such as <bdi>train/cat/0.jpg</bdi>" in client.get("collect").text
+    )

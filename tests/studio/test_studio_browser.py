@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,27 @@ DROP = """files => {
         transfer.items.add(new File([bytes], name, {type: 'image/jpeg'}));
     }
     document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+}"""
+
+
+# What a browser gives for folders that are dropped: entries, which are read in parts.
+DROP_FOLDER = """async ([folder, files]) => {
+    const file = ([name, encoded]) => {
+        const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
+        return { isFile: true, name, file: done => done(new File([bytes], name, {type: 'image/jpeg'})) };
+    };
+    const parts = [files.map(file), []];
+    const entry = { isFile: false, name: folder, createReader: () => ({ readEntries: done => done(parts.shift()) }) };
+    const event = new Event('drop', {bubbles: true, cancelable: true});
+    Object.defineProperty(event, 'dataTransfer', { value: {
+        items: [{ webkitGetAsEntry: () => entry }], files: [], types: ['Files'], getData: () => '' } });
+    document.body.dispatchEvent(event);
+}"""
+PASTE = """([name, encoded]) => {
+    const transfer = new DataTransfer();
+    const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
+    transfer.items.add(new File([bytes], name, {type: 'image/jpeg'}));
+    document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: transfer, bubbles: true}));
 }"""
 
 
@@ -91,7 +113,12 @@ def collecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 def drop(tab: Any, files: list[Path]) -> None:
     """Drop files on the page."""
-    tab.evaluate(DROP, [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in files])
+    tab.evaluate(DROP, [encode(path) for path in files])
+
+
+def encode(path: Path) -> list[str]:
+    """The name and the bytes of a file, for a script."""
+    return [path.name, base64.b64encode(path.read_bytes()).decode()]
 
 
 def add_class(tab: Any, label: str) -> None:
@@ -140,6 +167,75 @@ def test_pictures_are_collected_moved_deleted_and_brought_back(
     pets = tmp_path / "pets"
     names = {path.relative_to(pets).as_posix() for path in pets.glob("*/*.jpg")}
     assert names == {"cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "dog/4.jpg"}
+
+
+def test_a_folder_is_dropped_a_picture_pasted_and_two_tabs_lose_nothing(
+    collecting: str, tmp_path: Path, browser: Any, photos: Path
+) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    tab, other = context.new_page(), context.new_page()
+    tab.goto(f"{collecting}/collect")
+    files = sorted((photos / "cat").iterdir())
+    tab.evaluate(DROP_FOLDER, ["cat", [encode(path) for path in files]])
+    tab.locator("h1", has_text="cat").wait_for()
+    tab.locator("#class-count", has_text="3\u00a0pictures").wait_for()
+    add_class(tab, "dog")
+    tab.evaluate(PASTE, encode(sorted((photos / "dog").iterdir())[0]))
+    tab.locator("#class-count", has_text="1\u00a0picture").wait_for()
+    other.goto(f"{collecting}/collect#/cat")
+    other.locator(".cell").nth(2).wait_for()
+    # One moves a picture that the other still shows, and deletes then.
+    tab.goto(f"{collecting}/collect#/cat")
+    tab.locator(".cell").nth(2).click()
+    tab.keyboard.press("2")
+    tab.locator("#class-count", has_text="2\u00a0pictures").wait_for()
+    other.locator(".cell").nth(2).click()
+    other.keyboard.press("Delete")
+    other.locator(
+        "#said", has_text="there is no image cat/2.jpg; reload the page".replace("image", "picture")
+    ).wait_for()
+    other.reload()
+    other.locator("#class-count", has_text="2\u00a0pictures").wait_for()
+    other.keyboard.press("Control+z")
+    other.locator("#class-count", has_text="3\u00a0pictures").wait_for()
+    assert sorted(path.name for path in (tmp_path / "pets" / "cat").iterdir()) == [path.name for path in files]
+    context.close()
+
+
+def test_a_cell_of_the_confusion_matrix_opens_its_pictures(
+    collecting: str,
+    tmp_path: Path,
+    browser: Any,
+    photos: Path,
+    make_run: Callable[..., Any],
+    axe_violations: Callable[[Any], list[str]],
+    layout_faults: Callable[[Any], list[str]],
+) -> None:
+    shutil.copytree(photos, tmp_path / "pets", dirs_exist_ok=True)
+    make_run(tmp_path / "runs", "pets-1", finished=True)
+    wrong = {"path": str(tmp_path / "pets" / "cat" / "0.jpg"), "label": 0, "predicted": 1, "probability": 1.0}
+    gone = wrong | {"path": str(tmp_path / "pets" / "cat" / "gone.jpg")}
+    found = {"names": ["cat", "a name that is as long as a name of a class can be in a studio, with its number 99"],
+             "images": 5, "error": 1.0, "interval": [0.1, 1.0], "scope": "", "confusion": [[1, 2], [0, 2]],
+             "mistakes": [wrong, gone]}  # fmt: skip
+    jobs = tmp_path / "runs" / ".studio" / "jobs"
+    jobs.mkdir(parents=True)
+    (jobs / "pets-1.mistakes.json").write_text(json.dumps(found))
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    tab = context.new_page()
+    tab.goto(f"{collecting}/understand")
+    tab.locator("#mistakes td button").press("Enter")
+    shown = tab.locator("#cell img[alt='cat/0.jpg']")
+    shown.wait_for()
+    tab.wait_for_load_state("networkidle")
+    assert shown.evaluate("image => image.naturalWidth") > 0
+    assert tab.locator("#cell .unreadable").inner_text() == "moved"
+    assert tab.locator("#cell .paths li").all_text_contents() == ["cat/0.jpg"]
+    assert axe_violations(tab) == []
+    assert layout_faults(tab) == []
+    tab.locator("#cell li a").first.click()
+    tab.locator("h1", has_text="cat").wait_for()
+    context.close()
 
 
 @pytest.mark.large
@@ -241,8 +337,15 @@ def test_a_stopped_server_leaves_a_training_that_continues(studio: Studio, brows
     tab.get_by_label("Epochs").fill("2000")
     tab.locator("#start .primary").click()
     tab.locator("#training .curves").wait_for(timeout=120_000)
+    # A training that is killed continues from its last checkpoint.
+    run = studio.folder.parent / "runs" / "pets-1"
+    os.kill(json.loads((run / ".lock").read_text())["process"], signal.SIGKILL)
+    tab.locator("#training", has_text="pets-1: stopped").wait_for(timeout=60_000)
+    tab.get_by_role("button", name="Continue").click()
+    tab.locator("#training", has_text="pets-1: training").wait_for(timeout=120_000)
+    tab.locator("#training .curves").wait_for(timeout=120_000)
     studio.stop()
-    assert (studio.folder.parent / "runs" / "pets-1" / "checkpoint" / "state.safetensors").exists()
+    assert (run / "checkpoint" / "state.safetensors").exists()
     assert not (studio.folder.parent / "runs" / "pets-1" / ".lock").exists()
     studio.restart()
     tab.goto(f"{studio.url}/train")

@@ -26,5 +26,5 @@ def truncate_name(name: str, width: int = NAME_WIDTH, *, whole: str | None = Non
     text = replace_forbidden_characters(whole or name)
     tab = Markup(' tabindex="0"') if focusable else Markup()
     return Markup(
-        '<span class="cut" title="{}"{}><bdi aria-hidden="true">{}</bdi><bdi class="whole">{}</bdi></span>'
+        '<span class="cut" title="{}"{}><bdi aria-hidden="true">{}</bdi><bdi class="full-name">{}</bdi></span>'
     ).format(text, tab, replace_forbidden_characters(short), text)

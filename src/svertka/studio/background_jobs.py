@@ -57,6 +57,7 @@ class BackgroundJobs:
         """
         if self.is_running(key):
             return
+        _close_input(self._processes.pop(key, None))
         with os_error_to_storage_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._output(key).open("wb") as output, self._log(key).open("wb") as log:
@@ -89,6 +90,7 @@ class BackgroundJobs:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        _close_input(process)
         self._stopped.add(key)
         with suppress(OSError):
             self._output(key).unlink()
@@ -96,6 +98,8 @@ class BackgroundJobs:
     def stop_all(self) -> None:
         """Stop all running jobs."""
         stop_processes(self._processes.values(), STOP_SECONDS)
+        for process in self._processes.values():
+            _close_input(process)
 
     def state(self, key: str) -> JobState:
         """Return the state of a job and its result, if it has one by now."""
@@ -125,6 +129,11 @@ class BackgroundJobs:
 
     def _log(self, key: str) -> Path:
         return self.folder / f"{key}.log"
+
+
+def _close_input(process: "subprocess.Popen[bytes] | None") -> None:
+    if process is not None and process.stdin is not None:
+        process.stdin.close()
 
 
 def svertka_command(*arguments: str) -> list[str]:

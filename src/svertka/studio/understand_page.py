@@ -135,6 +135,7 @@ class UnderstandPage:
             label=names[wanted.label],
             predicted=names[wanted.predicted],
             images=images,
+            shown=[{"path": path} for path, stamp, _ in images if stamp],
             count=found["confusion"][wanted.label][wanted.predicted],
         )
 

@@ -85,7 +85,7 @@
           src: `overlays/${picture}-${here}.webp`, alt: MAPS[here].name }), whole.lastChild);
       }
       for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === here));
-      explained.textContent = scales ? MAPS[here].said(atlas.facts.predicted[best[0][0]], scales) : "";
+      explained.textContent = MAPS[here].said(atlas.facts.predicted[best[0][0]], scales);
     };
     show(overlay);
     const cycle = () => { if (kinds.length) show(kinds[(kinds.indexOf(overlay) + 1) % kinds.length]); };
@@ -110,7 +110,7 @@
   };
 
   const MAPS = {
-    picture: { name: "Picture", said: () => "" },
+    picture: { name: "Picture", said: () => "The picture as the network sees it." },
     saliency: { name: "Saliency", said: (guess) => atlas.facts.relu ?
       `Guided backpropagation (Springenberg et al. 2014): the pixels that raise the score of ${guess}; gray has no influence.`
       : `Gradient: the pixels that change the score of ${guess}; gray has no influence. The network has no ReLU, so guided backpropagation has nothing to rectify.` },

@@ -37,7 +37,7 @@
     const short = build.shorten(text, width);
     if (short === text) return build.make("bdi", {}, text);
     return build.make("span", { class: "cut", title: text, tabindex: focusable ? 0 : false },
-      build.make("bdi", { "aria-hidden": "true" }, short), build.make("bdi", { class: "whole" }, text));
+      build.make("bdi", { "aria-hidden": "true" }, short), build.make("bdi", { class: "full-name" }, text));
   };
   // Text for screen readers alone. Beside the visible text it completes the accessible name, as an aria-label would not.
   build.unseen = (text) => build.make("span", { class: "unseen" }, text);
