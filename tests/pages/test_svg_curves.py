@@ -17,7 +17,11 @@ def panel(*lines: Line, height: int = 200) -> Panel:
 
 
 def draw(*panels: Panel, readings: list[CursorReadout] | None = None, mark: int | None = None) -> ElementTree.Element:
-    return ElementTree.fromstring(render_curves(panels, AXIS, readings or [], mark, "best <b>"))
+    figure = ElementTree.fromstring(render_curves(panels, AXIS, readings or [], mark, "best <b>"))
+    drawn = figure.find("./div[@class='curves']")
+    assert drawn is not None
+    assert figure.find("figcaption") is not None
+    return drawn
 
 
 def path(figure: ElementTree.Element, style: str) -> str:
