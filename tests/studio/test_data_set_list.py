@@ -60,8 +60,7 @@ def test_what_cannot_be_renamed_stays(data_sets: DataSetList, photos: Path) -> N
 @pytest.fixture
 def two(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """`two()`: a client of a new studio on `photos` and `birds`, whose paths are relative to the pages of `photos`."""
-    from starlette.testclient import TestClient
-
+    test_client = pytest.importorskip("starlette.testclient").TestClient
     from svertka.serving.access_control import LOOPBACK
     from svertka.studio.app import StudioApp
 
@@ -69,7 +68,7 @@ def two(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def start() -> Any:
         app = StudioApp([photos, "birds"], hosts=LOOPBACK, token=None, threads=1)
-        return TestClient(app.asgi, base_url=f"http://127.0.0.1/{app.workspaces[0].key}/")
+        return test_client(app.asgi, base_url=f"http://127.0.0.1/{app.workspaces[0].key}/")
 
     return start
 
