@@ -41,6 +41,7 @@ from svertka.pages.templates import render_template
 
 MAX_BYTES = 20_000_000  # of a page
 TOLERANCE = 1e-3  # of a probability
+SCORE_TOLERANCE = 0.5  # of an unknown score, whose features have rounded weights; standard deviations
 SHOWN_CLASSES = 5  # on the page, for each image
 MAX_PIXELATED_SIZE = 64  # side in pixels up to which the page shows the pixels
 
@@ -109,7 +110,8 @@ def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequen
                 f"{TOLERANCE:g}; no file was written; use --precision fp32, whose weights are not rounded"
             )
         if scored is not None:
-            check_scores(session.run([UNKNOWN_SCORE], {IMAGES: image.numpy()})[0], scored, image)
+            found_score = session.run([UNKNOWN_SCORE], {IMAGES: image.numpy()})[0]
+            check_scores(found_score, scored, image, SCORE_TOLERANCE)
         largest = max(largest, difference)
     return largest
 

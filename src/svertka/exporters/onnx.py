@@ -35,7 +35,7 @@ UNKNOWN_SCORE, UNKNOWN = "unknown_score", "unknown"  # with preprocessing, of a 
 LOGIT_TOLERANCE = 1e-4  # relative to the largest logit of an image, at least 1: float32 sums in another order
 # With preprocessing, whose pixels are the same (`onnx_preprocess`): float32 sums in another order.
 PROBABILITY_TOLERANCE = 1e-3
-SCORE_TOLERANCE = 0.01  # standard deviations of validation images
+SCORE_TOLERANCE = 0.1  # standard deviations of validation images
 BATCH = 8  # images that are checked together
 MAX_REASON = 300  # characters of an error of PyTorch's exporter
 
@@ -211,14 +211,16 @@ def append_threshold(model: ModelProto, threshold: float) -> None:
 
 
 @torch.inference_mode()
-def check_scores(found: npt.NDArray[np.float32], scored: ScoredNetwork, images: Tensor) -> None:
+def check_scores(
+    found: npt.NDArray[np.float32], scored: ScoredNetwork, images: Tensor, tolerance: float = SCORE_TOLERANCE
+) -> None:
     """Raise ExportMismatchError if the unknown scores `found`, (N,), are not those of `images`, (N, C, H, W)."""
     wanted = scored.logits_and_scores(images)[1].numpy()
     difference = float(np.abs(found - wanted).max())
-    if not difference <= SCORE_TOLERANCE:
+    if not difference <= tolerance:
         raise ExportMismatchError(
             f"an unknown score of ONNX Runtime {onnxruntime.__version__} differs by {difference:.2g}, more than "
-            f"{SCORE_TOLERANCE:g}; no file was written; report it with the versions of torch ({torch.__version__}) and "
+            f"{tolerance:g}; no file was written; report it with the versions of torch ({torch.__version__}) and "
             f"onnx ({onnx.__version__})"
         )
 
