@@ -97,7 +97,8 @@ def test_the_command_prints_a_table_and_writes_a_page(
     assert [line.split()[0] for line in printed[1:4]] == ["c1", "c3", "c5"]
     assert printed[-2].startswith("of 142 units of B (after), A (before) shares ")
     assert printed[-1] == f"open {page}"
-    with opened(page) as tab:  # type: ignore[operator]
+    with opened(page, viewport={"width": 360, "height": 800}) as tab:  # type: ignore[operator]
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
         assert tab.locator("h1").text_content() == f"Units: {printed[-2]}."
         assert tab.locator("h2").all_text_contents() == ["c1", "c3", "c5"]
         assert tab.locator("section img").count() >= 6
@@ -119,7 +120,7 @@ def test_ablate_prints_the_largest_effects(
     printed = capsys.readouterr().out.splitlines()
     assert len(printed[1:4]) == 3
     assert all(line.split()[0] in ("c1", "c3") for line in printed[1:4])
-    assert printed[-2].startswith("22 units were removed one at a time, on 240 images; the ")
+    assert printed[-3].startswith("22 units were removed one at a time, on 240 images; the ")
     assert main(["ablate", run, "--layers", "c1", "--json", "--threads", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["units"], found["images"]) == (6, 60)

@@ -88,6 +88,8 @@ class AblatedRun:
         if one.sampled:
             share = percent_with_interval(one.missed / one.sampled, one.missed_interval)
             found.append(f"of {one.sampled:,} others, drawn at random, {share} change whether an image is right")
+        if len(self.effects) > 1:
+            found.append("each interval is that of one effect by itself; the largest of many are partly due to chance")
         return found
 
     def __repr__(self) -> str:

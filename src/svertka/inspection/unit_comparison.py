@@ -26,7 +26,7 @@ from svertka.progress import progress, say
 from svertka.type_checking import check_types
 
 SHOWN = 8  # units of each kind that the page shows for a layer
-PATCHES = 6  # of each unit
+PATCHES = 5  # of each unit: a row fits into 360 pixels
 SIDE = 64  # CSS pixels of a patch
 HEADER = ("layer", "compared with", "units", "shared", "changed", "new", "CKA")
 
