@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import svertka
 from svertka.curation.dataset_check import check
 from svertka.data import content_hash, image_disk_cache
 from svertka.data.dataset import FileImages
+from svertka.data.file_tree import list_tree
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError
+from svertka.progress import Progress
 from svertka.run import Run
 from svertka.signals import Stopped
 from svertka.training import data_splits, training_loop
@@ -158,6 +161,13 @@ def test_a_part_of_a_large_folder_is_known_by_name(by_name: Path, tmp_path: Path
     manifest = Manifest.read(run.manifest)
     digests, _ = manifest.hash_images(svertka.data.source_opener.open_source(few).images, 1)
     assert (manifest.parts_of(digests) == "").sum() == 1  # the copy under another name
+
+
+def test_listing_counts_images(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Progress("", 0)
+    monkeypatch.setattr("svertka.data.file_tree.progress", lambda *arguments: nullcontext(shown))
+    assert len(list_tree(original).images()) == 2 * EACH
+    assert shown.title == "listing, 80 images"
 
 
 def test_files_of_equal_name_and_size_are_told_apart_by_content(tmp_path: Path) -> None:

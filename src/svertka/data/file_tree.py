@@ -24,6 +24,7 @@ from svertka.data.file_accounting import (
 from svertka.data.image_io import DECODERS, SUFFIXES
 from svertka.errors import DataError
 from svertka.files import read_json
+from svertka.progress import Progress, progress
 
 # Names that systems and tools leave behind, in lower case. Names that begin with a dot are junk, too.
 JUNK = {"__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin", "recycler", "system volume information"}
@@ -158,7 +159,8 @@ def list_tree(path: Path) -> FileTree:
     except OSError as error:
         raise DataError(f"cannot list {path}: {(error.strerror or str(error)).lower()}") from error
     lister = _Lister(Folder(path, "", (status.st_dev, status.st_ino), linked=False))
-    lister.run()
+    with progress("listing", 0) as shown:
+        lister.run(shown)
     return lister.tree
 
 
@@ -217,15 +219,17 @@ class _Lister:
         self.tree = FileTree(root)
         self._through_links: set[Identity] = set()
 
-    def run(self) -> None:
-        """List all folders, parents first, and count their images."""
-        root = self.tree.root
+    def run(self, shown: Progress) -> None:
+        """List all folders, parents first, and count their images, also in the title of `shown`."""
+        root, images = self.tree.root, 0
         waiting: list[tuple[Folder, Folder | None, frozenset[Identity]]] = [(root, None, _above(root))]
         order = []
         while waiting:
             folder, parent, above = waiting.pop()
             if self._list(folder, parent, above):
                 order.append(folder)
+                images += len(folder.images)
+                shown.title = f"listing, {images:,} images"
                 inner = above | {folder.identity}
                 waiting.extend((inside, folder, inner) for inside in reversed(folder.folders))
             elif parent is not None:
