@@ -161,11 +161,14 @@ void int8_winograd(const Window& shape, const Byte* input, Byte zero, const void
 
 // Compares estimates in units of one product instruction. Its own products read more from the second-level cache.
 bool int8_winograd_is_faster(const Window& shape) {
-    constexpr double of_product = 1.3, of_weights = 220;  // for each vector of weights
-    constexpr double of_tile = 340, of_outputs = 280;     // for a vector of inputs, and of outputs
+    constexpr double of_weights = 220;                 // for each vector of weights
+    constexpr double of_tile = 340, of_outputs = 280;  // for a vector of inputs, and of outputs
+    // Where blocks of tiles read transformed weights of more than 8 MiB again and again, these come from memory.
+    const Index of_all_weights = frequencies * shape.in_channels * shape.out_channels * 2;
     const Axis y(shape.y.out_size), x(shape.x.out_size);
     const auto products = [](const Axis& axis) { return 5.0 * axis.count + axis.whole; };
     const double batch = shape.batch, tiles = batch * y.count * x.count;
+    const double of_product = tiles > 128 && of_all_weights > Index{8} << 20 ? 2.2 : 1.3;
     const double vectors = ceil_div(shape.out_channels, lanes), pairs = shape.in_channels / 2.0;
     const double direct = batch * shape.y.out_size * shape.x.out_size * 9 * shape.in_channels / per_factor * vectors;
     const double here = (of_product * batch * products(y) * products(x) + of_weights) * pairs * vectors +

@@ -200,7 +200,8 @@ def test_winograd_is_chosen_where_it_takes_less_work() -> None:
 
     assert is_faster(112, 128)
     assert is_faster(28, 512)
-    assert is_faster(7, 512, batch=64)  # the transformed weights serve more tiles
+    assert is_faster(7, 512, batch=16)  # the transformed weights serve more tiles
+    assert not is_faster(14, 512, batch=16)  # but are read from memory for every block of them
     assert not is_faster(7, 512)
     assert not is_faster(2, 64)
 
