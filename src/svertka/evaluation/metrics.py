@@ -138,11 +138,19 @@ class Evaluation:
         return self.top1_interval
 
     def format_metric(self, value: float) -> str:
-        """Return an error as text."""
+        """Return an error as text.
+
+        Args:
+            value: The error, 0 to 1.
+        """
         return format_percent(value)
 
     def format_metric_difference(self, value: float) -> str:
-        """Return a difference of errors as text, in points."""
+        """Return a difference of errors as text, in points.
+
+        Args:
+            value: The difference, −1 to 1.
+        """
         return format_percentage_points(value)
 
     def metric_cells(self) -> tuple[tuple[str, str], ...]:

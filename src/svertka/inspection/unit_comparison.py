@@ -36,7 +36,8 @@ class UnitComparison:
     """Which units of the network `second` the network `first` shares.
 
     Attributes:
-        first, second: Names of the runs or networks.
+        first: Name of the first run or network.
+        second: Name of the second.
         layers: The layers of `second`, with the counterpart of each unit in `first`.
         images: Number of images.
         page: The page that shows the units; None without one.

@@ -33,8 +33,8 @@ class MatchedLayer:
         counterpart: Name of the layer of the first network whose units are compared: the same name, or else the one
             with the highest CKA.
         cka: Linear centered kernel alignment of both layers, 0 to 1.
-        units: (units,) int64, the unit of `counterpart` whose activations correlate most; −1 for a constant unit.
-        correlations: (units,) float64, the correlation; NaN for a constant unit.
+        units: (K,) int64, the unit of `counterpart` whose activations correlate most; −1 for a constant unit.
+        correlations: (K,) float64, the correlation; NaN for a constant unit.
     """
 
     layer: str
