@@ -54,6 +54,7 @@ NOT_HERE = {
     r"^svertka train mnist": "downloads MNIST and trains for minutes",
     r"file\.py:build": "a placeholder; docs/own_network.md runs a file",
     r"^svertka train photos/ --unknown": "needs a hundred images of no class",
+    r"(cifar10|mnist)-test/": "checks thousands of test images, which takes minutes",
     r"--apply ": "needs corrections, which the page of check writes",
 }
 PLACEHOLDER = re.compile(r"\b(RUN|NAME|FILE|FOLDER|SOURCE|SEED|N|C)\b|…")  # of what a reader has, or chooses

@@ -1,7 +1,7 @@
 """The choice of precisions: the loss that it reports against PyTorch's own, and what it does with costly layers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def network() -> nn.Module:
     return layers.eval()
 
 
-@pytest.fixture(autouse=True)
-def _known_times(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _known_times() -> Iterator[None]:
     """int8 takes half the time of bf16, which takes two thirds of fp32's."""
     times = {"fp32": 3.0, "bf16": 2.0, "int8": 1.0}
 
@@ -68,8 +68,10 @@ def _known_times(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen = [[mixed_precision._stored_precision(one, group[0]) for group in search.groups] for one in several]
         return [sum(times[precision] for precision in some) for some in chosen]
 
-    monkeypatch.setattr(MixedPrecisionSearch, "_measure_layers", layers)
-    monkeypatch.setattr(MixedPrecisionSearch, "_compare", networks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MixedPrecisionSearch, "_measure_layers", layers)
+        patch.setattr(MixedPrecisionSearch, "_compare", networks)
+        yield
 
 
 def mixture(network: nn.Module, max_loss: float = 0.005, count: int = 900, **others: Any) -> Optimized:
@@ -79,8 +81,13 @@ def mixture(network: nn.Module, max_loss: float = 0.005, count: int = 900, **oth
     return optimize(network, images[:1], precision="auto", **settings)
 
 
-def test_costly_layers_leave_int8_until_the_bound_holds(network: nn.Module) -> None:
-    mixed, (images, labels) = mixture(network), digits()
+@pytest.fixture(scope="module")
+def mixed(network: nn.Module) -> Optimized:
+    return mixture(network)
+
+
+def test_costly_layers_leave_int8_until_the_bound_holds(network: nn.Module, mixed: Optimized) -> None:
+    images, labels = digits()
     assert {layer.name: layer.precision for layer in mixed.layers}["4"] != "int8"  # it reads the spoiled map
     assert "int8" in {layer.precision for layer in mixed.layers}
     report, some, right = mixed.accuracy, images[800:1700], labels[800:1700]
@@ -106,15 +113,16 @@ def test_int8_alone_would_lose_more_than_the_bound(network: nn.Module) -> None:
 
 
 def test_a_time_limit_keeps_the_bound_and_counts_what_is_untried(
-    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, mixed: Optimized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert mixture(network).accuracy.untried == 0
-    monkeypatch.setattr(mixed_precision, "SEARCH_SECONDS", 0.0)
-    mixed = mixture(network)
     assert mixed.accuracy is not None
-    assert mixed.accuracy.loss <= 0.005
-    assert mixed.accuracy.untried == len(mixed.layers) == 5
-    assert "the time limit left a lower precision of 5\xa0layers untried" in mixed.sentence
+    assert mixed.accuracy.untried == 0
+    monkeypatch.setattr(mixed_precision, "SEARCH_SECONDS", 0.0)
+    hurried = mixture(network)
+    assert hurried.accuracy is not None
+    assert hurried.accuracy.loss <= 0.005
+    assert hurried.accuracy.untried == len(hurried.layers) == 5
+    assert "the time limit left a lower precision of 5\xa0layers untried" in hurried.sentence
 
 
 def test_many_validation_images_are_sampled_and_the_result_is_checked_on_all(
@@ -147,11 +155,11 @@ def test_a_sound_network_is_int8_throughout() -> None:
     assert {layer.precision for layer in mixed.layers} == {"int8"}
 
 
-def test_batches_of_a_loader_give_the_same(network: nn.Module) -> None:
+def test_batches_of_a_loader_give_the_same(network: nn.Module, mixed: Optimized) -> None:
     images, labels = digits()
     loader = torch.utils.data.DataLoader(list(zip(images[800:1700], labels[800:1700], strict=True)), batch_size=64)
-    assert mixture(network, validation=loader).accuracy == mixture(network).accuracy
-    assert mixture(network, validation=iter(loader)).accuracy == mixture(network).accuracy
+    assert mixture(network, validation=loader).accuracy == mixed.accuracy
+    assert mixture(network, validation=iter(loader)).accuracy == mixed.accuracy
 
 
 def test_a_layer_that_is_no_faster_keeps_its_precision(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +220,8 @@ def test_a_network_without_class_scores_is_refused(network: nn.Module) -> None:
         mixture(network[:7])
 
 
-def test_a_file_keeps_the_report_and_refuses_an_impossible_one(network: nn.Module, tmp_path: Path) -> None:
-    mixed, path = mixture(network), tmp_path / "network.safetensors"
+def test_a_file_keeps_the_report_and_refuses_an_impossible_one(mixed: Optimized, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
     mixed.save(path)
     loaded, images = Optimized.load(path), digits()[0][:3]
     assert loaded.accuracy == mixed.accuracy

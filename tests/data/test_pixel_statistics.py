@@ -40,7 +40,7 @@ def test_very_many_images_are_sampled_and_the_sample_is_fixed(rows, monkeypatch)
 
     monkeypatch.setattr(pixel_statistics, "PIXELS", 20 * 36)
     first = measure_statistics(Watched(), np.arange(50))
-    looked_at = asked[1:]  # after the one that tells the size
+    looked_at = asked[pixel_statistics.FIRST :]  # after those that tell the size
     assert len(set(looked_at)) == len(looked_at) == 20
     assert measure_statistics(rows, np.arange(50)) == first
     assert first == measure_statistics(rows, np.array(looked_at))

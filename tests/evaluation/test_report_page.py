@@ -147,7 +147,7 @@ def test_images_have_alternative_text_and_nothing_is_loaded(written: Writer) -> 
     for tag, attributes in read.elements:
         assert "style" not in attributes, tag
         assert attributes.get("src", "data:").startswith("data:"), tag
-        assert tag == "a" or attributes.get("href", "data:").startswith("data:")
+        assert tag == "a" or attributes.get("href", "data:").startswith(("data:", "#"))
 
 
 def test_confusion_table_contains_the_counts(written: Writer, report: Maker) -> None:
@@ -171,7 +171,7 @@ def test_worst_mistakes_are_in_order_with_names_and_probability(written: Writer,
 
 def test_the_class_table_is_worst_first(written: Writer) -> None:
     document = written()
-    table = re.search(r'<table class="rows sortable.*?</table>', document, re.DOTALL)[0]
+    table = re.search(r'<table id="class-rows".*?</table>', document, re.DOTALL)[0]
     shares = [float(share) for share in re.findall(r'<td data-value="(\d\.\d+)">[^<]*<svg', table)]
     recalls = shares[::2]  # the precisions stand between them
     assert len(recalls) == 10
@@ -184,7 +184,7 @@ def test_any_number_of_classes(classes: int, written: Writer, nearest_centre: Ju
     document = written(evaluation=nearest_centre(names))
     read = Reader(document)
     assert bool(list(read.all("table", "confusion"))) == (classes <= 20)
-    assert bool(list(read.all("figure", "matrix"))) == (classes > 20)
+    assert bool(list(read.all("div", "matrix"))) == (classes > 20)
     assert ("most confused pairs" in read.text()) == (classes > 20)
     assert len(document) < 2_000_000
     if classes > 20:

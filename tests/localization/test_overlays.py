@@ -39,7 +39,7 @@ def test_the_page_shows_every_picture(tmp_path: Path) -> None:
     text = folder.write_page(pointing.to_dict()).read_text(encoding="utf-8")
     assert all(f'src="overlays/{file.name}"' in text for file in files)
     assert "&lt;b&gt;" in text
-    assert "<b>" not in text.split("<main>")[1]
+    assert "<b>" not in text.split("<main ")[1]
     assert "<p>The point lies in a box in 100.0\u00a0% of 1 cases" in text
 
 

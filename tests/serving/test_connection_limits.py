@@ -261,6 +261,7 @@ def test_uvicorn_has_the_internals_that_are_used() -> None:
         "data_received": ["data"],
         "handle_events": [],
         "on_response_complete": [],
+        "resume_writing": [],
         "send_400_response": ["msg"],
         "shutdown": [],
         "_unset_keepalive_if_required": [],

@@ -37,7 +37,7 @@ def spied(digit_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFa
     """A training, its images, and what the head of a fold predicts whose training images are those of train."""
     seen: dict[str, Any] = {}
 
-    def spy(partial: Any, settings: Any, parts: DataSplits, preprocess: Any, device: Any) -> Any:
+    def spy(partial: Any, settings: Any, parts: DataSplits, preprocess: Any, device: Any, task: Any) -> Any:
         pooled = pool_images(parts)
         features = head_cross_validation._FoldFeatures(partial, settings, parts, pooled, preprocess, device)
         outside, inside = (np.flatnonzero(np.isin(pooled, parts.indices[part])) for part in ("train", "val"))

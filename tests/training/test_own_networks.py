@@ -95,7 +95,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     ),
     "locate": lambda run, photos, folder, **consent: svertka.locate(run, photos / "a" / "0.png", threads=1, **consent),
     "look": lambda run, photos, folder, **consent: svertka.look(
-        run, photos, units=1, images=4, include_training=True, output=folder / "atlas", threads=1, **consent
+        run, photos, units=1, images=4, output=folder / "atlas", threads=1, **consent
     ),
     "export": lambda run, photos, folder, **consent: svertka.export(
         run, folder / "model.onnx", images=[photos / "a" / "0.png"], **consent

@@ -113,7 +113,7 @@ def compute_features(
     cached = cache_on_disk_or_in_memory(batches, partial.frozen, partial.shape, prepared.digests, limit=cache_limit)
     values, _ = collect_feature_batches(cached)
     bad = prepared.bad | {index: reason for index, (_, reason) in cached.unreadable.items()}
-    readable = np.setdiff1d(readable, list(bad)).astype(np.int64)
+    readable = readable[~np.isin(readable, list(bad))]  # in the order of the values
     return ImageFeatures(readable, values.reshape(len(readable), -1), bad, classifier, partial)
 
 
