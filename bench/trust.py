@@ -55,7 +55,7 @@ from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.evaluation.cross_validation import cross_validate
 from svertka.training.builtin_recipes import find_recipe_by_name
-from svertka.training.head_cross_validation import train_and_predict
+from svertka.training.head_cross_validation import train_and_score
 from svertka.transfer.backbone_features import compute_backbone_features
 
 Ints = npt.NDArray[np.int64]
@@ -150,7 +150,7 @@ class Heads:
         head = nn.Linear(self.values.shape[1], self.classes)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        return train_and_predict(head, batches, recipe, self.values[torch.from_numpy(others)])
+        return train_and_score(head, batches, recipe, self.values[torch.from_numpy(others)]).argmax(1)
 
 
 def main() -> None:

@@ -41,9 +41,10 @@ def spied(digit_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFa
         pooled = pool_images(parts)
         features = head_cross_validation._FoldFeatures(partial, settings, parts, pooled, preprocess, device)
         outside, inside = (np.flatnonzero(np.isin(pooled, parts.indices[part])) for part in ("train", "val"))
-        seen["predicted"] = head_cross_validation._predict_by_steps(partial, features)(outside, inside)
+        scores = head_cross_validation._score_by_steps(partial, features, task)(outside, inside)
+        seen["predicted"] = scores.argmax(1)
         seen["features"], seen["parts"] = features.values[torch.from_numpy(inside)], parts
-        seen["found"] = cross_validate_head(partial, settings, parts, preprocess, device)
+        seen["found"] = cross_validate_head(partial, settings, parts, preprocess, device, task)
         return seen["found"]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -238,12 +238,6 @@ def _score_by_steps(partial: PartiallyFrozen, features: _FoldFeatures, task: Any
     return score
 
 
-def train_and_predict(head: nn.Module, batches: BatchLoader, recipe: Recipe, features: torch.Tensor) -> Ints:
-    """Train a head as `train_and_score` does and return the classes that it predicts, (N,) int64."""
-    predicted: Ints = train_and_score(head, batches, recipe, features).argmax(1)
-    return predicted
-
-
 def train_and_score(
     head: nn.Module, batches: BatchLoader, recipe: Recipe, features: torch.Tensor, task: AnyTask = SINGLE_LABEL
 ) -> Outputs:
