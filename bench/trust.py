@@ -150,7 +150,8 @@ class Heads:
         head = nn.Linear(self.values.shape[1], self.classes)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        return train_and_score(head, batches, recipe, self.values[torch.from_numpy(others)]).argmax(1)
+        predicted: Ints = train_and_score(head, batches, recipe, self.values[torch.from_numpy(others)]).argmax(1)
+        return predicted
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """What all tests share: a cache of their own, the real data, and how many cases to run."""
 
 import os
+import random
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -29,10 +31,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--large"):
-        for item in items:
-            if item.get_closest_marker("large"):
-                item.add_marker(pytest.mark.skip(reason="takes long: make test-full"))
+    if config.getoption("--large"):
+        return
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("large"):
+            item.add_marker(pytest.mark.skip(reason="takes long: make test-full"))
+        if item.get_closest_marker("sample"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    left = set()
+    for name, some in cases.items():
+        marker = some[0].get_closest_marker("sample")
+        assert marker is not None
+        left |= {*some} - {*random.Random(name).sample(some, min(marker.args[0], len(some)))}
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=list(left))
 
 
 @pytest.fixture(scope="session", autouse=True)

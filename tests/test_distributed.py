@@ -131,8 +131,8 @@ def test_a_killed_worker_ends_the_job_and_one_process_continues_it(digit_folder:
 
 
 VARIANTS = {
-    "gradual, with batch norm": ["--gradual", "--unfreeze", "all", "--epochs", "2", "--batch-size", "32"],
     "batch norm": ["--model", "resnet20", "--size", "8", "--batch-size", "37", "--epochs", "1"],
+    "gradual, with batch norm": ["--gradual", "--unfreeze", "all", "--epochs", "2", "--batch-size", "32"],
     "frozen features, computed head": ["--unfreeze", "last", "--epochs", "1", "--batch-size", "32"],
     "head without a cache": ["--unfreeze", "head", "--no-cache", "--epochs", "1"],
     "head that is computed": ["--head", "logistic"],

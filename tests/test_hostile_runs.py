@@ -240,6 +240,7 @@ def unoptimized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference_speed, "ROUNDS", range(1, 2))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.usefixtures("quiet", "unoptimized")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("file", list(FILES))

@@ -20,6 +20,7 @@ PAGES = Path(__file__).parents[1] / "docs" / "reference" / "interactive"
 NAMES = ("convolution", "winograd", "receptive_field", "backward", "lenet")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_is_accessible_in_both_color_schemes_and_on_a_phone(name, opened, axe_violations, layout_faults, layout_shift):
     with opened(PAGES / f"{name}.html", color_scheme="light") as tab:

@@ -34,6 +34,7 @@ def test_a_project_folder_is_not_written_over(
     assert main(["export", str(run.folder), "--to", "./"]) == 0  # now it is svertka's
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("verb", ["evaluate", "compare", "locate"])
 def test_other_outputs_are_svertka_s_or_nobody_s(
     run: Run, digit_folder: Path, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]

@@ -72,6 +72,7 @@ CALLS: dict[str, Callable[[Run, Path, Path], Any]] = {
 }
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("name", CALLS)
 def test_public_functions_leave_them_alone(name: str, run: Run, digit_folder: Path, tmp_path: Path) -> None:
     before = process_settings()

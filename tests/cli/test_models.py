@@ -12,6 +12,7 @@ from svertka.cli.app import main
 from svertka.models.registry import MODELS, describe_model, trace_model
 
 
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "resnet1202"])  # which takes 6 seconds
 def test_sizes_that_are_listed_are_those_of_the_networks(name: str) -> None:
     with torch.device("meta"):

@@ -26,6 +26,7 @@ def built(name: str) -> nn.Module:
     return with_statistics(MODELS[name].build(classes=10))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
 def test_each_size_is_right_and_weights_are_stored_once(name: str, tmp_path: Path) -> None:
     check_sizes(name, tmp_path)

@@ -72,6 +72,7 @@ SMALL = {
 LONG = ("inception_resnet_v2", "resnet50")
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", [name for name in SMALL if name not in LONG])
 def test_networks_of_the_zoo_give_what_they_give_in_float64(name: str) -> None:
     gives_what_it_gives_in_float64(name, SMALL[name])
@@ -128,6 +129,7 @@ def test_the_network_stays_as_it_was() -> None:
     assert torch.equal(optimized(x), expected)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("multiplied", [False, True])
 @pytest.mark.parametrize("name", ["alexnet_owt", "googlenet_bn", "resnet18", "efficientnet_lite0", "vgg11_bn"])
 def test_networks_in_bfloat16_stay_near(monkeypatch: pytest.MonkeyPatch, name: str, multiplied: bool) -> None:
@@ -243,6 +245,7 @@ def test_random_convolutions_agree_with_float64(instructions: str, large_count: 
     checked()
 
 
+@pytest.mark.sample(2)
 def test_random_poolings_are_those_of_pytorch(instructions: str, large_count: Callable[[int, int], int]) -> None:
     @settings(max_examples=large_count(40, 2000), deadline=None)
     @given(data=st.data())

@@ -19,6 +19,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_the_definition(shape, normal, agree, instructions):
     case = normal(shape)
@@ -44,6 +45,7 @@ def test_the_bias_is_added_and_threads_change_nothing(normal):
     assert torch.equal(native_direct.forward(case.x, case.weight, case.shape, bias), alone)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[4], SHAPES[7]], ids=str)
 def test_weight_gradients_of_several_threads_are_the_definition(shape, threads, normal, instructions):

@@ -87,6 +87,7 @@ def drawn_shape(choose: random.Random, algorithm: ModuleType) -> ConvShape:
     return ConvShape.of((choose.randint(1, 3), ins, *sides), weight, stride, padding, dilation, groups)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     "algorithm",
     [native_direct, native_grouped, native_winograd, native_fft],

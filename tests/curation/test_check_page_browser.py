@@ -60,6 +60,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light"), (360, "light")])
 def test_it_fits_and_axe_finds_no_violation(
     opened: Opened,

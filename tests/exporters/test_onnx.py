@@ -23,6 +23,7 @@ PICTURES = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("preprocessing", [False, True])
 @pytest.mark.parametrize(("model", "size", "resize", "channels"), [("lenet5", 32, 28, 1), ("resnet20", 32, 40, 3)])
 def test_it_computes_the_same_and_says_what_it_needs(

@@ -38,6 +38,7 @@ PARAMETERS = {
 }
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "resnet1202"])
 def test_every_model_is_the_paper_s_and_any_other(name):
     model = MODELS[name]

@@ -255,6 +255,7 @@ def abandon(server: Server, body: bytes, kind: str = "application/octet-stream")
         sock.sendall(head.encode() + body)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", IMAGES)
 def test_hostile_images(server: Server, jpeg: bytes, name: str, large_count: Callable[[int, int], int]) -> None:
     if name not in SHORT and not large_count(0, 1):

@@ -117,6 +117,7 @@ def spread_logits(classifier: Classifier, images: Sequence[torch.Tensor]) -> Non
         head.bias.copy_((head.bias - logits.mean(0)) * scale)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("model", "size", "resize", "channels"), FAMILIES)
 def test_a_picture_has_one_answer(
     made: Callable[..., Classifier],
@@ -239,6 +240,7 @@ def wide_pictures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[i
     return write
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("fit", "values"), WAYS)
 def test_every_way_to_a_square_and_to_8_bits_is_one(
     made: Callable[..., Classifier],

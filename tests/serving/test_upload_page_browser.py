@@ -158,6 +158,7 @@ def test_a_pasted_and_a_dropped_picture_are_taken(tab: Any, digit_folder: Path) 
     tab.locator("#answers details:not([hidden])").nth(1).wait_for()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_axe_finds_no_violation(
     browser: Any,

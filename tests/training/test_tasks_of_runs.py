@@ -286,6 +286,7 @@ def test_runs_are_optimized_by_the_metric_of_their_task(
     assert precision == "bf16" or told["loss"] <= 0.005
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["multi-label", "regression"])
 def test_the_atlas_shows_labels_and_numbers(kind: str, task_tables: Tables, tmp_path: Path) -> None:
     table = task_tables[kind]
@@ -366,6 +367,7 @@ def test_images_labeled_in_another_way_are_refused(task_runs: Runs, task_tables:
         svertka.look(task_runs["regression"], str(task_tables["multi-label"]), layers=["0"])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("kind", "metric", "least"), [("multi-label", "mean_average_precision", 0.6), ("regression", "r2", 0.5)]
 )
@@ -375,6 +377,7 @@ def test_computed_heads(kind: str, metric: str, least: float, task_tables: Table
     assert run.result()["metrics"][metric] > least
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["multi-label", "regression"])
 def test_few_images_are_cross_validated(kind: str, task_tables: Tables, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": "efficientnet_lite0", "weights": "bundled", "size": 32, "epochs": 4, "lr": 0.1}

@@ -74,6 +74,7 @@ RESUMED = [
 AUGMENTED = {"auto_augment": "rand", "random_erasing": 0.3, "mixup": 0.3, "cutmix": 1.0, "ema": 0.9}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("optimizer", "prefetch", "augment"), RESUMED)
 def test_a_resume_is_bit_for_bit(

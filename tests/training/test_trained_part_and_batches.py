@@ -43,6 +43,7 @@ def weights(run: Run) -> dict[str, Tensor]:
     return run.classifier().network.state_dict()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("options", "learns"), [
     ({}, ("linear.",)),
@@ -65,6 +66,7 @@ def test_what_is_frozen_stays_to_the_bit(
     assert run.result()["val_error"] is not None
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("cache", [True, False])
 def test_dead_units_are_those_of_trained_layers(trained: Run, digit_folder: Path, tmp_path: Path, cache: bool) -> None:
@@ -76,6 +78,7 @@ def test_dead_units_are_those_of_trained_layers(trained: Run, digit_folder: Path
     assert all(set(one) == {name for name in relus if name.startswith("layer3.")} for one in shares)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("options", [
     {"unfreeze": "head"},
@@ -101,6 +104,7 @@ def test_stored_features_learn_what_pictures_would(
             assert (after[name] - tensor).abs().max() <= 1e-4 * tensor.abs().max(), name
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("options", [{}, {"unfreeze": "last", "gradual": True}, {"unfreeze": "last", "cache": False}])
 def test_it_resumes_to_the_bit(
@@ -183,6 +187,7 @@ def trained_with_cache(digit_folder: Path, tmp_path_factory: pytest.TempPathFact
     return run, folder / "x.pth", folder / "cache"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("kind", ["below a file", "no home", "full", "hostile"])
 def test_a_cache_that_cannot_be_written_is_a_warning(

@@ -73,6 +73,7 @@ def headline(tab: Any) -> str:
     return str(tab.locator("main h1:visible").text_content())
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("width", [360, 1200])
 def test_every_view_opens_without_errors_and_fits(opened: Opened, atlas: Path, view: str, width: int) -> None:
@@ -84,6 +85,7 @@ def test_every_view_opens_without_errors_and_fits(opened: Opened, atlas: Path, v
         assert "undefined" not in tab.locator("main").text_content()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_axe_finds_no_violation(
