@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyte
+import pytest
 
 from svertka.text_width import text_width
 
@@ -116,6 +117,7 @@ def check_long_training(columns: int, digit_folder: Path, run: Path) -> None:
     assert screen.wraps <= (2 * len(lines) if columns < 80 else 9)
 
 
+@pytest.mark.large
 def test_a_bar_follows_the_width_of_the_terminal(digit_folder: Path, tmp_path: Path) -> None:
     widths: list[int] = []
 

@@ -109,6 +109,7 @@ def test_products_of_values(function: Any, tmp_path: Path) -> None:
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic")
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("settings", [{"scale_factor": 2}, {"scale_factor": 1.7}, {"size": (5, 9)}, {"size": (1, 1)}])
 def test_upsampling(mode: str, settings: dict[str, Any], tmp_path: Path) -> None:

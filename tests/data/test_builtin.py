@@ -119,6 +119,7 @@ def test_fashion_mnist_where_debian_puts_it() -> None:
     assert dataset.parts.tolist() == ["train"] * 60_000 + ["test"] * 10_000
 
 
+@pytest.mark.large
 def test_cifar10_as_published(shared_data: Path) -> None:
     dataset = open_builtin("cifar10")
     images = array(dataset)

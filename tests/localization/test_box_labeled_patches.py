@@ -119,6 +119,7 @@ def boxed_run(backbone: Run, scenes: Scenes, tmp_path_factory: pytest.TempPathFa
     return svertka.train(scenes[0], output=output, weights=backbone, boxes=scenes[1], **FEW)
 
 
+@pytest.mark.large
 @pytest.mark.usefixtures("quiet")
 def test_a_head_learns_where_digits_are(boxed_run: Run, scenes: Scenes) -> None:
     run = boxed_run

@@ -110,6 +110,7 @@ def test_initial_weights_are_the_papers():
             assert abs(values.mean()) < 6 * 0.01 / values.numel() ** 0.5, name
 
 
+@pytest.mark.large
 def test_small_form_learns_from_its_initial_weights(quiet):
     torch.manual_seed(0)
     network = AlexNet(10, 1, 16)

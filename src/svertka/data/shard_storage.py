@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from shutil import copyfileobj
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from fsspec.core import url_to_fs
 
@@ -27,10 +28,12 @@ from svertka.text_width import shorten
 
 T = TypeVar("T")
 
+_answered: WeakSet[Any] = WeakSet()  # file systems of which a request has succeeded
 _waiting = threading.Lock()
 _reported = {"until": 0.0}  # time.monotonic() up to which no further request is reported as waiting
 
 PATIENCE = 60.0  # seconds for which a request is repeated
+FIRST_PATIENCE = 5.0  # the same before the first answer: the address may be wrong, or this machine offline
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds between two attempts
 MOST_SHARDS = 1_000_000  # that a pattern such as {000000..001281} may name
 KNOWN = "s3://, https://, gs://, az:// or hf://"
@@ -220,12 +223,16 @@ def retry(action: Callable[[], T], what: str, system: Any, absent: T | None = No
         verb: What cannot be done, for messages.
 
     Raises:
-        DataError: The file does not exist, access is denied, or the server does not answer for a minute.
+        DataError: The file does not exist, access is denied, or the server does not answer for a minute, or at first
+            for some seconds.
     """
-    deadline, wait = time.monotonic() + PATIENCE, FIRST_WAIT
+    patience, wait = PATIENCE if system in _answered else min(FIRST_PATIENCE, PATIENCE), FIRST_WAIT
+    deadline = time.monotonic() + patience
     while True:
         try:
-            return action()
+            result = action()
+            _answered.add(system)
+            return result
         except Exception as error:  # each back end of fsspec raises its own
             if absent is not None and _status(error) in ABSENT:
                 return absent
@@ -236,7 +243,7 @@ def retry(action: Callable[[], T], what: str, system: Any, absent: T | None = No
                 raise DataError(
                     f"{what} cannot be {verb} ({_describe(error)}); check the connection and start again"
                 ) from error
-            _report_waiting(f"{what} does not answer ({_describe(error)}); trying again for {PATIENCE:.0f} seconds")
+            _report_waiting(f"{what} does not answer ({_describe(error)}); trying again for {patience:.0f} seconds")
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
 
