@@ -1,11 +1,13 @@
 import io
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from svertka import progress as module
-from svertka.progress import format_duration, progress, say, show_spinner
+from svertka.progress import FirstSentence, format_duration, progress, say, show_spinner
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,19 @@ def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setenv("RANK", "1")
     say("hello")
     assert capsys.readouterr().err == ""
+
+
+def test_of_the_sentences_of_several_threads_one_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(20):
+        say_first, together = FirstSentence(), threading.Barrier(8)
+
+        def run(number: int, say_first: FirstSentence = say_first, together: threading.Barrier = together) -> None:
+            together.wait()
+            say_first(f"the disk is full ({number})")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(run, range(8)))
+        assert capsys.readouterr().err.count("the disk is full") == 1
 
 
 def test_what_nobody_knows_the_end_of_is_said_if_it_takes_long(

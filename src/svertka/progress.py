@@ -38,6 +38,18 @@ def say(text: str) -> None:
         _print(to_encodable(to_printable(text), sys.stderr))
 
 
+class FirstSentence:
+    """Print the first of the lines that it is called with, and none after; threads may call it at once."""
+
+    def __init__(self) -> None:
+        self._unsaid = threading.Lock()  # which nobody releases
+
+    def __call__(self, text: str) -> None:
+        """Print `text` as `say` does, if this is the first call."""
+        if self._unsaid.acquire(blocking=False):
+            say(text)
+
+
 def say_table(rows: list[tuple[str, str]]) -> None:
     """Print labels and values on stderr in two aligned columns; on a terminal long values continue in theirs."""
     if not rows or not _is_first_process():

@@ -34,7 +34,7 @@ from svertka.data.sharded_images import ShardImages
 from svertka.data.unreadable_rows import UnreadableRowsError
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
-from svertka.progress import progress, say
+from svertka.progress import FirstSentence, progress
 
 __all__ = ["PreparedImages", "SquareImages", "prepare_images"]
 
@@ -340,7 +340,7 @@ class _StoredRows:
 
     def __init__(self, store: RecordStore, positions: Ints, squares: _Squares) -> None:
         self.store, self.positions, self.squares = store, positions, squares
-        self._said = False
+        self._say_fault = FirstSentence()
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -378,9 +378,7 @@ class _StoredRows:
         return True
 
     def _tell(self, sentence: str) -> bool:
-        if not self._said:
-            self._said = True
-            say(sentence)
+        self._say_fault(sentence)
         return False
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from svertka.data.shard_storage import ShardLocation
 from svertka.errors import DataError, StorageError
 from svertka.files import cache_folder, error_reason, free_disk_bytes, lock_file
-from svertka.progress import say
+from svertka.progress import FirstSentence
 
 BLOCK = 2**23  # bytes of a request: large beside the latency of an object store
 FETCHERS = 4  # requests at once
@@ -97,7 +97,7 @@ class RemoteBytes:
         self._coming: dict[tuple[int, int], Future[bytes]] = {}
         self._memory: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
-        self._said = False
+        self._say_uncached = FirstSentence()
         self._written = 0  # bytes since the size of the cache was measured
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
@@ -217,9 +217,9 @@ class RemoteBytes:
             while len(self._memory) > IN_MEMORY:
                 with suppress(KeyError):
                     self._memory.popitem(last=False)
-            if not self._said:
-                self._said = True
-                say(f"shards are not cached on the disk ({error_reason(error)}); they are fetched again in each epoch")
+            self._say_uncached(
+                f"shards are not cached on the disk ({error_reason(error)}); they are fetched again in each epoch"
+            )
 
 
 def make_room(folder: Path, room: int) -> None:
