@@ -89,6 +89,15 @@ def public_calls(root: Path) -> dict[str, Call]:
         "optimize": (svertka.optimize, (network, x), {}),
         "predict": (svertka.predict, (run, image), one),
         "resume": (svertka.resume, (run,), {}),
+        "ablate": (svertka.ablate, (run, photos), one | {"layers": ["c1"], "images": 4}),
+        "calibrate": (svertka.calibrate, (run,), one | {"new": photos}),
+        "compare_units": (svertka.compare_units, (run, str(root / "other"), photos), one | {"images": 4}),
+        "list_models": (svertka.list_models, ("lenet5",), {}),
+        "optimize_run": (svertka.optimize_run, (run, photos), one),
+        "summary": (svertka.summary, (network, 16), {}),
+        "tune": (svertka.tune, (), one | {"shape": [1, 2, 4, 4], "weight": [2, 2, 3, 3]}),
+        "Recipe": (svertka.Recipe, (), {"epochs": 2, "lr": 0.1}),
+        "Recipe.with_changes": (svertka.Recipe().with_changes, (), {"epochs": 2, "lr": 0.1}),
         "serve": (svertka.serve, (str(root / "no-run-is-here"),), {"port": 0, "ready": _stop_serving} | one),
         "suggest": (svertka.suggest, (run, photos), one | {"count": 2}),
         "similar": (svertka.similar, (run, image, photos), one),
@@ -101,6 +110,17 @@ def public_calls(root: Path) -> dict[str, Call]:
         "Run.history": (whole.history, (), {}),
         "Run.result": (whole.result, (), {}),
         "Classifier.load": (svertka.Classifier.load, (run,), {}),
+        "Classifier.wrap": (svertka.Classifier.wrap, (classifier.network,), {"preprocess": classifier.preprocess}),
+        "Classifier.open": (svertka.Classifier.open, (run,), {}),
+        "Classifier.require_single_label": (classifier.require_single_label, ("this",), {}),
+        "Classifier.require_names": (classifier.require_names, ("this",), {}),
+        "Classifier.describe": (classifier.describe, (torch.tensor([0.1, 0.2, 0.3, 0.4]),), {}),
+        "Classifier.set_quantile": (classifier.set_quantile, (0.9,), {}),
+        "Classifier.probabilities_and_unknown_scores": (
+            classifier.probabilities_and_unknown_scores,
+            ([torch.rand(1, 28, 28)],),
+            {},
+        ),
         "Classifier.save": (classifier.save, (str(root / "saved"),), {}),
         "Classifier.optimized_for": (classifier.optimized_for, (2,), {}),
         "Classifier.predict": (classifier.predict, (image,), {}),
@@ -124,6 +144,26 @@ def public_calls(root: Path) -> dict[str, Call]:
         "inspection.occlusion": (inspection.occlusion, (network, x, 1, 8, 8), {}),
     }
     return calls
+
+
+# These are only raised or returned.
+ELSEWHERE = {"SvertkaError", "Repeats"}
+
+
+def names_with_arguments() -> set[str]:
+    """Return the names of the public functions, classes and methods of the package, as keys of `public_calls`."""
+    found = {name: getattr(svertka, name) for name in svertka.__all__ if name not in ELSEWHERE}
+    found |= {f"inspection.{name}": getattr(inspection, name) for name in inspection.__all__}
+    for cls in (svertka.Classifier, svertka.Optimized, svertka.Run, svertka.Recipe):
+        found |= {f"{cls.__name__}.{name}": getattr(cls, name) for name in vars(cls) if not name.startswith("_")}
+    for name, one in list(found.items()):
+        if not callable(one) or not set(inspect.signature(one).parameters) - {"self"}:
+            del found[name]
+    return set(found) - {"Optimized.forward"}  # by calling it
+
+
+def test_every_public_name_is_called_with_bad_values(workspace: Path) -> None:
+    assert names_with_arguments() <= set(public_calls(workspace))
 
 
 def bad_values(root: Path) -> dict[str, Any]:

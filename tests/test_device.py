@@ -29,6 +29,12 @@ def test_a_device_that_is_not_here_is_one_sentence(name: str) -> None:
         choose_device(name)
 
 
+def test_a_long_name_is_shortened_in_the_sentence() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose_device("9" * 5000)
+    assert len(str(caught.value)) < 200
+
+
 def test_each_process_of_torchrun_takes_its_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -34,6 +34,12 @@ def test_numbers_of_python_and_numpy_pass(units: Sequence[int] | int) -> None:
     assert example("a", rate=np.float32(0.5)) == "a"
 
 
+@pytest.mark.parametrize("rate", [10**400, -(10**400)])
+def test_an_integer_beyond_all_floats_is_no_float(rate: int) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"example\(\): rate=-?10000.* must be of type float"):
+        example("a", rate=rate)
+
+
 def test_what_a_function_returns_is_not_checked() -> None:
     @check_types
     def wrong() -> int:

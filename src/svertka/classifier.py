@@ -57,6 +57,7 @@ from svertka.tensor_files import (
     unreadable_file_error,
     write_tensors,
 )
+from svertka.text_width import shorten
 from svertka.type_checking import check_types
 from svertka.unknown_score import ScoredNetwork, add_unknown_score
 
@@ -347,7 +348,7 @@ class Classifier:
             RunError, FetchError: As `load`; or the file of the optimized network is damaged.
         """
         if precision not in (None, "fp32"):
-            raise UsageError(f"precision={precision} is not known; use fp32, or leave it out")
+            raise UsageError(f"precision={shorten(str(precision))} is not known; use fp32, or leave it out")
         if isinstance(run, Classifier):
             return run
         if isinstance(run, torch.nn.Module):
@@ -687,7 +688,7 @@ def predict(
         images: Images: paths of image files, of folders (all images in them, at any depth) or of .npy files,
             (N, H, W) or (N, H, W, 3) uint8; PIL images; arrays (H, W) or (H, W, 3) uint8, RGB.
         top: Classes per image, at least 1.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps"; a Classifier stays on its own device.
+        device: "auto", "cpu", "cuda" or "cuda:1"; a Classifier stays on its own device.
         threads: CPU threads. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.

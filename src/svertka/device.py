@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from svertka.errors import UsageError
+from svertka.text_width import shorten
 
 MOST_THREADS = 64  # per core; more only wait for each other
 P = ParamSpec("P")
@@ -35,7 +36,7 @@ def choose_device(name: str = "auto") -> torch.device:
     kind, _, index = name.partition(":")
     if not here.get(kind) or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         present = ", ".join(kind for kind, present in here.items() if present)
-        raise UsageError(f"device={name} is not on this machine; use auto or one of: {present}")
+        raise UsageError(f"device={shorten(name)} is not on this machine; use auto or one of: {present}")
     if kind == "cuda":
         torch.backends.cudnn.benchmark = True  # results of two runs may differ in the last bits
     return torch.device(name)

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from beartype import BeartypeConf, BeartypeViolationVerbosity, FrozenDict, beartype
+from beartype.vale import Is
 
 from svertka.errors import UsageError
 
@@ -29,11 +30,13 @@ class ArgumentTypeError(UsageError, TypeError):
         super().__init__(violation)
 
 
+# Python raises OverflowError for larger integers wherever a float is needed, even in messages.
+_IntegerInFloatRange = Annotated[int, Is[lambda number: abs(number) < 2**1023]]
 _CONFIGURATION = BeartypeConf(
     violation_param_type=ArgumentTypeError,
     violation_verbosity=BeartypeViolationVerbosity.MINIMAL,
     # NumPy's numbers count as Python's, and so do integers as floats.
-    hint_overrides=FrozenDict({int: int | np.integer, float: float | int | np.number}),
+    hint_overrides=FrozenDict({int: int | np.integer, float: float | _IntegerInFloatRange | np.number}),
 )
 
 

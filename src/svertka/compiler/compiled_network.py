@@ -18,6 +18,7 @@ from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.packing import PackedWeights
 from svertka.compiler.serialize import OptimizationRecord
 from svertka.errors import UsageError
+from svertka.pages.number_format import count_with_noun
 
 MAX_PLANS = 8  # batch sizes for which memory is kept
 CHECKED_BATCH_SIZES = 1, 3, 2  # compared besides the example's, until there are three
@@ -162,10 +163,8 @@ class CompiledNetwork:
         known = self._supports_batch_size(batch_size) if wanted is None else batch_size == wanted
         if batch_size < self.info.least or not known:
             made = "does something else" if wanted is None else f"was optimized for {wanted} at a time"
-            raise UsageError(
-                f"the batch has {batch_size} images, and this network {made}; optimize it with an example of "
-                f"{batch_size} images"
-            )
+            given = count_with_noun(batch_size, "image")
+            raise UsageError(f"the batch has {given}, and this network {made}; optimize it with an example of {given}")
 
     def _supports_batch_size(self, batch_size: int) -> bool:
         """Return whether the network computes the captured graph for batches of this size.

@@ -89,7 +89,7 @@ def calibrate(
         keep: Without `unknown`, the share of the validation images that are not called unknown, 0 to 1.
         new: Labeled images that are new to the run, for prediction sets instead of its own. Those that the run has seen
             are left out.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.

@@ -76,7 +76,7 @@ def compare(
         include_training: Whether to evaluate on images that a run was trained on, too.
         output: HTML file for the comparison. None: no file.
         overwrite: Whether `output` may replace a file that svertka did not write.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.

@@ -85,7 +85,7 @@ def evaluate(
             training of the run if it used the same source, else detected.
         names: Class names of shards whose labels are numbers: a list, or a text file with one class per line.
             None: as in the training of the run if it used the same source.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.

@@ -31,6 +31,7 @@ from svertka.escaping import format_command
 from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.progress import say
 from svertka.run import Run
+from svertka.text_width import shorten
 
 Flags = npt.NDArray[np.bool_]
 
@@ -85,7 +86,7 @@ def select_held_out_images(
         RunError: The manifest of a run is damaged, or its training images are no longer known.
     """
     if part is not None and part not in PART_CHOICES:
-        raise UsageError(f"part={part} is not a part; use train, val, test or all")
+        raise UsageError(f"part={shorten(part)} is not a part; use train, val, test or all")
     manifests = [read_manifest(run) for run in runs]
     by_content = [] if all(one and one.by_name for one in manifests) else hash_images(dataset.images, threads)[0]
     digests_of = [

@@ -128,7 +128,7 @@ def compare_units(
         images: Number of images, drawn at random. None: all.
         part: "train", "val", "test" or "all": the images of `source` that are used. None: all, if `source` is given.
         output: The page. None: no page is written.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.

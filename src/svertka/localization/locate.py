@@ -156,7 +156,7 @@ def locate(
         top: Number of classes per image.
         output: Folder for overlays and a page that shows them. None: no files.
         overwrite: Whether `output` may be a folder that svertka did not write.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.

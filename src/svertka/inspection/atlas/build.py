@@ -129,7 +129,7 @@ def look(
         part: "train", "val", "test" or "all": the images of `source` that are shown. None: all, if `source` is given.
         output: Folder for the atlas. None: RUN/atlas, or atlas-NAME for a pretrained model; with `all`, RUN/atlas-all
             or atlas-NAME-all.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.
