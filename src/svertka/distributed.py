@@ -3,12 +3,16 @@
 `torchrun` starts the processes and sets RANK, WORLD_SIZE and the address of the rendezvous.
 """
 
+import faulthandler
+import gc
 import importlib
 import os
 import platform
 import re
+import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -30,6 +34,7 @@ BEAT = "beat"  # under which each process counts its heartbeats
 BEAT_SECONDS = 0.5  # between two heartbeats
 SOURCE_PLACE = re.compile(r"^\[[^\]]*:\d+\] ")
 SILENCE_SECONDS = 3.0  # without a heartbeat, after which a process is lost
+LEAVE_SECONDS = 60.0  # in which a process that failed leaves its group, or it is ended
 
 
 @contextmanager
@@ -60,8 +65,37 @@ def process_group(device: torch.device) -> Iterator[None]:
                 yield
             except Exception as error:
                 raise _for_all(error, store) from error
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # A process that fails must end: the others wait for it until torchrun ends them.
+        faulthandler.dump_traceback_later(LEAVE_SECONDS, exit=True, file=sys.__stderr__ or 2)
+        _clear_frames(error)
+        _leave_group()
+        faulthandler.cancel_dump_traceback_later()
+        raise
+    else:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the group, of which nothing else may be left but cycles of references.
+
+    The last owner of a group waits for its threads, and those need the lock of the interpreter to free Python objects.
+    PyTorch releases the lock meanwhile, but not where DistributedDataParallel is the last owner: in a frame of an
+    exception, or in a cycle. Such a process would never end.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Drop the local variables of the frames that `error`, its causes and the errors before it were raised through."""
+    pending, seen = [error], set[int]()
+    while pending:
+        one = pending.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            pending += [other for other in (one.__cause__, one.__context__) if other is not None]
 
 
 def _open_store() -> Any:
