@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svertka.data import content_hash as module
-from svertka.data.content_hash import hash_images, unwrap_subset
+from svertka.data.content_hash import hash_images, hash_single_names, unwrap_subset
 from svertka.data.dataset import ArrayImages, FileImages, Subset
 
 
@@ -124,3 +124,23 @@ def test_arrays_are_hashed_where_they_are(memories):
     assert base is images
     assert where.tolist() == [5, 1]
     assert not memories.exists()
+
+
+def test_names_of_files_in_two_folders_differ_however_the_folders_are_given(tmp_path, monkeypatch):
+    """As ".", "..", or from a table in another folder, both folders would have one name."""
+    for name in ("cats", "dogs"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+        (tmp_path / name / "1.jpg").write_bytes(b"same size")
+    names = []
+    for name in ("cats", "dogs"):
+        given = {
+            "inside": [FileImages(Path(".."), ["1.jpg"]), FileImages(Path(), ["../1.jpg"])],
+            ".": [FileImages(Path(), ["1.jpg"]), FileImages(tmp_path, [f"{name}/1.jpg"])],
+        }
+        found = set()
+        for here, some in given.items():
+            monkeypatch.chdir(tmp_path / name / here)
+            found |= {hash_single_names(images, 1)[0][0] for images in some}
+        names.append(found)
+    assert [len(found) for found in names] == [1, 1]
+    assert names[0].isdisjoint(names[1])

@@ -96,7 +96,8 @@ def test_a_csv_without_parts(tmp_path: Path) -> None:
     [
         ("", "has no column path"),
         ("path,class\na.jpg,cat\n", "has no column label"),
-        ("path,label\na.jpg,cat\nb.jpg\n", "line 3 of .* has no label"),
+        ("path,label\na.jpg,cat\nb.jpg\n", "line 3 of .* has 1 column, and the first line 2; fill in label"),
+        ("path,label\na.jpg,cat\nb.jpg,\n", "line 3 of .* has no label"),
         ("path,label\n,cat\n", "line 2 of .* has no path"),
         ("path,label,part\na.jpg,cat,holdout\n", "part=holdout; use train, val, test"),
         ('path,label\n"a.jpg,cat\n', "line 2 of .* is not CSV: a double quote is not closed"),

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -422,8 +422,35 @@ def test_twelve_bit_tiff():
     np.testing.assert_array_equal(decode_to_pixels(data), gray(values >> 4))
 
 
-def any_tiff(values: np.ndarray, kind: int, planes: int, order: str) -> bytes:
-    """An uncompressed TIFF of `values` (H, W, C): `kind` is its SampleFormat, `planes` its PlanarConfiguration."""
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "P"])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_one_band_is_the_same_in_a_plane_of_its_own(mode, compression, photometric):
+    """Pillow takes the first letter of "1;I", "L;I" and "I;16" alone: other pixels, without an error."""
+    if mode in ("I;16", "P") and photometric == 0:
+        return
+    image = Image.fromarray(noise((9, 7), kind=np.uint16 if mode == "I;16" else np.uint8))
+    image = image if mode == "I;16" else image.convert(mode)
+    tags = {} if mode == "P" else {262: photometric}
+    one, other = (save(image, "TIFF", compression=compression, tiffinfo=tags | {284: planes}) for planes in (1, 2))
+    assert one != other
+    np.testing.assert_array_equal(decode_to_pixels(other), decode_to_pixels(one))
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_gray_with_bands_of_unknown_meaning_is_refused(planes):
+    """Pillow shows the first of two channels, such as those of a microscope, alone."""
+    both = any_tiff(noise((9, 7), 2), 1, planes, "<", extra=[0])
+    with pytest.raises(ImageError, match=r"^unsupported: 2 bands of 8-bit unsigned integers"):
+        decode_to_pixels(both)
+
+
+def any_tiff(values: np.ndarray, kind: int, planes: int, order: str, extra: Sequence[int] = ()) -> bytes:
+    """An uncompressed TIFF of `values` (H, W, C).
+
+    `kind` is its SampleFormat, `planes` its PlanarConfiguration, `extra` its ExtraSamples; without any, two bands or
+    more are called RGB.
+    """
     height, width, bands = values.shape
     stored = values if planes == 1 else np.moveaxis(values, 2, 0)
     body = stored.astype(values.dtype.newbyteorder(order)).tobytes()
@@ -431,8 +458,16 @@ def any_tiff(values: np.ndarray, kind: int, planes: int, order: str) -> bytes:
     count, first = len(body) // each, 1000
     longs = {256: [width], 257: [height], 278: [height], 279: [each] * count}
     longs[273] = [first + each * number for number in range(count)]
-    shorts = {258: [values.itemsize * 8] * bands, 259: [1], 262: [2 if bands > 1 else 1], 277: [bands], 284: [planes]}
+    shorts = {
+        258: [values.itemsize * 8] * bands,
+        259: [1],
+        262: [2 if bands - len(extra) > 1 else 1],
+        277: [bands],
+        284: [planes],
+    }
     shorts[339] = [kind] * bands
+    if extra:
+        shorts[338] = list(extra)
     directory, beyond = b"", b""
     for tag, numbers in sorted((longs | shorts).items()):
         letter = "I" if tag in longs else "H"
@@ -455,7 +490,7 @@ def test_every_kind_of_tiff_is_exact_or_unsupported(dtype, bands, planes, order)
     values = values * (257 if dtype == "u2" else 1) + (70000 if dtype == "u4" else 0)
     kind = {"u": 1, "i": 2, "f": 3, "c": 6}[dtype[0]]
     data = any_tiff(values.astype(dtype), kind, planes, order)
-    if dtype in ("u1", "u2") and bands in (1, 3) and (planes == 1 or dtype == "u1"):
+    if dtype in ("u1", "u2") and bands in (1, 3) and (planes == 1 or dtype == "u1" or bands == 1):
         expected = (values >> (8 if dtype == "u2" else 0)).astype(np.uint8)
         np.testing.assert_array_equal(decode_to_pixels(data), np.broadcast_to(expected, (9, 7, 3)))
     else:

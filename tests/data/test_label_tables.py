@@ -453,3 +453,80 @@ def test_a_number_in_json_stays_one_and_a_changed_table_is_refused(tmp_path: Pat
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(DataError, match="changed while it was read"):
         replace_labels(table, {"a": "7"})
+
+
+def test_a_link_to_itself_does_not_hide_the_files_beside_it(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "all.csv").write_text("path,label\nA.jpg,cat\nb.jpg,dog\n")
+    assert [path for path, _, _ in found(list_folder(tmp_path / "all.csv"))] == ["a.jpg", "b.jpg"]
+
+
+def test_loops_of_links_do_not_multiply_the_search(tmp_path: Path) -> None:
+    """Each folder of the path may be either link, which would be 2²⁰ paths to one file."""
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "Up").symlink_to(".")
+    (tmp_path / "UP").symlink_to(".")
+    (tmp_path / "all.csv").write_text(f"path,label\n{'up/' * 20}A.jpg,cat\nb.jpg,dog\n")
+    (path, _, _), other = found(list_folder(tmp_path / "all.csv"))
+    assert (tmp_path / path).samefile(tmp_path / "a.jpg")
+    assert other[0] == "b.jpg"
+
+
+@pytest.mark.parametrize("names", [("x/a.jpg", "x/a.png"), ("x/A.jpg", "x/A.png"), ("x/y/a.jpg", "x/y/a.png")])
+def test_an_id_that_two_files_bear_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    make(tmp_path, *names, "x/b.jpg")
+    prefix = "y/" if "/y/" in names[0] else ""
+    (tmp_path / "x.csv").write_text(f"id,label\nb,dog\n{prefix}a,cat\n")
+    with pytest.raises(DataError, match=rf"x\.csv names {prefix}a, which may be any of {names[0]}, {names[1]}; write"):
+        list_folder(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,labels\na.jpg,cat|dog\nb.jpg\n", "line 3 of .* has 1 column, and the first line 2; fill in labels"),
+        (
+            "path,label,group\na.jpg,cat,1\nb.jpg,dog\n",
+            "line 3 of .* has 2 columns, and the first line 3; fill in group",
+        ),
+        ("path,label,label\na.jpg,cat,dog\nb.jpg,dog,dog\n", "has 2 columns label; rename all but one of them"),
+        ("path,cat|dog,fox\na.jpg,1,0\nb.jpg,1,1\n", r"has a column cat\|dog; rename it, as \| separates labels"),
+        ("path,target\na.jpg,1_5\nb.jpg,2.5\n", "has target=1_5, which is not a finite number"),
+        ("path,label\n./a.jpg,cat\na.jpg,dog\n", "line 3 of .* gives a.jpg the label dog, and line 2 of .* cat"),
+        ("path,label\nx//a.jpg,cat\nx/./a.jpg,dog\n", "line 3 of .* gives x/a.jpg the label dog, and line 2 of .* cat"),
+    ],
+)
+def test_tables_that_would_be_misread_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "x/a.jpg")
+    (tmp_path / "all.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        list_folder(tmp_path / "all.csv")
+
+
+def test_a_label_in_json_that_holds_the_separator_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "all.jsonl").write_text(
+        '{"file_name": "a.jpg", "label": ["cat|dog", "fox"]}\n{"file_name": "b.jpg", "label": []}\n'
+    )
+    with pytest.raises(DataError, match=r"line 1 of .* has the label cat\|dog; rename it, as \| separates labels"):
+        list_folder(tmp_path / "all.jsonl")
+
+
+@pytest.mark.parametrize("second", ["CAT", "cat\u200b"])
+@pytest.mark.parametrize("several", ["", "|dog"])
+def test_spellings_of_a_class_in_a_table_are_merged_between_parts_or_questioned(
+    tmp_path: Path, second: str, several: str
+) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    for part, names, said in (
+        ("val", ("cat", "dog"), "are merged to cat"),
+        ("train", ("cat", second, "dog"), "differ"),
+    ):
+        (tmp_path / "all.csv").write_text(
+            f"path,label,part\na.jpg,cat{several},train\nb.jpg,{second},{part}\nc.jpg,dog,train\n"
+        )
+        listing = list_folder(tmp_path / "all.csv")
+        assert sorted(listing.names()) == sorted(names)
+        (sentence,) = (one for one in (*listing.account.notes, *listing.account.warnings) if "the classes" in one)
+        assert said in sentence

@@ -95,7 +95,7 @@ def hash_single_names(images: Images, threads: int) -> tuple[list[bytes], dict[i
     if not isinstance(files, FileImages):
         return hash_images(images, threads)
     bad: dict[int, str] = {}
-    root, paths = str(files.root), files.paths
+    root, paths = os.path.realpath(files.root), files.paths
 
     def digest(start: int) -> list[bytes]:
         some = []
@@ -107,7 +107,8 @@ def hash_single_names(images: Images, threads: int) -> tuple[list[bytes], dict[i
                 bad[index] = (error.strerror or str(error)).lower()
                 some.append(b"")
                 continue
-            folder, name = os.path.split(path)
+            # Without "..", which would be the name of many folders.
+            folder, name = os.path.split(os.path.normpath(path) if ".." in path else path)
             text = f"{os.path.basename(folder)}/{name} {size}"  # noqa: PTH119
             some.append(hashlib.blake2b(os.fsencode(text), digest_size=16, person=b"svertka name").digest())
         return some

@@ -288,8 +288,8 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> F
     entries = [LabeledImage(row.path, normalize_unicode_name(row.label), row.part, row.group) for row in table.rows]
     notes: list[str] = []
     warnings: list[str] = []
-    if table.kind == "single-label":
-        entries, notes, warnings = merge_class_spellings(entries)
+    if table.kind != "regression":
+        entries, notes, warnings = merge_class_spellings(entries, several=table.kind == "multi-label")
     account = FileAccount(notes=(*table.notes, *notes), warnings=tuple(warnings))
     return FolderListing(source=path, root=path.parent, entries=tuple(entries), account=account, tables=((table, ""),))
 

@@ -22,6 +22,7 @@ from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import match_split_name, match_split_names
 from svertka.errors import DataError, UsageError
 from svertka.escaping import escape_undecodable, join_first
+from svertka.tasks import SEPARATOR
 
 # Folders that accompany images without being classes; ignored if they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
@@ -33,6 +34,7 @@ MASK_FOLDERS |= {"segmentationclass", "segmentationobject", "labelmaps", "label_
 MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|gt|groundtruth|ground_truth|label|labels)(?:[ _.-]?\d+)?")
 UNLABELED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # folders of images without a class
 EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # tables of a challenge, whose labels are placeholders
+INVISIBLE = ("Cc", "Cf")  # categories of characters that show nothing
 SHOWN = 5  # names in a sentence
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
 
@@ -99,23 +101,35 @@ def normalize_unicode_name(name: str) -> str:
 
 
 def normalize_class_name(name: str) -> str:
-    """Return a key that is equal for class names that differ only in case, width, spaces and dashes."""
-    return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+    """Return a key equal for class names that differ only in case, width, spaces, dashes or invisible characters."""
+    words = re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(one for one in words if unicodedata.category(one) not in INVISIBLE).strip()
 
 
-def merge_class_spellings(entries: Sequence[LabeledImage]) -> tuple[list[LabeledImage], list[str], list[str]]:
+def merge_class_spellings(
+    entries: Sequence[LabeledImage], *, several: bool = False
+) -> tuple[list[LabeledImage], list[str], list[str]]:
     """Give one name to classes whose names differ between parts only in spelling.
 
     Within a part, such classes stay apart, with a warning that they may be one.
 
+    Args:
+        entries: The images.
+        several: Whether the label of an image is several labels, joined by |.
+
     Returns:
         The images, notes and warnings.
     """
+
+    def labels(entry: LabeledImage) -> list[str]:
+        return [name for name in entry.label.split(SEPARATOR) if name] if several else [entry.label]
+
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     parts: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        spellings[normalize_class_name(entry.label)][entry.label] += 1
-        parts[entry.label].add(entry.part or "train")
+        for name in labels(entry):
+            spellings[normalize_class_name(name)][name] += 1
+            parts[name].add(entry.part or "train")
     called: dict[str, str] = {}
     notes, warnings = [], []
     for names in spellings.values():
@@ -125,12 +139,19 @@ def merge_class_spellings(entries: Sequence[LabeledImage]) -> tuple[list[Labeled
         listed = " and ".join(ordered)
         if any(parts[one] & parts[other] for one in ordered for other in ordered if one < other):
             warnings.append(
-                f"the classes {listed} differ only in case, spaces or dashes: if they are one class, give them one name"
+                f"the classes {listed} differ only in case, spaces, dashes or invisible characters: if they are one "
+                "class, give them one name"
             )
         else:
             notes.append(f"the classes {listed} of different parts are merged to {ordered[0]}")
             called |= dict.fromkeys(ordered[1:], ordered[0])
-    return [replace(one, label=called[one.label]) if one.label in called else one for one in entries], notes, warnings
+    renamed = [
+        replace(one, label=SEPARATOR.join(dict.fromkeys(called.get(name, name) for name in labels(one))))
+        if any(name in called for name in labels(one))
+        else one
+        for one in entries
+    ]
+    return renamed, notes, warnings
 
 
 class _Reader:
@@ -162,8 +183,10 @@ class _Reader:
                 self._read_classes(top.folders, "")
         self._keep_once()
         self._name_wordnet_ids(top)
-        if all(table.kind == "single-label" for table, _ in self.layout.tables):
-            self.layout.entries, notes, warnings = merge_class_spellings(self.layout.entries)
+        kinds = {table.kind for table, _ in self.layout.tables}
+        if "regression" not in kinds:
+            several = "multi-label" in kinds
+            self.layout.entries, notes, warnings = merge_class_spellings(self.layout.entries, several=several)
             self.layout.notes += notes
             self.layout.warnings += warnings
         self._note_rest(top, parts)

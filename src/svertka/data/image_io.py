@@ -66,6 +66,15 @@ def _avif_file(file: io.BytesIO) -> ImageFile:
     return AvifImageFile(file)
 
 
+class _TiffFile(TiffImageFile):
+    """TIFF whose single band is read as it is stored; Pillow reads one that is called a separate plane as bytes."""
+
+    def _setup(self) -> None:
+        if self.tag_v2.get(_BANDS, 1) == 1:
+            self.tag_v2[_PLANES] = 1
+        super()._setup()
+
+
 _BRAND = rb".{4}ftyp(?:%s)"
 
 # The decoders themselves, not Image.open, which warns above a pixel limit that the whole process shares, and takes a
@@ -75,7 +84,7 @@ DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]]]
     "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
     "WebP": (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile),
     "BMP": (re.compile(rb"BM"), BmpImageFile),
-    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), _TiffFile),
     "GIF": (re.compile(rb"GIF8[79]a"), GifImageFile),
     "AVIF": (re.compile(_BRAND % rb"avi[fs]|mi(?:f1|af).{4}(?:.{4})*?avif", re.DOTALL), _avif_file),
     "HEIC": (re.compile(_BRAND % rb"hei[cxms]|hev[cxms]|m[is]f1", re.DOTALL), _heif_file),
@@ -114,17 +123,19 @@ SUFFIXES = {
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-_BITS, _STRIPS, _BANDS, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _TILES, _SAMPLE_FORMAT = (
+_BITS, _PHOTOMETRIC, _STRIPS, _BANDS, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _TILES, _EXTRA, _SAMPLE_FORMAT = (
     258,
+    262,
     273,
     277,
     284,
     322,
     323,
     324,
+    338,
     339,
 )
-_SEPARATE, _SIGNED = 2, 2  # values of _PLANES and of _SAMPLE_FORMAT
+_SEPARATE, _SIGNED, _GRAY, _NOT_ALPHA = 2, 2, (0, 1), 0  # values of _PLANES, _SAMPLE_FORMAT, _PHOTOMETRIC and _EXTRA
 BANDS_ADVICE = "save it with 1 (gray) or 3 (RGB) bands of 8 or 16 bits"
 _IN_USE = DecodingBudget(2 * MEMORY_LIMIT)
 
@@ -478,10 +489,10 @@ def _open(data: bytes, max_memory: int) -> ImageFile:
         data = _without_text(data)
     try:
         image = DECODERS[name][1](io.BytesIO(data))
-    except SyntaxError as error:
+    except (SyntaxError, IndexError) as error:
         if (
             name == "TIFF"
-            and re.search("pixel mode|samples per pixel|organization", str(error))
+            and re.search("pixel mode|samples per pixel|organization|string index", str(error))
             and (bands := _bands_of_tiff(data))
         ):
             raise ImageError(f"unsupported: {bands}; {BANDS_ADVICE}") from error
@@ -498,6 +509,9 @@ def _check_tiff(image: TiffImageFile, data: bytes) -> None:
     bits, kinds = image.tag_v2.get(_BITS, (1,)), image.tag_v2.get(_SAMPLE_FORMAT, (1,))
     if _SIGNED in kinds and max(bits) <= 8:
         raise ImageError(f"unsupported: {_bands_of_tiff(data)}; {BANDS_ADVICE}")
+    if image.tag_v2.get(_PHOTOMETRIC, 0) in _GRAY and _NOT_ALPHA in image.tag_v2.get(_EXTRA, ()):
+        # Pillow shows the first band alone.
+        raise ImageError(f"unsupported: {_bands_of_tiff(data)}, one of gray and others; {BANDS_ADVICE}")
     if image.tag_v2.get(_PLANES, 1) == _SEPARATE and max(bits) > 8:
         raise ImageError(f"unsupported: {_bands_of_tiff(data)} in separate planes; save it with interleaved bands")
 

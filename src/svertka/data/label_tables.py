@@ -11,9 +11,9 @@ The label may be several labels or a number: see `target_columns`.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from svertka.data.split_names import match_split_name
@@ -157,7 +157,7 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
         raise DataError(f"{file} has only a first line; write a line of path,label for each image")
     if targets.kind == "multi-label" and (bare := sum(not row.label for row in rows)):
         notes.append(f"{bare:,} of {len(rows):,} rows of {file} have no label, which counts as an image without any")
-    located, where = locate_images(file, [row.path for row in rows])
+    located, where = locate_images(file, [_without_detours(row.path) for row in rows])
     found = [replace(row, path=path) for row, path in zip(rows, located, strict=True)]
     kept = _without_repetitions(found)
     if len(kept) < len(rows):
@@ -165,6 +165,11 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     paths = {row.line: row.path for row in found}
     target = targets.columns[0] if targets.kind == "regression" else ""
     return Table(file, file.parent, tuple(kept), (*notes, *where), paths, label, separator, targets.kind, target)
+
+
+def _without_detours(path: str) -> str:
+    """Return a path without what leads nowhere, as in ./a.jpg and x//a.jpg, so that a file has one path."""
+    return str(PurePosixPath(path)) if path.startswith("./") or "//" in path or "/./" in path else path
 
 
 def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
@@ -326,6 +331,8 @@ def _scalar(value: Any, key: str, where: str, targets: TargetColumns) -> str:
         return value
     if key in targets.columns:
         if isinstance(value, list) and targets.kind == "multi-label" and not targets.is_one_hot:
+            if split := next((one for one in map(str, value) if SEPARATOR in one), None):
+                raise DataError(f"{where} has the label {shorten(split)}; rename it, as {SEPARATOR} separates labels")
             return _as_cell(value)
         if isinstance(value, float) and (targets.is_one_hot or targets.kind == "regression"):
             return _as_cell(value)
@@ -362,6 +369,7 @@ def _delimited_rows(
                 place = names.index(name)
                 return [line[place] if len(line) > place else "" for line in body]
 
+            _check_repeated(names, body, file)
             meanings, targets = _meanings(names, columns, cells, file)
             places = {meaning: names.index(column) for meaning, column in meanings.items()}
             shown = tuple(names.index(column) for column in targets.columns)
@@ -369,7 +377,7 @@ def _delimited_rows(
             unused = _on_unused({name: set(cells(name)) for name in names if name and name not in used}, file)
         rows = []
         for number, line in numbered:
-            _check_width(line, len(names), number, file)
+            _check_width(line, names, {*places.values(), *shown}, number, file)
             padded = [*line, *[""] * (len(names) - len(line))]
             read = {meaning: padded[place] for meaning, place in places.items()}
             rows.append(_row(read, [padded[place] for place in shown], targets, number, file))
@@ -396,13 +404,24 @@ def _places_without_header(first: list[str]) -> dict[str, int]:
     return {"path": 0} | ({"part": 2} if len(first) > 2 and match_split_name(first[2]) else {})
 
 
-def _check_width(line: list[str], width: int, number: int, file: Path) -> None:
-    """Raise DataError if line `number` of a table has more than `width` columns."""
-    if any(cell.strip() for cell in line[width:]):
-        raise DataError(
-            f"line {number} of {file} has {len(line)} columns, and the first line {width}; quote cells that contain "
-            "the separator"
-        )
+def _check_repeated(names: Sequence[str], body: Sequence[Sequence[str]], file: Path) -> None:
+    """Raise DataError if two columns have one name and different cells, so that it is not clear which is meant."""
+    for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
+        places = [place for place, other in enumerate(names) if other == name]
+        if any(len({line[place].strip() for place in places if place < len(line)}) > 1 for line in body):
+            raise DataError(f"{file} has {len(places)} columns {shorten(name)}; rename all but one of them")
+
+
+def _check_width(line: list[str], names: Sequence[str], used: Set[int], number: int, file: Path) -> None:
+    """Raise DataError if line `number` of a table has more columns than `names`, or ends before a `used` one."""
+    if any(cell.strip() for cell in line[len(names) :]):
+        advice = "quote cells that contain the separator"
+    elif lost := sorted(place for place in used if len(line) <= place < len(names)):
+        advice = f"fill in {names[lost[0]]}" if names[lost[0]] else "fill it in"
+    else:
+        return
+    columns = "column" if len(line) == 1 else "columns"
+    raise DataError(f"line {number} of {file} has {len(line)} {columns}, and the first line {len(names)}; {advice}")
 
 
 def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:

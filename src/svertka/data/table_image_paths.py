@@ -1,9 +1,10 @@
 """Search of the images that a table names: beside it, in the folders of its paths, or in those that match its name."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from svertka.data.file_spelling import FileSpelling, fold_spelling
+from svertka.data.file_spelling import FileSpelling, is_folder
 from svertka.data.image_io import SUFFIXES
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError
@@ -32,12 +33,7 @@ def locate_images(file: Path, paths: list[str]) -> tuple[list[str], list[str]]:
     spelled: list[str] = []
     different: list[str] = []
     for path in paths:
-        found = files.find(path)
-        if len(found) > 1:
-            raise DataError(
-                f"{file} names {path}, which may be any of {join_first(found)}; write one of them into the table"
-            )
-        spelled.append(found[0] if found else path)
+        spelled.append(_choose(file, path, files.find(path) or [path]))
         if spelled[-1] != path:
             different.append(f"{path} is {spelled[-1]}")
     if different:
@@ -69,8 +65,8 @@ def _locate_folders(file: Path, paths: list[str], files: FileSpelling) -> tuple[
     if cut := _leading(files, tried):
         notes.append(f"the paths in {file} begin with {cut}, which is ignored: the images are in {folder}")
         return [_without(cut, path) for path in paths], notes
-    places = [_Place(folder, base, files) for base in ("", *_folders_beside(file))]
-    hits = [(place, {path for path in tried if place.find(path) is not None}) for place in places]
+    places = [_Place(base, files) for base in ("", *_folders_beside(file))]
+    hits = [(place, {path for path in tried if place.find(path)}) for place in places]
     hits.sort(key=lambda hit: -len(hit[1]))
     (first, found), *others = hits
     if not found:
@@ -88,7 +84,21 @@ def _locate_folders(file: Path, paths: list[str], files: FileSpelling) -> tuple[
                 used.append(other)
                 found |= some
     notes.append(f"the images of {file} are in {join_first([str(folder / place.base) for place in used])}")
-    return [next(filter(None, (place.find(path) for place in used)), path) for path in paths], notes
+    candidates = [next(filter(None, (place.find(path) for place in used)), [path]) for path in paths]
+    return [_choose(file, path, some) for path, some in zip(paths, candidates, strict=True)], notes
+
+
+def _choose(file: Path, path: str, found: Sequence[str]) -> str:
+    """Return the only file that `path` may mean.
+
+    Raises:
+        DataError: There are several.
+    """
+    if len(found) > 1:
+        raise DataError(
+            f"{file} names {path}, which may be any of {join_first(found)}; write one of them into the table"
+        )
+    return found[0]
 
 
 def _leading(files: FileSpelling, paths: list[str]) -> PurePosixPath | None:
@@ -112,31 +122,16 @@ def _without(cut: PurePosixPath, path: str) -> str:
 class _Place:
     """Folder `base` beside a table, in which images are found by name with or without suffix."""
 
-    def __init__(self, folder: Path, base: str, files: FileSpelling) -> None:
-        self.folder, self.base, self._files = folder, base, files
-        self._by_stem: dict[str, str] | None = None
+    def __init__(self, base: str, files: FileSpelling) -> None:
+        self.base, self._files = base, files
 
-    def find(self, path: str) -> str | None:
-        """Return the path of an image from the table's folder, as the table spells it; None if it is not here."""
+    def find(self, path: str) -> Sequence[str]:
+        """Return the paths of the images that `path` may mean, from the table's folder; [] if there is none here.
+
+        A path that leads to a file is returned as the table spells it.
+        """
         straight = f"{self.base}/{path}" if self.base else path
-        if self._files.find(straight):
-            return straight
-        if "/" in path:  # a path with folders, which may lack only the suffix
-            return next((straight + suffix for suffix in SUFFIXES if self._files.find(straight + suffix)), None)
-        if self._by_stem is None:
-            images = _images_in(self.folder / self.base)
-            self._by_stem = {fold_spelling(Path(name).stem): name for name in images}
-            self._by_stem |= {Path(name).stem: name for name in images}
-        name = self._by_stem.get(path) or self._by_stem.get(fold_spelling(path))
-        return None if name is None else f"{self.base}/{name}" if self.base else name
-
-
-def _images_in(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as found:
-            return sorted(one.name for one in found if Path(one.name).suffix.lower() in SUFFIXES)
-    except OSError:
-        return []
+        return [straight] if self._files.find(straight) else self._files.find_without_suffix(straight, SUFFIXES)
 
 
 def _folders_beside(file: Path) -> list[str]:
@@ -147,7 +142,7 @@ def _folders_beside(file: Path) -> list[str]:
         base = waiting.pop(0)
         try:
             with os.scandir(file.parent / base) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+                names = sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
         except OSError:
             continue
         inside = [f"{base}/{name}" if base else name for name in names]

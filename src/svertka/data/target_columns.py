@@ -121,7 +121,7 @@ def find_target_columns(
             found = _of_column("single-label", lower[meaning], cells(lower[meaning]))
             if meaning == "label" or found.kind == "multi-label":
                 return found
-    if not set(lower) & {"labels", *likely} and (one_hot := _one_hot(names, taken, cells)):
+    if not set(lower) & {"labels", *likely} and (one_hot := _one_hot(names, taken, cells, file)):
         return one_hot
     if "target" in lower and (numbers := [_number(cell) for cell in cells(lower["target"])]):
         if any(number is not None and not number.is_integer() for number in numbers) or len({*numbers}) > MANY_NUMBERS:
@@ -144,7 +144,9 @@ def _of_column(kind: Kind, column: str, cells: Sequence[str]) -> TargetColumns:
     return TargetColumns(kind, (column,), separator=next(separators, SEPARATOR) if kind == "multi-label" else SEPARATOR)
 
 
-def _one_hot(names: Sequence[str], taken: Sequence[str], cells: Callable[[str], Sequence[str]]) -> TargetColumns | None:
+def _one_hot(
+    names: Sequence[str], taken: Sequence[str], cells: Callable[[str], Sequence[str]], file: Path
+) -> TargetColumns | None:
     """Return the columns of 0 and 1, if there are two or more."""
     hot = [
         name
@@ -157,6 +159,8 @@ def _one_hot(names: Sequence[str], taken: Sequence[str], cells: Callable[[str], 
     ]
     if len(hot) < 2:
         return None
+    if split := next((name for name in hot if SEPARATOR in name), None):
+        raise DataError(f"{file} has a column {shorten(split)}; rename it, as {SEPARATOR} separates labels")
     counts = [sum(map(float, row)) for row in zip(*map(cells, hot), strict=True)]
     others = [name for name in names if name and name not in (*taken, *hot)]
     numbers = []
@@ -173,5 +177,7 @@ def _number(cell: str) -> float | None:
     try:
         number = float(cell)
     except ValueError:
+        return None
+    if "_" in cell:  # which Python ignores
         return None
     return number if math.isfinite(number) else None
