@@ -9,17 +9,19 @@ random sample of the others is computed, too, and tells how many changes were mi
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from svertka.confidence_intervals import Interval, paired_difference_interval, wilson_interval
 from svertka.data.dataset import Ints
 from svertka.errors import DataError, UsageError
-from svertka.inspection.replayed_graph import ReplayedGraph, UnitLayer, Values, take_images
+from svertka.inspection.graph_dataflow import take_images
+from svertka.inspection.replayed_graph import ReplayedGraph, UnitLayer, Values, replace_units
 
 Floats = npt.NDArray[np.float64]
 Mode = Literal["zero", "mean"]
@@ -27,6 +29,8 @@ MODES: tuple[Mode, ...] = ("zero", "mean")
 SCREENED = 1 / 2  # share of the margin from which on a removal is computed
 SAMPLE = 1000  # pairs of image and unit among the others that are computed, for each mode
 REMOVALS_PER_BATCH = 64
+CHECKED = 2  # images on which the graph, and the replay from each layer, are compared with the network
+TOLERANCE = 1e-3  # share of the largest score
 MEMORY = 400_000_000  # bytes of the values of a batch of images
 
 
@@ -129,8 +133,9 @@ def ablate_units(
         advance: Called with the number of images after each batch, twice for each image.
 
     Raises:
-        UsageError: The network makes decisions based on values; or a layer is not a convolution of the network.
-        DataError: There are no images.
+        UsageError: The network makes decisions based on values; a layer is not a convolution of the network; the
+            network does not return `num_classes` scores; or its scores cannot be computed again from a layer.
+        DataError: There are no images, or a label is not a class.
     """
     first = next(iter(batches()), None)
     if first is None or not len(first[0]):
@@ -139,16 +144,18 @@ def ablate_units(
     if not graph.layers:
         raise UsageError(f"{type(network).__name__} has no convolution whose units can be removed")
     size = max(1, min(REMOVALS_PER_BATCH // 2, MEMORY // graph.bytes_per_image))
-    screening, labels = _screen(graph, _split(batches(), size, advance))
+    screening, labels = _screen(graph, _split(batches(), size, advance), num_classes)
     means = [sums / positions for sums, positions in zip(screening.sums, screening.positions, strict=True)]
     chosen, sampled = _choose(graph, screening, means)
     counts = [np.zeros((2, len(MODES), layer.num_units, num_classes), np.int64) for layer in graph.layers]
     predictions = torch.cat(screening.predictions)
-    missed = 0
-    begin = 0
+    missed = begin = 0
+    checked: set[UnitLayer] = set()
     for images, _ in _split(batches(), size, advance):
         here = slice(begin, begin + len(images))
-        missed += _remove(graph, images, labels[here], predictions[here], means, chosen, sampled, begin, counts)
+        missed += _remove(
+            graph, images, labels[here], predictions[here], means, chosen, sampled, begin, counts, checked
+        )
         begin += len(images)
     right = labels[predictions == labels].bincount(minlength=num_classes)
     effects = [LayerEffects(one.name, lost, gained) for one, (lost, gained) in zip(graph.layers, counts, strict=True)]
@@ -172,31 +179,60 @@ def _split(
         advance(len(images))
 
 
-def _screen(graph: ReplayedGraph, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[_Screening, Tensor]:
+def _screen(
+    graph: ReplayedGraph, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
+) -> tuple[_Screening, Tensor]:
     """Run all images forward and backward."""
-    found, labels = _Screening(), []
+    found = _Screening()
+    labels: list[Tensor] = []
     nodes = [layer.node for layer in graph.layers]
     found.sums = [torch.zeros(layer.num_units, dtype=torch.float64) for layer in graph.layers]
     found.positions = [0] * len(nodes)
     for images, given in batches:
-        with torch.enable_grad():
-            scores, values = graph.run(images, nodes, gradients=True)
-            margins = _margins(scores, given.to(scores.device))
-            torch.autograd.backward(margins.sum())
-        found.predictions.append(scores.argmax(1).cpu())
-        found.margins.append(margins.detach().cpu())
+        if wrong := given[(given < 0) | (given >= num_classes)].tolist():
+            raise DataError(f"label {wrong[0]} is not a class; there are {num_classes} classes, from 0")
+        if not labels:
+            _check_graph(graph, images[:CHECKED], num_classes)
+        passed = graph.differentiate(images, graph.layers, partial(_sum_margins, labels=given))
+        found.predictions.append(passed.scores.argmax(1).cpu())
+        found.margins.append(_margins(passed.scores.detach().cpu(), given.cpu()))
         labels.append(given.cpu())
-        gradients, products = [], []
-        for number, node in enumerate(nodes):
-            maps = values[node].detach()
-            gradient = torch.zeros_like(maps) if values[node].grad is None else values[node].grad
-            gradients.append(gradient.sum((2, 3)).cpu())
-            products.append((gradient * maps).sum((2, 3)).cpu())
-            found.sums[number] += maps.sum((0, 2, 3), dtype=torch.float64).cpu()
-            found.positions[number] += len(maps) * maps.shape[2] * maps.shape[3]
-        found.gradients.append(gradients)
-        found.products.append(products)
+        # Without a gradient, nothing is known about the effect, and all removals are computed.
+        unknown = [torch.full((len(images), layer.num_units), torch.inf) for layer in graph.layers]
+        found.gradients.append(
+            [passed.gradients.get(node, torch.zeros_like(one)) for node, one in zip(nodes, unknown, strict=True)]
+        )
+        found.products.append([passed.products.get(node, one) for node, one in zip(nodes, unknown, strict=True)])
+        found.sums = [sums + passed.sums[node] for sums, node in zip(found.sums, nodes, strict=True)]
+        found.positions = [
+            count + passed.num_positions[node] for count, node in zip(found.positions, nodes, strict=True)
+        ]
     return found, torch.cat(labels)
+
+
+def _check_graph(graph: ReplayedGraph, images: Tensor, num_classes: int) -> None:
+    """Raise UsageError unless the graph computes what the network computes."""
+    with torch.inference_mode():
+        expected, found = graph.run_network(images), graph.run(images)[0]
+    if expected.shape[1] != num_classes:
+        raise UsageError(
+            f"{graph.name} returns {expected.shape[1]} scores for each image; there are {num_classes} classes"
+        )
+    if not _are_equal(found, expected):
+        raise UsageError(
+            f"{graph.name} computes other scores than its graph, because it keeps values between its layers or calls, "
+            "uses random numbers, or changes values under several names; its units cannot be removed"
+        )
+
+
+def _are_equal(found: Tensor, expected: Tensor) -> bool:
+    """Return whether scores are equal up to rounding."""
+    tolerance = max(TOLERANCE, torch.finfo(expected.dtype).eps ** 0.5) if expected.is_floating_point() else 0
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def _sum_margins(scores: Tensor, labels: Tensor) -> Tensor:
+    return _margins(scores, labels.to(scores.device)).sum()
 
 
 def _margins(scores: Tensor, labels: Tensor) -> Tensor:
@@ -232,21 +268,32 @@ def _remove(
     sampled: Sequence[Tensor],
     begin: int,
     counts: Sequence[Ints],
+    checked: set[UnitLayer],
 ) -> int:
     """Compute the removals of a batch of images and add them to `counts`. Return the changes in the sample."""
     here = slice(begin, begin + len(images))
     wanted = [(one[here] | other[here]).nonzero() for one, other in zip(chosen, sampled, strict=True)]
     needed = [layer for layer, pairs in zip(graph.layers, wanted, strict=True) if len(pairs)]
-    nodes: dict[fx.Node, None] = dict.fromkeys(one for layer in needed for one in (layer.node, *layer.frontier))
     missed = 0
     with torch.inference_mode():
-        _, values = graph.run(images, list(nodes))
+        _, values = graph.run(images, needed)
         for number, layer in enumerate(graph.layers):
             for pairs in torch.split(wanted[number], REMOVALS_PER_BATCH):
                 if not len(pairs):
                     continue
                 image, mode, unit = pairs.T
-                after = _predict_without(graph, layer, values, image, unit, means[number][unit] * mode)
+                constants = means[number][unit] * mode
+                scores = _replay_without(graph, layer, values, image, unit, constants)
+                if layer not in checked:
+                    checked.add(layer)
+                    few = slice(0, CHECKED)
+                    at = image[few].to(images.device)
+                    if not _are_equal(scores[few], graph.run_changed(layer, images[at], unit[few], constants[few])):
+                        raise UsageError(
+                            f"{graph.name} computes other scores than those computed again from layer={layer.name}, "
+                            "because images influence each other, or layers keep values; its units cannot be removed"
+                        )
+                after = scores.argmax(1).cpu()
                 was, now = (one == labels[image] for one in (predictions[image], after))
                 drawn = sampled[number][here][image, mode, unit]
                 missed += int((drawn & (was != now)).sum())
@@ -256,12 +303,12 @@ def _remove(
     return missed
 
 
-def _predict_without(
-    graph: ReplayedGraph, layer: UnitLayer, values: Values, image: Tensor, unit: Tensor, constant: Tensor
+def _replay_without(
+    graph: ReplayedGraph, layer: UnitLayer, values: Values, image: Tensor, unit: Tensor, constants: Tensor
 ) -> Tensor:
-    """Return the predictions with the map of a unit replaced by a constant, (n,): one image and unit each."""
-    maps = values[layer.node]
+    """Return the scores with the map of a unit replaced by a constant, (n, K): one image and unit each."""
+    maps = values[layer.node, layer.node]
     at = image.to(maps.device)
     changed = take_images(maps, at)
-    changed[torch.arange(len(unit), device=maps.device), unit.to(maps.device)] = constant.to(maps)[:, None, None]
-    return graph.replay(layer, changed, values, at).argmax(1).cpu()
+    replace_units(changed, unit, constants)
+    return graph.replay(layer, changed, values, at)
