@@ -1,6 +1,7 @@
 """Squares against a filter written down in NumPy; a path, a PIL image and an array give a network the same."""
 
 import io
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_any_memory_layout_and_any_thread_give_the_same_and_leave_the_image():
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@pytest.mark.parametrize(("size", "stored"), [(24, 24), (24, 32), (24, 27)])
+@pytest.mark.parametrize(("size", "stored"), [(24, 24), (24, 32), (24, 27), (1, 4)])
 def test_normalize_takes_the_center_and_units_of_full_scale(size, stored):
     preprocess = Preprocess(size=size, resize=stored, mean=MEAN, std=STD)
     squares = torch.from_numpy(np.stack([image(stored, stored) for _ in range(3)])).permute(0, 3, 1, 2)
@@ -115,9 +116,12 @@ def test_normalize_takes_the_center_and_units_of_full_scale(size, stored):
     center = squares[:, :, offset : offset + size, offset : offset + size].double()
     expected = (center / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     before = squares.clone()
-    for given in (squares, squares.float()):
-        got = preprocess.normalize(given)
+    formats = (torch.preserve_format, torch.contiguous_format, torch.channels_last)
+    for given, memory_format in itertools.product((squares, squares.contiguous(), squares.float()), formats):
+        got = preprocess.normalize(given, memory_format)
         assert got.dtype == torch.float32
+        if memory_format != torch.preserve_format:
+            assert got.is_contiguous(memory_format=memory_format)
         torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=2e-6)  # float32 of values up to 2.7
     torch.testing.assert_close(squares, before, rtol=0, atol=0)
 

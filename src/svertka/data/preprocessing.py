@@ -141,14 +141,20 @@ class Preprocess(BaseModel):
             images: (B, C, H, W) uint8, or float32 in 0 to 255.
             memory_format: Memory format of the result.
         """
-        shape = (1, self.channels, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device).mul_(255).view(shape)
-        scale = torch.tensor(self.std, device=images.device).mul_(255).reciprocal_().view(shape)
+        mean = torch.tensor(self.mean, device=images.device).mul_(255)
+        scale = torch.tensor(self.std, device=images.device).mul_(255).reciprocal_()
         result = torch.empty_like(images, dtype=torch.float32, memory_format=memory_format)
+        values, targets = images, result
+        if result.is_contiguous(memory_format=torch.channels_last):
+            # Rows of pixels: PyTorch broadcasts along them 3 times as fast as along the channels of a pixel.
+            values, targets = (one.permute(0, 2, 3, 1).flatten(2) for one in (images, result))
+            mean, scale = (one.repeat(images.shape[3]) for one in (mean, scale))
+        else:
+            mean, scale = (one.view(1, self.channels, 1, 1) for one in (mean, scale))
         # On the CPU, values stay in its cache from one operation to the next.
         at_once = AT_ONCE if images.device.type == "cpu" else images.numel()
         step = max(at_once * len(images) // max(images.numel(), 1), 1)
-        for some, target in zip(torch.split(images, step), torch.split(result, step), strict=True):
+        for some, target in zip(torch.split(values, step), torch.split(targets, step), strict=True):
             target.copy_(some).sub_(mean).mul_(scale)
         return result
 
