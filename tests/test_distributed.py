@@ -9,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 import svertka
+from ranks import PATIENCE, child_processes, run_ranks, start_torchrun, wait_for_end
 from svertka import distributed
 from svertka.errors import UsageError
 from svertka.run import Run
@@ -23,20 +23,11 @@ from svertka.tensor_files import read_tensors_and_header
 from svertka.training.time_estimate import check_images_per_process
 
 MIXED = {"mixup": 0.3, "cutmix": 1.0, "ema": 0.9, "auto_augment": "trivial", "random_erasing": 0.3}
-TIMEOUT = 240  # seconds; less than pytest's, so that what was printed is shown
 OPTIONS = ["--model", "mlp", "--size", "8", "--batch-size", "32", "--lr", "0.05", "--threads", "1"]
 
 
-def torchrun(*arguments: str, **more: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    return subprocess.Popen(
-        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "svertka", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **more,
-    )
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    return start_torchrun("-m", "svertka", *arguments)
 
 
 def losses(run: Run) -> list[float]:
@@ -66,7 +57,7 @@ def test_two_processes_compute_what_one_does(uneven: Path, tmp_path: Path, alone
         *("train", str(uneven), "--output", str(run.folder), *OPTIONS, *mixed),
         *("--epochs", "3", "--test", "0.13", "--json"),
     )
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
+    stdout, stderr = wait_for_end(process)
     assert process.returncode == 0, stderr
     result = json.loads(stdout)  # printed once, not by each process
     # Float32 sums in another order: 1e-5 relative after 21 steps.
@@ -120,7 +111,7 @@ def test_the_threads_of_a_process_group_end_with_it() -> None:
     rendezvous = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ALONE],
-        capture_output=True, text=True, env=os.environ | rendezvous, timeout=TIMEOUT, check=False,
+        capture_output=True, text=True, env=os.environ | rendezvous, timeout=PATIENCE, check=False,
     )  # fmt: skip
     after_an_error = "process 0 of 2 failed: RuntimeError: no luck 0"
     assert process.stdout.splitlines() == ["trained 0", after_an_error, "no luck 0"], process.stderr
@@ -138,10 +129,10 @@ def test_a_killed_worker_ends_the_job_and_one_process_continues_it(digit_folder:
         seen += line
         if line.startswith("epoch 2"):
             break
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = {re.search(r"\0RANK=(\d)", Path(f"/proc/{c}/environ").read_text())[1]: int(c) for c in children}  # type: ignore[index]
+    environments = {number: Path(f"/proc/{number}/environ").read_text() for number in child_processes(process)}
+    ranks = {re.search(r"\0RANK=(\d)", text)[1]: number for number, text in environments.items()}  # type: ignore[index]
     os.kill(ranks["1"], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = wait_for_end(process)
     assert process.returncode != 0
     assert "was lost" in stderr or f"svertka train --resume {run.folder}" in stderr, seen + stderr
     # As if the plan had been shorter, so that the rest does not take long.
@@ -177,7 +168,7 @@ def test_all_that_one_process_trains_two_do(
     weights = [] if "--model" in arguments else ["--weights", str(trained.folder)]
     run = Run(tmp_path / "run")
     process = torchrun("train", str(digit_folder), "--output", str(run.folder), *arguments, *weights, "--threads", "1")
-    _, stderr = process.communicate(timeout=TIMEOUT)
+    _, stderr = wait_for_end(process)
     assert process.returncode == 0, stderr
     assert "process 1" not in stderr
     result = run.result()
@@ -204,7 +195,7 @@ def test_two_processes_train_with_boxes_and_gradual(
         "train", str(source), "--output", str(run.folder), "--boxes", str(boxes), "--gradual", "--epochs", "1",
         "--weights", str(trained.folder), "--threads", "1",
     )  # fmt: skip
-    _, stderr = process.communicate(timeout=TIMEOUT)
+    _, stderr = wait_for_end(process)
     assert process.returncode == 0, stderr
     assert stderr.count("--gradual changes nothing: with --boxes only the head is trained") == 1
     judged = svertka.evaluate(run.folder, source, part="val")
@@ -231,14 +222,11 @@ Recorder.on_metrics = fails
 sys.exit(main())
 """
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    process = subprocess.run(
-        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script), "train", str(digit_folder),
-         "--output", str(tmp_path / "run"), *OPTIONS, "--epochs", "50"],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
+    arguments = ["--output", str(tmp_path / "run"), *OPTIONS, "--epochs", "50"]
+    process = start_torchrun(str(script), "train", str(digit_folder), *arguments)
+    _, stderr = wait_for_end(process)
     assert process.returncode != 0
-    assert "process 1 of 2 failed: RuntimeError: the second process has no luck" in process.stderr
+    assert "process 1 of 2 failed: RuntimeError: the second process has no luck" in stderr
 
 
 def test_too_little_for_all_processes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,13 +270,7 @@ with distributed.process_group(torch.device("cpu")):
 
 
 def test_collectives_give_every_process_the_same(tmp_path: Path) -> None:
-    script = tmp_path / "collectives.py"
-    script.write_text(COLLECTIVES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    subprocess.run(
-        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120, check=True,
-    )  # fmt: skip
+    run_ranks(COLLECTIVES, tmp_path, str(tmp_path))
     expected = {
         "sum": [2, 1],
         "rows": [[0] * 3] * 2 + [[1] * 3] * 3,

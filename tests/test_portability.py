@@ -66,7 +66,7 @@ print("stored")
 
 def run(code: str, *arguments: str) -> str:
     command = [sys.executable, "-W", "ignore", "-c", HIDE + code, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
 

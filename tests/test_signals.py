@@ -13,7 +13,7 @@ import pytest
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.models.registry import MODELS
-from svertka.signals import Stopped, raise_on_stop, record_stop
+from svertka.signals import AGAIN_SECONDS, Stopped, raise_on_stop, record_stop
 
 # Sends the signal when the module argv[1] is first looked for, before the command line argv[3:] runs.
 SENT_WHILE_LOADING = """
@@ -33,9 +33,9 @@ sys.exit(run())
 """
 
 
-def wait() -> None:
+def wait(seconds: float) -> None:
     """Let a request come that is repeated."""
-    end = time.monotonic() + 1
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.01)
 
@@ -49,13 +49,13 @@ def test_an_import_does_not_swallow_a_request(tmp_path: Path, monkeypatch: pytes
 
     def imports() -> None:
         imported.append(importlib.import_module("swallowing_module"))
-        wait()
+        wait(60)
 
     with raise_on_stop() as request, pytest.raises(Stopped):
         imports()
     assert imported
     assert request.exit_code == 143
-    wait()  # nothing is sent any more, which would end this process
+    wait(10 * AGAIN_SECONDS)  # nothing is sent any more, which would end this process
 
 
 def test_a_finalizer_does_not_swallow_a_request(capfd: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_a_finalizer_does_not_swallow_a_request(capfd: pytest.CaptureFixture[str
 
     def finalizes() -> None:
         Stopping()
-        wait()
+        wait(60)
 
     with raise_on_stop() as request, pytest.raises(Stopped):
         finalizes()
@@ -78,7 +78,7 @@ def test_a_request_that_was_raised_is_not_repeated() -> None:
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)
         with record_stop() as again:
-            wait()
+            wait(10 * AGAIN_SECONDS)
     assert again.number is None
 
 

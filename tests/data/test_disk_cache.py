@@ -168,12 +168,20 @@ def writer(folder: Path) -> subprocess.Popen:
     return process
 
 
+def wait_for_records(folder: Path, count: int) -> None:
+    """Wait until a writer has stored `count` arrays, or all that it stores."""
+    deadline = time.monotonic() + 120
+    while (folder / "keys").stat().st_size < count * INDEX_ENTRY.itemsize:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_killed_while_appending_it_still_works(tmp_path, large_count):
     rng = np.random.default_rng(9)
     total = 0
     for _ in range(large_count(3, 30)):
         with writer(tmp_path / "store") as process:
-            time.sleep(rng.uniform(0.05, 0.3))
+            wait_for_records(tmp_path / "store", int(rng.integers(1, 200)))
             process.send_signal(signal.SIGKILL)
         store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
         stored = len(store)
@@ -187,7 +195,7 @@ def test_killed_while_appending_it_still_works(tmp_path, large_count):
 
 def test_two_processes_append_the_same_at_once(tmp_path):
     with writer(tmp_path / "store") as one, writer(tmp_path / "store") as two:
-        time.sleep(1)
+        wait_for_records(tmp_path / "store", 100)
         one.kill()
         two.kill()
     store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)

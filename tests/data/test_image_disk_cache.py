@@ -15,6 +15,7 @@ import PIL
 import pytest
 from PIL import Image
 
+from ranks import rendezvous, wait_for_end
 from svertka.data import dataset as dataset_module
 from svertka.data import image_disk_cache, image_io
 from svertka.data.dataset import ArrayImages, Dataset, FileImages
@@ -423,9 +424,12 @@ def test_processes_of_one_job_share_the_work(tmp_path, cache, writable):
         (tmp_path / "file").touch()
         cache = tmp_path / "file" / "svertka"
     code = RANK.format(code=PREPARE.format(root=str(tmp_path / "photos")))
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 2000)}
-    with run_python(code, cache, RANK="0", **meeting) as one, run_python(code, cache, RANK="1", **meeting) as two:
-        results = [process.communicate(timeout=120)[0].splitlines() for process in (one, two)]
+    with (
+        rendezvous(2) as (first, second),
+        run_python(code, cache, **first) as one,
+        run_python(code, cache, **second) as two,
+    ):
+        results = [wait_for_end(process)[0].splitlines() for process in (one, two)]
     assert [process.returncode for process in (one, two)] == [0, 0]
     facts = [[int(value) for value in result[1].split()] for result in results]
     assert facts[0][0] == facts[1][0] == (38 if writable else 0)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import svertka
+from ranks import start_torchrun, wait_for_end
 from svertka.classifier import Classifier
 from svertka.data.box_annotations import Annotation, Box, match_to_images, read_boxes
 from svertka.data.image_disk_cache import prepare_images
@@ -148,12 +149,11 @@ def test_two_processes_learn_what_one_does(backbone: Run, scenes: Scenes, tmp_pa
     """The same patches in the same batches, each shared by both; only sums are added up in another order."""
     options = FEW | {"epochs": 1, "head": "linear"}  # dropout would draw other units in each process
     alone = svertka.train(scenes[0], output=tmp_path / "alone", weights=backbone, boxes=scenes[1], **options)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command = [sys.executable, *launch, "--rdzv-endpoint=localhost:0", "-m", "svertka", "train", str(scenes[0])]
     given = {"weights": backbone.folder, "boxes": scenes[1], "output": tmp_path / "both", **options}
-    command += [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    process = start_torchrun("-m", "svertka", "train", str(scenes[0]), *arguments)
+    _, stderr = wait_for_end(process)
+    assert process.returncode == 0, stderr
     both = Run(tmp_path / "both")
     assert both.settings()["fingerprint"] == alone.settings()["fingerprint"]
     assert both.result()["val_error"] == alone.result()["val_error"]

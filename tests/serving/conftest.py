@@ -45,6 +45,14 @@ class Live:
 
     api: Any
     port: int
+    connections: set[Any]  # that it has accepted
+
+    def wait_for_connection(self, sock: socket.socket, patience: float = 120.0) -> None:
+        """Wait until the server has accepted `sock`, and so all that connected before it."""
+        deadline = time.monotonic() + patience
+        while sock.getsockname() not in [one.client for one in list(self.connections)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def raw(self, request: bytes, *, patience: float = 120.0, keep: bool = False) -> Answer:
         """The answer to the bytes `request`; the sending side is closed behind it unless `keep`."""
@@ -108,12 +116,12 @@ def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
         sock = bind_socket("127.0.0.1", 0)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
         thread.start()
-        assert up.wait(20)
+        assert up.wait(120)
         try:
-            yield Live(api, sock.getsockname()[1])
+            yield Live(api, sock.getsockname()[1], server.server_state.connections)
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(120)
             sock.close()
         assert not thread.is_alive()
 

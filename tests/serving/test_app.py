@@ -182,7 +182,9 @@ def test_those_who_come_together_are_answered_together(
 
     def slow(pictures: Any) -> Any:
         sizes.append(len(pictures))
-        time.sleep(0.05)  # so that the others have come when it is free again
+        deadline = time.monotonic() + 60
+        while sum(sizes) + batcher._queue.qsize() < 24 and time.monotonic() < deadline:  # until the others have come
+            time.sleep(0.01)
         return compute(pictures)
 
     monkeypatch.setattr(batcher, "_compute", slow)

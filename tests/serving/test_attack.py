@@ -54,6 +54,11 @@ class Server:
         finally:
             connection.close()
 
+    def cpu_seconds(self) -> float:
+        """Seconds that the server, without its decoders, has kept a core busy."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> float:
         """Memory of the server and its decoders in MB."""
         pids, found = [self.process.pid], 0.0
@@ -306,8 +311,8 @@ HEADERS = {
 def test_hostile_headers(server: Server, jpeg: bytes, name: str) -> None:
     headers, status = HEADERS[name]
     with others_are_answered(server, jpeg):
-        began = time.monotonic()
+        before = server.cpu_seconds()
         for _ in range(100):
             assert server.ask("GET", "/health", headers=headers)[0] == status
-        assert time.monotonic() - began < 20
+        assert server.cpu_seconds() - before < 20
     assert server.log == []

@@ -57,7 +57,7 @@ def test_slow_headers_make_room_for_others(server: Any, jpeg: bytes, monkeypatch
     monkeypatch.setattr(connection_limits, "MAX_IDLE_CONNECTIONS", 20)
     monkeypatch.setattr(connection_limits, "MIN_IDLE_SECONDS", 0.0)
     slow = opened(server, 20, b"POST /predict HTTP/1.1\r\nHost: local")
-    time.sleep(0.2)
+    server.wait_for_connection(slow[-1])
     slow += opened(server, 40, b"POST /predict HTTP/1.1\r\nHost: local")
     try:
         assert all(server.ask("POST", "/predict", jpeg).status == 200 for _ in range(5))
@@ -72,8 +72,9 @@ def test_slow_headers_make_room_for_others(server: Any, jpeg: bytes, monkeypatch
 def test_whoever_makes_room_is_answered(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "MAX_IDLE_CONNECTIONS", 5)
     monkeypatch.setattr(connection_limits, "MIN_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(connection_limits, "LINGER_SECONDS", 120.0)
     waiting = opened(server, 12)
-    time.sleep(0.2)
+    server.wait_for_connection(waiting[-1])
     for one in waiting:
         one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     found = [server.read(one) for one in waiting]
@@ -95,9 +96,10 @@ def test_those_who_have_just_come_are_not_sent_away(server: Any, monkeypatch: py
 
 def test_too_many_connections_are_told_to_come_again(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS", 10)
+    monkeypatch.setattr(connection_limits, "HEADER_SECONDS", 120.0)
     waiting = opened(server, 10)
     try:
-        time.sleep(0.1)
+        server.wait_for_connection(waiting[-1])
         for answer in answers(lambda: server.ask("GET", "/health"), 20):
             assert answer.status == 503
             assert int(answer.headers["retry-after"]) > 0
@@ -105,7 +107,6 @@ def test_too_many_connections_are_told_to_come_again(server: Any, monkeypatch: p
     finally:
         for one in waiting:
             one.close()
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("limit", ["MAX_REQUESTS", "MAX_REQUESTS_PER_ADDRESS"])

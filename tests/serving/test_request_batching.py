@@ -103,7 +103,7 @@ def test_while_it_computes_it_says_so() -> None:
 
 
 def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(module, "BATCH_WAIT_SECONDS", 1.0)
     sizes: list[int] = []
 
     def counted(pictures: Sequence[Tensor]) -> Tensor:
@@ -120,7 +120,7 @@ def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pyte
                 await batcher.submit(torch.ones(1))
 
             with batcher.reserve(4):  # the last one comes too late for the first, not for the one before
-                await asyncio.gather(*(later(0.2 * k) for k in range(4)))
+                await asyncio.gather(*(later(0.4 * k) for k in range(4)))
             worker.cancel()
 
     awaited(one_by_one())

@@ -31,9 +31,13 @@ def weights(run):
     tensors, _ = read_tensors_and_header(run.checkpoint)
     return {name: value for name, value in tensors.items() if name.startswith("network.")}
 
+def count_lines(path):
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
 whole = svertka.train(source, output=folder / "whole", **options)
 began = time.monotonic()  # of the second, which finds everything warm
-learning = svertka.train(source, output=folder / "again", **options).result()["seconds"]
+metrics = svertka.train(source, output=folder / "again", **options).metrics
+steps = count_lines(metrics) - 1
 seconds = time.monotonic() - began
 expected = weights(whole)
 random.seed(0)
@@ -49,9 +53,10 @@ for attempt in range(attempts):
         finally:
             os._exit(0)
     if attempt % 4:  # most while it learns and saves, some while it prepares and makes the folder
-        while not run.training.exists():
+        lines = random.randrange(round(0.8 * steps))
+        while not run.training.exists() or count_lines(run.metrics) < lines:
             time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.8 * learning))  # the first step comes soon after the folder
+        time.sleep(random.uniform(0, 0.01))  # in which it saves
     else:
         time.sleep(random.uniform(0, seconds))
     os.kill(child, signal.SIGKILL)
@@ -81,6 +86,7 @@ def test_a_killed_training_can_always_be_continued(
         text=True,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=None if attempts > 8 else 240,
     )
     assert done.returncode == 0, done.stderr
     _, begun, _, finished = done.stdout.split()

@@ -7,7 +7,6 @@ training with the record written to a file: what torchrun starts.
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pytest
 from PIL import Image
 
 import svertka
+from ranks import start_torchrun, wait_for_end
 from svertka.cli.app import main
 from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
@@ -301,9 +301,9 @@ def test_patches_of_one_image_are_not_on_both_sides(digit_folder: Path, tmp_path
 
 def test_two_processes_keep_them_apart(digit_folder: Path, tmp_path: Path) -> None:
     source, _ = overlapping(digit_folder, tmp_path)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command = [sys.executable, *launch, "--rdzv-endpoint=localhost:0", __file__, str(source), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    process = start_torchrun(__file__, str(source), str(tmp_path))
+    _, stderr = wait_for_end(process)
+    assert process.returncode == 0, stderr
     both = Reads()
     for rank in (0, 1):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
