@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from svertka.calibration_file import CALIBRATION
+from svertka.calibration_file import CALIBRATION, advise_on_sets
 from svertka.classifier import Classifier, read_config
 from svertka.errors import RunError
 from svertka.tensor_files import read_tensors_and_header, write_tensors
@@ -66,3 +66,7 @@ def test_a_missing_damaged_or_other_file_is_refused(run: Path) -> None:
     write_tensors(path, bad, read_config(run).calibration.model_dump())  # type: ignore[union-attr]
     with pytest.raises(RunError, match=r"is not the file that config.json describes"):
         Classifier.load(run)
+
+
+def test_the_printed_command_takes_a_run_whose_name_begins_with_a_dash() -> None:
+    assert advise_on_sets("-r").endswith("svertka calibrate ./-r --new SOURCE")

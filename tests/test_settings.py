@@ -1,5 +1,6 @@
 """What is set for a whole process is afterwards as it was before, whatever public function was called."""
 
+import inspect
 import shutil
 import subprocess
 import sys
@@ -68,8 +69,16 @@ CALLS: dict[str, Callable[[Run, Path, Path], Any]] = {
     "similar": lambda run, data, out: svertka.similar(run, data / "one" / "00.png", data, threads=3),
     "shard": lambda run, data, out: svertka.shard(data, out / "shards", threads=3),
     "extend": lambda run, data, out: refused_extension(run, data),
+    "tune": lambda run, data, out: svertka.tune(shape=(1, 2, 4, 4), weight=(2, 2, 3, 3), threads=3),
     "a failure": lambda run, data, out: failing(data, out),
 }
+
+
+def test_every_function_that_sets_threads_restores_them() -> None:
+    for name in svertka.__all__:
+        function = getattr(svertka, name)
+        if not inspect.isclass(function) and "threads" in inspect.signature(function).parameters:
+            assert "@with_preserved_settings\n" in inspect.getsource(inspect.unwrap(function)), name
 
 
 @pytest.mark.sample(7)
@@ -85,6 +94,14 @@ def test_the_context_restores_what_was_changed_in_it() -> None:
     with preserve_process_settings():
         torch.set_num_threads(before["threads"] + 1)
         torch.backends.cudnn.benchmark = not before["benchmark"]
+    assert process_settings() == before
+
+
+def test_a_classifier_on_a_gpu_leaves_the_mode_of_cudnn_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    before = process_settings()
+    svertka.Classifier.load(run, "cuda")
     assert process_settings() == before
 
 

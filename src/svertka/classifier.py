@@ -30,6 +30,7 @@ from svertka.data.prediction_inputs import Input, describe_files, list_inputs, s
 from svertka.data.preprocessing import ImageLike, Preprocess, load_rgb_image
 from svertka.device import (
     choose_device,
+    find_device,
     is_dense_with_values,
     meta_device,
     network_device,
@@ -234,7 +235,7 @@ class Classifier:
             UsageError: There is no such model, weights or device.
             FetchError: The weights cannot be downloaded.
         """
-        folder, device = parse_path(path), choose_device(str(device))
+        folder, device = parse_path(path), find_device(str(device))
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
             if name in PACKAGES:
@@ -641,7 +642,7 @@ class Classifier:
         if self.calibration is None:
             raise UsageError(
                 f"sets={coverage:g}: {self.origin} has no calibration; make one: "
-                f"{format_command('calibrate', self.origin)}"
+                f"{format_command('calibrate', Path(self.origin))}"
             )
         return self.calibration.set_quantile(coverage, self.origin)
 

@@ -22,6 +22,20 @@ T = TypeVar("T")
 
 
 def choose_device(name: str = "auto") -> torch.device:
+    """Return the device that `find_device` returns, and make cuDNN time its algorithms on a GPU.
+
+    This changes a setting of the process; call it in `preserve_process_settings`.
+
+    Raises:
+        UsageError: No such device on this machine.
+    """
+    device = find_device(name)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # results of two runs may differ in the last bits
+    return device
+
+
+def find_device(name: str = "auto") -> torch.device:
     """Return the device `name`: "cpu", "cuda", "cuda:1", or "auto" for cuda if available, else cpu.
 
     Raises:
@@ -37,8 +51,6 @@ def choose_device(name: str = "auto") -> torch.device:
     if not here.get(kind) or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         present = ", ".join(kind for kind, present in here.items() if present)
         raise UsageError(f"device={shorten(name)} is not on this machine; use auto or one of: {present}")
-    if kind == "cuda":
-        torch.backends.cudnn.benchmark = True  # results of two runs may differ in the last bits
     return torch.device(name)
 
 

@@ -426,7 +426,7 @@ def _common_source(runs: Sequence[str]) -> str:
     if source not in NAMES and not is_url(source) and not Path(source).exists():
         raise UsageError(
             f"the training images of {' and '.join(runs)} are no longer in {source}; "
-            f"name their folder: {format_command('compare', *runs)} SOURCE"
+            f"name their folder: {format_command('compare', *map(Path, runs))} SOURCE"
         )
     return source
 
