@@ -78,7 +78,8 @@ def test_every_function_that_sets_threads_restores_them() -> None:
     for name in svertka.__all__:
         function = getattr(svertka, name)
         if not inspect.isclass(function) and "threads" in inspect.signature(function).parameters:
-            assert "@with_preserved_settings\n" in inspect.getsource(inspect.unwrap(function)), name
+            source = inspect.getsource(inspect.unwrap(function))
+            assert "@with_preserved_settings" in source.splitlines(), name
 
 
 @pytest.mark.sample(7)

@@ -321,7 +321,7 @@ def test_never_predicted_classes_and_chance_accuracy_are_warned_of() -> None:
     assert found.never_predicted == ("class 0", "class 1", "class 3")
     assert found.at_chance
     assert found.warnings == (
-        "It is no better than guessing: 25.0% of 40 pictures are right, and 25.0% would be by chance.",
+        "It is no better than guessing: 25.0% of 40 are right, and 25.0% would be by chance.",
         "It never predicts class 0, class 1, class 3, of which there are images.",
     )
     assert found.to_dict()["never_predicted"] == ["class 0", "class 1", "class 3"]

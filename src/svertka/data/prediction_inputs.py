@@ -107,7 +107,7 @@ def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
             continue
         text, path = os.fspath(image), Path(image)
         if not text:
-            yield "", ImageError("empty path; name a file or a folder")
+            yield "''", ImageError("empty path; name a file or a folder")
         elif is_url(text) and Path(text).suffix.lower() in SUFFIXES:
             yield text, ImageError("a URL; download the image and name the file")
         elif is_shard_source(text):

@@ -230,8 +230,8 @@ class Evaluation:
                 f"right, and {share:.1%} would be by chance."
             )
         return (
-            f"It is no better than guessing: {right:.1%} of {self.images:,} pictures are right, and {share:.1%} would "
-            "be by chance."
+            f"It is no better than guessing: {right:.1%} of {self.images:,} are right, and {share:.1%} would be by "
+            "chance."
         )
 
     def to_dict(self) -> dict[str, Any]:
