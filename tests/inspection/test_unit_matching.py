@@ -1,6 +1,7 @@
 """Counterparts of units: permuted networks share every unit, replaced units are new, and CKA equals its definition."""
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from torch import nn
 
 import svertka
 from svertka.cli.app import main
-from svertka.errors import DataError
+from svertka.errors import DataError, UsageError
 from svertka.inspection import top_patches
 from svertka.inspection.unit_matching import collect_activations, linear_cka, match_layers
+from svertka.run import Run
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -68,6 +70,22 @@ def test_replaced_units_are_new_and_dead_ones_have_no_counterpart(images: torch.
     assert second.num_shared == 10
 
 
+def test_layers_that_are_named_are_compared_with_those_of_the_same_name(images: torch.Tensor) -> None:
+    shape = (1, *images.shape[1:])
+    first, second = (
+        collect_activations(network(seed), shape, [images], layers, also)
+        for seed, layers, also in ((0, None, ["1", "3", "6", "none"]), (1, ["1", "3"], ()))
+    )
+    assert list(first) == ["0", "2", "1", "3"]  # "6" has no feature maps
+    assert [one.counterpart for one in match_layers(first, second)] == ["1", "3"]
+
+
+def test_a_network_without_convolutions_is_refused(images: torch.Tensor) -> None:
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(432, 2))
+    with pytest.raises(UsageError, match="Sequential has no convolution whose units can be compared"):
+        collect_activations(dense, (1, 3, 12, 12), [images])
+
+
 @pytest.mark.parametrize("count", [5, 200])
 def test_cka_is_the_normalized_dependence_of_centered_kernels(count: int) -> None:
     rng = np.random.default_rng(0)
@@ -106,6 +124,9 @@ def test_the_command_prints_a_table_and_writes_a_page(
     found = json.loads(capsys.readouterr().out)
     assert [one["cka"] for one in found["layers"]] == pytest.approx([1, 1, 1])
     assert all(one["new"] == [] for one in found["layers"])
+    page.write_text("mine")
+    with pytest.raises(UsageError, match="was not written by svertka"):  # before anything is computed
+        svertka.compare_units("no run", "none", output=page)
     with pytest.raises(DataError, match="give at least 2"):
         svertka.compare_units(*runs, digit_folder, images=1, threads=1)
 
@@ -121,9 +142,25 @@ def test_ablate_prints_the_largest_effects(
     assert len(printed[1:4]) == 3
     assert all(line.split()[0] in ("c1", "c3") for line in printed[1:4])
     assert printed[-3].startswith("22 units were removed one at a time, on 240 images; the ")
+    some = tmp_path / "some"
+    for name, given in (("two", "Two"), ("four", "four")):  # in another order than the run's, and another case
+        shutil.copytree(digit_folder / name, some / given)
+    whole, part = (svertka.ablate(run, source, layers=["c1"], threads=1).ablation for source in (digit_folder, some))
+    assert part.images.tolist() == [60, 0, 0, 60]
+    assert part.right.tolist() == [whole.right[0], 0, 0, whole.right[3]]
+    (some / "five").mkdir()
+    shutil.copy(digit_folder / "one" / "00.png", some / "five")
+    assert main(["ablate", run, str(some), "--threads", "1"]) == 1
+    assert "holds classes that the run does not know: five" in capsys.readouterr().err
     assert main(["ablate", run, "--layers", "c1", "--json", "--threads", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["units"], found["images"]) == (6, 60)
     for effect in found["effects"]:
         assert effect["interval"][0] <= effect["change"] <= effect["interval"][1]
         assert effect["label"] in ("one", "two", "three", "four")
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_ablate_refuses_labels_and_numbers(task_runs: dict[str, Run], kind: str) -> None:
+    with pytest.raises(UsageError, match="ablate works with runs of one class an image"):
+        svertka.ablate(task_runs[kind].folder, threads=1)

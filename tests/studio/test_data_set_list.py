@@ -47,6 +47,10 @@ def test_what_cannot_be_renamed_stays(data_sets: DataSetList, photos: Path) -> N
     for name, sentence in (("taken", "choose another name"), ("../x", "cannot be the name"), ("", "needs a name")):
         with pytest.raises(UsageError, match=sentence):
             data_sets.rename(photos, name)
+    for name in ("old", "v1.2"):
+        (photos.parent / f"{name}.confirmed.json").write_text("{}")
+        with pytest.raises(UsageError, match="holds decisions on other labels"):
+            data_sets.rename(photos, name)
     lock = Run(photos.parent / "runs" / "photos-1").lock
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
     assert lock_descriptor(descriptor)

@@ -10,6 +10,7 @@ from svertka.cli.option_types import (
     CacheLimit,
     Device,
     MaxPixels,
+    Overwrite,
     ShownPart,
     Threads,
     TrustBuilder,
@@ -36,6 +37,7 @@ def compare_units(
     output: Annotated[
         str | None, typer.Option(help="HTML page that shows the units (default: none).", rich_help_panel=OUTPUT)
     ] = None,
+    overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,
     device: Device = "auto",
@@ -59,6 +61,7 @@ def compare_units(
         images=images,
         part=part,
         output=output,
+        overwrite=overwrite,
         device=device,
         threads=threads,
         cache_limit=cache_limit,

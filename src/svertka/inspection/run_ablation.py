@@ -1,21 +1,20 @@
 """ablate(): how the accuracy of a run on each class changes if a unit is removed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from svertka.classifier import Classifier
 from svertka.confidence_intervals import Interval, format_percentage_points, percent_with_interval
 from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import UsageError
+from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.files import parse_cache_limit_option
-from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
+from svertka.inspection.atlas.classifier_and_images import open_atlas_inputs
 from svertka.inspection.unit_ablation import Ablation, Mode, ablate_units
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress, say
@@ -157,9 +156,10 @@ def ablate(
         The largest effects, and the counts of all.
 
     Raises:
-        UsageError: A layer is not a convolution of the network, the network makes decisions based on values, `count` is
-            below 1, or the source has other classes than the network.
-        DataError: There are no images, or the source of the run no longer exists.
+        UsageError: A layer is not a convolution of the network, the network makes decisions based on values or cannot
+            be computed again from a layer, `count` is below 1, or the run predicts several labels or a number.
+        DataError: There are no images, the source of the run no longer exists, or the source has other classes than the
+            network.
         RunError: The run is missing or damaged.
     """
     if count < 1:
@@ -175,13 +175,15 @@ def ablate(
         max_pixels=max_pixels,
         trust_builder=trust_builder,
     )
-    say(inputs.shown)
-    numbers = _class_numbers(inputs)
+    inputs.classifier.require_single_label("ablate", "use look or compare-units")
+    dataset = renumber_labels_by_class_names(inputs.classifier.names, inputs.dataset)
+    inputs = replace(inputs, dataset=dataset)
+    say("; ".join((inputs.shown, *dataset.account.notes)))
     with progress("removing units", 2 * len(inputs), "images") as shown:
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in inputs.batches().epoch(0):
-                yield batch.images, numbers[batch.labels.cpu()]
+                yield batch.images, batch.labels.cpu()
 
         names = inputs.classifier.names
         found = ablate_units(inputs.classifier.network, batches, len(names), layers, advance=shown.advance)
@@ -205,19 +207,3 @@ def ablate(
         ablation=found,
         scope=inputs.scope,
     )
-
-
-def _class_numbers(inputs: AtlasInputs) -> Tensor:
-    """Return the network's number of each class of the images, (K,) int64.
-
-    Raises:
-        UsageError: The network does not know a class of the images.
-    """
-    known = {name: number for number, name in enumerate(inputs.classifier.names)}
-    names = inputs.dataset.names
-    used = np.flatnonzero(inputs.dataset.counts())
-    if unknown := [names[number] for number in used if names[number] not in known]:
-        raise UsageError(
-            f"the network does not know the class {unknown[0]} of {inputs.dataset.source}; give images of its classes"
-        )
-    return torch.tensor([known.get(name, 0) for name in names])

@@ -14,10 +14,11 @@ from svertka.data.dataset import Ints, Pixels
 from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import DataError
 from svertka.evaluation.evaluation_scope import format_image_count
-from svertka.files import parse_cache_limit_option, parse_path, write_atomic
+from svertka.files import parse_cache_limit_option, write_atomic
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
 from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
 from svertka.inspection.unit_matching import NEW, SHARED, MatchedLayer, collect_activations, match_layers
+from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_strip
 from svertka.pages.notebook_block import NotebookBlock
@@ -108,6 +109,7 @@ def compare_units(
     images: int | None = None,
     part: str | None = None,
     output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: float | None = None,
@@ -127,7 +129,8 @@ def compare_units(
         layers: Names of layers of `second`. None: every convolution.
         images: Number of images, drawn at random. None: all.
         part: "train", "val", "test" or "all": the images of `source` that are used. None: all, if `source` is given.
-        output: The page. None: no page is written.
+        output: HTML file for the page. None: no page is written.
+        overwrite: Whether `output` may replace a file that svertka did not write.
         device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
@@ -135,11 +138,13 @@ def compare_units(
         trust_builder: As for `Classifier.load`.
 
     Raises:
-        UsageError: A layer does not exist or has no feature maps, or the source does not exist.
+        UsageError: A layer does not exist or has no feature maps, a network has no convolution, the source does not
+            exist, or `output` exists.
         DataError: There are no images, or the source of `first` no longer exists.
         RunError: A run is missing or damaged.
         StorageError: The page cannot be written.
     """
+    page = None if output is None else prepare_output_file(output, HTML, overwrite=overwrite)
     chosen_device, num_threads = choose_device(device), set_threads(threads)
 
     def opened(run: Any, source: Any, images: int | None, part: str | None) -> AtlasInputs:
@@ -162,16 +167,14 @@ def compare_units(
     with progress("comparing units", 2 * len(here), "images") as shown:
         activations = [
             collect_activations(
-                inputs.classifier.network, inputs.input_shape, _images(inputs, indices), names, shown.advance
+                inputs.classifier.network, inputs.input_shape, _images(inputs, indices), names, also, shown.advance
             )
-            for inputs, indices, names in ((one, here, None), (other, there, layers))
+            for inputs, indices, names, also in ((one, here, None, layers or ()), (other, there, layers, ()))
         ]
-    matched = match_layers(*activations)
-    page = None
-    if output is not None:
-        page = parse_path(output)
-        _write_page(page, one, other, here, there, matched)
-    return UnitComparison(_name(one, "A"), _name(other, "B"), matched, len(here), page)
+    found = UnitComparison(_name(one, "A"), _name(other, "B"), match_layers(*activations), len(here), page)
+    if page is not None:
+        _write_page(page, found, ((one, here), (other, there)))
+    return found
 
 
 def _name(inputs: AtlasInputs, letter: str) -> str:
@@ -197,24 +200,29 @@ def _images(inputs: AtlasInputs, indices: Ints) -> Iterator[Tensor]:
         yield batch.images
 
 
-def _write_page(
-    path: Path, one: AtlasInputs, other: AtlasInputs, here: Ints, there: Ints, matched: Sequence[MatchedLayer]
-) -> None:
-    """Write the page that shows the patches of new and of shared units."""
-    shown = UnitComparison(_name(one, "A"), _name(other, "B"), matched, len(here), path)
-    counterparts = list(dict.fromkeys(layer.counterpart for layer in matched))
+def _write_page(path: Path, found: UnitComparison, networks: Sequence[tuple[AtlasInputs, Ints]]) -> None:
+    """Write the page that shows the patches of new and of shared units.
+
+    Args:
+        path: The file.
+        found: The comparison.
+        networks: Both networks, and the indices of the images of each.
+    """
+    counterparts = list(dict.fromkeys(layer.counterpart for layer in found.layers))
     patches = [
         top_patches(inputs.classifier.network, _images(inputs, indices), names, PATCHES)
-        for inputs, indices, names in ((one, here, counterparts), (other, there, [layer.layer for layer in matched]))
+        for (inputs, indices), names in zip(
+            networks, (counterparts, [layer.layer for layer in found.layers]), strict=True
+        )
     ]
 
     def strip(which: int, layer: str, unit: int) -> Any:
-        inputs, indices = ((one, here), (other, there))[which]
+        inputs, indices = networks[which]
         crops = list(_crops(inputs, indices, patches[which][layer], unit))
         return render_strip(crops, SIDE, f"unit {unit} of {layer}") if crops else "dead"
 
     sections = []
-    for layer in matched:
+    for layer in found.layers:
         order = np.argsort(-np.nan_to_num(layer.correlations, nan=-2), kind="stable")[:SHOWN]
         sections.append(
             {
@@ -238,9 +246,9 @@ def _write_page(
             }
         )
     body = render_template(
-        "units.html", headline=f"Units: {shown.sentence}.", header=HEADER, rows=shown.rows, sections=sections, new=NEW
+        "units.html", headline=f"Units: {found.sentence}.", header=HEADER, rows=found.rows, sections=sections, new=NEW
     )
-    write_atomic(path, render_page(f"Units of {shown.first} and {shown.second} – svertka", body).encode())
+    write_atomic(path, render_page(f"Units of {found.first} and {found.second} – svertka", body).encode())
 
 
 def _crops(inputs: AtlasInputs, indices: Ints, patches: LayerPatches, unit: int) -> Iterator[Pixels]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.data.dataset import Ints
+from svertka.errors import UsageError
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import (
     convolution_names,
@@ -61,6 +62,7 @@ def collect_activations(
     shape: tuple[int, ...],
     batches: Iterable[Tensor],
     layers: Sequence[str] | None = None,
+    also: Sequence[str] = (),
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Floats]:
     """Return the activation of each unit in each image: the maximum of its feature map, (images, units) by layer.
@@ -70,13 +72,21 @@ def collect_activations(
         shape: Shape of the input, (1, C, H, W).
         batches: Images (N, C, H, W).
         layers: Names of layers. None: every convolution. Each is read after its activation function, if one follows.
+        also: Names of layers that are read, too, if the network has layers with feature maps of these names.
         advance: Called with the number of images after each batch.
 
     Raises:
-        UsageError: A layer does not exist or has no feature maps; or the network rejects the images.
+        UsageError: A layer does not exist or has no feature maps; the network has no convolution and no layer is named;
+            or the network rejects the images.
     """
     known = list_layers(network, shape)
     names = convolution_names(known) if layers is None else list(layers)
+    with_maps = {layer.name for layer in known if layer.maps is not None}
+    names = list(dict.fromkeys([*names, *(name for name in also if name in with_maps)]))
+    if not names:
+        raise UsageError(
+            f"{type(network).__name__} has no convolution whose units can be compared; give other networks"
+        )
     observed = {name: follow_to_activation(known, name) for name in names}
     found: dict[str, list[Tensor]] = {layer.name: [] for layer in observed.values()}
 

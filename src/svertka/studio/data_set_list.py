@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from svertka.curation.confirmed_labels import find_confirmed_file
+from svertka.curation.confirmed_labels import SUFFIX, find_confirmed_file
 from svertka.errors import RunError, UsageError
 from svertka.files import os_error_to_storage_error, read_json, write_json
 from svertka.run import Run
@@ -70,7 +70,9 @@ class DataSetList:
                 raise RunError(f"a training reads {folder.name}; stop it, or wait until it ends")
             if to.exists() and not to.samefile(folder):
                 raise UsageError(f"{to} exists; choose another name")
-            confirmed = find_confirmed_file(folder)
+            confirmed, carried = find_confirmed_file(folder), to.resolve().with_name(to.name + SUFFIX)
+            if carried.exists() and not (confirmed and confirmed.exists() and carried.samefile(confirmed)):
+                raise UsageError(f"{carried} holds decisions on other labels; choose another name, or remove this file")
             known = self._read()
             moved = {old: str(to) if new == str(folder) else new for old, new in known["moved"].items()}
             archived = [str(to) if one == str(folder) else one for one in known["archived"]]
@@ -80,7 +82,7 @@ class DataSetList:
                 folder.rename(to)
             if confirmed is not None and confirmed.exists():
                 with os_error_to_storage_error(confirmed):
-                    confirmed.replace(find_confirmed_file(to) or confirmed)
+                    confirmed.replace(carried)
             for run in runs:
                 write_json(run.training, run.settings() | {"source": str(to)})
             return to

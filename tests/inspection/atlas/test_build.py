@@ -163,6 +163,14 @@ def test_options_limit_layers_units_and_images(run: Run, tmp_path: Path) -> None
     assert (some.layers, some.units, some.images) == (2, 8, 20)
     assert [one["name"] for one in facts(some)["layers"]] == ["c3", "c5"]  # as they run
     assert [one["all"] for one in facts(some)["layers"]] == [16, 120]
+    assert some.left_out == (
+        "8 of 142 units are shown, the first 4 of each named layer; svertka look --all without --layers and --units "
+        "shows every unit"
+    )
+    named = look(run, layers=["c3"], all=True, images=4, output=tmp_path / "named", threads=1)
+    assert named.left_out == (
+        "16 of 142 units are shown, those of the named layers; svertka look --all without --layers shows every unit"
+    )
     with pytest.raises(UsageError, match="is an atlas of other weights, images or options"):
         look(run, layers=["c3"], output=tmp_path / "some", threads=1)
 

@@ -164,13 +164,17 @@ def look(
     say(inputs.shown)
     traced = trace(inputs.classifier.network, inputs.input_shape)
     names = _select_layers(traced, layers, every=all)
+    options = [name for name, given in (("--layers", layers), ("--units", units)) if given is not None]
+    advice = "svertka look --all" + (f" without {' and '.join(options)}" if options else "")
     units = units if units is not None or all else UNITS_PER_LAYER
+    selection = _describe_selection(units, is_named=layers is not None, every=all)
+    selection = selection if options or all else f"by default {selection}"
     overlays = choose_overlay_count(traced, inputs.image_size, every=all)
     path = _atlas_folder(inputs.classifier, output, every=all)
     folder = ResumableFolder(path, inputs.fingerprint(FORMAT_VERSION, names, units, overlays))
     if folder.summary is None:
         try:
-            _build(inputs, folder, traced, names, units, overlays)
+            _build(inputs, folder, traced, names, units, overlays, (selection, advice))
         except KeyboardInterrupt as error:
             raise Interrupted(
                 f"stopped; finished parts are kept in {path}; run the same command again to resume"
@@ -185,6 +189,7 @@ def _build(
     names: Sequence[str],
     units: int | None,
     overlays: int,
+    described: tuple[str, str],
 ) -> None:
     """Write the missing files; the page comes last, so an atlas with a page is complete."""
     dataset_pass = run_dataset_pass(inputs, folder, names)
@@ -207,7 +212,9 @@ def _build(
         layers=layers,
         total_units=[len(dataset_pass.patches[name].values) for name in names],
         images=images,
-        units_of_network=_count_units(traced),
+        units_of_network=_count_units(traced, names),
+        selection=described[0],
+        advice=described[1],
         note=describe_missing_relu_pooling(inputs.classifier.network, inputs.input_shape) or "",
     )
     remaining = RemainingTime(traced, layers, images, dataset_pass.seconds_per_image, inputs.image_size)
@@ -232,9 +239,16 @@ def _build(
     folder.finish(summary, PASS_FILE)
 
 
-def _count_units(traced: Trace) -> int:
+def _count_units(traced: Trace, shown: Sequence[str]) -> int:
     known = list(traced.layers)
-    return sum(unit_count(find_layer(known, name)) for name in convolution_names(known))
+    return sum(unit_count(find_layer(known, name)) for name in {*convolution_names(known), *shown})
+
+
+def _describe_selection(units: int | None, *, is_named: bool, every: bool) -> str:
+    """Return which units are shown, in words."""
+    layers = "the named layers" if is_named else "every convolution" if every else "the last layer of each stage"
+    each = "each named layer" if is_named else layers
+    return f"those of {layers}" if units is None else f"the first {units} of {each}"
 
 
 def _select_layers(traced: Trace, layers: Sequence[str] | None, *, every: bool) -> list[str]:

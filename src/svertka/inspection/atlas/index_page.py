@@ -47,7 +47,9 @@ class IndexPage:
         layers: Layers of the atlas.
         total_units: Units of each layer, shown or not.
         images: Images of the atlas.
-        units_of_network: Units of all convolutions of the network.
+        units_of_network: Units of all convolutions of the network, and of the layers shown.
+        selection: Which units are shown, such as "the first 12 of the last layer of each stage".
+        advice: The command that shows every unit.
         note: A sentence about projections in this network, from `describe_missing_relu_pooling`, or "".
     """
 
@@ -57,6 +59,8 @@ class IndexPage:
     total_units: Sequence[int]
     images: AtlasImages
     units_of_network: int
+    selection: str
+    advice: str
     note: str
 
     @property
@@ -92,8 +96,8 @@ class IndexPage:
         if self.num_units >= self.units_of_network:
             return None
         return (
-            f"{self.num_units:,} of {self.units_of_network:,} units are shown, by default the first 12 of the last "
-            "layer of each stage; svertka look --all shows every unit"
+            f"{self.num_units:,} of {self.units_of_network:,} units are shown, {self.selection}; {self.advice} shows "
+            "every unit"
         )
 
     def render(self) -> str:
