@@ -1,4 +1,4 @@
-"""Docstrings of the public API: a summary, each argument, shapes of tensors, and errors, in Google style."""
+"""Docstrings of the public API, in Google style: a summary, arguments with shapes and dtypes, results and errors."""
 
 import ast
 import dis
@@ -111,8 +111,12 @@ def gaps(one: Any) -> list[str]:
             missing.append(f"Args: {parameter.name}")
         elif is_array(parameter.annotation) and not has_shape(arguments[parameter.name]):
             missing.append(f"shape: {parameter.name}")
+        elif is_array(parameter.annotation) and not has_dtype(arguments[parameter.name]):
+            missing.append(f"dtype: {parameter.name}")
     if not inspect.isclass(one):
         returned = inspect.signature(function).return_annotation
+        if returned not in (None, "None", inspect.Signature.empty) and not {"Returns", "Yields"} & parts.keys():
+            missing.append("Returns")
         if is_array(returned) and not has_shape(docstring):
             missing.append("shape of what it returns")
     if raises_svertka_error(function) and not entries(parts.get("Raises", "")):
@@ -139,6 +143,11 @@ def is_array(annotation: Any) -> bool:
 def has_shape(text: str) -> bool:
     """Return whether `text` names a shape, such as "(N, C, H, W)" or "(K,)"."""
     return re.search(r"\([A-Z0-9][^()]*,[^()]*\)|\bscalar\b|\bany shape\b", text) is not None
+
+
+def has_dtype(text: str) -> bool:
+    """Return whether `text` says of which type the values are, such as "float32", "integers" or "in the dtype of"."""
+    return re.search(r"\b(float|u?int|bool|dtype|integers|indices|pairs)", text, re.IGNORECASE) is not None
 
 
 def raises_svertka_error(function: Callable[..., Any], depth: int = 4) -> bool:
@@ -201,13 +210,15 @@ def complete(images: Tensor, top: int) -> None:
     refuse()
 
 
-def incomplete(images: Tensor, top: int) -> None:
+def incomplete(images: Tensor, boxes: Tensor, top: int) -> int:
     """`images` and so on
 
     Args:
         images: Some tensor.
+        boxes: One of each image, (N, 4).
     """
     refuse()
+    return 0
 
 
 def refuse() -> None:
@@ -220,7 +231,9 @@ def test_what_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gaps(incomplete) == [
         "summary: one line that begins with a capital letter and ends with a period",
         "shape: images",
+        "dtype: boxes",
         "Args: top",
+        "Returns",
         "Raises",
     ]
     assert raises_svertka_error(svertka.train)

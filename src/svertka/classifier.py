@@ -425,7 +425,10 @@ class Classifier:
         score.
 
         Args:
-            num_images: Images that will be classified.
+            num_images: Number of images that will be classified.
+
+        Returns:
+            A classifier with the same class names and preprocessing.
 
         Raises:
             UsageError: `num_images` is not an integer.
@@ -442,6 +445,9 @@ class Classifier:
 
     def scored_network(self) -> ScoredNetwork | None:
         """Return the network with the unknown score; None if the run has no calibration, or an optimized network.
+
+        Returns:
+            A module that maps images (N, C, H, W) to logits and unknown scores, or None.
 
         Raises:
             RunError: The network cannot be split before its last layer, as it was for the calibration.
@@ -512,9 +518,9 @@ class Classifier:
         """Return what is predicted of one image as JSON values, with the keys of `svertka predict --json`.
 
         Args:
-            probabilities: A row of what `probabilities` returns, (K,).
+            probabilities: A row of what `probabilities` returns, (K,) float32.
             top: Number of classes, at least 1; labels are all listed.
-            unknown_score: The unknown score of the image; None without a calibration.
+            unknown_score: The unknown score of the image, any finite number; None without a calibration.
             set_quantile: What the method `set_quantile` returns, to list the prediction set. None: no set.
 
         Returns:
@@ -628,6 +634,9 @@ class Classifier:
         Args:
             coverage: 0 to 1.
 
+        Returns:
+            The quantile, 0 to 1, which `describe` takes.
+
         Raises:
             UsageError: `coverage` is not between 0 and 1, the run does not predict one class an image, or has too few
                 calibration images, or computes with an optimized network, for which none were measured.
@@ -651,7 +660,10 @@ class Classifier:
         """Return the probabilities unchanged, or raise an error if one is NaN.
 
         Args:
-            probabilities: Probabilities or their logarithms of any shape, dense.
+            probabilities: Probabilities or their logarithms, dense, any shape, any float dtype.
+
+        Returns:
+            `probabilities` itself.
 
         Raises:
             RunError: One is NaN.
@@ -690,7 +702,7 @@ def predict(
             (N, H, W) or (N, H, W, 3) uint8; PIL images; arrays (H, W) or (H, W, 3) uint8, RGB.
         top: Classes per image, at least 1.
         device: "auto", "cpu", "cuda" or "cuda:1"; a Classifier stays on its own device.
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
         precision: "fp32" to use the weights of a run even if it has an optimized network, which is used on the CPU
@@ -752,7 +764,11 @@ class Predictions(list[dict[str, Any]]):
         return super().__getitem__(index)
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Return the JSON value that `svertka predict --json` prints, a plain list of dicts."""
+        """Return the JSON value that `svertka predict --json` prints, a plain list of dicts.
+
+        Returns:
+            A dict for each image, as `svertka.predict` describes.
+        """
         return list(self)
 
     def _repr_html_(self) -> str:

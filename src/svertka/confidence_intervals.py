@@ -39,7 +39,7 @@ def paired_difference_interval(only_first: int, only_second: int, images: int) -
     """Return the interval of the difference between two errors on the same images, the first minus the second.
 
     Args:
-        only_first: Images that only the first classifier gets wrong.
+        only_first: Number of images that only the first classifier gets wrong.
         only_second: Images that only the second gets wrong.
         images: All images.
 
@@ -61,7 +61,7 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of the exact McNemar test, 0 to 1.
 
     Args:
-        only_first: Images that only the first classifier gets wrong.
+        only_first: Number of images that only the first classifier gets wrong.
         only_second: Images that only the second gets wrong.
 
     Source:

@@ -100,6 +100,9 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON values that `svertka train --json` prints for a finished training.
 
+        Returns:
+            The keys run, cross_validation, findings and bad, and the keys of `result`.
+
         Raises:
             RunError: Training has not finished, or a file of the run is damaged.
         """
@@ -121,6 +124,9 @@ class Run:
         Args:
             trust_builder: As for `Classifier.load`.
 
+        Returns:
+            The classifier.
+
         Raises:
             RunError: A file of the run is missing or damaged.
             UsageError: The network is built by code that is neither svertka's nor trusted.
@@ -129,6 +135,9 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Return the content of training.json: source, recipe, parts, versions.
+
+        Returns:
+            The JSON values of the file.
 
         Raises:
             RunError: The file is missing, damaged or made by a newer version.
@@ -185,6 +194,9 @@ class Run:
 
     def unreadable(self) -> list[dict[str, str]]:
         """Return path and reason of each image that could not be read during training.
+
+        Returns:
+            A dict with the keys path and reason for each image.
 
         Raises:
             RunError: The log of the run cannot be read.

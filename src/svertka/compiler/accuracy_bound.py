@@ -42,14 +42,14 @@ class MixedPrecisionReport:
 
     Attributes:
         images: The number of validation images.
-        right: Images that the float network classifies correctly.
-        only_float: Images that only the float network classifies correctly.
-        only_mixed: Images that only the mixture classifies correctly.
-        max_loss: The bound, a share of the images; None if there was none.
-        float_seconds: Median time of the network in float32 for a batch of the example's size.
-        seconds: That of the mixture.
-        threads: The threads with which both were measured.
-        batch_size: The images of the example's batch.
+        right: Number of images that the float network classifies correctly.
+        only_float: Number of images that only the float network classifies correctly.
+        only_mixed: Number of images that only the mixture classifies correctly.
+        max_loss: The bound, a share of the images, 0 to 1; None if there was none.
+        float_seconds: Median time of the network in float32 for a batch of the example's size, seconds.
+        seconds: Median time of the mixture for such a batch, seconds.
+        threads: Number of threads with which both were measured.
+        batch_size: Number of images in the example's batch.
         untried: Layers of which the time limit of the search left a lower precision untried.
     """
 
@@ -71,7 +71,10 @@ class MixedPrecisionReport:
         Args:
             before: (N,) bool; whether the float network classified each image correctly.
             after: (N,) bool; whether the mixture did.
-            max_loss: The bound, a share of the images; None if there was none.
+            max_loss: The bound, a share of the images, 0 to 1; None if there was none.
+
+        Returns:
+            The report.
         """
         only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
         return cls(len(before), int(before.sum()), only_before, only_after, max_loss)
@@ -118,7 +121,11 @@ class MixedPrecisionReport:
         return f"{accuracy}; {speed}{limit if self.untried else ''}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The attributes by name, and top1_before, top1_after, loss and interval, 0 to 1. Unknown times are None.
+        """
         measures = {"top1_before": self.top1_before, "top1_after": self.top1_after, "loss": self.loss}
         times = {name: value if math.isfinite(value) else None for name, value in asdict(self).items() if "sec" in name}
         return asdict(self) | times | measures | {"interval": list(self.interval)}

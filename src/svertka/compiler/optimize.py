@@ -405,7 +405,11 @@ class Optimized(nn.Module):
         return NotebookBlock("Optimized network", (self.sentence,), header=header, rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings, the image sizes, the error and the layers as JSON values."""
+        """Return the settings, the image sizes, the error and the layers as JSON values.
+
+        Returns:
+            The keys example, sizes, precision, dense, strict, instructions, error, accuracy and layers.
+        """
         return {
             "example": list(self.info.example),
             "sizes": [list(size) for size in self.sizes],
@@ -443,6 +447,9 @@ class Optimized(nn.Module):
 
         Args:
             x: Images, (N, C, H, W) float32 on the CPU.
+
+        Returns:
+            The output of the network, as the network itself returns it: a tensor, or a tuple, list or dict of tensors.
 
         Raises:
             UsageError: `x` has none of the sizes that the network was optimized for, or the network computes something
@@ -492,6 +499,9 @@ class Optimized(nn.Module):
 
         Args:
             path: Path of the file.
+
+        Returns:
+            The optimized network.
 
         Raises:
             RunError: The file is missing, damaged, or not an optimized network.

@@ -35,9 +35,9 @@ def conv2d(
     Results of different algorithms differ in rounding.
 
     Args:
-        x: (N, C, H, W) or (C, H, W).
-        weight: (O, C / groups, kh, kw).
-        bias: (O,), or None.
+        x: (N, C, H, W) or (C, H, W), any float dtype.
+        weight: (O, C / groups, kh, kw), in the dtype of `x`.
+        bias: (O,), in the dtype of `x`, or None.
         stride: Step of the kernel, in pixels.
         padding: Pixels on each side, "same" (keeps the size; needs stride 1) or "valid" (none).
         padding_mode: "zeros", "reflect", "replicate" or "circular".
@@ -90,12 +90,12 @@ def conv_transpose2d(
     It is the input gradient of the convolution with the same settings.
 
     Args:
-        x: (N, C, H, W) or (C, H, W).
-        weight: (C, O / groups, kh, kw).
-        bias: (O,), or None.
+        x: (N, C, H, W) or (C, H, W), any float dtype.
+        weight: (C, O / groups, kh, kw), in the dtype of `x`.
+        bias: (O,), in the dtype of `x`, or None.
         stride: Stride of that convolution, in pixels.
         padding: Zero padding of that convolution, in pixels.
-        output_padding: Additional rows and columns of the result; smaller than stride or dilation.
+        output_padding: Number of additional rows and columns of the result; smaller than stride or dilation.
         dilation: Distance between taps, in pixels.
         groups: Number of channel groups.
         strict: As in `conv2d`.

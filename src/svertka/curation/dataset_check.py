@@ -109,11 +109,11 @@ class Findings:
         bad: Path and reason of each unreadable image.
         duplicates: Groups of exact copies.
         near_duplicates: Groups of images that look the same but are not copies.
-        parts: Readable images per part, as training would split them.
-        split: Those of each class or with each label, by part.
+        parts: Number of readable images per part, as training would split them.
+        split: Number of those of each class or with each label, by part.
         modes: Images per pixel mode, in Pillow's names ("RGB", "L", "CMYK").
         sizes: Width and height in pixels of the smallest, median and largest image by area; empty without images.
-        turned: Images that EXIF rotates or mirrors.
+        turned: Number of images that EXIF rotates or mirrors.
         misnamed: Path and true format of each image whose name has the suffix of another format.
         outliers: Path and reason of each image that is unlike nearly all others.
         discarded: Share of an image that the central square leaves out, 0 to 1: the median, the largest, and its path.
@@ -166,7 +166,11 @@ class Findings:
         return f"Findings({self.source!r}: {counts}, {copies}, {len(self.problems):,} problems)"
 
     def describe_names(self) -> str:
-        """Return what the images are labeled with, such as "3 labels, several an image"."""
+        """Return what the images are labeled with, such as "3 labels, several an image".
+
+        Returns:
+            The count and the kind of the labels.
+        """
         if self.task.is_single_label:
             return _count(len(self.classes), "class", "classes")
         return self.task.describe_names(tuple(self.classes))
@@ -183,7 +187,11 @@ class Findings:
         return NotebookBlock(title, sentences, header=(kind, "images", *self.split), rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; `split` has the sizes of the parts, `split_classes` those by class."""
+        """Return JSON values; `split` has the sizes of the parts, `split_classes` those by class.
+
+        Returns:
+            The values that `svertka check --json` prints.
+        """
         return {
             "source": self.source,
             "images": self.images,
@@ -278,8 +286,9 @@ def check(
             `labels`. None: no file.
         overwrite: Whether to replace an existing `output` that svertka did not write.
         device: "auto", "cpu" or "cuda", for `labels`.
-        threads: CPU threads. None: all cores.
-        cache_limit: Size limit of the image cache, and of stored features, GB each. None: a share of the free disk.
+        threads: CPU threads, at least 1. None: all cores.
+        cache_limit: Size limit of the image cache, and of stored features, GB (10⁹ bytes) each. None: a share of the
+            free disk.
 
     Returns:
         The findings, which are complete whatever is wrong with the images.

@@ -42,7 +42,11 @@ class Neighbor:
     index: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The keys path, label and similarity.
+        """
         return {"path": self.path, "label": self.label, "similarity": self.similarity}
 
 
@@ -78,7 +82,11 @@ class LabelError:
         return f"{self.agreeing} of the {len(self.neighbors)} most similar images {are} labeled {self.suggested}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The keys path, label, suggested, score, reason and neighbors.
+        """
         return {
             "path": self.path,
             "label": self.label,
@@ -113,7 +121,11 @@ class GlobalOutlier:
         return f"{self.score:.1f} times as far from the most similar images as is usual"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The keys path, label, score, reason and neighbors.
+        """
         return {
             "path": self.path,
             "label": self.label,
@@ -129,8 +141,8 @@ class AmbiguousPair:
 
     Attributes:
         classes: Both classes.
-        confused: Images of one that are predicted as the other out of fold.
-        images: Images of both.
+        confused: Number of images of one that are predicted as the other out of fold.
+        images: Number of images of both.
         interval: 95 % confidence interval of the share, 0 to 1.
         examples: Paths of some of the confused images, the least certain first.
         indices: Their indices in the data set.
@@ -149,7 +161,11 @@ class AmbiguousPair:
         return self.confused / self.images
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The keys classes, confused, images, share, interval and examples.
+        """
         return {
             "classes": list(self.classes),
             "confused": self.confused,
@@ -175,8 +191,8 @@ class LabelFindings:
         notes: What was not checked and why, a sentence each.
         compared: Number of images among which outliers were looked for; 0 if they are too few.
         confirmed: Number of label errors and outliers that are not listed, because their labels were confirmed.
-        map: Indices of the images (N,) and their positions (N, 2) on a map of the features, 0 to 1; None if there is
-            none.
+        map: Indices of the images (N,), and their positions (N, 2) float on a map of the features, 0 to 1; None if
+            there is none.
     """
 
     checked: int = 0
@@ -196,6 +212,9 @@ class LabelFindings:
 
         Args:
             indices: Indices of the confirmed images.
+
+        Returns:
+            The other findings.
         """
         errors = tuple(one for one in self.errors if one.index not in indices)
         outliers = tuple(one for one in self.outliers if one.index not in indices)
@@ -204,7 +223,11 @@ class LabelFindings:
         return replace(self, errors=errors, outliers=outliers, confirmed=len(left_out))
 
     def sentences(self) -> list[str]:
-        """Return what was found, a sentence each, without the images."""
+        """Return what was found, a sentence each, without the images.
+
+        Returns:
+            The notes, and what was checked and found.
+        """
         found = list(self.notes)
         if self.checked and self.interval is not None:
             low, high = self.interval
@@ -222,7 +245,11 @@ class LabelFindings:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, without the three lists."""
+        """Return JSON values, without the three lists.
+
+        Returns:
+            The keys checked, out_of_fold_error, interval, compared, confirmed, backbone and notes.
+        """
         return {
             "checked": self.checked,
             "out_of_fold_error": self.error,
@@ -256,7 +283,7 @@ def check_labels(
         indices: Indices of the readable images, (n,) int64.
         alike: Groups of near-duplicates, indices.
         device: Device of the backbone.
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Bytes of all cached features, and of all cached images. None: a share of the free disk.
         draw_map: Whether to place 10 to 5,000 images on a map, which takes up to half a minute.
 

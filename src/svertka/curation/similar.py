@@ -49,7 +49,11 @@ class SimilarImage:
     index: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The keys path, label and similarity.
+        """
         return {"path": self.path, "label": self.label, "similarity": self.similarity}
 
 
@@ -78,7 +82,11 @@ class SimilarImages:
     pixels: Images | None = field(default=None, compare=False)
 
     def sentences(self) -> list[str]:
-        """Return what was compared, a sentence each."""
+        """Return what was compared, a sentence each.
+
+        Returns:
+            The counts, the copies of the image, and the images that could not be read.
+        """
         found = [f"the {len(self.images):,} most similar of {format_image_count(self.compared)}, by {self.run}"]
         if self.copies:
             found.append(f"{self.image} itself is in {self.source}: {join_first(self.copies)}")
@@ -102,7 +110,11 @@ class SimilarImages:
             return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka similar --json` prints them."""
+        """Return JSON values, as `svertka similar --json` prints them.
+
+        Returns:
+            The keys run, image, source, images, compared, copies and bad.
+        """
         return {
             "run": self.run,
             "image": self.image,
@@ -140,8 +152,9 @@ def similar(
         count: Number of images to return, at least 1.
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads. None: all cores.
-        cache_limit: Size limit of the image cache, and of stored features, GB each. None: a share of the free disk.
+        threads: CPU threads, at least 1. None: all cores.
+        cache_limit: Size limit of the image cache, and of stored features, GB (10⁹ bytes) each. None: a share of the
+            free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
 

@@ -81,7 +81,11 @@ class Suggestion:
         return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The keys path, score, classes, similarity, reason and copy, and number if a number was predicted.
+        """
         return {
             "path": self.path,
             "score": self.score,
@@ -102,8 +106,8 @@ class Suggestions:
         source: The folder of the images.
         suggestions: The suggested images, the most uncertain first.
         compared: Number of images among which they were chosen.
-        known: Images that are left out because the run was trained, validated or tested on them.
-        copies: Images that are left out because they are copies of others of the folder.
+        known: Number of images that are left out because the run was trained, validated or tested on them.
+        copies: Number of images that are left out because they are copies of others of the folder.
         bad: Path and reason of each unreadable image.
         notes: What else is to be known, a sentence each.
     """
@@ -118,7 +122,11 @@ class Suggestions:
     notes: tuple[str, ...] = ()
 
     def sentences(self) -> list[str]:
-        """Return what was done, a sentence each, without the images."""
+        """Return what was done, a sentence each, without the images.
+
+        Returns:
+            The counts, the images that could not be read, and the notes.
+        """
         found = [f"{len(self.suggestions):,} of {format_image_count(self.compared)} suggested"]
         if self.known:
             found.append(f"left out: {format_image_count(self.known)} that {self.run} knows already")
@@ -137,7 +145,11 @@ class Suggestions:
         ).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka suggest --json` prints them."""
+        """Return JSON values, as `svertka suggest --json` prints them.
+
+        Returns:
+            The keys run, source, suggestions, compared, known, copies, bad and notes.
+        """
         return {
             "run": self.run,
             "source": self.source,
@@ -177,8 +189,9 @@ def suggest(
         sort_into: Folder into which the suggested images are copied, each into the folder of its most likely class, to
             be corrected and trained on. Nothing is moved or overwritten. None: nothing is copied.
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads. None: all cores.
-        cache_limit: Size limit of the image cache, and of stored features, GB each. None: a share of the free disk.
+        threads: CPU threads, at least 1. None: all cores.
+        cache_limit: Size limit of the image cache, and of stored features, GB (10⁹ bytes) each. None: a share of the
+            free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
 

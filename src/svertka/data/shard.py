@@ -43,7 +43,7 @@ class ShardedDataset:
     Attributes:
         location: The folder or URL.
         shards: Number of shards.
-        bytes: Their size.
+        bytes: Their size, bytes.
         parts: Number of images in each part.
         classes: Class names.
         unreadable: Path and reason of each image that was left out.
@@ -59,7 +59,11 @@ class ShardedDataset:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The attributes by name.
+        """
         return {
             "location": self.location,
             "shards": self.shards,
@@ -71,7 +75,11 @@ class ShardedDataset:
         }
 
     def sentences(self) -> list[str]:
-        """Return what was written, as sentences."""
+        """Return what was written, as sentences.
+
+        Returns:
+            The location with its size, the notes, and the images that could not be read.
+        """
         counts = ", ".join(f"{part} {count:,}" for part, count in self.parts.items() if count)
         size = f"{self.shards:,} shards, {format_bytes(self.bytes)}, {len(self.classes):,} classes"
         written = f"{self.location}: {size}; {counts}"
@@ -103,12 +111,12 @@ def shard(
         source: Labeled images, as for `train`.
         to: A folder, or a URL such as s3://bucket/path.
         val: Share of the images for validation, if the source has no such part, 0 to 1.
-        test: Share of the images for testing, likewise.
+        test: Share of the images for testing, 0 to 1, likewise.
         shard_size: Size of a shard, MB (10⁶ bytes).
         columns: As for `train`.
         group: As for `train`.
         max_pixels: Largest image that is read, pixels. None: `data.image_io.PIXEL_LIMIT`.
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
 
     Returns:
         What was written.

@@ -32,7 +32,7 @@ class ShardEntry:
 
     Attributes:
         name: Its file's name.
-        bytes: Its size.
+        bytes: Its size, bytes.
         count: Number of its samples.
         part: "train", "val", "test", or "" if its samples may be split.
     """

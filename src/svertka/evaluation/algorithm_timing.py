@@ -37,16 +37,16 @@ def tune(
     Args:
         name: Name of a network, as `svertka models` lists them, also "timm:NAME" or "torchvision:NAME"; an nn.Module;
             or None: the convolution of `shape` and `weight`.
-        batch: Batch size for the network.
+        batch: Batch size for the network, at least 1.
         size: Height and width of the network's input, in pixels. None: the paper's.
         shape: Input shape of a single convolution, (B, C, H, W).
         weight: Its weight shape, (O, C / groups, KH, KW).
-        stride: Its stride.
+        stride: Its stride, pixels, at least 1.
         padding: Its zero padding, pixels per side.
-        dilation: Its dilation.
-        groups: Its groups.
+        dilation: Its dilation, pixels, at least 1.
+        groups: Its number of groups, at least 1.
         bfloat16: Time bfloat16 tensors instead of float32.
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
 
     Returns:
         One dict per layer, pass and algorithm: `layer`, `pass`, `algorithm`, `seconds`, `gflops` (10⁹ FLOP/s), `error`

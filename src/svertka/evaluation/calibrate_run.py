@@ -55,7 +55,11 @@ class CalibratedRun:
         return NotebookBlock(str(self.run), self.sentences).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka calibrate --json` prints them."""
+        """Return JSON values, as `svertka calibrate --json` prints them.
+
+        Returns:
+            The keys run, unknown and set_images.
+        """
         return {"run": str(self.run), **self.record.model_dump(exclude={"weights_hash"})}
 
 
@@ -90,7 +94,7 @@ def calibrate(
         new: Labeled images that are new to the run, for prediction sets instead of its own. Those that the run has seen
             are left out.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.

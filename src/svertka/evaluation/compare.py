@@ -77,7 +77,7 @@ def compare(
         output: HTML file for the comparison. None: no file.
         overwrite: Whether `output` may replace a file that svertka did not write.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
@@ -151,8 +151,8 @@ class Difference:
     """The error of one run minus the error of the first, on the same images, of runs of one class an image.
 
     Attributes:
-        only_here: Images that only this run gets wrong.
-        only_first: Images that only the first run gets wrong.
+        only_here: Number of images that only this run gets wrong.
+        only_first: Number of images that only the first run gets wrong.
         top1_error: Difference of the top-1 errors, −1 to 1.
         interval: Its 95 % confidence interval.
         p: Two-sided p-value of the exact McNemar test, 0 to 1.
@@ -171,6 +171,9 @@ class Difference:
         Args:
             here: The evaluation of this run.
             first: The evaluation of the first run.
+
+        Returns:
+            The difference, with its interval and p-value.
         """
         only_here, only_first = int((here.wrong & ~first.wrong).sum()), int((first.wrong & ~here.wrong).sum())
         return cls(
@@ -219,7 +222,11 @@ class Difference:
         return NotebookBlock(self.sentence, (counts,)).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as in the output of `svertka compare --json`."""
+        """Return JSON values, as in the output of `svertka compare --json`.
+
+        Returns:
+            The keys only_here_wrong, only_first_wrong, top1_error, interval and p.
+        """
         return {
             "only_here_wrong": self.only_here,
             "only_first_wrong": self.only_first,
@@ -252,8 +259,8 @@ class ComparedRun:
         precision: That of its predictions, "fp32" or that of its optimized network.
         is_optimized: Whether its optimized network was used.
         evaluation: Its evaluation.
-        parameters: Parameters of the network.
-        multiply_adds: Multiply-adds of the network for one image.
+        parameters: Number of parameters of the network.
+        multiply_adds: Number of multiply-adds of the network for one image.
         speed: Its speed on this machine.
         history: Lines of metrics.jsonl; empty for a network that was not trained here.
         settings: Content of training.json; empty for a network that was not trained here.
@@ -283,7 +290,11 @@ class ComparedRun:
         return f"ComparedRun({self.letter}: {self.run!r}{self.suffix}, {self.network}, {error})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as in the output of `svertka compare --json`."""
+        """Return JSON values, as in the output of `svertka compare --json`.
+
+        Returns:
+            The run with its network, size, speed and metrics, and the difference from the first run, or None.
+        """
         return {
             "run": self.run,
             "model": self.network,
@@ -358,7 +369,11 @@ class Comparison:
         return NotebookBlock(self.sentence, header=header, rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON values that `svertka compare --json` prints."""
+        """Return the JSON values that `svertka compare --json` prints.
+
+        Returns:
+            The keys images, device, runs and together, and the scope of the evaluation.
+        """
         return {
             **self.joint.scope.to_dict(),
             "images": self.ensemble.images,

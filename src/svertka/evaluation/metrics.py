@@ -86,8 +86,8 @@ class Evaluation:
     Errors are shares, 0 to 1; NaN without images.
 
     Attributes:
-        images: N.
-        top1_error: Share of images whose true class does not have the highest score.
+        images: Number of images, N.
+        top1_error: Share of images, 0 to 1, whose true class does not have the highest score.
         top5_error: Share of images whose true class is not among the 5 highest scores; None below 6 classes.
         loss: Mean cross-entropy, nats.
         per_class: Metrics of each class.
@@ -99,8 +99,8 @@ class Evaluation:
         wrong: Whether each of them is a mistake, (N,) bool.
         calibration: Confidence against accuracy.
         scope: Which images these are; None if the caller chose them.
-        unknown_images: Images that the run calls unknown, as of none of its classes; None without a calibration, for
-            several crops, and for several runs.
+        unknown_images: Number of images that the run calls unknown, as of none of its classes; None without a
+            calibration, for several crops, and for several runs.
     """
 
     images: int
@@ -142,6 +142,9 @@ class Evaluation:
 
         Args:
             value: The error, 0 to 1.
+
+        Returns:
+            The error in percent, with a percent sign.
         """
         return format_percent(value)
 
@@ -150,11 +153,18 @@ class Evaluation:
 
         Args:
             value: The difference, −1 to 1.
+
+        Returns:
+            The difference in percentage points, with its sign.
         """
         return format_percentage_points(value)
 
     def metric_cells(self) -> tuple[tuple[str, str], ...]:
-        """Return the names and values of what a table of runs shows."""
+        """Return the names and values of what a table of runs shows.
+
+        Returns:
+            Pairs of a name and a formatted value: top-1 error, top-5 error and loss.
+        """
         top5 = "–" if self.top5_error is None else f"{self.top5_error:.2%}"
         return (("top-1 error", f"{self.top1_error:.2%}"), ("top-5 error", top5), ("loss", f"{self.loss:.4f}"))
 
@@ -235,7 +245,11 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON values that `svertka evaluate --json` prints; null for what is not known."""
+        """Return the JSON values that `svertka evaluate --json` prints; null for what is not known.
+
+        Returns:
+            The metrics with their intervals, the metrics of each class, and the scope of the evaluation.
+        """
         return {
             **(self.scope.to_dict() if self.scope else {}),
             "images": self.images,

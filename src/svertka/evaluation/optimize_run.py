@@ -70,7 +70,11 @@ class OptimizedRun:
         ).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka optimize --json` prints them."""
+        """Return JSON values, as `svertka optimize --json` prints them.
+
+        Returns:
+            The keys run, path, calibration_images and accuracy, and the keys of `Optimized.to_dict`.
+        """
         return {
             "run": str(self.run),
             "path": str(self.path),
@@ -110,7 +114,7 @@ def optimize_run(
             whose loss is measured, too.
         max_loss: For "auto", by how much top-1, or mAP, may drop on the validation images, 0 to 1; of a number, the
             share of itself by which the mean absolute error may rise.
-        threads: CPU threads, for which speed is measured. None: all cores.
+        threads: CPU threads, at least 1, with which speed is measured. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.

@@ -49,12 +49,12 @@ class Export:
 
     Attributes:
         path: The ONNX file, the page, or the folder.
-        bytes: Its size.
+        bytes: Its size, bytes.
         images: Images on which ONNX Runtime was compared with the original; 0 for a folder.
         difference: The largest difference there: of probabilities for a page, or if the file contains the
             preprocessing, else of logits, relative to the largest logit of an image, or absolute if that is below 1.
             0 for a folder, and in int8.
-        seconds: Duration of the export.
+        seconds: Duration of the export, seconds.
         int8: For an int8 file, its layers and how many calibration images keep their class. None: float32.
     """
 
@@ -88,7 +88,11 @@ class Export:
         return NotebookBlock(str(self.path), (self.sentence,), header=("file", "size"), rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka export --json` prints them."""
+        """Return JSON values, as `svertka export --json` prints them.
+
+        Returns:
+            The attributes by name.
+        """
         return asdict(self) | {"path": str(self.path)}
 
 

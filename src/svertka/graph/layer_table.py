@@ -57,7 +57,11 @@ class LayerTable:
         return block.render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values: the input's shape, the sums, and the layers with their receptive fields."""
+        """Return JSON values: the input's shape, the sums, and the layers with their receptive fields.
+
+        Returns:
+            The keys network, input, parameters, trainable, multiply_adds and layers.
+        """
         return {
             "network": self.name,
             "input": list(self.shape),

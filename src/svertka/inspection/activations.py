@@ -216,7 +216,7 @@ def layer_outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> d
 
     Args:
         network: Any nn.Module; it runs in evaluation mode.
-        images: (N, C, H, W) or (C, H, W), as the network takes them.
+        images: (N, C, H, W) or (C, H, W) float, as the network takes them.
         names: Names of the layers, as in `list_layers`.
 
     Returns:

@@ -172,10 +172,10 @@ def project(
 
     Args:
         network: Any nn.Module.
-        images: (B, C, H, W) or (C, H, W), as the network takes them.
+        images: (B, C, H, W) or (C, H, W) float, as the network takes them.
         layer: Name of the layer, as in `list_layers`.
-        units: (N,) channels of the layer, or one channel for all images.
-        positions: (N, 2), or one for all: row and column in the feature map. None: where the unit is largest.
+        units: (N,) integers, channels of the layer, or one channel for all images.
+        positions: (N, 2) integers, or one for all: row and column in the feature map. None: where the unit is largest.
         image_indices: (N,) indices in `images`. None: unit n is projected into image n, a single unit into every
             image, or every unit into a single image.
 

@@ -87,6 +87,9 @@ def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
     Args:
         network: Any nn.Module.
 
+    Returns:
+        The name of the convolution and its filters, (K, h, w, C) float32 on the CPU.
+
     Raises:
         UsageError: The network has no convolution, its first one reads neither 1 nor 3 channels, or its weights have no
             values.

@@ -29,7 +29,7 @@ class UnitEffect:
 
     Attributes:
         layer: Name of the convolution.
-        unit: Channel of the unit.
+        unit: Index of its channel.
         label: Name of the class.
         mode: What replaces the unit's feature map: "zero", or "mean", its mean over images and positions.
         accuracy: Accuracy on the class with the whole network, 0 to 1.
@@ -53,7 +53,11 @@ class UnitEffect:
         return (*cells, format_percentage_points(self.change), f"{low} to {high}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The attributes by name.
+        """
         return vars(self) | {"interval": list(self.interval)}
 
 
@@ -78,7 +82,11 @@ class AblatedRun:
     scope: EvaluationScope
 
     def sentences(self) -> list[str]:
-        """Return what was computed, a sentence each."""
+        """Return what was computed, a sentence each.
+
+        Returns:
+            The counts, and the share of the skipped removals that would have mattered.
+        """
         one = self.ablation
         found = [
             f"{self.units:,} units were removed one at a time, on {self.images:,} images; the "
@@ -102,7 +110,12 @@ class AblatedRun:
         return block.render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka ablate --json` prints them."""
+        """Return JSON values, as `svertka ablate --json` prints them.
+
+        Returns:
+            The keys network, units, images, computed, removals, sampled, missed and effects, and the scope of the
+            images.
+        """
         one = self.ablation
         return {
             "network": self.network,
@@ -147,7 +160,7 @@ def ablate(
         count: Number of effects to return, the largest.
         part: "train", "val", "test" or "all": the images of `source` that are used. None: all, if `source` is given.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.

@@ -36,8 +36,8 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
 
     Args:
         network: Any classifier; one with a single score has only class 0.
-        images: (N, C, H, W) or (C, H, W), as the network takes them.
-        classes: (N,) or one index for all images.
+        images: (N, C, H, W) or (C, H, W) float, as the network takes them.
+        classes: (N,) integers, or one index for all images.
 
     Returns:
         (N, C, H, W).
@@ -80,8 +80,8 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
 
     Args:
         network: Any classifier with a convolution, or a transformer.
-        images: (N, C, H, W) or (C, H, W), as the network takes them.
-        classes: (N,) or one index for all images.
+        images: (N, C, H, W) or (C, H, W) float, as the network takes them.
+        classes: (N,) integers, or one index for all images.
 
     Returns:
         (N, H', W') at the resolution of those feature maps, 0 or more.
@@ -175,8 +175,8 @@ def occlusion(
 
     Args:
         network: Any classifier.
-        images: (N, C, H, W) or (C, H, W), as the network takes them.
-        classes: (N,) or one index for all images.
+        images: (N, C, H, W) or (C, H, W) float, as the network takes them.
+        classes: (N,) integers, or one index for all images.
         side: Side of the square, pixels. It is filled with 0, which is the mean color of normalized inputs: the paper's
             gray.
         stride: Distance between squares, pixels. The first square is in the upper left corner; the last ones reach or

@@ -81,7 +81,11 @@ class UnitComparison:
         return NotebookBlock(title, sentences, header=HEADER, rows=self.rows, right=(2, 3, 4, 5, 6)).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka compare-units --json` prints them."""
+        """Return JSON values, as `svertka compare-units --json` prints them.
+
+        Returns:
+            The keys first, second, images, page and layers.
+        """
         layers = [
             {
                 "layer": one.layer,
@@ -132,10 +136,13 @@ def compare_units(
         output: HTML file for the page. None: no page is written.
         overwrite: Whether `output` may replace a file that svertka did not write.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
+
+    Returns:
+        The comparison of each layer.
 
     Raises:
         UsageError: A layer does not exist or has no feature maps, a network has no convolution, the source does not

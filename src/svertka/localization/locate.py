@@ -46,7 +46,11 @@ class LocatedClass:
     region: Region
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values: `peak` is [x, y], `box` is [left, top, right, bottom], pixels of the upright image."""
+        """Return JSON values: `peak` is [x, y], `box` is [left, top, right, bottom], pixels of the upright image.
+
+        Returns:
+            The keys name, score, peak and box.
+        """
         box = self.region.box
         edges = [box.left, box.top, box.right, box.bottom]
         peak = [round(value, 1) for value in self.region.peak]
@@ -70,7 +74,11 @@ class LocatedImage:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; `overlay` and `error` only if they are not None."""
+        """Return JSON values; `overlay` and `error` only if they are not None.
+
+        Returns:
+            The keys path and classes, and overlay and error.
+        """
         optional = {"overlay": self.overlay and str(self.overlay), "error": self.error}
         classes = [one.to_dict() for one in self.classes]
         return {"path": self.path, "classes": classes} | {name: text for name, text in optional.items() if text}
@@ -121,7 +129,11 @@ class LocatedImages:
         ).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka locate --json` prints them."""
+        """Return JSON values, as `svertka locate --json` prints them.
+
+        Returns:
+            The keys images, judgement and page.
+        """
         return {
             "images": [one.to_dict() for one in self.images],
             "judgement": self.judgement,
@@ -157,7 +169,7 @@ def locate(
         output: Folder for overlays and a page that shows them. None: no files.
         overwrite: Whether `output` may be a folder that svertka did not write.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
 

@@ -31,8 +31,8 @@ def images(
             or uint8.
         titles: A line of text above each, or none.
         signed: Whether values are shown by their sign.
-        columns: Images in a row; None: about as many as rows.
-        side: Width of an image, inches.
+        columns: Number of images in a row; None: about as many as rows.
+        side: Width of an image, inches, above 0.
         title: Text above all.
 
     Returns:

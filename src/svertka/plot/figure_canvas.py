@@ -72,9 +72,9 @@ def mosaic(
     Args:
         tiles: Images, (H, W) or (H, W, 3); (H, W) without `draw` is shown in gray.
         titles: A line of text above each, or none.
-        columns: Images in a row; None: about as many as rows, at most 12.
+        columns: Number of images in a row; None: about as many as rows, at most 12.
         title: Text above all.
-        side: Width of an image, inches.
+        side: Width of an image, inches, above 0.
         draw: Shows an image on axes.
     """
     columns = columns or min(12, max(1, math.ceil(math.sqrt(len(tiles) * 1.6))))

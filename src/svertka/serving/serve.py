@@ -54,7 +54,7 @@ def serve(
         host: Address to bind to. Any other than a loopback address requires a token, which is new for each server.
         port: Port, 0 for any free one.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         root_path: Path under which a proxy publishes the server, such as "/svertka"; the proxy may strip it or not.
         allow_host: Further host names accepted in requests, such as that of the proxy, "photos.example.org".
         trust_builder: As for `Classifier.load`.

@@ -25,7 +25,7 @@ def run_studio(
         folders: Folders of data sets, one folder per class; created if missing.
         host: Address to bind to. Any other than a loopback address requires a token.
         port: Port, 0 for any free one.
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         ready: Called with the address as soon as the server answers.
 
     Raises:

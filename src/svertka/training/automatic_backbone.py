@@ -91,7 +91,7 @@ def choose_backbone(
         parts: The images as the training will divide them.
         budget: Seconds for the whole training. None: not limited.
         device: Device of the networks.
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Bytes of all cached features, and of all cached images. None: a share of the free disk.
 
     Raises:

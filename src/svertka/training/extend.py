@@ -60,6 +60,9 @@ class AccuracyEstimate:
 
         Args:
             right: Whether each of them is classified correctly, (N,) bool.
+
+        Returns:
+            The accuracy with its interval, or None.
         """
         return cls(len(right), int(right.sum())) if len(right) else None
 
@@ -78,7 +81,11 @@ class AccuracyEstimate:
         return f"{self.share:.1%} ({low:.1%} to {high:.1%})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return JSON values.
+
+        Returns:
+            The keys images, right, share and interval.
+        """
         return {"images": self.images, "right": self.right, "share": self.share, "interval": list(self.interval)}
 
 
@@ -94,8 +101,8 @@ class Extension:
         part: Part whose images judge both runs: "test", or without test images "val".
         before: Accuracy of `base` on the held-out images of its own classes; None if it held out none.
         after: Accuracy of `run` on the same images, where the new classes are further answers.
-        lost: How many of these only `base` classifies correctly.
-        gained: How many of these only `run` classifies correctly.
+        lost: Number of these that only `base` classifies correctly.
+        gained: Number of these that only `run` classifies correctly.
         added_accuracy: Accuracy of `run` on the held-out new images; None if there are none.
         notes: How the images were used, a sentence each.
     """
@@ -113,7 +120,11 @@ class Extension:
     notes: tuple[str, ...]
 
     def sentences(self) -> list[str]:
-        """Return what was added, and the accuracies before and after."""
+        """Return what was added, and the accuracies before and after.
+
+        Returns:
+            The counts, the accuracies on old and new classes, and the notes.
+        """
         classes = f"new classes: {join_first(self.added, 10)}" if self.added else "no new class"
         found = [f"{classes}; {format_image_count(sum(self.new_images.values()))} added"]
         if self.before is None or self.after is None:
@@ -136,7 +147,11 @@ class Extension:
         return NotebookBlock(str(self.run.folder), self.sentences()).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka extend --json` prints them."""
+        """Return JSON values, as `svertka extend --json` prints them.
+
+        Returns:
+            The keys run, base, added, new_images, part, before, after, lost, gained, added_accuracy and notes.
+        """
         return {
             "run": str(self.run.folder),
             "base": self.base,
@@ -180,8 +195,9 @@ def extend(
         output: Folder of the new run. None: that of `run` with "-extended" after its name.
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads. None: all cores.
-        cache_limit: Size limit of the image cache, and of stored features, GB each. None: a share of the free disk.
+        threads: CPU threads, at least 1. None: all cores.
+        cache_limit: Size limit of the image cache, and of stored features, GB (10⁹ bytes) each. None: a share of the
+            free disk.
         max_pixels: Largest image that is decoded, pixels. None: as in the training of the run.
         trust_builder: As for `Classifier.load`.
 

@@ -36,7 +36,7 @@ class Repeats:
         part: The part on which each was evaluated, "val" or "test".
         errors: The error of each run on that part, 0 to 1, N of them; mAP if an image has several labels, and the mean
             absolute error of a number.
-        mean: Mean of the errors.
+        mean: Mean of the errors, 0 to 1.
         interval: 95 % confidence interval of the error of a training on as many images.
         metric: What `errors` are: "error", "mAP" or "mean absolute error".
         varies: "trained and judged on" if each run was trained and evaluated on other images; "trained on" if the
@@ -77,7 +77,11 @@ class Repeats:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON values of repeats.json, which `svertka train --repeats N --json` prints."""
+        """Return the JSON values of repeats.json, which `svertka train --repeats N --json` prints.
+
+        Returns:
+            The keys runs, part, metric, errors, mean, interval and varies. Errors are 0 to 1.
+        """
         return {
             "runs": [str(run.folder) for run in self.runs],
             "part": self.part,

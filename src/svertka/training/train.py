@@ -142,20 +142,20 @@ def train(
             several labels an image, "target=age" for a number.
         names: Class names of shards whose labels are numbers: a list, or a text file with one class per line.
         max_pixels: Largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
-        epochs: Passes over the training set.
+        epochs: Number of passes over the training set, above 0.
         time: Train for as many epochs as fit into "90s", "10m" or "1.5h"; a number is in seconds.
-        lr: Highest learning rate, or "find" for a learning rate range test.
-        batch_size: Images per step, over all processes.
+        lr: Highest learning rate, above 0, or "find" for a learning rate range test.
+        batch_size: Number of images per step, over all processes, at least 1.
         optimizer: "sgd" or "adamw".
         schedule: Learning rate schedule: "constant", "step", "plateau", "cosine" or "polynomial".
         warmup: Epochs over which the learning rate rises.
         momentum: Momentum, at least 0 and below 1.
         nesterov: Use Nesterov momentum.
-        weight_decay: Weight decay, as PyTorch's optimizers define it.
+        weight_decay: Weight decay, as PyTorch's optimizers define it, at least 0.
         label_smoothing: Label smoothing, at least 0 and below 1.
         ema: Share that an exponential moving average of the weights keeps at each step, such as 0.999; the averaged
             weights are validated and saved. 0: no average, also where the recipe has one.
-        clip: Norm to which gradients are clipped.
+        clip: Norm to which gradients are clipped, above 0.
         accumulate: Number of parts in which each batch is computed, to save memory.
         sync_batch_norm: With several processes, normalize by the mean and variance of the whole batch instead of those
             of each process's share.
@@ -166,12 +166,12 @@ def train(
         gradual: Unfreeze one more stage each epoch, from the head down.
         seed: Seed for initial weights, image order and augmentation.
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         accelerate: On the CPU, compute each convolution with the fastest algorithm.
         bfloat16: Multiply in bfloat16 on CPUs with AVX512-BF16.
         prefetch: Prepare batches in a background thread. None: if that is faster.
         cache: Compute the features of frozen layers once and store them, if that saves time.
-        variants: Stored augmented variants of each image. None: as many as save time.
+        variants: Number of stored augmented variants of each image. None: as many as save time.
         half_features: Store features as float16.
         feature_store: Folder or URL, such as s3://bucket/features, through which several machines, and later trainings,
             share the features of frozen layers.

@@ -41,7 +41,7 @@ def compute_backbone_features(
         indices: Indices of the images, (n,) int64; unreadable ones are left out.
         backbone: Network of svertka's registry, and the name of its published weights.
         device: Device of the backbone.
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Bytes of all cached features, and of all cached images. None: a share of the free disk.
 
     Raises:

@@ -55,8 +55,8 @@ class Atlas:
         units: Number of units.
         dead: Number of units that are never above 0 and constant over the images; see `LayerPatches`.
         images: Number of images in the data set.
-        bytes: Size of the folder.
-        seconds: Duration of this call.
+        bytes: Size of the folder, bytes.
+        seconds: Duration of this call, seconds.
         left_out: A sentence about the units that are not shown; None if every unit is.
         scope: Which images of which source were used.
     """
@@ -87,7 +87,11 @@ class Atlas:
         return NotebookBlock(f"Atlas of {self.network}", lines).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka look --json` prints them."""
+        """Return JSON values, as `svertka look --json` prints them.
+
+        Returns:
+            The attributes by name, the path of the page, and the scope of the images.
+        """
         facts = {name: value for name, value in asdict(self).items() if name != "scope"}
         return facts | {"page": str(self.page)} | self.scope.to_dict()
 
@@ -130,7 +134,7 @@ def look(
         output: Folder for the atlas. None: RUN/atlas, or atlas-NAME for a pretrained model; with `all`, RUN/atlas-all
             or atlas-NAME-all.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        threads: CPU threads. None: all cores.
+        threads: CPU threads, at least 1. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.

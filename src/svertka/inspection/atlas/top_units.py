@@ -27,7 +27,7 @@ class UnitActivation:
 
     Attributes:
         layer: Name of the layer.
-        unit: Channel of the unit.
+        unit: Index of its channel.
         value: The maximum of its feature map.
         share: Share of the largest activation recorded in the atlas; None without an atlas.
         box: The receptive field of the maximum in the network's input, pixels: top, left, bottom, right, the last two
