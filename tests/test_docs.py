@@ -116,7 +116,7 @@ def facts(page: Path) -> dict[str, list[Any]]:
         r"(?s)<!--.*?-->|^\[[^]]*\]\(lecture(?:\.ru)?\.md\)$", "", page.read_text(encoding="utf-8"), flags=re.M
     )
     if page.name.endswith(".ru.md"):
-        text = re.sub(r"(?<=\d),(?=\d)", ".", text)  # the decimal comma
+        text = re.sub(r"`[^`]*`|(?<=\d),(?=\d)", lambda one: one[0] if "`" in one[0] else ".", text)  # decimal commas
     sections = re.split(r"^## ", text, flags=re.M)
     levels = [token.tag for token in parsed(page) if token.type == "heading_open"]
     return {

@@ -2,7 +2,7 @@
 
 The guides run whole under --large, each page in order, in a folder with the files that it names. In every run of the
 tests, each `svertka` command is parsed with the options of the command line, and each script of bench/ and experiments/
-parses its own.
+parses its own. A command inside a sentence has to exist with its options; those of the lecture run with the guides.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ GUIDES = [
     *("docs/serve.md", "docs/reference/plot.md", "docs/reference/similar.md", "docs/reference/check.md"),
     *("docs/reference/calibrate.md", "docs/reference/export.md", "docs/reference/extend.md"),
     *("docs/reference/labels_and_numbers.md", "docs/reference/optimize.md", "docs/reference/suggest.md"),
-    *("docs/reference/studio.md", "docs/reference/shards.md", "docs/reference/units.md"),
+    *("docs/reference/studio.md", "docs/reference/shards.md", "docs/reference/units.md", "docs/lecture.md"),
 ]
 SHELLS = {"sh", "bash", ""}
 PROGRAMS = ("svertka", "python", "make", "pip", "pytest", "curl", "torchrun", ".venv/bin/svertka")
@@ -58,6 +59,7 @@ NOT_HERE = {
     r"--sets 95%": "needs 19 images that calibrate",
     r"optimize runs/flowers$": "needs 553 validation images",
     r"/photos/predict\?run=": "follows a training in the studio",
+    r"--boxes annotations/": "needs boxes",
     r"--apply ": "needs corrections, which the page of check writes",
 }
 PLACEHOLDER = re.compile(r"\b(RUN|NAME|FILE|FOLDER|SOURCE|SEED|N|C)\b|…")  # of what a reader has, or chooses
@@ -76,8 +78,19 @@ class Block:
 def blocks(page: Path) -> Iterator[Block]:
     name = page.relative_to(ROOT).as_posix()
     for token in MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8")):
-        if token.type in ("fence", "code_block") and token.map:
+        if not token.map:
+            continue
+        if token.type in ("fence", "code_block"):
             yield Block(name, token.map[0] + 1, token.info.strip(), token.content)
+        elif token.type == "inline" and token.content.startswith("Try: "):  # the lecture
+            yield Block(name, token.map[0] + 1, "", re.findall(r"`([^`]+)`", token.content)[0])
+
+
+def in_sentences(page: Path) -> set[str]:
+    """The `svertka` commands inside the sentences of a page."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+    code = [child.content for token in tokens for child in token.children or () if child.type == "code_inline"]
+    return {one for one in code if re.match(r"svertka [a-z]", one)}
 
 
 def commands(block: Block) -> list[str]:
@@ -92,6 +105,12 @@ def commands(block: Block) -> list[str]:
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [(block, command) for block in BLOCKS for command in commands(block)]
+
+
+@cache
+def click_commands() -> dict[str, Any]:
+    """The commands of the command line by name."""
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def reason(command: str) -> str | None:
@@ -117,8 +136,16 @@ def test_every_command_outside_the_guides_has_a_reason() -> None:
 )
 def test_the_options_of_a_command_exist(command: str) -> None:
     _, name, *arguments = shlex.split(command)
-    parser = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    parser = click_commands()[name]
     parser.make_context(name, ["1" if PLACEHOLDER.fullmatch(one) else one for one in arguments])
+
+
+@pytest.mark.parametrize("command", sorted({one for page in PAGES for one in in_sentences(page)}))
+def test_the_options_of_a_command_in_a_sentence_exist(command: str) -> None:
+    _, name, *arguments = command.split()
+    parameters = click_commands()[name].params
+    options = {option for one in parameters for option in one.opts}
+    assert {one.partition("=")[0] for one in arguments if one.startswith("-")} <= options
 
 
 def scripts() -> list[str]:
