@@ -19,7 +19,7 @@ def test_the_quantile_counts_the_new_image_too() -> None:
 def test_it_is_refused_with_one_image_too_few(coverage: float, needed: int) -> None:
     assert count_needed_images(coverage) == needed
     conformal_quantile(torch.rand(needed).sort().values, coverage)
-    with pytest.raises(UsageError, match=f"sets={coverage:g} needs {needed:,} calibration images or more"):
+    with pytest.raises(UsageError, match=f"sets={coverage:g} needs at least {needed:,}.calibration image"):
         conformal_quantile(torch.rand(needed - 1).sort().values, coverage)
 
 

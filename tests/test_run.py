@@ -14,6 +14,11 @@ def test_creating_a_run_does_not_touch_the_disk(tmp_path: Path) -> None:
     assert not run.folder.exists()
 
 
+def test_a_loop_of_links_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert Run(tmp_path / "loop").name == "loop"
+
+
 def test_history_leaves_out_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.metrics.write_text('{"kind": "step", "step": 1}\n{"kind": "ste')

@@ -56,10 +56,10 @@ def conformal_quantile(scores: Tensor, coverage: float) -> float:
     """
     rank = math.ceil((len(scores) + 1) * check_coverage(coverage) - 1e-9)
     if rank > len(scores):
-        raise UsageError(
-            f"sets={coverage:g} needs {count_needed_images(coverage):,} calibration images or more, and the run has "
-            f"{count_with_noun(len(scores), 'calibration image')}"
+        needed, given = (
+            count_with_noun(count, "calibration image") for count in (count_needed_images(coverage), len(scores))
         )
+        raise UsageError(f"sets={coverage:g} needs at least {needed}, and the run has {given}")
     return float(scores[rank - 1])
 
 

@@ -54,6 +54,11 @@ def parse_path(path: str | os.PathLike[str]) -> Path:
         return Path(text)  # no such user: the ~ may be part of a name
 
 
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path without links; unlike Path.resolve of Python 3.11, also if its links form a loop."""
+    return Path(os.path.realpath(path))
+
+
 def cache_folder(*parts: str) -> Path:
     """Return the folder `$XDG_CACHE_HOME/svertka/PARTS`, which is created if missing.
 

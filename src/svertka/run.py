@@ -13,7 +13,7 @@ from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
-from svertka.files import error_reason, is_url, open_regular_file, parse_path, read_json
+from svertka.files import error_reason, is_url, open_regular_file, parse_path, read_json, resolve_path
 from svertka.models.external_builder import BuilderRecord
 from svertka.pages.notebook_block import Curve, NotebookBlock
 from svertka.tensor_files import unreadable_file_error
@@ -116,7 +116,7 @@ class Run:
     @property
     def name(self) -> str:
         """The name of the folder."""
-        return self.folder.resolve().name
+        return resolve_path(self.folder).name
 
     def classifier(self, *, trust_builder: bool = False) -> Classifier:
         """Return the best network of the run with its class names and preprocessing.

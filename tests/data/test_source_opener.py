@@ -80,3 +80,5 @@ def test_a_published_name_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert is_same_source("./digits", tmp_path / "digits")
     assert not is_same_source("digits", "./digits")
     assert not is_same_source(tmp_path / "digits", "digits")
+    (tmp_path / "loop").symlink_to("loop")
+    assert not is_same_source(tmp_path / "loop", tmp_path)

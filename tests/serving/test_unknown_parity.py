@@ -119,7 +119,7 @@ def test_sets_list_the_most_probable_classes(run: Path, images: list[Path], caps
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["in_set"] == "true" for row in rows] == [float(row["probability"]) >= 0.1 for row in rows]
     assert main(["predict", str(run), str(images[0]), "--sets", "99.5%"]) == 2
-    assert "sets=0.995 needs 199 calibration images or more, and the run has 99" in capsys.readouterr().err
+    assert "sets=0.995 needs at least 199\xa0calibration images, and the run has 99" in capsys.readouterr().err
 
 
 def test_sets_need_a_calibration(made: Callable[..., Classifier], images: list[Path]) -> None:

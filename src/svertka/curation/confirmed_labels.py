@@ -10,7 +10,7 @@ from svertka.data.dataset import Dataset, FileImages
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path
 from svertka.errors import DataError
-from svertka.files import error_reason, is_url, parse_path, read_json, write_json
+from svertka.files import error_reason, is_url, parse_path, read_json, resolve_path, write_json
 
 SUFFIX = ".confirmed.json"  # not CSV, which would be read as a table of labels
 LARGEST = 2**28  # bytes, as of a table of labels
@@ -23,7 +23,7 @@ def find_confirmed_file(source: Source) -> Path | None:
     """
     if not is_path(source) or os.fspath(source) in (*NAMES, *IN_MEMORY) or is_url(source):
         return None
-    place = parse_path(source).resolve()
+    place = resolve_path(parse_path(source))
     stem = place.name if place.is_dir() else place.stem
     return place.with_name(stem + SUFFIX) if stem else None
 

@@ -15,7 +15,7 @@ from svertka.data.labels_from_boxes import label_by_boxes
 from svertka.data.shard_storage import is_shard_source
 from svertka.data.sharded_images import ClassNames, open_shards
 from svertka.errors import UsageError
-from svertka.files import is_url, parse_path
+from svertka.files import is_url, parse_path, resolve_path
 
 
 def open_source(
@@ -88,7 +88,7 @@ def is_same_source(one: str | PathLike[str], other: str | PathLike[str]) -> bool
             return str(one) == str(other) and names is NAMES
     if is_url(fspath(one)) or is_url(fspath(other)):
         return fspath(one) == fspath(other)
-    return parse_path(one).resolve() == parse_path(other).resolve()
+    return resolve_path(parse_path(one)) == resolve_path(parse_path(other))
 
 
 def source_word(source: str) -> str | Path:

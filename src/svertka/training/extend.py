@@ -25,7 +25,7 @@ from svertka.errors import Interrupted, RunError, UsageError
 from svertka.escaping import format_command, join_first, to_printable
 from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.evaluation.held_out import read_manifest
-from svertka.files import parse_cache_limit_option, parse_path, write_atomic
+from svertka.files import parse_cache_limit_option, parse_path, resolve_path, write_atomic
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
 from svertka.training.config import RunSettings
@@ -285,7 +285,7 @@ def _solver(settings: RunSettings) -> str:
 
 def _free_folder(base: Run) -> Path:
     """Return the first of NAME-extended, NAME-extended-2, … beside `base` that does not exist."""
-    folder = base.folder if base.folder.name == base.name else base.folder.resolve()  # such as "."
+    folder = base.folder if base.folder.name == base.name else resolve_path(base.folder)  # such as "."
     first = folder.with_name(f"{base.name}-extended")
     numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([first], numbered) if not lexists(path))

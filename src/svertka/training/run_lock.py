@@ -14,7 +14,7 @@ from pathlib import Path
 from svertka import distributed
 from svertka.data.shard_storage import BRACES
 from svertka.errors import RunError, UsageError
-from svertka.files import lock_descriptor, os_error_to_storage_error
+from svertka.files import lock_descriptor, os_error_to_storage_error, resolve_path
 from svertka.progress import say
 from svertka.run import Run
 
@@ -97,7 +97,7 @@ def _claimed(source: str, model: str, output: str | PathLike[str] | None) -> Ite
             advice = f"continue it ({run.resume_command}) or " if run.training.exists() else ""
             raise UsageError(f"{run.folder} exists; {advice}choose another --output")
     else:
-        path = Path(source).resolve()
+        path = resolve_path(source)
         name = path.stem if path.is_file() or path.suffix == ".tar" else path.name.strip("<>")
         stem = f"{BRACES.sub('', name).strip('-_.')[:MAX_NAME_LENGTH] or 'shards'}-{MARKS.sub('-', model)}"
         number = 1
