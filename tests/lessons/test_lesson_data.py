@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from svertka import lessons
-from svertka.errors import FetchError
+from svertka.errors import FetchError, UsageError
 from svertka.lessons import lesson_data
 from svertka.lessons.faulty_trainings import Training
 
@@ -40,10 +40,32 @@ def test_without_data_the_next_best_is_used_and_said(without_data: Path, capsys:
 
     assert [photograph.shape for photograph in lessons.load_photographs()] == [(427, 640, 3)] * 2
     assert f"put some into {without_data / 'imagenet-samples'}" in capsys.readouterr().out
+    assert len(lessons.load_photographs(count=1)) == 1
 
     images, labels = lessons.find_cats_and_dogs(per_class=4)
     assert labels.tolist() == [3] * 4 + [8] * 4
     assert f"{without_data / 'cats-dogs'}/cat" in capsys.readouterr().out
+
+
+def test_an_empty_variable_is_as_none(
+    without_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(without_data)
+    monkeypatch.setenv("SVERTKA_DATA", "")
+    lessons.load_photographs(count=1)
+    assert "put some into data/imagenet-samples." in capsys.readouterr().out
+
+
+def test_counts_below_one_are_refused(without_data: Path) -> None:
+    for load, name in (
+        (lambda: lessons.load_photographs(count=0), "count"),
+        (lambda: lessons.load_odd_scans(count=0), "count"),
+        (lambda: lessons.find_cats_and_dogs(per_class=-1), "per_class"),
+        (lambda: lessons.load_digit_images(test=0), "test"),
+        (lambda: lessons.load_digit_images(side=0), "side"),
+    ):
+        with pytest.raises(UsageError, match=f"{name}=-?[01] must be at least 1"):
+            load()
 
 
 def test_data_of_the_reader_are_used(without_data: Path) -> None:

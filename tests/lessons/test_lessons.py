@@ -1,8 +1,11 @@
 """Right answers are right, known mistakes get their hint, and anything else gets a reason."""
 
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tests.lessons.answers import RIGHT, WRONG
 
 from svertka import lessons
@@ -20,6 +23,17 @@ def test_the_right_answer_is_right(exercise: str) -> None:
     assert verdict.is_right, verdict
     assert repr(verdict) == f"Exercise {exercise}: right"
     assert repr(lessons.check(float(exercise), ...)).endswith("not yet. Replace the ... by your answer.")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, torch.tensor, np.array, Fraction])
+def test_numbers_are_taken_in_any_form(kind: Any) -> None:
+    assert lessons.check("12.5", kind(59)).is_right
+    assert lessons.check("1.3", kind(26 * 26 * 9)).is_right
+
+
+def test_arrays_may_have_gradients() -> None:
+    assert lessons.check("5.4", torch.ones(6, requires_grad=True)).is_right
+    assert lessons.check("5.4", [torch.ones((), requires_grad=True)] * 6).is_right
 
 
 @pytest.mark.parametrize(("exercise", "answer", "reason"), WRONG)

@@ -33,35 +33,35 @@ def check_copies(answer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Traced:
-    """A number that logs its products with numbers of the other kind: "d" are pixels, "g" weights, "dg" both."""
+    """A number that logs its products with other such numbers.
+
+    Attributes:
+        value: The number.
+        products: One entry for each product, shared by all numbers.
+    """
 
     value: float
-    kind: str
     products: list[None]
 
-    def _combine(self, other: Any, value: float) -> "_Traced":
-        kind = "".join(sorted({*self.kind, *(other.kind if isinstance(other, _Traced) else "")}))
-        return _Traced(value, kind, self.products)
-
     def __add__(self, other: Any) -> "_Traced":
-        return self._combine(other, self.value + _value(other))
+        return _Traced(self.value + _value(other), self.products)
 
     def __sub__(self, other: Any) -> "_Traced":
-        return self._combine(other, self.value - _value(other))
+        return _Traced(self.value - _value(other), self.products)
 
     def __rsub__(self, other: Any) -> "_Traced":
-        return self._combine(other, _value(other) - self.value)
+        return _Traced(_value(other) - self.value, self.products)
 
     def __neg__(self) -> "_Traced":
-        return self._combine(0, -self.value)
+        return _Traced(-self.value, self.products)
 
     def __mul__(self, other: Any) -> "_Traced":
         if isinstance(other, _Traced):
             self.products.append(None)
-        return self._combine(other, self.value * _value(other))
+        return _Traced(self.value * _value(other), self.products)
 
     def __truediv__(self, other: Any) -> "_Traced":
-        return self._combine(other, self.value / _value(other))
+        return _Traced(self.value / _value(other), self.products)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -76,9 +76,7 @@ def check_winograd(answer: Any) -> str | None:
         return reason
     for pixels, weights in (([3.0, 1.0, 4.0, 1.0], [5.0, 9.0, 2.0]), ([0.5, -2.0, 7.0, 1.0], [-1.0, 0.25, 3.0])):
         products: list[None] = []
-        result = answer(
-            [_Traced(one, "d", products) for one in pixels], [_Traced(one, "g", products) for one in weights]
-        )
+        result = answer([_Traced(one, products) for one in pixels], [_Traced(one, products) for one in weights])
         if not isinstance(result, list | tuple) or len(result) != 2:
             return "It has to return a list of two outputs."
         expected = [sum(pixels[place + tap] * weights[tap] for tap in range(3)) for place in range(2)]

@@ -1,5 +1,8 @@
 """Checks that exercises share: numbers, and arrays against what is expected."""
 
+import math
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,29 +20,57 @@ def check_number(
     """
     if isinstance(answer, torch.Tensor | np.ndarray) and answer.shape == ():
         answer = answer.item()
-    if isinstance(answer, bool) or not isinstance(answer, int | float | np.number):
+    if isinstance(answer, bool) or not isinstance(answer, Real):
         return f"A number is asked for, and the answer is of type {type(answer).__name__}."
-    if abs(answer - expected) <= tolerance * abs(expected):
+    value = float(answer)
+    if not math.isfinite(value):
+        return f"{answer} is not a finite number."
+    if abs(value - expected) <= tolerance * abs(expected):
         return None
     for mistake, hint in (hints or {}).items():
-        if abs(answer - mistake) <= tolerance * abs(mistake):
+        if abs(value - mistake) <= tolerance * abs(mistake):
             return hint
-    return f"{answer} is too {'large' if answer > expected else 'small'}."
+    return f"{answer} is too {'large' if value > expected else 'small'}."
 
 
-def check_array(answer: Any, expected: torch.Tensor, what: str) -> str | None:
-    """Return why `answer` does not hold the values of `expected`; None if it does."""
+def check_array(answer: Any, expected: torch.Tensor, what: str, hints: Sequence[tuple[Any, str]] = ()) -> str | None:
+    """Return why `answer` does not hold the values of `expected`, with the hint for a known mistake; None if it does.
+
+    `what` names the answer in the reason. `hints` are mistakes, the values of an answer, each with its hint.
+    """
     if answer is None:
         return f"{what} is None. The function has to return it."
-    values = torch.as_tensor(np.asarray(answer, dtype=np.float64))
+    try:
+        values = _to_values(answer)
+    except (TypeError, ValueError):
+        return f"{what} is not an array of numbers."
+    for mistake, hint in hints:
+        if check_array(values, torch.as_tensor(mistake), what) is None:
+            return hint
     if tuple(values.shape) != tuple(expected.shape):
         return f"{what} has the shape {tuple(values.shape)}; it should be {tuple(expected.shape)}."
-    wrong = (values - expected.double()).abs() > TOLERANCE
+    wrong = ~((values - expected.double()).abs() <= TOLERANCE)  # NaN is wrong, too
     if not wrong.any():
         return None
     place = tuple(int(one) for one in wrong.nonzero()[0])
     found, right = float(values[place]), float(expected[place])
     return f"{what} has {found:g} at {place}; it should be {right:g}. {int(wrong.sum())} values are wrong."
+
+
+def _to_values(answer: Any) -> torch.Tensor:
+    """Return an array as float64.
+
+    Raises:
+        TypeError, ValueError: It does not hold real numbers.
+    """
+    if isinstance(answer, torch.Tensor):
+        answer = answer.detach().cpu()
+    elif isinstance(answer, list | tuple):  # such as of tensors with gradients
+        answer = [one.detach().cpu() if isinstance(one, torch.Tensor) else one for one in answer]
+    array = np.asarray(answer)
+    if array.dtype.kind == "c":
+        raise TypeError("complex numbers")
+    return torch.from_numpy(array.astype(np.float64))
 
 
 def check_function(answer: Any, arguments: str) -> str | None:

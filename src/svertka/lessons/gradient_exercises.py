@@ -33,16 +33,14 @@ def check_input_gradient(answer: Any) -> str | None:
 def check_weight_gradient(answer: Any) -> str | None:
     """3.2: the gradient of nine weights, where each output has the gradient 1."""
     expected = torch.tensor([[16.0, 20.0, 16.0], [20.0, 25.0, 20.0], [16.0, 20.0, 16.0]])
-    for mistake, hint in (
-        (25.0, "There are 25 outputs, but the upper left weight meets the zeros of the padding in 9 of them."),
-        (9.0, "9 is right without padding. Here the middle weight meets each of the 25 pixels."),
-    ):
-        if check_array(answer, torch.full((3, 3), mistake), "") is None:
-            return hint
-    return check_array(answer, expected, "The gradient")
+    hints = (
+        ([[25.0] * 3] * 3, "There are 25 outputs, but the upper left weight meets the zeros of the padding in 9."),
+        ([[9.0] * 3] * 3, "9 is right without padding. Here the middle weight meets each of the 25 pixels."),
+    )
+    return check_array(answer, expected, "The gradient", hints)
 
 
-def check_step(answer: Any) -> str | None:
+def check_best_step_size(answer: Any) -> str | None:
     """3.3: the best step for a linear loss."""
     hints = {
         1e-10: "The smallest step has the largest rounding error.",
@@ -63,7 +61,7 @@ def check_transposed_size(answer: Any) -> str | None:
     return check_number(answer, (7 - 1) * 3 + 5 - 2, hints)
 
 
-def check_even_kernels(answer: Any) -> str | None:
+def check_kernels_without_checkerboard(answer: Any) -> str | None:
     """3.5: the kernel sizes without checkerboard for stride 3."""
     hints = {
         (4, 6, 8): "These are the even ones, which are right for stride 2.",
@@ -74,6 +72,6 @@ def check_even_kernels(answer: Any) -> str | None:
 
 
 EXERCISES = {
-    "3.1": check_input_gradient, "3.2": check_weight_gradient, "3.3": check_step, "3.4": check_transposed_size,
-    "3.5": check_even_kernels,
+    "3.1": check_input_gradient, "3.2": check_weight_gradient, "3.3": check_best_step_size,
+    "3.4": check_transposed_size, "3.5": check_kernels_without_checkerboard,
 }  # fmt: skip

@@ -8,7 +8,8 @@ import torch
 from svertka.confidence_intervals import mcnemar_p_value, wilson_interval
 from svertka.lessons.answer_checks import check_function, check_number
 
-BEST_OF_TWENTY = 59.3  # per cent: mean of the largest of 20 draws from Binomial(100, ½), from 10⁶ simulations
+# Per cent. The mean of the largest of 20 draws from Binomial(100, ½) is 59.3; few simulations give 57 to 62.
+BEST_OF_TWENTY, ROUGHLY = 59.5, 0.043
 
 
 def check_top_k_error(answer: Any) -> str | None:
@@ -80,13 +81,11 @@ def check_coin_tosses(answer: Any) -> str | None:
 
 def check_best_of_twenty(answer: Any) -> str | None:
     """12.5: the accuracy of the best of twenty coin tossers on 100 images, per cent."""
-    if isinstance(answer, int | float) and 57 <= answer <= 62:
-        return None
     hints = {
         50.0: "This is the mean of the twenty. The best of them was lucky.",
         55.0: "This is one standard deviation above the mean. The best of twenty is further up.",
     }
-    return check_number(answer, BEST_OF_TWENTY, hints, tolerance=0.005)
+    return check_number(answer, BEST_OF_TWENTY, hints, tolerance=ROUGHLY)
 
 
 def check_averaged_crops(answer: Any) -> str | None:

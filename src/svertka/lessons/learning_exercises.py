@@ -34,7 +34,7 @@ def check_first_loss(answer: Any) -> str | None:
     return check_number(answer, math.log(1000), hints, tolerance=0.005)
 
 
-def check_step(answer: Any) -> str | None:
+def check_momentum_step(answer: Any) -> str | None:
     """7.2: a function that takes a step of gradient descent with momentum."""
     if reason := check_function(answer, "weight, gradient, velocity, learning rate and momentum"):
         return reason
@@ -159,6 +159,6 @@ def check_cosine(answer: Any) -> str | None:
 
 
 EXERCISES = {
-    "7.1": check_first_loss, "7.2": check_step, "7.3": check_largest_rate, "7.4": check_five_trainings,
+    "7.1": check_first_loss, "7.2": check_momentum_step, "7.3": check_largest_rate, "7.4": check_five_trainings,
     "7.5": check_train_step, "7.6": check_cosine,
 }  # fmt: skip

@@ -18,13 +18,15 @@ def check_max_pool(answer: Any) -> str | None:
         expected = F.max_pool2d(image[None, None], size)[0, 0]
         what = f"The result for an image of {height}×{width} and tiles of {size}×{size}"
         result = answer(image, size)
-        if (reason := check_array(result, expected, what)) is None:
-            continue
-        if check_array(result, F.avg_pool2d(image[None, None], size)[0, 0], what) is None:
-            return "It returns the means of the tiles."
-        if check_array(result, F.max_pool2d(image[None, None], size, stride=1)[0, 0], what) is None:
-            return "The windows overlap. The next tile begins where the last one ends."
-        return reason
+        hints = (
+            (F.avg_pool2d(image[None, None], size)[0, 0], "It returns the means of the tiles."),
+            (
+                F.max_pool2d(image[None, None], size, stride=1)[0, 0],
+                "The windows overlap. The next tile begins where the last one ends.",
+            ),
+        )
+        if reason := check_array(result, expected, what, hints):
+            return reason
     return None
 
 
@@ -32,11 +34,14 @@ def check_overlapping_gradient(answer: Any) -> str | None:
     """5.2: the gradient of overlapping 3×3 maxima on an image of 4×4."""
     image = torch.tensor([[1.0, 9, 3, 0], [4, 2, 5, 1], [2, 6, 7, 3], [0, 1, 8, 2]], requires_grad=True)
     (expected,) = torch.autograd.grad(F.max_pool2d(image[None, None], 3, stride=1).sum(), image)
-    if check_array(answer, (expected > 0).float(), "") is None:
-        return "The right pixels. But some are the maximum of two windows, and the gradients of both add up."
-    if check_array(answer, expected * image.detach(), "") is None:
-        return "The gradient of a maximum is 1 for the largest pixel, whatever its value."
-    return check_array(answer, expected, "The gradient")
+    hints = (
+        (
+            (expected > 0).float(),
+            "The right pixels. But some are the maximum of two windows, and the gradients of both add up.",
+        ),
+        (expected * image.detach(), "The gradient of a maximum is 1 for the largest pixel, whatever its value."),
+    )
+    return check_array(answer, expected, "The gradient", hints)
 
 
 def check_lone_pixel(answer: Any) -> str | None:
@@ -53,15 +58,13 @@ def check_lone_pixel(answer: Any) -> str | None:
 
 def check_moved_stripes(answer: Any) -> str | None:
     """5.4: maxima of the moved stripes."""
-    for mistake, hint in (
+    hints = (
         ([0, 1, 0, 1, 0, 1], "This is the result before the shift. Write the moved row down and cut it into pairs."),
         ([1, 0, 1, 0, 1, 0], "The pairs of the moved row are not pure: each has a black and a white pixel."),
         ([0.5] * 6, "These are the means of the pairs. Max-pooling takes the larger."),
         ([0] * 6, "These are the minima of the pairs."),
-    ):
-        if check_array(answer, torch.tensor(mistake), "") is None:
-            return hint
-    return check_array(answer, torch.ones(6), "The pooled row")
+    )
+    return check_array(answer, torch.ones(6), "The pooled row", hints)
 
 
 def check_blind_error(answer: Any) -> str | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 SHAPES = ("cross", "triangle", "square", "circle")  # of the units 0 to 3
-SIDE, MARGIN, IMAGE_SIDE, NOISE = 11, 1, 28, 0.15
+SIDE, IMAGE_SIDE, NOISE = 11, 28, 0.15
 
 
 def load_shape_network() -> tuple[nn.Module, Tensor]:
