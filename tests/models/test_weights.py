@@ -302,6 +302,10 @@ def test_head_tensors_of_every_model(name: str) -> None:
         ({"conv1.weight": None}, r"weights=old does not fit resnet20 \(1 missing: conv1.weight\); use weights of"),
         ({"extra.a": torch.zeros(2)}, r"\(1 unexpected: extra.a\)"),
         ({"bn1.bias": torch.zeros(5)}, r"\(1 with another shape: bn1.bias \(5,\) instead of \(16,\)\)"),
+        (
+            {"bn1.bias": torch.zeros(16, dtype=torch.int8)},
+            r"\(1 with integers instead of floats: bn1.bias \(int8\)\)",
+        ),
         ({"linear.weight": torch.zeros(3, 9)}, r"linear.weight \(3, 9\) instead of \(3, 64\)"),
         (
             {"linear.weight": torch.zeros(4, 64)},

@@ -159,7 +159,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def describe_mismatch(
     expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], any_length: frozenset[str]
 ) -> str | None:
-    """Describe how names and shapes of two state_dicts differ, with the first few of each kind; None if they agree.
+    """Describe how names, shapes and kinds of numbers of two state_dicts differ; None if they agree.
+
+    The first few tensors of each kind are named.
 
     `any_length`: names of tensors whose first dimension may differ.
     """
@@ -174,9 +176,20 @@ def describe_mismatch(
         for name in expected
         if name in found and shape(found, name) != shape(expected, name)
     ]
+    # Quantized weights without their scales: as floats they would be other numbers.
+    integers = [
+        f"{name} ({str(found[name].dtype).removeprefix('torch.')})"
+        for name, tensor in expected.items()
+        if name in found and tensor.is_floating_point() and not found[name].is_floating_point()
+    ]
     parts = [
         f"{len(some)} {what}: {join_first(some)}"
-        for some, what in ((missing, "missing"), (unexpected, "unexpected"), (different, "with another shape"))
+        for some, what in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (different, "with another shape"),
+            (integers, "with integers instead of floats"),
+        )
         if some
     ]
     return "; ".join(parts) or None

@@ -68,7 +68,7 @@ class LoadedWeights:
         """Check that the weights fit `network`, except for its number of classes; it may be on the meta device.
 
         Raises:
-            UsageError: Names or shapes differ.
+            UsageError: Names or shapes differ, or floats are expected and there are integers.
         """
         own = network.state_dict()
         difference = checkpoint_files.describe_mismatch(own, self._complete(network), head_tensor_names(self.model))
