@@ -31,7 +31,7 @@ def ablate(
         str | None, typer.Option(help="Names of convolutions, separated by commas (default: all).")
     ] = None,
     images: Annotated[int | None, typer.Option(help="Number of images, drawn at random (default: all).")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of effects to list, the largest.")] = 20,
+    count: Annotated[int, typer.Option(min=1, help="Number of effects to list, largest first.")] = 20,
     part: ShownPart = None,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,

@@ -46,7 +46,7 @@ def calibrate(
     cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a run tell images of none of its classes, and give prediction sets; svertka train does so at its end.
+    """Set the score above which an image is unknown, and calibrate prediction sets, as svertka train does at its end.
 
     Example: svertka calibrate runs/photos-resnet18 --unknown other-photos/
     """

@@ -179,7 +179,7 @@ Sets = Annotated[
     typer.Option(
         metavar="COVERAGE",
         parser=parse_share,
-        help="Also list, for each image, the classes that contain the true one with this probability, such as 95%.",
+        help="Also list a set of classes for each image that contains the true one with this probability, such as 95%.",
     ),
 ]
 
