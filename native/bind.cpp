@@ -119,7 +119,8 @@ void winograd_forward(const Convolution& shape, nb::handle input, nb::handle wei
     const Size in = reach(pixels_in(shape), shape.in_step, shape.in_channels);
     const Size out = reach(pixels_out(shape), shape.out_step, shape.out_channels);
     const bool packed = order == Order::packed;
-    const Size of_weights = packed ? used->winograd.packed_size(shape.in_channels, shape.out_channels) : weights_of(shape);
+    const Size of_weights =
+        packed ? used->winograd.packed_size(packed_inputs(shape, precision), shape.out_channels) : weights_of(shape);
     const Tensor from("input", input), by("weights", weights), to("output", output);
     const void* numbers = nullptr;
     if (packed && precision != Precision::float32)

@@ -46,7 +46,7 @@ class CheckedProgram {
                       const EpilogueSpec& epilogue, Place output, NarrowMaps narrow) {
         check(shape);
         require_products_of_bfloat16(narrow, precision);
-        const Size count = winograd_.packed_size(shape.in_channels, shape.out_channels);
+        const Size count = winograd_.packed_size(packed_inputs(shape, precision), shape.out_channels);
         const void* numbers = kept(weights, count, precision);
         reads_map(shape, input, narrow.input);
         const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels, narrow.output);

@@ -62,6 +62,11 @@ inline Size pixels_in(const Convolution& shape) { return product({shape.batch, s
 inline Size pixels_out(const Convolution& shape) { return product({shape.batch, shape.out_height, shape.out_width}); }
 inline Size weights_of(const Convolution& shape) { return product({shape.in_channels, shape.out_channels, 9}); }
 
+// Inputs whose packed weights `Winograd::forward` reads: whole pairs of bfloat16.
+inline Size packed_inputs(const Convolution& shape, Precision precision) {
+    return shape.in_channels + (precision == Precision::float32 ? 0 : shape.in_channels % 2);
+}
+
 inline void check(const Axis& axis) {
     require_between("size", axis.size, 1, max_size);
     require_between("out_size", axis.out_size, 1, max_size);

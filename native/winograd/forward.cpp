@@ -24,6 +24,7 @@ struct Pass {
     Images<Number> input;
     bool stream;  // outputs exceed the cache and fill whole cache lines: use non-temporal stores
     static constexpr Index several = values_per<Factor>;
+    static constexpr Index fetched_pairs = 8;  // of inputs, from one that is transformed to one that is prefetched
 
     void set_padding(float* memory) {
         input.zeros = reinterpret_cast<const Number*>(memory);
@@ -41,20 +42,17 @@ struct Pass {
     // holds depth · taps · panel numbers.
     void transform_weights(Index number, Index first, Index last, float* room, Factor* to) const {
         if (weights.narrow)
-            transform_taps(weights.narrow_packed(number, first), last - first, to);
+            transform_pairs(weights.packed_pairs(number, first), last - first, to);
         else
             transform_taps(weights.packed(number, first, last, room), last - first, to);
     }
 
-    // With few tiles, reading the weights takes most of the time; prefetching halves it.
-    template <class Source>
-    void transform_taps(const Source* from, Index inputs, Factor* to) const {
+    void transform_taps(const float* from, Index inputs, Factor* to) const {
         for (Index input = 0; input < inputs; ++input, from += taps * NR)
             for (Index half = 0; half < NR; half += lanes) {
-                const Source* taps_of = from + half;
+                const float* taps_of = from + half;
                 Factor* place = to + input / several * NR + half;
-                for (Index tap = 0; tap < taps; ++tap)
-                    __builtin_prefetch(taps_of + (16 * taps + tap) * NR, 0, 2);
+                fetch_taps(taps_of + 2 * fetched_pairs * taps * NR);
                 transform<winograd::weight_matrix>(
                     [&](auto i, auto j) __attribute__((always_inline)) { return load(taps_of + (3 * i + j) * NR); },
                     [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
@@ -65,6 +63,37 @@ struct Pass {
                             store(factors, input % 2 ? load(factors) | bf16_bits(vector) << 16 : bf16_bits(vector));
                     });
             }
+    }
+
+    // The same for weights packed in pairs. If pairs are multiplied, a vector contains both elements of half as many outputs,
+    // so that transformed weights are rounded and stored without being rearranged.
+    void transform_pairs(const Pair* from, Index inputs, Factor* to) const {
+        using Place = std::conditional_t<several == 1, float, BFloat16>;
+        for (; inputs > 0; inputs -= 2, from += taps * NR, to += 2 / several * NR) {
+            const Index end = several == 1 ? min(inputs, 2) * NR : 2 * NR;
+            for (Index part = 0; part < end; part += lanes) {
+                const Pair* taps_of = from + (several == 1 ? part % NR : part / 2);
+                Place* place = reinterpret_cast<Place*>(to) + part;
+                fetch_taps(taps_of + fetched_pairs * taps * NR);
+                transform<winograd::weight_matrix>(
+                    [&](auto i, auto j) __attribute__((always_inline)) {
+                        const Pair* pairs = taps_of + (3 * i + j) * NR;
+                        if constexpr (several == 2)
+                            return load(reinterpret_cast<const BFloat16*>(pairs));
+                        else
+                            return part < NR ? first_of(load(pairs)) : second_of(load(pairs));
+                    },
+                    [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
+                        store(place + (i * winograd::points + j) * several * blocks.weight_stride, vector);
+                    });
+            }
+        }
+    }
+
+    // With few tiles, reading the weights takes most of the time; prefetching halves it.
+    template <class Source>
+    ALWAYS_INLINE static void fetch_taps(const Source* from) {
+        for (Index tap = 0; tap < taps; ++tap) __builtin_prefetch(from + tap * NR, 0, 2);
     }
 
     void store_tile(const Tile& tile, const float* products, Index number) const {

@@ -8,7 +8,8 @@ namespace svertka::INSTRUCTIONS {
 
 constexpr Index taps = 9;
 
-// Packed: (panel of outputs, input, tap, output in panel), zero-padded.
+// Packed: (panel of outputs, input, tap, output in panel), zero-padded. As bfloat16, inputs are stored in pairs: (panel of
+// outputs, pair of inputs, tap, output in panel, element of pair).
 struct Weights {
     const void* numbers;
     Order order;
@@ -32,8 +33,9 @@ struct Weights {
         return room;
     }
 
-    const BFloat16* narrow_packed(Index number, Index first) const {
-        return static_cast<const BFloat16*>(numbers) + place(number, first);
+    // Returns the packed pairs of panel `number` from input `first` on, which is even.
+    const Pair* packed_pairs(Index number, Index first) const {
+        return static_cast<const Pair*>(numbers) + (number * ceil_div(depth, 2) + first / 2) * taps * NR;
     }
 
   private:

@@ -310,6 +310,20 @@ def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:
             whole.add_parts(3, [program], needed[0], maps[:1])
 
 
+def test_bfloat16_weights_of_an_odd_number_of_inputs_need_their_last_pair() -> None:
+    kernels = native_support.kernels
+    shape = kernels.Convolution(1, 17, kernels.panel_width(), 5, 5, 5, 5, 1, 1)
+    ending = kernels.Epilogue(None, place(-1), 0, -math.inf, math.inf)
+    for inputs, dtype, precision in (
+        (17, torch.float32, kernels.Precision.FLOAT32),
+        (18, torch.bfloat16, kernels.Precision.UPCAST),
+    ):
+        program, weights = kernels.Program(), torch.zeros(inputs, 9, kernels.panel_width(), dtype=dtype)
+        program.add_winograd(shape, place(0), weights, precision, ending, place(1))
+        with pytest.raises(ValueError, match="weights holds"):
+            program.add_winograd(shape, place(0), weights[1:], precision, ending, place(1))
+
+
 def test_an_empty_batch_is_computed_by_every_kernel() -> None:
     kernels = native_support.kernels
     numbers = torch.zeros(4096)

@@ -33,9 +33,10 @@ class PackedWeights:
         shape: Shape of the weights before packing, (O, C / groups, kh, kw).
         groups: Groups of the convolution.
         numbers: The packed weights. "winograd" and "direct": (group or 3×3 kernel, output panel, …, output in panel),
-            the middle being (input, tap) for "winograd" and (tap, input) for "direct"; float32 or bfloat16. Two
-            consecutive bfloat16 numbers of a direct kernel are adjacent, and an odd number of few inputs is followed by
-            zeros. "grouped" and "depthwise": (tap y, tap x, input in group, output), always float32.
+            the middle being (input, tap) for "winograd" and (tap, input) for "direct"; float32 or bfloat16. bfloat16
+            numbers are stored in pairs: of two inputs for "winograd", of two consecutive numbers for "direct". An odd
+            number of inputs is followed by zeros. "grouped" and "depthwise": (tap y, tap x, input in group, output),
+            always float32.
     """
 
     kernel: str
@@ -66,11 +67,15 @@ class PackedWeights:
             numbers = weight.float().permute(2, 3, 1, 0).clone(memory_format=torch.contiguous_format)
             return cls(kernel, shape, groups, numbers)
         panel = native_support.kernels.panel_width()
-        order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
+        side_by_side = 2 if narrow else 1
         parts = []
         for part in _split_into_3x3(weight) if groups == 1 and kernel == "winograd" else weight.chunk(groups):
-            matrix = part.permute(order).reshape(-1, len(part))
-            side_by_side = 2 if narrow and kernel == "direct" else 1
+            if kernel == "winograd":
+                inputs = F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % side_by_side)).flatten(2)
+                rows = inputs.unflatten(1, (-1, side_by_side)).permute(1, 3, 2, 0)  # (pair, tap, element, output)
+            else:
+                rows = part.permute(2, 3, 1, 0)
+            matrix = rows.reshape(-1, len(part))
             matrix = F.pad(matrix, (0, -len(part) % panel, 0, -len(matrix) % side_by_side))
             parts.append(matrix.reshape(-1, side_by_side, matrix.shape[1] // panel, panel).permute(2, 0, 3, 1))
         return cls(kernel, shape, groups, torch.stack(parts).contiguous())
@@ -83,6 +88,8 @@ class PackedWeights:
         # (group or kernel, output, summand)
         matrix = self.numbers.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)[:, : out_channels // self.groups]
         if self.kernel == "winograd":
+            pairs = matrix.unflatten(2, (-1, 9, self.numbers.shape[-1])).transpose(3, 4)
+            matrix = pairs.flatten(2, 3)[:, :, :in_channels]
             if (height, width) == (3, 3):
                 return matrix.reshape(self.shape)
             parts = matrix.reshape(2, 2, out_channels, in_channels, 3, 3).permute(2, 3, 0, 4, 1, 5)
