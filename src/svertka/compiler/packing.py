@@ -70,9 +70,9 @@ class PackedWeights:
         side_by_side = 2 if narrow else 1
         parts = []
         for part in _split_into_3x3(weight) if groups == 1 and kernel == "winograd" else weight.chunk(groups):
-            if kernel == "winograd":
+            if kernel == "winograd":  # (pair, tap, element), output
                 inputs = F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % side_by_side)).flatten(2)
-                rows = inputs.unflatten(1, (-1, side_by_side)).permute(1, 3, 2, 0)  # (pair, tap, element, output)
+                rows = inputs.reshape(len(part), -1, side_by_side, 9).permute(1, 3, 2, 0)
             else:
                 rows = part.permute(2, 3, 1, 0)
             matrix = rows.reshape(-1, len(part))
@@ -88,7 +88,7 @@ class PackedWeights:
         # (group or kernel, output, summand)
         matrix = self.numbers.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)[:, : out_channels // self.groups]
         if self.kernel == "winograd":
-            pairs = matrix.unflatten(2, (-1, 9, self.numbers.shape[-1])).transpose(3, 4)
+            pairs = matrix.reshape(*matrix.shape[:2], -1, 9, self.numbers.shape[-1]).transpose(3, 4)
             matrix = pairs.flatten(2, 3)[:, :, :in_channels]
             if (height, width) == (3, 3):
                 return matrix.reshape(self.shape)
