@@ -1,5 +1,6 @@
 """`--model auto` compares the networks whose weights are on this machine, and no others."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from svertka.models.registry import MODELS
 from svertka.training import automatic_backbone
 from svertka.training.automatic_backbone import find_offline_backbones
 from svertka.training.single_run import resolve_options
+from svertka.transfer.backbone_features import BackboneFeatures
 
 
 @pytest.fixture
@@ -75,6 +77,37 @@ def test_without_other_weights_or_enough_images_the_bundled_network_is_taken(
         path.unlink()
     assert choose(monkeypatch, photos) == BACKBONE
     assert "there are too few images to compare others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "best"), [("multi-label", "highest mAP"), ("regression", "lowest mean absolute error")]
+)
+def test_labels_and_numbers_are_compared_by_their_metric(
+    kind: str,
+    best: str,
+    task_tables: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    backbones = [BACKBONE, ("squeezenet1_1", "imagenet"), ("resnet18", "imagenet")]
+    monkeypatch.setattr(automatic_backbone, "find_offline_backbones", lambda: backbones)
+
+    def features(dataset: Any, some: Any, backbone: Any, **_: Any) -> Any:
+        """Features that say nothing, except those of one network, which know half of each target."""
+        rng = np.random.default_rng(backbones.index(backbone))
+        noise = rng.standard_normal((len(some), 8)).astype(np.float32)
+        if backbone[0] == "squeezenet1_1":
+            noise[:, :3] += dataset.labels[some].reshape(len(some), -1)
+        return BackboneFeatures(np.asarray(some), noise, ":".join(backbone))
+
+    monkeypatch.setattr(automatic_backbone, "compute_backbone_features", features)
+    assert choose(monkeypatch, str(task_tables[kind])) == ("squeezenet1_1", "imagenet")
+    said = capsys.readouterr().err
+    assert f"model=auto takes squeezenet1_1:imagenet: the {best} on 180 training images" in said
+    found = dict(re.findall(r"(\w+):\w+ +cross-validated [a-zA-Z ]+ ([\d.]+)%?, 95 % interval", said))
+    better = {name: float(value) * (1 if kind == "multi-label" else -1) for name, value in found.items()}
+    assert max(better, key=better.__getitem__) == "squeezenet1_1"
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("option", [{"weights": "imagenet"}, {"size": 64}, {"boxes": "x.csv"}, {"head_layer": "fc"}])

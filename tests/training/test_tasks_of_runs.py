@@ -343,7 +343,6 @@ def test_repeats_state_the_metric_of_the_task(kind: str, task_tables: Tables, tm
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": "auto"}, "model=auto works with one class an image"),
         ({"class_weights": True}, "class_weights needs one class an image, and .* has several labels an image"),
         ({"head": "nearest-mean"}, "head=nearest-mean needs one class an image"),
         ({"model": "lenet5"}, "lenet5 computes distances to the codes of classes, .* use another network"),

@@ -73,7 +73,7 @@ class CrossValidation(BaseModel):
 
     def text(self, value: float) -> str:
         """Return a value of the metric as text."""
-        return f"{value:.4g}" if self.metric == MEAN_ABSOLUTE_ERROR else f"{value:.1%}"
+        return format_metric(self.metric, value)
 
     @property
     def sentence(self) -> str:
@@ -83,6 +83,11 @@ class CrossValidation(BaseModel):
             f"cross-validated {self.metric} {error}, 95 % interval {low} to {high}, on {self.images:,} images "
             f"of {self.parts} ({self.folds} folds, {self.repeats} times)"
         )
+
+
+def format_metric(metric: Metric, value: float) -> str:
+    """Return a value of a metric as text."""
+    return f"{value:.4g}" if metric == MEAN_ABSOLUTE_ERROR else f"{value:.1%}"
 
 
 def stratified_group_folds(
@@ -167,8 +172,6 @@ def cross_validate_outputs(
         groups: Number of each image's group, (N,) int64; a group stays in one fold.
         task: The task.
         parts: The parts of the data set that the images belong to.
-
-    Source: as for `corrected_interval`; the half-widths of the bootstrap interval of one repeat are scaled.
     """
     strata, images = task.strata(targets), len(targets)
     classes = int(strata.max()) + 1
@@ -180,15 +183,12 @@ def cross_validate_outputs(
             outputs = task.activate(torch.from_numpy(predict(outside, inside)).double()).numpy()
             repeats[number // folds, inside] = outputs.reshape(-1, *targets.shape[1:])
             shown.advance()
-    evaluations = [_evaluate_outputs(task, outputs, targets) for outputs in repeats]
+    evaluations = [evaluate_outputs(task, outputs, targets) for outputs in repeats]
     metric = float(np.mean([one.metric for one in evaluations]))
-    wider = math.sqrt(images / _count_independent(groups, folds, REPEATS))
-    low, high = evaluations[0].metric_interval
-    low, high = metric - wider * (evaluations[0].metric - low), metric + wider * (high - evaluations[0].metric)
     return CrossValidation(
         metric=evaluations[0].metric_name,
         error=metric,
-        interval=(max(0.0, low), high if isinstance(task, Regression) else min(1.0, high)),
+        interval=corrected_metric_interval(evaluations[0], metric, groups, folds, REPEATS),
         images=images,
         parts=parts,
         folds=folds,
@@ -196,10 +196,36 @@ def cross_validate_outputs(
     )
 
 
-def _evaluate_outputs(
+def corrected_metric_interval(
+    evaluation: MultiLabelEvaluation | RegressionEvaluation, metric: float, groups: Ints, folds: int, repeats: int
+) -> Interval:
+    """Return the 95 % confidence interval of a cross-validated mean average precision or mean absolute error.
+
+    Args:
+        evaluation: The out-of-fold metrics of one repeat.
+        metric: The mean of the metric over the repeats.
+        groups: Number of each image's group, (N,) int64.
+        folds: Number of folds.
+        repeats: Number of repeats.
+
+    Source: as for `corrected_interval`; the half-widths of the bootstrap interval of one repeat are scaled.
+    """
+    wider = math.sqrt(len(groups) / _count_independent(groups, folds, repeats))
+    low, high = evaluation.metric_interval
+    low, high = metric - wider * (evaluation.metric - low), metric + wider * (high - evaluation.metric)
+    return max(0.0, low), high if isinstance(evaluation, RegressionEvaluation) else min(1.0, high)
+
+
+def evaluate_outputs(
     task: MultiLabel | Regression, outputs: npt.NDArray[np.float64], targets: Targets
 ) -> MultiLabelEvaluation | RegressionEvaluation:
-    """Return the metrics of probabilities (N, K) or numbers (N,)."""
+    """Return the metrics of outputs.
+
+    Args:
+        task: The task.
+        outputs: Probabilities (N, K) or numbers (N,).
+        targets: Targets of the task, (N, …).
+    """
     indices = np.arange(len(targets))
     if isinstance(task, Regression):
         return RegressionEvaluation("", indices, outputs, targets, math.nan)

@@ -1,6 +1,7 @@
 """The choice of `--model auto`: the best of the pretrained networks whose weights are on this machine.
 
-They are compared by the cross-validated error of a logistic regression on their frozen features.
+They are compared on their frozen features: by the cross-validated error of a logistic regression, by the mean average
+precision (mAP) of one for each label, or by the mean absolute error of a ridge regression of a number.
 """
 
 import time
@@ -17,13 +18,26 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import group_related_images
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.errors import SvertkaError, UsageError
-from svertka.evaluation.cross_validation import corrected_interval
+from svertka.evaluation.cross_validation import (
+    ERROR,
+    Metric,
+    corrected_interval,
+    corrected_metric_interval,
+    evaluate_outputs,
+    format_metric,
+)
 from svertka.models.published_weights import BACKBONE, PRETRAINED
 from svertka.models.registry import SIZES
 from svertka.progress import format_duration, say, say_table
+from svertka.tasks import MultiLabel, SingleLabel
 from svertka.training.data_splits import DataSplits
 from svertka.transfer.backbone_features import compute_backbone_features
 from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
+from svertka.transfer.multi_label_and_regression_heads import (
+    divide_into_folds,
+    predict_labels_out_of_fold,
+    predict_numbers_out_of_fold,
+)
 
 AUTO = "auto"
 SECONDS = 120.0  # for the comparison, or
@@ -33,20 +47,49 @@ TIMED_IMAGES = (8, 40)  # images by which the time for all is estimated
 
 
 @dataclass(frozen=True)
+class CrossValidatedMetric:
+    """An out-of-fold metric.
+
+    Attributes:
+        name: "error", "mAP" or "mean absolute error".
+        value: Its value; an error or mAP is a share.
+        interval: Its 95 % confidence interval.
+    """
+
+    name: Metric
+    value: float
+    interval: Interval
+
+    @property
+    def loss(self) -> float:
+        """What the best network has least of."""
+        return -self.value if self.name == "mAP" else self.value
+
+    @property
+    def best(self) -> str:
+        """What the best network has, such as "lowest error"."""
+        return f"{'highest' if self.name == 'mAP' else 'lowest'} {self.name}"
+
+    @property
+    def sentence(self) -> str:
+        """The metric in words."""
+        value, low, high = (format_metric(self.name, one) for one in (self.value, *self.interval))
+        return f"cross-validated {self.name} {value}, 95 % interval {low} to {high}"
+
+
+@dataclass(frozen=True)
 class ComparedBackbone:
     """A pretrained network and what its frozen features are worth.
 
     Attributes:
         backbone: Network and name of its weights.
-        error: Out-of-fold error, 0 to 1; None if it was not compared.
-        interval: 95 % confidence interval of the error.
+        found: Its out-of-fold metric; None if it was not compared.
         seconds: How long its comparison took.
         reason: Why it was not compared.
     """
 
     backbone: tuple[str, str]
-    error: float | None = None
-    interval: Interval | None = None
+    found: CrossValidatedMetric | None = None
     seconds: float = 0.0
     reason: str = ""
 
@@ -54,11 +97,9 @@ class ComparedBackbone:
     def row(self) -> tuple[str, str]:
         """Name and result in words."""
         name = ":".join(self.backbone)
-        if self.error is None or self.interval is None:
+        if self.found is None:
             return name, f"not compared: {self.reason}"
-        low, high = self.interval
-        took = format_duration(self.seconds)
-        return name, f"cross-validated error {self.error:.1%}, 95 % interval {low:.1%} to {high:.1%}, {took}"
+        return name, f"{self.found.sentence}, {format_duration(self.seconds)}"
 
 
 def find_offline_backbones() -> list[tuple[str, str]]:
@@ -101,11 +142,12 @@ def choose_backbone(
         raise UsageError("model=auto compares networks in one process; name a --model, or start one process")
     limit = SECONDS if budget is None else min(SECONDS, SHARE * budget)
     began, backbones = time.monotonic(), find_offline_backbones()
-    images = _draw(dataset.labels, parts.indices["train"])
+    images = _draw(dataset.task.strata(dataset.labels), parts.indices["train"])
     groups = _number_groups(dataset, parts.digests, images, threads or 1)
-    can_be_compared = _is_of_large_class(dataset.labels[images], groups)
-    images, groups = images[can_be_compared], groups[can_be_compared]
-    too_few = len(np.unique(dataset.labels[images])) < 2
+    if dataset.task.is_single_label:
+        can_be_compared = _is_of_large_class(dataset.labels[images], groups)
+        images, groups = images[can_be_compared], groups[can_be_compared]
+    too_few = len(np.unique(groups)) < 2 * FOLDS or len(np.unique(dataset.labels[images], axis=0)) < 2
     if len(backbones) == 1 or too_few:
         why = "there are too few images to compare others" if too_few else "no other weights are on this machine"
         say(f"model=auto takes {':'.join(BACKBONE)}: {why}")
@@ -127,27 +169,27 @@ def choose_backbone(
                 compared.append(ComparedBackbone(backbone, reason=why))
                 continue
             started = time.monotonic()
-            error, interval = _cross_validate(features_of(backbone, images), dataset, images, groups)
-            compared.append(ComparedBackbone(backbone, error, interval, time.monotonic() - started))
+            found = _cross_validate(features_of(backbone, images), dataset, images, groups)
+            compared.append(ComparedBackbone(backbone, found, time.monotonic() - started))
         except SvertkaError as fault:
             if backbone == BACKBONE:
                 raise
             compared.append(ComparedBackbone(backbone, reason=str(fault)))
-    best = min((one for one in compared if one.error is not None), key=lambda one: one.error or 0.0)
+    metric, best = min(((one.found, one.backbone) for one in compared if one.found), key=lambda pair: pair[0].loss)
     say_table([one.row for one in compared])
     say(
-        f"model=auto takes {':'.join(best.backbone)}: the lowest error on {len(images):,} training images of the "
+        f"model=auto takes {':'.join(best)}: the {metric.best} on {len(images):,} training images of the "
         f"networks whose weights are on this machine, compared for at most {format_duration(limit)}"
     )
-    return best.backbone
+    return best
 
 
-def _draw(labels: Ints, train: Ints) -> Ints:
-    """Return at most `MAX_IMAGES` of the training images, of each class its share, ascending."""
+def _draw(strata: Ints, train: Ints) -> Ints:
+    """Return at most `MAX_IMAGES` of the training images, of each class or other stratum its share, ascending."""
     if len(train) <= MAX_IMAGES:
         return train
     shuffled = np.random.default_rng(0).permutation(train)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    by_class = shuffled[np.argsort(strata[shuffled], kind="stable")]
     return np.sort(by_class[np.linspace(0, len(train) - 1, MAX_IMAGES).astype(np.int64)])
 
 
@@ -176,9 +218,17 @@ def _estimate_seconds(features_of: Callable[[Ints], Floats], images: Ints) -> fl
     return each * max(len(images) - more, 0)
 
 
-def _cross_validate(features: Floats, dataset: Dataset, images: Ints, groups: Ints) -> tuple[float, Interval]:
-    """Return the out-of-fold error of a logistic regression on `features` of `images`, and its interval."""
-    classes, labels = np.unique(dataset.labels[images], return_inverse=True)
-    probabilities = predict_out_of_fold(features, labels.astype(np.int64), groups, len(classes))
-    wrong = int((probabilities.argmax(1) != labels).sum())
-    return wrong / len(labels), corrected_interval(wrong, groups, FOLDS, 1)
+def _cross_validate(features: Floats, dataset: Dataset, images: Ints, groups: Ints) -> CrossValidatedMetric:
+    """Return the out-of-fold metric of a head that is computed from `features` of `images`."""
+    targets, task = dataset.labels[images], dataset.task
+    if isinstance(task, SingleLabel):
+        classes, labels = np.unique(targets, return_inverse=True)
+        probabilities = predict_out_of_fold(features, labels.astype(np.int64), groups, len(classes))
+        wrong = int((probabilities.argmax(1) != labels).sum())
+        return CrossValidatedMetric(ERROR, wrong / len(labels), corrected_interval(wrong, groups, FOLDS, 1))
+    splits = divide_into_folds(targets, groups, task)
+    predict = predict_labels_out_of_fold if isinstance(task, MultiLabel) else predict_numbers_out_of_fold
+    outputs = predict(features, targets, splits).astype(np.float64)
+    found = evaluate_outputs(task, outputs, targets)
+    interval = corrected_metric_interval(found, found.metric, groups, len(splits), 1)
+    return CrossValidatedMetric(found.metric_name, found.metric, interval)

@@ -323,7 +323,6 @@ def _choose_backbone(options: TrainingOptions, dataset: Dataset, threads: int, b
         DataError: There are too few usable images.
     """
     given = {"weights": options.weights, "size": options.size, "boxes": options.boxes, "head_layer": options.head_layer}
-    dataset.require_single_label("model=auto", "name a network")
     contradicted = [f"{name}={value}" for name, value in given.items() if value is not None]
     if contradicted:
         raise UsageError(

@@ -1,12 +1,15 @@
 """Heads fitted to all features at once: a logistic regression for each label, ridge regression of a number."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from svertka.data.dataset import Ints
+from svertka.evaluation.cross_validation import count_folds, stratified_group_folds
 from svertka.progress import progress
-from svertka.tasks import Regression, Targets
+from svertka.tasks import MultiLabel, Regression, Targets
 from svertka.transfer.logistic_and_nearest_mean_heads import (
     FOLDS,
     MAX_ITERATIONS,
@@ -84,3 +87,69 @@ def fit_ridge_regression(features: Floats, targets: Targets, task: Regression) -
     model = RidgeCV(RIDGES).fit(standard.astype(np.float64), (targets - task.mean) / task.std)
     weight = (model.coef_ / deviation)[None]
     return weight.astype(np.float32), (np.array([model.intercept_]) - weight @ mean).astype(np.float32)
+
+
+def divide_into_folds(targets: Targets, groups: Ints, task: MultiLabel | Regression) -> list[tuple[Ints, Ints]]:
+    """Return the places of the images outside and inside of each of at most FOLDS folds; [] if there are no two.
+
+    Args:
+        targets: Targets of the task, (N, …).
+        groups: Number of each image's group, (N,) int64; a group stays in one fold.
+        task: The task.
+    """
+    if not len(targets):
+        return []
+    strata = task.strata(targets)
+    classes = int(strata.max()) + 1
+    folds = min(FOLDS, count_folds(strata, groups, classes))
+    return stratified_group_folds(strata, groups, classes, folds) if folds >= 2 else []
+
+
+def predict_labels_out_of_fold(features: Floats, targets: Targets, splits: Sequence[tuple[Ints, Ints]]) -> Floats:
+    """Return the probabilities of each image's labels by logistic regressions on the images of other folds.
+
+    All labels share the L2 penalty with the best out-of-fold likelihood.
+
+    Args:
+        features: Features (N, D) float32.
+        targets: 0 or 1, (N, K) float32.
+        splits: Places outside and inside of each fold.
+
+    Returns:
+        Probabilities (N, K) float32.
+    """
+    standard, has = standardize_features(features)[0], targets > 0.5
+    losses: list[float] = []
+    best = np.zeros(has.shape, np.float32)
+    with progress("predicting out of fold", len(splits) * len(STRENGTHS)) as shown:
+        for strength in STRENGTHS:
+            scores = np.zeros(has.shape)
+            for outside, inside in splits:
+                for k in range(has.shape[1]):
+                    weight, bias = _fit_label(standard[outside], has[outside, k], strength)
+                    scores[inside, k] = standard[inside] @ weight + bias
+                shown.advance()
+            losses.append(float(np.logaddexp(0.0, np.where(has, -scores, scores)).mean()))
+            if losses[-1] == min(losses):
+                best = (1 / (1 + np.exp(-scores))).astype(np.float32)
+            if len(losses) - 1 - int(np.argmin(losses)) >= 2:
+                break
+    return best
+
+
+def predict_numbers_out_of_fold(features: Floats, targets: Targets, splits: Sequence[tuple[Ints, Ints]]) -> Targets:
+    """Return the number of each image by ridge regression on the images of other folds, (N,) float64.
+
+    Args:
+        features: Features (N, D) float32.
+        targets: Numbers (N,) float64.
+        splits: Places outside and inside of each fold.
+    """
+    found = np.zeros(len(targets))
+    with progress("predicting out of fold", len(splits)) as shown:
+        for outside, inside in splits:
+            task = Regression().fit(targets[outside])
+            weight, bias = fit_ridge_regression(features[outside], targets[outside], task)
+            found[inside] = (features[inside].astype(np.float64) @ weight[0] + bias[0]) * task.std + task.mean
+            shown.advance()
+    return found
