@@ -255,6 +255,11 @@ Task = Annotated[AnyTask, Field(discriminator="kind")]
 SINGLE_LABEL = SingleLabel()
 
 
+def format_number(number: float) -> str:
+    """Return the shortest text that is read as the same number, such as "37" or "0.1"."""
+    return repr(number).removesuffix(".0")
+
+
 def reorder_task(task: AnyTask, order: Sequence[int]) -> AnyTask:
     """Return the task of a network whose outputs are put in another order.
 

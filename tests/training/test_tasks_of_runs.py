@@ -360,8 +360,6 @@ def test_images_labeled_in_another_way_are_refused(task_runs: Runs, task_tables:
         svertka.evaluate(task_runs["multi-label"], str(task_tables["regression"]))
     with pytest.raises(DataError, match="predicts a number for an image, and .* has one class an image"):
         svertka.evaluate(task_runs["regression"], str(digit_folder))
-    with pytest.raises(DataError, match="check --labels works with one class an image, and .*; leave --labels out"):
-        svertka.check(str(task_tables["multi-label"]), labels=True)
     with pytest.raises(DataError, match="predicts a number for an image, and .* has several labels an image"):
         svertka.look(task_runs["regression"], str(task_tables["multi-label"]), layers=["0"])
 

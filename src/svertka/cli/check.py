@@ -24,9 +24,10 @@ from svertka.cli.printing import print_json, print_line, print_table, show_impor
 from svertka.errors import UsageError
 
 if TYPE_CHECKING:
-    from svertka.curation.label_check import LabelFindings
+    from svertka.curation.label_check import LabelError, LabelFindings
 
 SHOWN = 10  # rows of a table
+NO_LABEL = "no label"
 LABELS = "Labels"  # heading of options in --help
 
 
@@ -38,7 +39,7 @@ def check(
         bool,
         typer.Option(
             "--labels",
-            help="Also look for label errors, images that fit no class, and classes that are easily confused.",
+            help="Also look for wrong labels or numbers, images that fit no class, and classes that are confused.",
             rich_help_panel=LABELS,
         ),
     ] = False,
@@ -143,7 +144,7 @@ def _print_tables(found: "LabelFindings") -> None:
     _print_rows(
         ("label error", "label", "suggested", "doubt", "similar"),
         [
-            (one.path, one.label, one.suggested, f"{one.score:.2f}", f"{one.agreeing} of {len(one.neighbors)}")
+            (one.path, one.label or NO_LABEL, one.suggested or NO_LABEL, f"{one.score:.2f}", _similar(one))
             for one in found.errors
         ],
         shrink=(0, 1, 2),
@@ -161,6 +162,11 @@ def _print_tables(found: "LabelFindings") -> None:
         ],
         shrink=(0, 1),
     )
+
+
+def _similar(error: "LabelError") -> str:
+    """Return how many of the most similar images have the suggested class, or why labels or a number are doubted."""
+    return error.because or f"{error.agreeing} of {len(error.neighbors)}"
 
 
 def _print_rows(header: tuple[str, ...], rows: list[tuple[str, ...]], *, shrink: tuple[int, ...]) -> None:

@@ -12,9 +12,11 @@ from svertka.curation.confirmed_labels import name_in_source
 from svertka.curation.label_check import LabelFindings, Neighbor
 from svertka.curation.map_section import describe_map
 from svertka.data.dataset import Dataset, Pixels
+from svertka.data.folder_and_table_sources import natural_sort_key
 from svertka.data.parallel_map import map_chunks
 from svertka.errors import ImageError
 from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodable, format_command, to_printable
+from svertka.evaluation.cross_validation import ERROR, MEAN_ABSOLUTE_ERROR
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import PIXEL_DENSITY, crop_central_square, render_image, render_strip, shrink
@@ -33,6 +35,7 @@ MAX_CONFLICTS = 60  # groups of copies with different labels
 MAX_COPIES = 6  # images of such a group
 MAX_PAIRS = 20
 NUMBERED = 9  # classes that have a digit key
+NO_LABEL = "no label"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
     }  # fmt: skip
     conflicts = _conflicts(dataset, findings)
     pairs = [_pair_cards(dataset, one.indices) for one in labels.ambiguous[:MAX_PAIRS]]
-    images = _Images(dataset, [*sections["errors"], *sections["outliers"], *_flat(conflicts), *_flat(pairs)], threads)
+    cards = [*sections["errors"], *sections["outliers"], *_flat(conflicts), *_flat(pairs)]
+    choices = _list_choices(dataset, cards)
+    images = _Images(dataset, cards, choices, threads)
     body = render_template(
         "check.html",
         source=findings.source,
@@ -87,9 +92,12 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
         ],
         map=describe_map(dataset, labels, threads),
         command=format_command("check", findings.source, "--apply", "fixes.csv"),
-        names=dataset.names,
-        numbered=NUMBERED,
-        facts=_facts(dataset, findings),
+        names=[name or NO_LABEL for name in choices],
+        others={"single-label": "another class", "multi-label": "other labels"}.get(dataset.task.kind)
+        if len(choices) > NUMBERED
+        else None,
+        kind=dataset.task.kind,
+        facts=_facts(choices, findings),
     )
     write_atomic(path, render_page(f"{PurePath(findings.source).name} – svertka", body, kind="check").encode())
 
@@ -97,19 +105,31 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
 def _sentence(labels: LabelFindings) -> str:
     if not labels.checked:
         return "The labels were not checked"
-    found = len(labels.errors)
+    found, noun = len(labels.errors), {ERROR: "label", MEAN_ABSOLUTE_ERROR: "number"}.get(labels.metric, "picture")
+    counted = count_with_noun(labels.checked, noun)
+    if noun == "picture":
+        said = f"{found:,} of {counted} {'has' if found == 1 else 'have'} labels that look wrong"
+        return said if found else f"The labels of none of {counted} look wrong"
     if not found:
-        return f"None of {count_with_noun(labels.checked, 'label')} looks wrong"
-    return f"{found:,} of {count_with_noun(labels.checked, 'label')} {'looks' if found == 1 else 'look'} wrong"
+        return f"None of {counted} looks wrong"
+    return f"{found:,} of {counted} {'looks' if found == 1 else 'look'} wrong"
 
 
-def _facts(dataset: Dataset, findings: "Findings") -> dict[str, Any]:
-    """Return what the script needs: the classes, how CSV files name them, and the key of the browser's storage."""
-    names = list(findings.classes)
-    key = hashlib.blake2b("\n".join([findings.source, *names]).encode("utf-8", "replace"), digest_size=8).hexdigest()
+def _list_choices(dataset: Dataset, cards: Sequence[_Card]) -> tuple[str, ...]:
+    """Return what the page can correct a label to: the classes, or all labels or numbers that its cards have."""
+    if dataset.task.is_single_label:
+        return dataset.names
+    given = {text for card in cards for text in (card.label, card.suggested) if text is not None}
+    return tuple(sorted(given, key=natural_sort_key))
+
+
+def _facts(choices: Sequence[str], findings: "Findings") -> dict[str, Any]:
+    """Return what the script needs: the choices, how CSV files name them, and the key of the browser's storage."""
+    listed = [findings.source, *choices]
+    key = hashlib.blake2b("\n".join(listed).encode("utf-8", "replace"), digest_size=8).hexdigest()
     return {
-        "names": names,
-        "csv": [escape_csv_cell(name) for name in names],
+        "names": [name or NO_LABEL for name in choices],
+        "csv": [escape_csv_cell(name) for name in choices],
         "key": f"svertka-check-{key}",
     }
 
@@ -147,8 +167,8 @@ def _flat(groups: Iterable[Iterable[_Card]]) -> list[_Card]:
 class _Images:
     """The images of `cards` and of their neighbors, read once each, at the sizes shown."""
 
-    def __init__(self, dataset: Dataset, cards: Sequence[_Card], threads: int) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, cards: Sequence[_Card], choices: Sequence[str], threads: int) -> None:
+        self.dataset, self.choices = dataset, choices
         large, small = {card.index for card in cards}, {one.index for card in cards for one in card.neighbors}
         self.large: dict[int, Pixels | None] = {}
         self.small: dict[int, Pixels | None] = {}
@@ -171,13 +191,14 @@ class _Images:
 
     def describe(self, card: _Card) -> dict[str, Any]:
         """Return what the template shows of a card."""
-        suggested = "" if card.suggested is None else f", perhaps {card.suggested}"
-        names, number = self.dataset.names, int(self.dataset.labels[card.index])
+        suggested = "" if card.suggested is None else f", perhaps {card.suggested or NO_LABEL}"
+        names, number = self.choices, self.choices.index(card.label)
         likely = -1 if card.suggested is None else names.index(card.suggested)
-        alt = f"{PurePath(card.path).name}: labeled {card.label}{suggested}"
+        alt = f"{PurePath(card.path).name}: labeled {card.label or NO_LABEL}{suggested}"
+        has_digits = self.dataset.task.is_single_label and len(names) <= NUMBERED
         image = self.large[card.index]
         near = [pixels for one in card.neighbors if (pixels := self.small[one.index]) is not None]
-        strip_alt = f"The most similar pictures, labeled {', '.join(one.label for one in card.neighbors)}"
+        strip_alt = f"The most similar pictures, labeled {', '.join(one.label or NO_LABEL for one in card.neighbors)}"
         return {
             "card": card,
             "alt": alt,
@@ -186,9 +207,7 @@ class _Images:
             "number": number,
             "suggested": likely,
             # Few classes have the same digits on every image; of many, each image offers its likely ones.
-            "offered": range(len(names))
-            if len(names) <= NUMBERED
-            else sorted({number, likely} - {-1}, key=number.__ne__),
+            "offered": range(len(names)) if has_digits else sorted({number, likely} - {-1}, key=number.__ne__),
             "image": None if image is None else render_image(image, SIDE, alt),
             "strip": render_strip(near, THUMBNAIL, strip_alt) if near else Markup(),
         }

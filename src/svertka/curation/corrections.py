@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,13 +18,14 @@ from svertka.data.label_tables import parse_columns, read_text_and_encoding
 from svertka.errors import DataError, UsageError
 from svertka.escaping import escape_csv_cell, escape_csv_path, join_first, to_printable
 from svertka.files import parse_path
+from svertka.tasks import SEPARATOR, format_number
 from svertka.text_width import shorten
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 HEADER = ("path", "label", "corrected")
 DESTINATION = "destination"  # column of files that undo moves: the path itself, not only the class
-SEPARATORS = (",", ";", "\t")  # as spreadsheets write
+SEPARATORS = (",", ";", "\t")  # of cells, as spreadsheets write
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Correction:
 
     Attributes:
         path: Path in the source.
-        label: Its class now.
-        corrected: Its class from now on.
+        label: Its class now; its labels, joined by |; or its number.
+        corrected: The same from now on.
         destination: Path to move it to. None: chosen by the class.
         where: Place of the row, for messages.
     """
@@ -83,10 +85,9 @@ def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
     """
     if not file.exists():
         raise UsageError(f"there is no file {to_printable(str(file))}; save the corrections on the page of check first")
-    labels = {entry.path: entry.label for entry in listing.entries}
+    spelling = _Spelling(listing)
+    labels = {entry.path: spelling.read(entry.label) or "" for entry in listing.entries}
     paths = {escape_csv_path(path): path for path in labels} | {path: path for path in labels}
-    classes = {*labels.values(), *(normalize_unicode_name(PurePosixPath(path).name) for path in listing.empty_classes)}
-    names = {escape_csv_cell(name): name for name in classes} | {name: name for name in classes}
     found: dict[str, Correction] = {}
     for number, row in _rows(file):
         where = f"line {number} of {file}"
@@ -95,17 +96,58 @@ def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
             raise DataError(f"{where} names {shorten(row['path'])}, which is not an image of {listing.source}")
         if path in found:
             raise DataError(f"{where} names {path}, as {found[path].where} does; leave one of them")
-        corrected = names.get(row["corrected"])
+        corrected = spelling.read(row["corrected"])
         if corrected is None:
-            raise DataError(f"{where} has the class {shorten(row['corrected'])}; {_suggest(row['corrected'], classes)}")
+            raise DataError(f"{where} has {spelling.noun} {shorten(row['corrected'])}; {spelling.suggest(row)}")
         label = row.get("label")
-        if label and names.get(label) != labels[path]:
+        if label and spelling.read(label) != labels[path]:
             raise DataError(
-                f"{where} says that {path} is of class {shorten(label)}, but it is of {labels[path]}; check the source "
-                "again"
+                f"{where} says that {path} has {spelling.noun} {shorten(label)}, but it has "
+                f"{labels[path] or 'no label'}; check the source again"
             )
         found[path] = Correction(path, labels[path], corrected, row.get(DESTINATION) or None, where)
     return list(found.values())
+
+
+class _Spelling:
+    """How a file of corrections writes the labels of a source.
+
+    Args:
+        listing: The source.
+    """
+
+    def __init__(self, listing: FolderListing) -> None:
+        self.kind = listing.kind
+        empty = (normalize_unicode_name(PurePosixPath(path).name) for path in listing.empty_classes)
+        self.names = tuple(dict.fromkeys((*listing.names(), *empty)))
+        self._known = {escape_csv_cell(name): name for name in self.names} | {name: name for name in self.names}
+
+    @property
+    def noun(self) -> str:
+        """What a label is called."""
+        return {"single-label": "the class", "multi-label": "the labels", "regression": "the number"}[self.kind]
+
+    def read(self, text: str) -> str | None:
+        """Return a class, labels in the order of their names, or a number as `check` writes it; None if it is none."""
+        if self.kind == "regression":
+            try:
+                number = float(text.removeprefix("'"))
+            except ValueError:
+                return None
+            return format_number(number) if math.isfinite(number) else None
+        if self.kind == "single-label" or text in self._known:
+            return self._known.get(text)
+        given = {self._known.get(name.strip()) for name in text.removeprefix("'").split(SEPARATOR) if name.strip()}
+        if None in given:
+            return None
+        return SEPARATOR.join(name for name in self.names if name in given)
+
+    def suggest(self, row: Mapping[str, str]) -> str:
+        """Return what to write instead of what a row has."""
+        if self.kind == "regression":
+            return "write a finite number"
+        names = row["corrected"].split(SEPARATOR) if self.kind == "multi-label" else [row["corrected"]]
+        return _suggest(next(name for name in names if name.strip() not in self._known), self.names)
 
 
 def plan_moves(listing: FolderListing, corrections: Iterable[Correction]) -> list[Move]:

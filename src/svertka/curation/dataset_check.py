@@ -308,8 +308,6 @@ def check(
     limit = parse_cache_limit_option(cache_limit)
     threads = set_threads(threads)
     dataset, listing, problems = _open(source, columns, names, fast=fast)
-    if labels:
-        dataset.require_single_label("check --labels", "leave --labels out")
     if group is not None:
         dataset = assign_groups(dataset, group)
     dataset = dataset.with_decoding(DecodingOptions.up_to(max_pixels))

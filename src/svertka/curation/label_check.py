@@ -5,19 +5,34 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.curation.confident_learning import find_label_issues
+from svertka.curation.doubtful_labels_and_numbers import (
+    DoubtfulTarget,
+    find_doubtful_labels,
+    find_doubtful_numbers,
+    find_label_columns_at_chance,
+    is_better_than_mean,
+)
 from svertka.curation.embedding_map import place_on_map
 from svertka.curation.feature_outliers import EXPECTED, FEWEST, Neighbors, find_neighbors, find_outliers
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import group_related_images
 from svertka.escaping import escape_undecodable, join_first
 from svertka.evaluation.chance_level import chance_accuracy_mean_and_std
+from svertka.evaluation.cross_validation import ERROR, MEAN_ABSOLUTE_ERROR, evaluate_outputs, format_metric
 from svertka.evaluation.evaluation_scope import format_image_count
+from svertka.tasks import SEPARATOR, MultiLabel, Regression, format_number
 from svertka.transfer.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
+from svertka.transfer.multi_label_and_regression_heads import (
+    divide_into_folds,
+    predict_labels_out_of_fold,
+    predict_numbers_out_of_fold,
+)
 
 SHOWN_NEIGHBORS = 5  # of an image in a list
 AMBIGUOUS = 0.01  # share of the images of two classes that are confused, from which the pair is listed
@@ -56,11 +71,13 @@ class LabelError:
 
     Attributes:
         path: Its path.
-        label: Its class, as the source has it.
-        suggested: The class that it probably has.
-        score: How doubtful the label is, 0 to 1, as `confident_learning.score_label_doubt` defines it.
+        label: Its class, as the source has it; its labels, joined by |; or its number.
+        suggested: The class or the labels that it probably has, or the number that is predicted.
+        score: How doubtful the label is, 0 to 1, as `confident_learning.score_label_doubt` defines it. Of a number: its
+            distance from the suggestion, divided by the median error of the predictions.
         neighbors: The images that resemble it most, the nearest first.
         index: Index in the data set.
+        because: Why labels or a number are suspicious; "" for a class.
     """
 
     path: str
@@ -69,6 +86,7 @@ class LabelError:
     score: float
     neighbors: tuple[Neighbor, ...]
     index: int
+    because: str = ""
 
     @property
     def agreeing(self) -> int:
@@ -78,6 +96,8 @@ class LabelError:
     @property
     def reason(self) -> str:
         """Why the label is suspicious, such as "4 of the 5 most similar images are labeled dog"."""
+        if self.because:
+            return self.because
         are = "is" if self.agreeing == 1 else "are"
         return f"{self.agreeing} of the {len(self.neighbors)} most similar images {are} labeled {self.suggested}"
 
@@ -182,8 +202,10 @@ class LabelFindings:
 
     Attributes:
         checked: Number of images whose labels were checked.
-        error: Out-of-fold error of the classifier that judges them, 0 to 1; None if none was fitted.
+        error: Out-of-fold error of the classifier that judges them, 0 to 1; of labels its mAP, of a number its mean
+            absolute error; None if none was fitted.
         interval: 95 % confidence interval of that error.
+        metric: What `error` is.
         backbone: The network whose features it uses; None if none were computed.
         errors: Likely label errors, the most suspicious first.
         outliers: Images that no class fits, the furthest first.
@@ -206,6 +228,7 @@ class LabelFindings:
     compared: int = 0
     confirmed: int = 0
     map: tuple[Ints, Floats] | None = field(default=None, repr=False, compare=False)
+    metric: str = ERROR
 
     def without(self, indices: Container[int]) -> "LabelFindings":
         """Return the findings without label errors and outliers that were confirmed; these are counted.
@@ -230,10 +253,11 @@ class LabelFindings:
         """
         found = list(self.notes)
         if self.checked and self.interval is not None:
-            low, high = self.interval
+            error, low, high = (format_metric(self.metric, one) for one in (self.error or 0.0, *self.interval))
+            what = "numbers" if self.metric == MEAN_ABSOLUTE_ERROR else "labels"
             found.append(
-                f"labels of {self.checked:,} images checked: {len(self.errors):,} suspicious (out-of-fold error "
-                f"{self.error:.1%}, 95 % interval {low:.1%} to {high:.1%})"
+                f"{what} of {self.checked:,} images checked: {len(self.errors):,} suspicious (out-of-fold "
+                f"{self.metric} {error}, 95 % interval {low} to {high})"
             )
         if self.compared:
             found.append(
@@ -252,7 +276,9 @@ class LabelFindings:
         """
         return {
             "checked": self.checked,
-            "out_of_fold_error": self.error,
+            "metric": self.metric,
+            "out_of_fold_error": self.error if self.metric == ERROR else None,
+            "out_of_fold_metric": self.error,
             "interval": self.interval and list(self.interval),
             "compared": self.compared,
             "confirmed": self.confirmed,
@@ -275,7 +301,8 @@ def check_labels(
     """Check the labels of the images at `indices`.
 
     A logistic regression on frozen features predicts each image from the images of other folds; copies,
-    near-duplicates and images of one group are in one fold, because a copy would confirm a wrong label.
+    near-duplicates and images of one group are in one fold, because a copy would confirm a wrong label. Of several
+    labels, each has a logistic regression; numbers are predicted by ridge regression.
 
     Args:
         dataset: The images.
@@ -311,11 +338,16 @@ def _check_features(
     described = _Describer(dataset, indices, neighbors)
     places, ratios = find_outliers(neighbors.distances)
     outliers = [described.outlier(place, float(ratios[place])) for place in places.tolist()]
-    judged, notes = _find_judged(dataset, labels, groups)
     compared = len(indices) if len(indices) >= FEWEST else 0
+    few = f"outliers are not looked for: {len(indices)} images are too few, {FEWEST} are needed"
+    found = LabelFindings(backbone=features.backbone, outliers=tuple(outliers), compared=compared)
+    if not dataset.task.is_single_label:
+        found = _check_labels_or_numbers(found, features, groups, neighbors, described)
+        return found if compared else replace(found, notes=(*found.notes, few))
+    judged, notes = _find_judged(dataset, labels, groups)
     if not compared:
-        notes = (*notes, f"outliers are not looked for: {len(indices)} images are too few, {FEWEST} are needed")
-    found = LabelFindings(backbone=features.backbone, outliers=tuple(outliers), compared=compared, notes=notes)
+        notes = (*notes, few)
+    found = replace(found, notes=notes)
     if not len(judged):
         return found
     all_labels = dataset.labels[indices]
@@ -342,6 +374,73 @@ def _check_features(
     )
 
 
+def _check_labels_or_numbers(
+    found: LabelFindings, features: BackboneFeatures, groups: Ints, neighbors: Neighbors, described: "_Describer"
+) -> LabelFindings:
+    """Return `found` with the doubtful labels, or numbers, of the images that have `features`."""
+    dataset = described.dataset
+    targets, task = dataset.labels[features.indices], dataset.task
+    assert isinstance(task, MultiLabel | Regression)
+    splits = divide_into_folds(targets, groups, task) if len(np.unique(groups)) >= 2 * FOLDS else []
+    if not splits:
+        return replace(found, notes=(f"{_PLURAL[task.kind]} are not checked: they need {2 * FOLDS} different images",))
+    if isinstance(task, Regression):
+        outputs = predict_numbers_out_of_fold(features.values, targets, splits)
+        is_checked = is_better_than_mean(targets, outputs)
+        judged = find_doubtful_numbers(targets, outputs, targets[neighbors.places]) if is_checked else []
+        notes = [] if is_checked else [_NUMBERS_AT_CHANCE]
+    else:
+        probabilities, has = predict_labels_out_of_fold(features.values, targets, splits), targets > 0.5
+        columns, notes = _find_judged_labels(dataset.names, has, probabilities, groups)
+        is_checked = bool(columns)
+        judged = find_doubtful_labels(has, probabilities, has[neighbors.places], columns)
+        outputs = probabilities.astype(np.float64)
+    evaluation = evaluate_outputs(task, outputs, targets)
+    return replace(
+        found,
+        checked=len(targets) if is_checked else 0,
+        error=evaluation.metric,
+        interval=evaluation.metric_interval,
+        metric=evaluation.metric_name,
+        errors=tuple(map(described.doubtful, judged)),
+        notes=tuple(notes),
+    )
+
+
+_PLURAL = {"multi-label": "labels", "regression": "numbers"}
+_NUMBERS_AT_CHANCE = "numbers are not checked: the features do not predict them clearly better than their mean"
+
+
+def _find_judged_labels(
+    names: Sequence[str], has: npt.NDArray[np.bool_], probabilities: Floats, groups: Ints
+) -> tuple[list[int], list[str]]:
+    """Return the labels that can be judged, and sentences on the others."""
+    few = [
+        k
+        for k in range(len(names))
+        if min(len(np.unique(groups[has[:, k]])), len(np.unique(groups[~has[:, k]]))) < FOLDS
+    ]
+    guessed = [k for k in find_label_columns_at_chance(has, probabilities).tolist() if k not in few]
+    reasons = (
+        (few, f"which fewer than {FOLDS} different images have, or lack"),
+        (guessed, "which the features do not tell from guessing"),
+    )
+    notes = [
+        f"{len(some)} {'label is' if len(some) == 1 else 'labels are'} not checked, {why}: "
+        f"{join_first([names[k] for k in some])}"
+        for some, why in reasons
+        if some
+    ]
+    return [k for k in range(len(names)) if k not in (*few, *guessed)], notes
+
+
+def describe_target(dataset: Dataset, index: int) -> str:
+    """Return what an image is labeled with: its class, its labels joined by |, or its number."""
+    if isinstance(dataset.task, Regression):
+        return format_number(float(dataset.labels[index]))
+    return dataset.label_text(index)
+
+
 class _Describer:
     """Builder of what is listed about single images.
 
@@ -357,6 +456,19 @@ class _Describer:
     def error(self, place: int, suggested: str, score: float) -> LabelError:
         index = int(self.indices[place])
         return LabelError(self._path(index), self._label(index), suggested, score, self._neighbors(place), index)
+
+    def doubtful(self, one: DoubtfulTarget) -> LabelError:
+        index, neighbors = int(self.indices[one.place]), self._neighbors(one.place)
+        if isinstance(self.dataset.task, Regression):
+            suggested = f"{one.suggested:.4g}"
+            because = f"{one.score:.1f} times the usual error"
+        else:
+            names, column = self.dataset.names, one.column
+            suggested = SEPARATOR.join(names[k] for k in np.flatnonzero(one.suggested).tolist())
+            having = sum(bool(self.dataset.labels[near.index][column] > 0.5) for near in neighbors)
+            because = f"{having} of the {len(neighbors)} most similar images have {names[column]}"
+        label = describe_target(self.dataset, index)
+        return LabelError(self._path(index), label, suggested, one.score, neighbors, index, because)
 
     def outlier(self, place: int, ratio: float) -> GlobalOutlier:
         index = int(self.indices[place])
@@ -374,7 +486,7 @@ class _Describer:
         return escape_undecodable(self.dataset.images.name(index))
 
     def _label(self, index: int) -> str:
-        return self.dataset.names[int(self.dataset.labels[index])]
+        return describe_target(self.dataset, index)
 
 
 def _find_judged(dataset: Dataset, labels: Ints, groups: Ints) -> tuple[Ints, tuple[str, ...]]:

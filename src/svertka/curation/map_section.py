@@ -1,18 +1,23 @@
-"""The map on check.html: a point for each image, colored by class, with its thumbnail in a sprite sheet."""
+"""The map on check.html: a point for each image, colored by class, with its thumbnail in a sprite sheet.
+
+Of several labels the rarest one of an image gives its color, and of a number its tenth of all.
+"""
 
 import math
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from svertka.curation.label_check import LabelFindings
-from svertka.data.dataset import Dataset, Pixels
+from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.parallel_map import map_chunks
 from svertka.errors import ImageError
 from svertka.escaping import escape_undecodable
 from svertka.pages.inline_images import contact_sheet, crop_central_square, enlarge, shrink, to_data_uri
 from svertka.progress import progress
+from svertka.tasks import Regression
 
 SIDES = 48, 96  # pixels of a thumbnail, among many images and among few
 SHEET_PIXELS = 12_000_000  # of all thumbnails, about 3 MB
@@ -38,13 +43,14 @@ def describe_map(dataset: Dataset, labels: LabelFindings, threads: int) -> dict[
     positions = MARGIN + (EXTENT - 2 * MARGIN) * places
     doubted = {one.index for one in labels.errors}
     columns = math.ceil(math.sqrt(len(thumbnails)))
+    groups, names = _group_by_color(dataset)
     points = [
         {
             "x": f"{x:.1f}",
             "y": f"{y:.1f}",
-            "color": int(dataset.labels[index]) % COLORS,
-            "label": int(dataset.labels[index]),
-            "name": dataset.names[dataset.labels[index]],
+            "color": int(groups[index]) % COLORS,
+            "label": int(groups[index]),
+            "name": names[groups[index]],
             "file": PurePath(escape_undecodable(dataset.images.name(index))).name,
             "index": index,
             "is_doubted": index in doubted,
@@ -53,7 +59,7 @@ def describe_map(dataset: Dataset, labels: LabelFindings, threads: int) -> dict[
     ]
     return {
         "points": points,
-        "classes": _describe_classes(dataset, dataset.labels[indices], positions),
+        "classes": _describe_classes(names, groups[indices], positions),
         "sheet": to_data_uri(contact_sheet(thumbnails, columns, gap=0), exact=False),
         "columns": columns,
         "rows": math.ceil(len(thumbnails) / columns),
@@ -64,14 +70,28 @@ def describe_map(dataset: Dataset, labels: LabelFindings, threads: int) -> dict[
     }
 
 
-def _describe_classes(dataset: Dataset, labels: Any, positions: Any) -> list[dict[str, Any]]:
+def _group_by_color(dataset: Dataset) -> tuple[Ints, tuple[str, ...]]:
+    """Return the group of each image, (N,), and the names of the groups: classes, labels or ranges of numbers."""
+    groups = dataset.task.strata(dataset.labels)
+    if dataset.task.is_single_label:
+        return groups, dataset.names
+    if not isinstance(dataset.task, Regression):
+        return groups, (*dataset.names, "no label")
+    names = []
+    for group in range(int(groups.max(initial=-1)) + 1):
+        own = dataset.labels[groups == group]
+        names.append(f"{own.min():.4g} to {own.max():.4g}" if len(own) else "")
+    return groups, tuple(names)
+
+
+def _describe_classes(names: Sequence[str], labels: Ints, positions: Any) -> list[dict[str, Any]]:
     """Return name, color, number of images and the middle of each class, the largest first."""
     found = []
     for label in np.unique(labels).tolist():
         middle = np.median(positions[labels == label], 0)
         found.append(
             {
-                "name": dataset.names[label],
+                "name": names[label],
                 "label": label,
                 "color": label % COLORS,
                 "count": int((labels == label).sum()),

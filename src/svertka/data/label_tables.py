@@ -95,6 +95,7 @@ class Table:
         separator: What separates cells.
         kind: What the label of a row is, as in `tasks`.
         target: The column of a number; "" for other labels.
+        between: What separates several labels in a cell.
     """
 
     file: Path
@@ -106,6 +107,7 @@ class Table:
     separator: str = ","
     kind: Kind = "single-label"
     target: str = ""
+    between: str = SEPARATOR
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -164,7 +166,18 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
         notes.append(f"{len(rows) - len(kept)} rows of {file} are repeated; each counts once")
     paths = {row.line: row.path for row in found}
     target = targets.columns[0] if targets.kind == "regression" else ""
-    return Table(file, file.parent, tuple(kept), (*notes, *where), paths, label, separator, targets.kind, target)
+    return Table(
+        file,
+        file.parent,
+        tuple(kept),
+        (*notes, *where),
+        paths,
+        label,
+        separator,
+        targets.kind,
+        target,
+        targets.separator,
+    )
 
 
 def _without_detours(path: str) -> str:
@@ -177,7 +190,7 @@ def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
 
     Args:
         table: The table, as `read_table` returned it.
-        labels: Path of an image, as in the table's rows -> its new label.
+        labels: Path of an image, as in the table's rows -> its new label, several joined by |.
 
     Raises:
         DataError: The table has changed since it was read, or has its labels in several columns.
@@ -186,6 +199,8 @@ def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
         raise DataError(f"the labels of {table.file} are in several columns; correct them there by hand")
     text, _ = read_text_and_encoding(table.file)
     new = {line: labels[path] for line, path in table.paths.items() if path in labels}
+    if isinstance(table.label, int) and table.kind == "multi-label":
+        new = {line: label.replace(SEPARATOR, table.between) for line, label in new.items()}
     try:
         if isinstance(table.label, str):
             lines = text.splitlines(keepends=True)
@@ -200,9 +215,16 @@ def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
 
 def _with_json_label(line: str, key: str, label: str) -> str:
     value = json.loads(line)
-    is_number = isinstance(value[key], int) and label.isdecimal()
+    old: Any = value[key]
+    new: Any = label
+    if isinstance(old, list):
+        new = label.split(SEPARATOR) if label else []
+    elif isinstance(old, float) or (isinstance(old, int) and not label.isdecimal()):
+        new = float(label)
+    elif isinstance(old, int):
+        new = int(label)
     ending = line[len(line.rstrip("\r\n")) :]
-    return json.dumps(value | {key: int(label) if is_number else label}, ensure_ascii=False) + ending
+    return json.dumps(value | {key: new}, ensure_ascii=False) + ending
 
 
 def _with_labels(text: str, separator: str, place: int, labels: Mapping[int, str]) -> Iterator[str]:

@@ -85,7 +85,7 @@ class CrossValidation(BaseModel):
         )
 
 
-def format_metric(metric: Metric, value: float) -> str:
+def format_metric(metric: str, value: float) -> str:
     """Return a value of a metric as text."""
     return f"{value:.4g}" if metric == MEAN_ABSOLUTE_ERROR else f"{value:.1%}"
 

@@ -20,7 +20,6 @@ from svertka.data.near_duplicates import find_near_duplicates
 from svertka.errors import SvertkaError, UsageError
 from svertka.evaluation.cross_validation import (
     ERROR,
-    Metric,
     corrected_interval,
     corrected_metric_interval,
     evaluate_outputs,
@@ -56,7 +55,7 @@ class CrossValidatedMetric:
         interval: Its 95 % confidence interval.
     """
 
-    name: Metric
+    name: str
     value: float
     interval: Interval
 
