@@ -15,13 +15,15 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from torch import nn
 
 import svertka
 from hostile import TEXTS
-from svertka.classifier import Classifier
+from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import ExportMismatchError, UsageError
 from svertka.inspection import grad_cam
+from svertka.tasks import MultiLabel, Regression
 
 pytest.importorskip("onnxruntime")
 import onnxruntime
@@ -141,6 +143,48 @@ def test_unknown_images_are_called_so(
     assert tab.get_by_text("it may show none of the classes").count() == sum(wanted)
     tab.locator("#answers").get_by_text("Where it looked").first.click()
     assert "There is no heat map" in tab.locator("#answers .explained").first.inner_text()
+    context.close()
+
+
+@pytest.mark.parametrize("task", [MultiLabel(thresholds=(0.2, 0.5, 0.9)), Regression(mean=40.0, std=12.5)])
+def test_labels_and_numbers_are_those_of_svertka(
+    task: MultiLabel | Regression, browser: Any, tmp_path: Path, axe_violations: Callable[[Any], list[str]]
+) -> None:
+    names = ("cat", "dog", "fox") if isinstance(task, MultiLabel) else ("age",)
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    network.append(nn.Linear(16, len(names)))
+    with torch.no_grad():
+        network[-1].weight.mul_(20)
+    preprocess = Preprocess(size=32, resize=32, mean=(0.5,) * 3, std=(0.2,) * 3)
+    classifier = Classifier(network, Config(model="resnet20", names=names, preprocess=preprocess, task=task))
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        Image.fromarray(rng.integers(0, 64 * (number + 1), (32, 32, 3), np.uint8)).save(path)
+    made = svertka.export(classifier, tmp_path / "page.html", images=paths)
+    assert made.difference < 1e-3
+    wanted: list[Any] = []
+    for answer in svertka.predict(classifier, *paths, threads=1):
+        said = [one["name"] for one in answer["labels"] if one["predicted"]]
+        number = answer.get("number", {}).get("value", 0)
+        wanted.append(number if "number" in answer else f"{', '.join(said) or 'none of the labels'}.")
+    assert len(set(wanted)) > 1
+    context = browser.new_context(offline=True)
+    tab = context.new_page()
+    tab.goto(made.path.as_uri())
+    tab.locator("#ask:not([hidden])").wait_for()
+    tab.set_input_files("#drop input", [str(path) for path in paths])
+    tab.get_by_text("4\u00a0pictures classified.").wait_for()
+    titles = tab.locator("#answers h2").all_inner_texts()
+    found: list[Any] = [title.partition(": ")[2] for title in titles]
+    if isinstance(task, Regression):  # the weights of the page have 16 bits
+        found = [float(text.removeprefix("age ").removesuffix(".")) for text in found]
+        wanted = [pytest.approx(number, rel=1e-3, abs=1e-2) for number in wanted]
+    assert found == wanted
+    assert axe_violations(tab) == []
+    page = tab.locator("#answers").inner_text()
+    assert ("Said from a probability of: " in page) is isinstance(task, MultiLabel)
     context.close()
 
 

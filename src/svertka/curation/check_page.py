@@ -105,7 +105,8 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
 def _sentence(labels: LabelFindings) -> str:
     if not labels.checked:
         return "The labels were not checked"
-    found, noun = len(labels.errors), {ERROR: "label", MEAN_ABSOLUTE_ERROR: "number"}.get(labels.metric, "picture")
+    nouns: dict[str, str] = {ERROR: "label", MEAN_ABSOLUTE_ERROR: "number"}
+    found, noun = len(labels.errors), nouns.get(labels.metric, "picture")
     counted = count_with_noun(labels.checked, noun)
     if noun == "picture":
         said = f"{found:,} of {counted} {'has' if found == 1 else 'have'} labels that look wrong"

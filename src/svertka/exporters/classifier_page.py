@@ -24,12 +24,14 @@ from svertka.exporters.int16_weights import store_weights_in_int16
 from svertka.exporters.onnx import (
     IMAGES,
     LOGITS,
+    NUMBERS,
     PROBABILITIES,
     UNKNOWN_SCORE,
     append_threshold,
     check_scores,
     copy_float_network,
     copy_with_score,
+    make_prediction_nodes,
     open_session,
     trace_with_score,
     write_metadata,
@@ -38,9 +40,10 @@ from svertka.files import format_bytes
 from svertka.pages.html_page import render_page
 from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template
+from svertka.tasks import MultiLabel, Regression
 
 MAX_BYTES = 20_000_000  # of a page
-TOLERANCE = 1e-3  # of a probability
+TOLERANCE = 1e-3  # of a probability, or of a number in standard deviations
 SCORE_TOLERANCE = 0.5  # of an unknown score, whose features have rounded weights; standard deviations
 SHOWN_CLASSES = 5  # on the page, for each image
 MAX_PIXELATED_SIZE = 64  # side in pixels up to which the page shows the pixels
@@ -68,18 +71,19 @@ def convert_for_page(classifier: Classifier, precision: str) -> ModelProto:
 
 
 def complete_for_page(model: ModelProto, classifier: Classifier) -> None:
-    """Replace the output `logits` of `model` by `probabilities`, and add others, in place.
+    """Replace the output `logits` of `model` by `probabilities`, or by `numbers`, and add others, in place.
 
     `classes` and `maps` are class activation maps, where they exist; `unknown`, where `model` has an unknown score, is
     whether it exceeds the threshold.
     """
     append_class_activation_maps(model, min(SHOWN_CLASSES, len(classifier.names)))
     graph = model.graph
-    graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1))
+    nodes, predicted = make_prediction_nodes(classifier.task)
+    graph.node.extend(nodes)
     gives_score = any(output.name == UNKNOWN_SCORE for output in graph.output)
     others = [output for output in graph.output if output.name not in (LOGITS, UNKNOWN_SCORE)]
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", len(classifier.names)]))
+    graph.output.append(helper.make_tensor_value_info(predicted, TensorProto.FLOAT, ["N", len(classifier.names)]))
     graph.output.extend(others)
     if gives_score and classifier.calibration is not None:
         append_threshold(model, classifier.calibration.threshold)
@@ -88,7 +92,9 @@ def complete_for_page(model: ModelProto, classifier: Classifier) -> None:
 
 
 def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels]) -> float:
-    """Return the largest difference of a probability between `model` and `classifier` on `pictures`, (H, W, 3) uint8.
+    """Return the largest difference between `model` and `classifier` on `pictures`, (H, W, 3) uint8.
+
+    It is that of a probability, or of a number in standard deviations of the training images.
 
     Raises:
         ExportMismatchError: It exceeds `TOLERANCE`, or an unknown score differs.
@@ -97,17 +103,21 @@ def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequen
     network = copy_float_network(classifier)
     gives_score = any(output.name == UNKNOWN_SCORE for output in session.get_outputs())
     scored = copy_with_score(network, classifier) if gives_score else None
+    task = classifier.task
+    (predicted,) = {PROBABILITIES, NUMBERS} & {output.name for output in session.get_outputs()}
+    unit, what = (task.std, "number") if isinstance(task, Regression) else (1.0, "probability")
     largest = 0.0
     for picture in pictures:
         image = classifier.preprocess(picture)[None]
         with torch.inference_mode():
-            wanted = network(image).softmax(1).numpy()
-        (found,) = session.run([PROBABILITIES], {IMAGES: image.numpy()})
-        difference = float(np.abs(found - wanted).max())
+            wanted = task.activate(network(image)).numpy()
+        (found,) = session.run([predicted], {IMAGES: image.numpy()})
+        difference = float(np.abs(found - wanted).max()) / unit
         if not difference <= TOLERANCE:
             raise ExportMismatchError(
-                f"a probability of ONNX Runtime {onnxruntime.__version__} differs by {difference:.2g}, more than "
-                f"{TOLERANCE:g}; no file was written; use --precision fp32, whose weights are not rounded"
+                f"a {what} of ONNX Runtime {onnxruntime.__version__} differs by {difference:.2g}"
+                f"{' standard deviations' if what == 'number' else ''}, more than {TOLERANCE:g}; no file "
+                "was written; use --precision fp32, whose weights are not rounded"
             )
         if scored is not None:
             found_score = session.run([UNKNOWN_SCORE], {IMAGES: image.numpy()})[0]
@@ -117,8 +127,7 @@ def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequen
 
 
 def require_page_support(classifier: Classifier) -> None:
-    """Raise UsageError unless `classifier` predicts one class of images that browsers can read."""
-    classifier.require_single_label("--to page.html", "name a file that ends in .onnx")
+    """Raise UsageError unless `classifier` reads images that browsers can read."""
     if classifier.preprocess.intensity_range is not None:
         raise UsageError(
             f"{classifier.origin} reads 16-bit images, of which browsers give pages 8 bits; export it with --to "
@@ -142,12 +151,15 @@ def render_classifier_page(classifier: Classifier, model: ModelProto, precision:
     program = _encode(folder.joinpath("ort-wasm-simd-threaded.wasm.gz").read_bytes())
     has_maps = any(output.name == CLASSES for output in model.graph.output)
     known, size = len(classifier.names), classifier.preprocess.size
-    classes = count_with_noun(known, "class") if known == 1 else f"{known:,} classes"
+    classes = classifier.task.describe_names(classifier.names)
+    if classifier.task.is_single_label:
+        classes = count_with_noun(known, "class") if known == 1 else f"{known:,} classes"
     body = render_template(
         "classifier.html",
         sentence=f"{classifier.config.model}: {classes}. It sees a picture at {size}×{size} pixels.",
         facts={
             "names": classifier.names,
+            "task": _describe_task(classifier),
             "shown": min(SHOWN_CLASSES, known),
             "hasMaps": has_maps,
             "isPixelated": size <= MAX_PIXELATED_SIZE,
@@ -172,6 +184,14 @@ def render_classifier_page(classifier: Classifier, model: ModelProto, precision:
 
 def _encode(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+def _describe_task(classifier: Classifier) -> dict[str, Any]:
+    """Return the kind of the task, and the threshold of each label."""
+    task = classifier.task
+    if not isinstance(task, MultiLabel):
+        return {"kind": task.kind}
+    return {"kind": task.kind, "thresholds": [task.threshold(label) for label in range(len(classifier.names))]}
 
 
 def _describe_preprocessing(classifier: Classifier) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import onnxscript  # noqa: F401 - in which PyTorch's exporter is written
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from svertka.classifier import Classifier
@@ -242,19 +242,22 @@ def _remove_source_locations(model: ModelProto) -> None:
             del node.metadata_props[:]
 
 
-def _prepend_preprocessing(model: ModelProto, entry: PreprocessingGraph, task: AnyTask) -> None:
-    """Put the preprocessing `entry` before the network, and after it what makes a prediction of its outputs."""
-    graph, output = model.graph, PROBABILITIES
+def make_prediction_nodes(task: AnyTask) -> tuple[list[NodeProto], str]:
+    """Return the nodes that make probabilities, or the number, of the output `logits`, and the name of their output."""
     if isinstance(task, Regression):
-        output = NUMBERS
         scale = [helper.make_tensor(name, TensorProto.FLOAT, [], [getattr(task, name)]) for name in ("std", "mean")]
         constants = [helper.make_node("Constant", [], [f"target_{one.name}"], value=one) for one in scale]
         scaled = helper.make_node("Mul", [LOGITS, "target_std"], ["scaled"])
-        after = [*constants, scaled, helper.make_node("Add", ["scaled", "target_mean"], [output])]
-    elif isinstance(task, MultiLabel):
-        after = [helper.make_node("Sigmoid", [LOGITS], [output])]
-    else:
-        after = [helper.make_node("Softmax", [LOGITS], [output], axis=1)]
+        return [*constants, scaled, helper.make_node("Add", ["scaled", "target_mean"], [NUMBERS])], NUMBERS
+    if isinstance(task, MultiLabel):
+        return [helper.make_node("Sigmoid", [LOGITS], [PROBABILITIES])], PROBABILITIES
+    return [helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1)], PROBABILITIES
+
+
+def _prepend_preprocessing(model: ModelProto, entry: PreprocessingGraph, task: AnyTask) -> None:
+    """Put the preprocessing `entry` before the network, and after it what makes a prediction of its outputs."""
+    graph = model.graph
+    after, output = make_prediction_nodes(task)
     nodes = [*entry.nodes, *graph.node, *after]
     classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
     del graph.node[:], graph.input[:], graph.output[:]

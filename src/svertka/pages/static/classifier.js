@@ -1,7 +1,7 @@
 // Page of an exported classifier: pictures and the camera are classified by a worker, which has the network.
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
-  const { make, named, bars, count, takeFiles, classBars, bestClass, unknownNote } = self.build;
+  const { make, named, bars, count, percent, takeFiles, classBars, bestClass, unknownNote } = self.build;
   const SIDE = 224; // CSS pixels of a picture
   const VEIL = 0.85; // opacity of the heat map where it is 0
   const [state, ask, drop, answers] = ["state", "ask", "drop", "answers"].map((id) => document.getElementById(id));
@@ -34,20 +34,35 @@ document.addEventListener("DOMContentLoaded", () => {
     }
   }
 
-  // The most probable classes of an answer, each with its heat map {width, height, shares} or null; and whether the
-  // image is unknown.
+  const { kind, thresholds } = facts.task;
+  const LISTED = kind === "multi-label" ? "The most probable labels" : "The most probable classes";
+
+  // An answer: its labels {name, probability, isPredicted, map}, the most probable first, each with its heat map
+  // {width, height, shares} or null; whether the image is unknown; and the number instead, if that is predicted.
   function readAnswer({ found }) {
-    const { data } = found.probabilities;
+    const { data } = found.probabilities || found.numbers;
     if (!data.every(Number.isFinite)) throw new Error("The network gives no number for this picture");
-    const best = [...data.keys()].sort((a, b) => data[b] - data[a] || a - b).slice(0, facts.shown);
+    const isPredicted = (label) => kind === "multi-label" && data[label] >= thresholds[label];
+    const order = [...data.keys()].sort((a, b) => data[b] - data[a] || a - b);
+    const best = order.filter((label, place) => place < facts.shown || isPredicted(label));
     const known = facts.hasMaps ? [...found.classes.data].map(Number) : [];
     const labels = best.map((label) => {
       const name = facts.names[label];
       const at = known.indexOf(label);
-      return { name, probability: data[label], map: at < 0 ? null : readMap(found.maps, at) };
+      return { name, probability: data[label], isPredicted: isPredicted(label), threshold: thresholds?.[label], map: at < 0 ? null : readMap(found.maps, at) };
     });
-    return { labels, unknown: Boolean(found.unknown?.data[0]) };
+    return { labels, unknown: Boolean(found.unknown?.data[0]), number: kind === "regression" ? data[0] : null };
   }
+  // An answer in words, as children of an element.
+  function describe({ labels, unknown, number }) {
+    if (number !== null) return [named(facts.names[0]), ` ${Number(number.toPrecision(4))}.`];
+    if (kind !== "multi-label") return bestClass(labels[0], unknown);
+    const chosen = labels.filter((label) => label.isPredicted);
+    return chosen.length ? [...chosen.flatMap(({ name }, k) => [...(k ? [", "] : []), named(name)]), "."] : ["none of the labels."];
+  }
+  const listOf = (labels) => bars(labels.map(({ name, probability }) => [name, probability]), LISTED);
+  const describeThresholds = (labels) => (kind === "multi-label"
+    ? [make("p", { class: "quiet" }, "Said from a probability of: ", ...labels.flatMap(({ name, threshold }, k) => [...(k ? [", "] : []), named(name), ` ${percent(threshold)}`]), ".")] : []);
   function readMap({ data, dims: [, , height, width] }, at) {
     const values = data.subarray(at * height * width, (at + 1) * height * width);
     const largest = Math.max(1e-12, ...values);
@@ -92,7 +107,8 @@ document.addEventListener("DOMContentLoaded", () => {
     showProgress();
   }
 
-  function answerView(name, { square, seconds }, { labels, unknown }) {
+  function answerView(name, { square, seconds }, answer) {
+    const { labels, unknown, number } = answer;
     const { size } = facts.settings;
     const best = labels[0];
     const picture = make("canvas", { width: size, height: size, role: "img", "aria-label": `What the network sees of ${name}`, class: facts.isPixelated ? "crisp" : "" });
@@ -101,7 +117,8 @@ document.addEventListener("DOMContentLoaded", () => {
     const side = facts.isPixelated ? size * Math.max(1, Math.floor(SIDE / size)) : SIDE;
     const stage = make("div", { class: "stage", style: { "--side": `${side}px` } }, picture, veil);
     const explained = make("figcaption", { class: "quiet explained" });
-    const { list, press } = classBars(labels, "The most probable classes", (chosen) => show(labels.find((label) => label.name === chosen), true));
+    const { list, press } = number !== null ? { list: "", press() {} }
+      : classBars(labels, LISTED, (chosen) => show(labels.find((label) => label.name === chosen), true));
     const controls = make("div", { class: "switch", role: "group", "aria-label": "Overlay" }, ["Picture", "Where it looked"].map((text, k) =>
       make("button", { type: "button", onclick: () => show(current, k === 1) }, text)));
     let current = best;
@@ -113,12 +130,14 @@ document.addEventListener("DOMContentLoaded", () => {
       [...controls.children].forEach((button, k) => button.setAttribute("aria-pressed", String((k === 1) === where)));
       explained.textContent = !where ? "The picture as the network sees it."
         : label.map ? `Grad-CAM (Selvaraju et al. 2017): clear where the last feature maps support ${label.name}; gray where they do not.`
+        : facts.hasMaps ? `There are heat maps of the ${facts.shown} most probable labels only.`
         : "There is no heat map: it needs a network whose scores are weighted averages of its last feature maps.";
     }
     show(best, false);
     return make("div", { class: "picture-view" },
       make("figure", {}, stage, controls, explained),
-      make("div", { class: "verdict" }, make("h2", {}, named(name), ": ", ...bestClass(best, unknown)), ...unknownNote(unknown), list,
+      make("div", { class: "verdict" }, make("h2", {}, named(name), ": ", ...describe(answer)), ...unknownNote(unknown), list,
+        ...describeThresholds(labels),
         make("p", { class: "quiet" }, `Classified in ${Math.max(1, Math.round(1000 * seconds))}\u00a0ms.`)));
   }
 
@@ -133,10 +152,10 @@ document.addEventListener("DOMContentLoaded", () => {
     const times = [];
     while (video.srcObject) {
       const frame = await createImageBitmap(video);
-      const { labels, unknown } = readAnswer(await request("classify", { image: frame }, [frame]));
-      const best = labels[0];
-      liveAnswer.replaceChildren(...bestClass(best, unknown));
-      liveBars.replaceChildren(bars(labels.map(({ name, probability }) => [name, probability]), "The most probable classes"));
+      const answer = readAnswer(await request("classify", { image: frame }, [frame]));
+      const best = answer.labels[0];
+      liveAnswer.replaceChildren(...describe(answer));
+      if (answer.number === null) liveBars.replaceChildren(listOf(answer.labels));
       liveVeil.hidden = !(liveMap.checked && best.map);
       if (!liveVeil.hidden) drawMap(liveVeil, best.map);
       times.push(performance.now());
