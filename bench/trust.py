@@ -6,6 +6,8 @@
     python bench/trust.py tasks [--only labels|count|angle] [--seeds 3] [--images 1500] [--json]
     python bench/trust.py unknown [--only NAME] [--images 1500] [--json]
     python bench/trust.py sets [--splits 100] [--images 1500] [--json]
+    python bench/trust.py default [--only NAME] [--draws 10] [--json]
+    python bench/trust.py all [--threads 2]
 
 `small-sets`: of a large data set, 20 images of each class are drawn. A head is cross-validated on their features and
 trained on nine tenths of them, as `svertka.train` does by default; the others are its validation set. The true error is
@@ -28,11 +30,18 @@ of each; the histories are those of the test of the health advice.
 `unknown`: how well the unknown score separates images of none of the classes, against pytorch-ood; `sets`: coverage and
 size of prediction sets. For both see bench/unknown_and_sets.py.
 
+`default`: the default head against scikit-learn's logistic regression, on sets that no default was chosen on
+(bench/default_head.py).
+
+`all`: the ranking and the speed of bench/label_errors.py, and everything above but `faults`, one after another, each
+with its seconds.
+
 All but `faults` need SVERTKA_DATA.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,6 +53,9 @@ import torch
 from torch import nn
 
 import unknown_and_sets
+from default_head import DRAWS
+from default_head import SETS as UNTUNED
+from default_head import report as report_default
 from label_errors import SETS
 from labels_and_numbers import TASKS
 from labels_and_numbers import report as report_tasks
@@ -154,15 +166,31 @@ class Heads:
         return predicted
 
 
+def run_all(threads: int) -> None:
+    """Run every comparison in a process of its own, and print its seconds."""
+    here, count = Path(__file__).parent, ("--threads", str(threads))
+    commands = [
+        ("label_errors.py", "ranking"),
+        ("label_errors.py", "speed", *count),
+        *(("trust.py", what) for what in ("unknown", "sets", "suggest")),
+        *(("trust.py", what, *count) for what in ("tasks", "small-sets", "default")),
+    ]
+    for name, *words in commands:
+        print(f"\n{name} {' '.join(words)}", flush=True)
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, str(here / name), *words], check=False)
+        print(f"{time.monotonic() - began:.0f} s, exit status {done.returncode}", flush=True)
+
+
 def main() -> None:
     """Run what was asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = ("small-sets", "faults", "suggest", "tasks", "unknown", "sets")
+    what = ("small-sets", "faults", "suggest", "tasks", "unknown", "sets", "default", "all")
     parser.add_argument("what", choices=what)
     parser.add_argument("--only")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1500)
-    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--draws", type=int)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -171,6 +199,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.what in ("unknown", "sets"):
         unknown_and_sets.run(options.what, options.only, options.images, options.splits, as_json=options.json)
+        return
+    if options.what == "all":
+        run_all(options.threads)
+        return
+    if options.what == "default":
+        if options.only not in (None, *UNTUNED):
+            parser.error(f"--only {options.only} is none of {', '.join(UNTUNED)}")
+        draws = DRAWS if options.draws is None else options.draws
+        report_default(options.only, draws, options.threads, as_json=options.json)
         return
     if options.only not in (None, *SETS, *TASKS):
         parser.error(f"--only {options.only} is none of {', '.join((*SETS, *TASKS))}")
@@ -185,7 +222,7 @@ def main() -> None:
         report_tasks(tasks, options.seeds, options.images, options.threads, as_json=options.json)
         return
     rows = [
-        small_sets(name, options.draws, options.per_class, options.threads)
+        small_sets(name, 50 if options.draws is None else options.draws, options.per_class, options.threads)
         for name in ([options.only] if options.only else SETS)
     ]
     if options.json:

@@ -27,6 +27,7 @@ from svertka.data.shard import ShardedDataset
 from svertka.errors import SvertkaError
 from svertka.evaluation.calibrate_run import CalibratedRun
 from svertka.evaluation.compare import ComparedRun, Comparison, Difference
+from svertka.evaluation.label_thresholds import LabelThresholds
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.optimize_run import OptimizedRun
 from svertka.exporters.export import Export
@@ -41,10 +42,9 @@ from svertka.training.extend import AccuracyEstimate, Extension
 RESULTS = (
     AblatedRun, UnitEffect, UnitComparison, MatchedLayer,
     MixedPrecisionReport, AmbiguousPair, Atlas, CalibratedRun, ComparedRun, Comparison, Difference, Evaluation, Export,
-    Extension, GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LayerTable, LocatedImages,
-    LocatedClass,
-    LocatedImage, Neighbor, OptimizedRun, Predictions, ShardedDataset, SimilarImage, SimilarImages, Suggestion,
-    Suggestions,
+    Extension, GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LabelThresholds,
+    LayerTable, LocatedImages, LocatedClass, LocatedImage, Neighbor, OptimizedRun, Predictions, ShardedDataset,
+    SimilarImage, SimilarImages, Suggestion, Suggestions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 

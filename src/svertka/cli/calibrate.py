@@ -37,7 +37,9 @@ def calibrate(
     ] = 0.95,
     new: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Labeled images that RUN has not seen, for predict --sets."),
+        typer.Option(
+            metavar="SOURCE", help="Labeled images that RUN has not seen, for predict --sets, or for thresholds."
+        ),
     ] = None,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,
@@ -47,6 +49,8 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Set the score above which an image is unknown, and calibrate prediction sets, as svertka train does at its end.
+
+    Of a run of several labels, the threshold of each label is chosen again.
 
     Example: svertka calibrate runs/photos-resnet18 --unknown other-photos/
     """

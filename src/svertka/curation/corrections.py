@@ -101,9 +101,10 @@ def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
             raise DataError(f"{where} has {spelling.noun} {shorten(row['corrected'])}; {spelling.suggest(row)}")
         label = row.get("label")
         if label and spelling.read(label) != labels[path]:
+            is_, of = ("is", "of ") if listing.kind == "single-label" else ("has", "")
             raise DataError(
-                f"{where} says that {path} has {spelling.noun} {shorten(label)}, but it has "
-                f"{labels[path] or 'no label'}; check the source again"
+                f"{where} says that {path} {is_} {of}{spelling.noun.removeprefix('the ')} {shorten(label)}, but it "
+                f"{is_} {of}{labels[path] or 'no label'}; check the source again"
             )
         found[path] = Correction(path, labels[path], corrected, row.get(DESTINATION) or None, where)
     return list(found.values())

@@ -1,4 +1,8 @@
-"""calibrate(): the threshold for unknown images and the calibration images for prediction sets, written into a run."""
+"""calibrate(): what is chosen on held-out images after the training, written into a run.
+
+Of one class an image: the threshold for unknown images, and the calibration of prediction sets. Of several labels: the
+threshold of each label.
+"""
 
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -15,9 +19,10 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.source_opener import open_source
 from svertka.data.split_manifest import Manifest
 from svertka.device import choose_device, set_threads, with_preserved_settings
-from svertka.errors import RunError
+from svertka.errors import RunError, UsageError
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.held_out import read_manifest, select_held_out_images
+from svertka.evaluation.label_thresholds import LabelThresholds, choose_label_thresholds
 from svertka.evaluation.run_images import open_images_of_run
 from svertka.evaluation.unknown_threshold import KEEP, LabeledImages, fit_calibration, read_examples
 from svertka.files import parse_cache_limit_option, parse_path, write_json
@@ -26,6 +31,7 @@ from svertka.models.timm_and_torchvision import PRETRAINED
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import count_with_noun
 from svertka.run import Run
+from svertka.tasks import MultiLabel, Regression
 from svertka.type_checking import check_types
 
 COVERAGE = 0.95  # for which the sentence says whether there are enough calibration images
@@ -77,7 +83,7 @@ def calibrate(
     cache_limit: float | None = None,
     max_pixels: int | None = None,
     trust_builder: bool = False,
-) -> CalibratedRun:
+) -> CalibratedRun | LabelThresholds:
     """Let a run answer "unknown" and give prediction sets, and write what that needs into the run.
 
     An image is unknown if its unknown score exceeds a threshold. The score compares its features with those of training
@@ -85,14 +91,17 @@ def calibrate(
     that did not choose the weights: the test images of the run, or `new` images; if nothing was chosen on the
     validation images, on these, too. `svertka.train` does all this at its end.
 
+    For a run of several labels, of which an image may have none, this chooses the threshold of each label again: that
+    with the highest F1 on the validation images, or on `new` images.
+
     Args:
         run: The run folder.
         source: The images of the training, if they have moved. None: where they were.
         unknown: A folder of images that show none of the classes. With it, the threshold is the one at which the shares
             of validation images kept and of these images called unknown have the highest sum.
         keep: Without `unknown`, the share of the validation images that are not called unknown, 0 to 1.
-        new: Labeled images that are new to the run, for prediction sets instead of its own. Those that the run has seen
-            are left out.
+        new: Labeled images that are new to the run, for prediction sets or thresholds instead of its own. Those that
+            the run has seen are left out.
         device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads, at least 1. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
@@ -100,10 +109,10 @@ def calibrate(
         trust_builder: As for `Classifier.load`.
 
     Returns:
-        The threshold and the numbers of images.
+        The threshold and the numbers of images; or the thresholds of the labels.
 
     Raises:
-        UsageError: The run predicts several labels or a number, has no validation images, or gives NaN for some;
+        UsageError: The run predicts a number, has no validation images, or gives NaN for some;
             `unknown` holds no image, or images of the run; or an option is invalid.
         RunError: The run is missing or damaged, or does not record its images.
         DataError: The images cannot be read.
@@ -111,12 +120,18 @@ def calibrate(
     """
     folder, limit = parse_path(run), parse_cache_limit_option(cache_limit)
     place, workers = choose_device(device), set_threads(threads)
+    classifier = Classifier.load(folder, place, trust_builder=trust_builder, with_calibration=False)
+    _check_task(classifier, unknown, keep)
+    if isinstance(classifier.task, MultiLabel):
+        labeled = open_images_of_run(folder, source, max_pixels) if new is None else open_source(new, to_train=False)
+        return choose_label_thresholds(
+            folder, classifier, labeled, "val" if new is None else "all", device=device, threads=threads,
+            cache_limit=cache_limit, max_pixels=max_pixels, trust_builder=trust_builder,
+        )  # fmt: skip
     dataset = open_images_of_run(folder, source, max_pixels)
     manifest = read_manifest(folder)
     if manifest is None:
         raise RunError(f"{folder} does not record its training and validation images; train again")
-    classifier = Classifier.load(folder, place, trust_builder=trust_builder, with_calibration=False)
-    classifier.require_single_label("calibrate")
     examples = [] if unknown is None else read_examples(classifier, fspath(unknown), manifest, max_pixels)
 
     def select(opened: Dataset) -> _OwnAndNewImages:
@@ -130,6 +145,21 @@ def calibrate(
         for_sets = own.part(*find_set_parts(Run(folder)))
     calibration = fit_calibration(classifier, own.part("train"), own.part("val"), for_sets, examples, keep)
     return CalibratedRun(folder, save_calibration(folder, calibration))
+
+
+def _check_task(classifier: Classifier, unknown: str | PathLike[str] | None, keep: float) -> None:
+    """Raise UsageError if the options ask for what the task of a run does not have."""
+    if isinstance(classifier.task, Regression):
+        raise UsageError(
+            f"{classifier.origin} predicts a number, which has no probability, class or threshold to calibrate; "
+            "svertka evaluate states how far it is off"
+        )
+    given = f"unknown={fspath(unknown)}" if unknown is not None else "" if keep == KEEP else f"keep={keep:g}"
+    if given and isinstance(classifier.task, MultiLabel):
+        raise UsageError(
+            f"{given} is about images of none of the classes, and {classifier.origin} predicts several labels, of "
+            "which an image may have none; leave it out"
+        )
 
 
 class _OwnAndNewImages:
