@@ -272,7 +272,8 @@ class LabelFindings:
         """Return JSON values, without the three lists.
 
         Returns:
-            The keys checked, out_of_fold_error, interval, compared, confirmed, backbone and notes.
+            The keys checked, metric, out_of_fold_error (of classes), out_of_fold_metric, interval, compared,
+            confirmed, backbone and notes.
         """
         return {
             "checked": self.checked,

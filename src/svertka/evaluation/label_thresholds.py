@@ -64,7 +64,11 @@ class LabelThresholds:
         return NotebookBlock(str(self.run), self.sentences).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `svertka calibrate --json` prints them."""
+        """Return JSON values, as `svertka calibrate --json` prints them.
+
+        Returns:
+            The keys run, thresholds, before, kept, images and part.
+        """
         return {
             "run": str(self.run),
             "thresholds": dict(zip(self.names, self.thresholds, strict=True)),
