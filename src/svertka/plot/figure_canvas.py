@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.classifier import Classifier
+from svertka.device import is_dense_with_values
 from svertka.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,9 +130,14 @@ def to_batch(images: Any, classifier: Classifier | None) -> Tensor:
         classifier: The run's.
 
     Raises:
-        UsageError: The images are files, but nothing says how to preprocess them; or there are none.
+        UsageError: The images are files, but nothing says how to preprocess them; a tensor has another shape or no
+            values; or there are none.
     """
     if isinstance(images, Tensor):
+        if not is_dense_with_values(images) or images.ndim not in (3, 4):
+            raise UsageError(
+                f"images are a {images.layout} tensor of {images.ndim} axes; give a dense one with values, (N, C, H, W)"
+            )
         batch = images if images.ndim == 4 else images[None]
     elif classifier is None:
         raise UsageError(
