@@ -55,6 +55,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
+def _thread_count() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _own_threads(_thread_count: int) -> Iterator[None]:
+    """Undo torch.set_num_threads: more threads than cores wait for one another, in all tests that follow."""
+    import torch
+
+    yield
+    torch.set_num_threads(_thread_count)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data, $SVERTKA_DATA."""
     folder = os.environ.get("SVERTKA_DATA")
