@@ -9,8 +9,10 @@ from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version, read_config
 from svertka.data.box_annotations import find_annotation_files
+from svertka.data.dataset import Dataset
 from svertka.data.in_memory_sources import IN_MEMORY
-from svertka.data.source_opener import Source, is_path, is_same_source
+from svertka.data.sharded_images import ClassNames
+from svertka.data.source_opener import Source, is_path, is_same_source, open_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import error_reason, is_url, open_regular_file, parse_path, read_json, resolve_path
@@ -300,6 +302,28 @@ def names_of_training(run: str | PathLike[str], source: Source) -> list[str] | N
     settings = Run(run).settings()
     names = settings.get("names")
     return names if is_same_source(settings["source"], fspath(source)) and isinstance(names, list) else None
+
+
+def open_source_as_in_training(
+    run: str | PathLike[str], source: Source, *, columns: str | None = None, names: ClassNames | None = None
+) -> Dataset:
+    """Open images with labels as the training of a run read them: columns of tables, boxes, and names of shards.
+
+    Args:
+        run: The run, or a network with weights, which was trained on nothing here.
+        source: The images; need not suffice for training.
+        columns, names: As for `open_source`. None: those of the training, if `source` is its source.
+
+    Raises:
+        SvertkaError: As `open_source`; or training.json is damaged.
+    """
+    return open_source(
+        source,
+        to_train=False,
+        columns=columns or columns_of_training(run, source),
+        boxes=read_training_boxes(run, source),
+        names=names or names_of_training(run, source),
+    )
 
 
 def read_training_boxes(run: str | PathLike[str], source: Source) -> str | None:

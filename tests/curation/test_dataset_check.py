@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from svertka.curation import dataset_check as module
 from svertka.curation.dataset_check import check, describe_findings
 from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.hash_split import split_by_hash
@@ -282,3 +283,23 @@ def test_groups_stay_whole_or_are_a_problem(photos: Path) -> None:
     (photos / "rows.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
     findings = check(photos / "rows.csv")
     assert any("cannot be split by groups: cat has only one group" in problem for problem in findings.problems)
+
+
+def test_a_fast_check_judges_the_images_that_it_reads(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of ten that cannot be read are more than a tenth, although not of all 22."""
+    monkeypatch.setattr(module, "SAMPLED", 10)
+    paths = sorted(photos.rglob("*.png"))
+    read = sorted(np.random.default_rng(0).choice(len(paths), 10, replace=False).tolist())
+    for index in read[:2]:
+        paths[index].write_bytes(b"no image")
+    lines = describe_findings(check(photos, fast=True))
+    assert (
+        "training would refuse: 2 of 10 images that were read are bad, more than a tenth; mend or remove them" in lines
+    )
+    assert any("10 of them were read, and only these are judged" in line for line in lines)
+    others = [path for index, path in enumerate(paths) if index not in read]
+    for path in others:
+        path.write_bytes(path.name.encode())
+    for index in read[:2]:
+        shutil.copy(paths[read[2]], paths[index])
+    assert not any("more than a tenth" in line for line in describe_findings(check(photos, fast=True)))

@@ -125,7 +125,7 @@ def test_no_higher_limit_is_advised_where_it_would_not_help():
 
 
 def test_large_images_are_reduced_to_the_mean_of_their_pixels(monkeypatch):
-    monkeypatch.setattr("svertka.data.image_io.LARGE", 10_000)
+    monkeypatch.setattr("svertka.data.image_io.REDUCED_ABOVE", 10_000)
     image = make_image(401)
     exact = np.asarray(image).astype(float)
     small = decode_to_pixels(saved(image, "PNG"), 30)

@@ -267,3 +267,7 @@ def test_more_than_a_tenth_of_unreadable_images_are_an_error(rows, make):
     batches.rows = Damaged(rows, list(range(11)))
     with pytest.raises(DataError, match=r"11 of 103 images cannot be read, more than a tenth, such as \d+.jpg"):
         list(batches.epoch(0))
+    few = make(np.arange(20))
+    few.rows = Damaged(rows, [1, 2, 3])
+    with pytest.raises(DataError, match=r"3 of 20 images cannot be read, more than a tenth, such as \d+.jpg"):
+        list(few.epoch(0))

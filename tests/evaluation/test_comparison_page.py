@@ -1,5 +1,6 @@
 """comparison.html in a browser, and what it says."""
 
+import math
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 import svertka
+from svertka.evaluation import comparison_page as module
 from svertka.evaluation.compare import Comparison, compare
 from svertka.evaluation.comparison_page import MAX_DISAGREEMENTS
+from svertka.pages.number_format import MISSING, NBSP
 
 Opened = Callable[..., AbstractContextManager[Any]]
 
@@ -117,3 +120,10 @@ def test_classes_are_sorted_by_difference(opened: Opened, drawn: tuple[Path, Com
         assert page.locator("#classes tbody th").all_text_contents() == [str(k) for k in order]
         page.locator("#classes thead button").first.click()
         assert page.locator("#classes tbody th").all_text_contents() == [str(k) for k in range(9, -1, -1)]
+
+
+def test_an_interval_that_is_not_known_has_no_bar() -> None:
+    assert module._bar((math.nan, math.nan), 0.5, (0.0, 1.0), str) == MISSING
+    assert module._bar((0.25, 0.75), 0.5, (0.0, 1.0), str) == {
+        "zero": "0.00%", "low": "25.00%", "width": "50.00%", "estimate": "50.00%", "text": f"0.25{NBSP}to{NBSP}0.75"
+    }  # fmt: skip

@@ -58,3 +58,14 @@ def test_a_card_reads_no_markdown_in_names(made: Callable[..., Classifier]) -> N
 def test_one_class_is_one_class(made: Callable[..., Classifier], number: int) -> None:
     text = render_card(made("resnet20", 32, 40, names=("a", "b")[:number]), "resnet20:x", "x")
     assert ("# resnet20, 1 class\n" in text) is (number == 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("multi-label", "Its labels, in the order of `label_names` in config.json:"),
+        ("regression", "The name of the number, from `label_names` in config.json:"),
+    ],
+)
+def test_the_card_names_what_is_predicted(kind: str, sentence: str, task_runs: dict[str, svertka.Run]) -> None:
+    assert sentence in render_card(task_runs[kind].classifier(), str(task_runs[kind].folder), "run")

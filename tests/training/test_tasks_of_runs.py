@@ -21,6 +21,7 @@ from svertka.cli.app import main
 from svertka.curation.dataset_check import describe_findings
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError, SvertkaError, UsageError
+from svertka.evaluation import optimize_run as optimize_module
 from svertka.evaluation.metric_difference import MetricDifference
 from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
 from svertka.evaluation.regression_metrics import RegressionEvaluation
@@ -149,6 +150,8 @@ def test_runs_are_compared_by_the_metric_of_their_task(
     text = page.read_text()
     assert found.sentence in html.unescape(text)
     assert ("Average precision of each run" in text) == (kind == "multi-label")
+    assert ("Training loss, nats" in text) == ("gets wrong" in text) == (kind == "multi-label")
+    assert ("predicts less well" in text) == (kind == "regression")
 
 
 @pytest.mark.parametrize("kind", ["multi-label", "regression"])
@@ -266,6 +269,35 @@ def test_what_to_label_next_is_suggested(task_runs: Runs, task_tables: Tables, t
         else:
             shares = [label["probability"] for label in answer["labels"]]
             assert first.score == pytest.approx(np.mean([1 - abs(2 * share - 1) for share in shares]), abs=1e-4)
+
+
+def test_suggestions_of_a_run_of_a_number_fail_before_anything_is_computed(
+    task_runs: Runs, task_tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(task_runs["regression"].folder, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "training.json").read_text())
+    (tmp_path / "run" / "training.json").write_text(json.dumps(settings | {"source": str(tmp_path / "moved.csv")}))
+    monkeypatch.setattr("svertka.curation.suggest.compute_features", lambda *_, **__: pytest.fail("computed"))
+    with pytest.raises(UsageError, match="cannot open them"):
+        svertka.suggest(tmp_path / "run", task_tables["regression"].parent, threads=1)
+
+
+def test_the_reason_that_no_precision_is_good_enough_is_that_of_those_that_were_measured(
+    task_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if int8 was refused before, for another reason."""
+    shutil.copytree(task_runs["regression"].folder, tmp_path / "run")
+    whole = optimize_module.optimize
+
+    def without_int8(*arguments: Any, **options: Any) -> Any:
+        if options.get("precision") == "int8":
+            raise UsageError("int8 is off by half")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(optimize_module, "optimize", without_int8)
+    monkeypatch.setattr(optimize_module.PrecisionReport, "is_within_bound", False)
+    with pytest.raises(UsageError, match=r"mean absolute error of .* loses .*, and more than max_loss=0.005 in every"):
+        svertka.optimize_run(tmp_path / "run", threads=1)
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])

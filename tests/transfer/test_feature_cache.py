@@ -2,16 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from svertka.compiler.optimize import Optimized
 from svertka.conv import native_support
 from svertka.data.augmentation import Flip, PadCrop
+from svertka.data.folder_and_table_sources import open_folder
+from svertka.data.gpu_jpeg import GpuDecodedSquares
+from svertka.data.image_disk_cache import prepare_images
+from svertka.data.image_io import DecodingOptions
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.data.unreadable_rows import UnreadableRowsError
@@ -286,3 +292,30 @@ def test_images_that_cannot_be_read_have_no_features(frozen, capsys, cache):
         assert torch.allclose(torch.cat([batch.images for batch in found]), wanted, atol=1e-5)
         assert [batch.count for batch in found] == [16, 16, 8]
         assert "left out: 30.jpg cannot be read: truncated" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quiet")
+def test_features_of_other_pixels_of_the_same_files_are_not_found(frozen: Counting, tmp_path: Path) -> None:
+    """The range of 16-bit values, limits at which decoding reduces images, and GPUs change pixels."""
+    for number in range(12):
+        deep = np.random.default_rng(number).integers(0, 1024, (8, 8), np.uint16)
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(deep).save(tmp_path / "ab"[number % 2] / f"{number}.png")
+    whole = open_folder(tmp_path)
+    for step, (intensity_range, max_pixels, on_gpu, computed) in enumerate(
+        [
+            (None, None, False, 12),
+            ((0, 1023), None, False, 12),
+            ((0, 1023), None, False, 0),
+            ((0, 1023), 10_000, False, 12),
+            ((0, 1023), 10_000, True, 12),
+        ]
+    ):
+        dataset = whole.with_decoding(DecodingOptions.up_to(max_pixels)).with_intensity_range(intensity_range)
+        prepared = prepare_images(dataset, 8, 1, threads=1)
+        loader = batches(prepared.rows)
+        if on_gpu:
+            loader.rows = GpuDecodedSquares(prepared.rows, None, None, None, None, torch.device("cpu"))  # type: ignore[arg-type]
+        assert count_missing(loader, frozen, SHAPE, prepared.digests) == computed, step
+        if not on_gpu:
+            cache_on_disk(loader, frozen, SHAPE, prepared.digests)

@@ -15,6 +15,7 @@ from svertka.data.augmentation import Flip, PadCrop
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.data.shard_storage import open_location
+from svertka.data.unreadable_rows import UnreadableRowsError
 from svertka.errors import UsageError
 from svertka.training.initial_classifier import describe_ignored_settings
 from svertka.training.recipe import Recipe
@@ -40,8 +41,9 @@ def network() -> Counting:
     return Counting(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval())
 
 
-def loader(**options: Any) -> BatchLoader:
-    rows = np.random.default_rng(0).integers(0, 256, (COUNT, 10, 10, 3), np.uint8)
+def loader(*, damaged: int | None = None, **options: Any) -> BatchLoader:
+    rows: Any = np.random.default_rng(0).integers(0, 256, (COUNT, 10, 10, 3), np.uint8)
+    rows = rows if damaged is None else Damaged(rows, damaged)
     preprocess = Preprocess(size=8, resize=10, mean=(0.5,) * 3, std=(0.25,) * 3)
     augmentations = (PadCrop(), Flip())
     labels, indices = np.arange(COUNT) % 5, np.arange(COUNT)
@@ -103,6 +105,37 @@ def test_a_damaged_file_is_computed_again(
     assert f"{path} cannot be used" in capsys.readouterr().err.replace("\n", "")
 
 
+class Damaged:
+    """Rows of which one cannot be decoded."""
+
+    def __init__(self, rows: np.ndarray, bad: int) -> None:
+        self.rows, self.bad = rows, bad
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        if len(places := np.flatnonzero(indices == self.bad)):
+            raise UnreadableRowsError(places, [(f"{self.bad}.jpg", "truncated")] * len(places))
+        return self.rows[indices]
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("bad", [0, 6, 22])
+def test_unreadable_images_are_left_out_of_shared_features(
+    bad: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = features(network(), None)
+    for machine, computed in (("first", VARIANTS * (COUNT - 1)), ("second", 0)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        frozen = network()
+        found = features(frozen, str(tmp_path / "features"), damaged=bad)
+        assert frozen.seen == computed
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            kept = [place for place in range(len(other)) if 5 * number + place != bad]
+            assert torch.equal(one, other[kept])
+
+
 RANKS = """
 import json, os, sys
 os.environ["XDG_CACHE_HOME"] = os.path.join(sys.argv[1], sys.argv[2].format(rank=os.environ["RANK"]))
@@ -153,3 +186,5 @@ def test_a_location_that_cannot_be_used_is_refused() -> None:
         open_location("ftpx://bucket/features", is_folder=True)
     (sentence,) = describe_ignored_settings(Recipe(), None, "features/", is_frozen=False)
     assert sentence == "--feature-store changes nothing: no layer is frozen"
+    (sentence,) = describe_ignored_settings(Recipe(), None, "features/", is_cached=False)
+    assert sentence == "--feature-store changes nothing: features are not stored with --no-cache"

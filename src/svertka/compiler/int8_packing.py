@@ -47,7 +47,7 @@ class PackedInt8Weights:
             blocks = padded.reshape(len(padded) // block, block, shape[2], -1, per).permute(0, 2, 3, 1, 4)
             return cls("int8-depthwise", shape, groups, blocks.contiguous(), sums)
         panel, parts = native_support.kernels.int8_panel_width(), []
-        for part in weight.chunk(groups):
+        for part in torch.split(weight, shape[0] // groups):
             matrix = part.permute(0, 2, 3, 1).flatten(2)  # (output, tap y, tap x and input)
             matrix = F.pad(matrix, (0, -matrix.shape[2] % per, 0, 0, 0, -len(part) % panel)).to(dtype)
             parts.append(matrix.reshape(len(matrix) // panel, panel, -1, per).permute(0, 2, 1, 3))
@@ -90,7 +90,7 @@ def _supports_winograd(step: FusedConvolution, weight: Tensor) -> bool:
     of_tile, of_kernel = (torch.kron(matrix, matrix) for matrix in (data, taps))  # (36, 36), (36, 9)
     largest = LARGEST_BYTE * torch.maximum(of_tile.clamp(min=0).sum(1), -of_tile.clamp(max=0).sum(1))
     inputs = native_support.kernels.int8_winograd_inputs()
-    for outputs in weight.chunk(-(-len(weight) // SPLIT)):
+    for outputs in torch.split(weight, SPLIT):
         transformed = (outputs.flatten(2).double() @ of_kernel.T).abs()  # (O, C, 36), exact integers
         padded = F.pad(transformed, (0, 0, 0, -weight.shape[1] % inputs))
         sums = padded.reshape(len(outputs), -1, inputs, transformed.shape[2]).sum(2)

@@ -94,7 +94,8 @@ def optimize(
     neighbors affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
     may overflow, because tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids
     Winograd. In int8, convolutions of 3×3 use Winograd tiles of integers where these are faster and no sum can exceed
-    32 bits: results are those of the direct kernels, except that ties may be rounded otherwise.
+    32 bits. Results are those of the direct kernels up to rounding in float32, after which a value may be off by one of
+    the 256 steps.
 
     Args:
         network: Any nn.Module with float32 parameters on the CPU. The result computes what it does in evaluation mode.

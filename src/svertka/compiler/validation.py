@@ -1,5 +1,8 @@
 """Checks of a network and of its input images: dense tensors with values on the CPU, in float32."""
 
+import inspect
+from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import torch
@@ -39,9 +42,37 @@ def _check_mode(network: nn.Module) -> None:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
+    """Return whether a module computes something else in training mode, apart from the modules inside it."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
-        return module.track_running_stats
-    return isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
+        return bool(module.track_running_stats)
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return bool(module.p > 0)
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    if isinstance(module, nn.RNNBase):
+        return bool(module.dropout > 0 and module.num_layers > 1)
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):  # which choose a faster way by it
+        return False
+    return any("training" in _names_in(code) for code in _code_of(module))
+
+
+def _code_of(module: nn.Module) -> Iterator[CodeType]:
+    """Yield the code of the functions that a module or its classes define, without those of nn.Module."""
+    defined = [vars(module), *(vars(one) for one in type(module).__mro__ if one not in (nn.Module, object))]
+    for names in defined:
+        for name, value in names.items():
+            if name in ("train", "eval"):  # which set the mode
+                continue
+            function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+            if isinstance(code, CodeType):
+                yield code
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Return the names of attributes that code uses, with those in the functions inside it."""
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return {*code.co_names}.union(*map(_names_in, inner))
 
 
 def _check_plain(name: str, tensor: Tensor) -> None:

@@ -14,8 +14,9 @@ def hash_kernel_sources(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".cpp", ".h") or path.name == "CMakeLists.txt":
-            digest.update(b"%s\0%d\0" % (path.relative_to(folder).as_posix().encode(), path.stat().st_size))
-            digest.update(path.read_bytes())
+            content = path.read_bytes()
+            digest.update(b"%s\0%d\0" % (path.relative_to(folder).as_posix().encode(), len(content)))
+            digest.update(content)
     return digest.hexdigest()
 
 

@@ -330,7 +330,8 @@ def check(
         division = DatasetSplit({part: good if part == "train" else good[:0] for part in PARTS})
     parts = division.indices
     per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
-    problems += _find_problems(dataset, bad, per_class["train"])
+    judged = {index: bad[index] for index in chosen if index in bad}
+    problems += _find_problems(dataset, judged, len(chosen), per_class["train"])
     account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
     more_pages = [dataset.images.name(index) for index in sorted(seen) if seen[index].has_more_pages]
@@ -426,12 +427,20 @@ def _open_shards(source: str | PathLike[str], names: ClassNames | None, *, fast:
     return dataset, FolderListing(Path(), Path(), ())
 
 
-def _find_problems(dataset: Dataset, bad: dict[int, str], trained_on: dict[str, int]) -> list[str]:
-    """Return why training would refuse the readable images; `trained_on` is their number per class."""
+def _find_problems(dataset: Dataset, bad: dict[int, str], read: int, trained_on: dict[str, int]) -> list[str]:
+    """Return why training would refuse the images.
+
+    Args:
+        dataset: The images.
+        bad: Index and reason of each unreadable one among those that were read.
+        read: Number of images that were read.
+        trained_on: Number of images to train on, per class.
+    """
     problems = []
     kind = "" if dataset.task.is_single_label else "label "
-    if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
-        problems.append(f"{len(bad)} of {len(dataset)} images are bad, more than a tenth; mend or remove them")
+    if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * read:
+        images = "images" if read == len(dataset) else "images that were read"
+        problems.append(f"{len(bad):,} of {read:,} {images} are bad, more than a tenth; mend or remove them")
     return problems + [
         f"no image of {kind}{name} is left to train on; add some" for name, n in trained_on.items() if not n
     ]
@@ -442,7 +451,8 @@ def describe_findings(findings: Findings) -> list[str]:
     lines = [f"{findings.source}: {_count(findings.images, 'image', 'images')}, {findings.describe_names()}"]
     if findings.read < findings.images:
         lines.append(
-            f"{findings.read:,} of them were read; copies are searched for by name and size, near-duplicates are not"
+            f"{findings.read:,} of them were read, and only these are judged: how many others are bad is not known; "
+            "copies are searched for by name and size, near-duplicates are not"
         )
     widest = max(map(len, findings.classes), default=0)
     lines += [f"  {name:{widest}}  {count}" for name, count in findings.classes.items()]

@@ -218,6 +218,9 @@ def suggest(
     target = None if sort_into is None else check_copy_target(sort_into, parse_path(unlabeled), classifier.names)
     preprocess = classifier.preprocess
     dataset = dataset.with_intensity_range(preprocess.intensity_range)
+    known = None
+    if isinstance(classifier.task, Regression):  # first, since nothing else is of use without them
+        known = _compute_known_features(classifier, run, max_pixels, workers, limit)
     pool = _find_candidates(dataset, read_manifest(run), workers)
     features = compute_features(classifier, preprocess, dataset, pool.indices, threads=workers, cache_limit=limit)
     bad = pool.bad | features.bad
@@ -229,9 +232,6 @@ def suggest(
     notes = [] if dataset.account.sentence() is None else [str(dataset.account.sentence())]
     if parse_path(run).is_dir() and pool.is_unknown:
         notes.append(f"{classifier.origin} does not record which images it was trained on; none is left out for that")
-    known = None
-    if isinstance(classifier.task, Regression):
-        known = _compute_known_features(classifier, run, max_pixels, workers, limit)
     with threadpool_limits(workers):
         suggestions = _choose(dataset, features, known, count)
     if target is not None:

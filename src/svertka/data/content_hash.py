@@ -4,13 +4,14 @@ import hashlib
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from svertka.data.dataset import FileImages, Images, Ints, Subset
+from svertka.data.dataset import FileImages, Images, Ints, Subset, hash_content
 from svertka.data.parallel_map import map_chunks
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder, read_json, write_json
@@ -131,6 +132,22 @@ def unwrap_subset(images: Images) -> tuple[Images, Ints]:
         where = images.indices[where]
         images = images.images
     return images, where
+
+
+def make_feature_key(content: bytes, pixels: bytes, variant: int) -> bytes:
+    """Return the key under which features of an image are stored, 16 bytes.
+
+    Args:
+        content: Digest of the image.
+        pixels: Digest of everything that decides which pixels the network sees of it.
+        variant: Number of the augmented variant; 0 without augmentation.
+    """
+    return hashlib.blake2b(content + pixels + variant.to_bytes(4, "little"), digest_size=16).digest()
+
+
+def hash_in_source(digests: Sequence[bytes], source: str) -> list[bytes]:
+    """Return digests of names and sizes with the source that they are from, so that other sources have others."""
+    return [hash_content(digest + source.encode(errors="surrogatepass")) for digest in digests]
 
 
 class _Memory:

@@ -17,7 +17,7 @@ from svertka.data.rgb_conversion import Pixels
 from svertka.data.unreadable_rows import UnreadableRowsError
 from svertka.errors import ImageError, UsageError
 
-FITS = ("crop", "squeeze")
+SUPPORTED_FITS = ("crop", "squeeze")  # of `Preprocess`; others are left to the CPU
 
 
 def check_gpu_decoding(device: torch.device) -> None:
@@ -40,7 +40,7 @@ class GpuDecodedSquares:
         squares: The same squares, decoded on the CPU.
         read_bytes: Returns the file of an image, by its index.
         layout: How images become squares.
-        decoding: Limits of the CPU's decoder, which also hold here.
+        decoding: Limits of the CPU's decoder, to which JPEGs of more pixels are left: it may decode them reduced.
         pool: Threads that read files.
         device: The GPU.
     """
@@ -62,6 +62,11 @@ class GpuDecodedSquares:
 
     def __getitem__(self, indices: Ints) -> Pixels:
         return self.squares[indices]
+
+    @property
+    def pixel_settings(self) -> str:
+        """What decides which pixels a file has: a GPU decodes a few levels otherwise than the CPU."""
+        return f"{getattr(self.squares, 'pixel_settings', '')}, decoded on a GPU"
 
     def on_device(self, indices: Ints) -> torch.Tensor:
         """Return the squares at `indices` (n,) as (n, S, S, C) uint8 on the GPU.
@@ -85,7 +90,7 @@ class GpuDecodedSquares:
 
     def _read_plain_jpeg(self, index: int) -> bytes | None:
         """Return the file of an image if it is an upright JPEG in color or gray, within the limits; else None."""
-        if self.layout.fit not in FITS or self.layout.side != self.layout.resize or self.layout.channels != 3:
+        if self.layout.fit not in SUPPORTED_FITS or self.layout.side != self.layout.resize or self.layout.channels != 3:
             return None
         with suppress(ImageError):  # which the CPU's decoder explains
             content = self.read_bytes(index)

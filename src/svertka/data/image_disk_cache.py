@@ -20,6 +20,7 @@ from svertka.data.dataset import ArrayImages, Dataset, EncodedImages, FileImages
 from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.gpu_jpeg import GpuDecodedSquares
 from svertka.data.image_io import (
+    REDUCED_ABOVE,
     SUFFIXES,
     TURNED,
     DecodingOptions,
@@ -205,6 +206,11 @@ class _SomeRows:
             raise IndexError("the image was not prepared")
         return self.rows[places]
 
+    @property
+    def pixel_settings(self) -> str:
+        """As in `_Squares`."""
+        return getattr(self.rows, "pixel_settings", "")
+
 
 def is_streamed(images: Images) -> bool:
     """Return whether images are decoded at each read: those in shards, and those of very many files."""
@@ -277,6 +283,11 @@ class _Squares:
         """How the files are decoded."""
         return get_decoding(self.source)
 
+    @property
+    def pixel_settings(self) -> str:
+        """What decides which pixels a file has, besides its content and the layout of the squares."""
+        return f"version {VERSION}, 16-bit range {self.decoding.intensity_range}, {_reducing_limit(self.decoding)}"
+
     def row(self, index: int) -> PackedImage:
         """Return what is stored of image `index`.
 
@@ -344,6 +355,11 @@ class _StoredRows:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def pixel_settings(self) -> str:
+        """As in `_Squares`."""
+        return self.squares.pixel_settings
 
     def __getitem__(self, indices: Ints) -> Pixels:
         rows = np.empty((len(indices), *self.squares.layout.shape), np.uint8)
@@ -548,6 +564,11 @@ def _lasts(error: ImageError, images: Images, index: int, contents: list[bytes])
         return not isinstance(error.__cause__, MemoryError) and images.digest(index) == contents[index]
     except ImageError:
         return False
+
+
+def _reducing_limit(decoding: DecodingOptions) -> str:
+    """Return from which number of pixels on images may be reduced while they are decoded."""
+    return f"reduced above {min(decoding.max_pixels, REDUCED_ABOVE)} pixels"
 
 
 def _bad_header(decoding: DecodingOptions) -> dict[str, object]:

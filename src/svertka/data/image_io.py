@@ -39,7 +39,7 @@ MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, besides its file
 # A JPEG is decoded at reduced size only if this many times the wanted side remains, so that the resize that follows
 # gives the same as from the full image (bench/decode.py). Reducing to the side itself loses 5 dB.
 SPARE = 3
-LARGE = 2**24  # pixels; larger images of other formats are reduced during conversion
+REDUCED_ABOVE = 2**24  # pixels; larger images of other formats are reduced during conversion
 SCANS = 100  # of a JPEG at most: a scan of a few bytes costs a pass over all pixels; encoders write about 10
 SLOW = 2**24  # pixels of a PNM file that Pillow decodes in Python, a microsecond each
 
@@ -588,7 +588,7 @@ def _bands_of_tiff(data: bytes) -> str | None:
 def _factor(image: ImageFile, least: int, limit: int) -> int:
     """Return the largest of 8, 4 and 2 by which the image can be reduced to `least` pixels a side or more, else 1."""
     width, height = image.size
-    if not least or not (isinstance(image, JpegImageFile) or width * height > min(LARGE, limit)):
+    if not least or not (isinstance(image, JpegImageFile) or width * height > min(REDUCED_ABOVE, limit)):
         return 1
     # The JPEG decoder's other scales, such as 5/8, are neither faster nor as good.
     return next((factor for factor in (8, 4, 2) if -(-min(width, height) // factor) >= least), 1)

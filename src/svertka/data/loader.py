@@ -306,10 +306,10 @@ class BatchLoader:
                 if index not in self.unreadable and len(self.unreadable) < NAMED:
                     say(f"left out: {path} cannot be read: {reason}")
                 self.unreadable.setdefault(index, (path, reason))
-        if len(self.unreadable) > BAD_SHARE * len(self.rows):
+        if len(self.unreadable) > BAD_SHARE * len(self.indices):
             path, reason = images[-1]
             raise DataError(
-                f"{len(self.unreadable):,} of {len(self.rows):,} images cannot be read, more than a tenth, such as "
+                f"{len(self.unreadable):,} of {len(self.indices):,} images cannot be read, more than a tenth, such as "
                 f"{path}: {reason}"
             )
 

@@ -84,7 +84,8 @@ def _body(comparison: Comparison) -> Markup:
     evaluations = [comparison.ensemble, *(one.evaluation for one in runs)]
     ends = [end for one in evaluations for end in one.metric_interval if not math.isnan(end)]
     axis = (min(0.0, *ends), max(ends)) if ends else (0.0, 1.0)
-    reach = max((abs(end) for one in runs if one.difference for end in one.difference.interval), default=1.0)
+    differences = [end for one in runs if one.difference for end in one.difference.interval if not math.isnan(end)]
+    reach = max(map(abs, differences), default=1.0)
     trained = [(one, epochs) for one in runs if (epochs := TrainingCurves(one.history).epochs)]
     classes = _classes_by_range(runs)
     return render_template(
@@ -152,9 +153,14 @@ def _describe_run(one: ComparedRun, axis: Interval, reach: float) -> dict[str, A
     }
 
 
-def _bar(interval: Interval, estimate: float, axis: Interval, text: Callable[[float], str]) -> dict[str, str]:
-    """Return the places of `interval` and `estimate` on `axis`, shares of its length, and the interval in words."""
+def _bar(interval: Interval, estimate: float, axis: Interval, text: Callable[[float], str]) -> dict[str, str] | str:
+    """Return the places of `interval` and `estimate` on `axis`, shares of its length, and the interval in words.
+
+    Without an interval, as on too few images, return a dash.
+    """
     low, high = interval
+    if math.isnan(low + high + estimate):
+        return MISSING
     start, end = axis
     length = end - start or 1.0
 
@@ -182,7 +188,7 @@ def _curves(trained: Trained, *, is_share: bool) -> Markup:
             "root",
             (lambda y: f"{100 * y:g}{NBSP}%") if is_share else format_brief,
         ),
-        _panel(trained, "Training loss, nats", "train_loss", "log", format_brief),
+        _panel(trained, f"Training loss{', nats' if is_share else ''}", "train_loss", "log", format_brief),
     ]
     last = max(read_metric(epochs[-1], "epoch") for _, epochs in trained)
     scale = Scale("linear", 0.0, last)
@@ -260,7 +266,8 @@ def _describe_image(comparison: Comparison, wrong: ComparedRun, index: int) -> d
     """Return what the template shows of an image that `wrong` gets wrong."""
     dataset = comparison.joint.dataset
     name, path = dataset.label_text(index), dataset.images.name(index)
-    alt = f"{path}: {name}, which {wrong.letter} gets wrong"
+    is_number = isinstance(wrong.evaluation, RegressionEvaluation)
+    alt = f"{path}: {name}, which {wrong.letter} {'predicts less well' if is_number else 'gets wrong'}"
     try:
         image = render_image(dataset.images.read(index, SHOWN_SIDE), SIDE, alt)
     except ImageError:

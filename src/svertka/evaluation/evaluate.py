@@ -17,7 +17,7 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.sharded_images import ClassNames
-from svertka.data.source_opener import Source, open_source
+from svertka.data.source_opener import Source
 from svertka.device import autocast, choose_device, network_device, set_threads, with_preserved_settings
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
@@ -33,7 +33,7 @@ from svertka.evaluation.task_metrics import Accumulator, AnyEvaluation, make_acc
 from svertka.files import parse_cache_limit_option
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.progress import progress
-from svertka.run import columns_of_training, names_of_training, read_training_boxes
+from svertka.run import open_source_as_in_training
 from svertka.tasks import SINGLE_LABEL, AnyTask, Regression, average_tasks, convert_outputs, reorder_task
 from svertka.type_checking import check_types
 
@@ -219,14 +219,7 @@ def evaluate_jointly(
             )
     names = classifiers[0].names
     orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
-    columns = columns or columns_of_training(runs[0], source)
-    opened = open_source(
-        source,
-        to_train=False,
-        columns=columns,
-        boxes=read_training_boxes(runs[0], source),
-        names=class_names or names_of_training(runs[0], source),
-    )
+    opened = open_source_as_in_training(runs[0], source, columns=columns, names=class_names)
     opened = opened.with_decoding(DecodingOptions.up_to(max_pixels))
     if opened.task.kind != task.kind:
         raise DataError(

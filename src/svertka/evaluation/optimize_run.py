@@ -194,6 +194,7 @@ def _optimize_task(
     before = _evaluate(classifier, classifier.network, images, targets)
     bound = max_loss if precision == "auto" else None
     found: list[tuple[Optimized, PrecisionReport]] = []
+    losses: dict[str, float] = {}
     refused: UsageError | None = None
     for one in ("int8", "bf16", "fp32") if precision == "auto" else (precision,):
         try:
@@ -208,12 +209,17 @@ def _optimize_task(
         after = _evaluate(classifier, made, images, targets)
         float_seconds, seconds = measure_median_seconds([floats, made], images[:1], TIMED_SECONDS)
         report = PrecisionReport(before, after, bound, float_seconds, seconds, torch.get_num_threads())
+        losses[one] = report.loss
         if report.is_within_bound:
             found.append((made, report))
+    if not losses:
+        assert refused is not None  # a precision is measured or refused
+        raise refused
     if not found:
-        raise refused or UsageError(
-            f"rounding alone changes {before.metric_name} of {folder} by more than max_loss={max_loss:g}; allow a "
-            "larger loss, or run the network as it is"
+        best = min(losses, key=losses.__getitem__)
+        raise UsageError(
+            f"{before.metric_name} of {folder} loses {losses[best]:.3g} in {best}, and more than max_loss={max_loss:g} "
+            "in every precision; allow a larger loss, or run the network as it is"
         )
     optimized, report = min(found, key=lambda pair: pair[1].seconds)
     optimized.compiled[0].info = replace(optimized.info, weights_hash=hash_weights(folder / WEIGHTS))

@@ -11,12 +11,11 @@ from torch import Tensor
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.image_io import DecodingOptions
-from svertka.data.source_opener import open_source
 from svertka.errors import RunError
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.held_out import select_held_out_images
 from svertka.progress import progress
-from svertka.run import Run, columns_of_training, names_of_training, read_training_boxes
+from svertka.run import Run, open_source_as_in_training
 
 CALIBRATION_IMAGES = 256  # at most, evenly spread over the training images
 IMAGE_BYTES = 2**30  # at most, of preprocessed images in memory
@@ -40,9 +39,7 @@ def open_images_of_run(folder: Path, source: str | PathLike[str] | None, max_pix
             "that svertka train made"
         )
     given = fspath(source) if source is not None else str(Run(folder).settings()["source"])
-    columns, boxes = columns_of_training(folder, given), read_training_boxes(folder, given)
-    dataset = open_source(given, to_train=False, columns=columns, boxes=boxes, names=names_of_training(folder, given))
-    return dataset.with_decoding(DecodingOptions.up_to(max_pixels))
+    return open_source_as_in_training(folder, given).with_decoding(DecodingOptions.up_to(max_pixels))
 
 
 class RunImages:

@@ -20,7 +20,6 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.prediction_inputs import expand_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
 from svertka.data.rgb_conversion import Range
-from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.run_images import spread_evenly
@@ -32,7 +31,7 @@ from svertka.output_paths import HTML, prepare_output_file, prepare_output_folde
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import count_with_noun
 from svertka.progress import show_spinner
-from svertka.run import Run, columns_of_training, names_of_training, read_training_boxes
+from svertka.run import Run, open_source_as_in_training
 from svertka.type_checking import check_types
 
 if TYPE_CHECKING:
@@ -272,10 +271,7 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
     """Return up to `MAX_CHECKED_IMAGES` images of the source of `run`, evenly spread over it, (H, W, 3) uint8."""
     try:
         source = str(Run(run).settings()["source"])
-        columns, boxes = columns_of_training(run, source), read_training_boxes(run, source)
-        names = names_of_training(run, source)
-        dataset = open_source(source, to_train=False, columns=columns, boxes=boxes, names=names)
-        dataset = dataset.with_intensity_range(intensity_range)
+        dataset = open_source_as_in_training(run, source).with_intensity_range(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(
             f"name images to check the file on: {format_command('export', Path(run))} IMAGE... --to …"

@@ -64,7 +64,7 @@ def render_card(classifier: Classifier, run: str, folder: str) -> str:
     """Return the model card in Markdown: network, data, recipe, results, limits, and how to run it from `folder`."""
     trained = _training(run, classifier)
     sections = {
-        f"{classifier.config.model}, {_classes(classifier)}": _what(classifier),
+        f"{classifier.config.model}, {_classes(classifier)}": _describe_network(classifier),
         "Data and recipe": trained
         or [
             "The published network:",
@@ -87,17 +87,17 @@ def _classes(classifier: Classifier) -> str:
     return f"{number:,} class{'' if number == 1 else 'es'}"
 
 
-def _what(classifier: Classifier) -> list[str]:
+def _describe_network(classifier: Classifier) -> list[str]:
+    """Return what the network computes, its size, and the names of its outputs."""
     size = measure_network_size(classifier.network, classifier.preprocess.input_shape)
     purpose, names = {
-        "single-label": ("classifies images", "classes"),
-        "multi-label": ("predicts the labels of images, any number for each", "labels"),
-        "regression": ("predicts a number for each image", "name of the number"),
+        "single-label": ("classifies images", "Its classes, in the order of"),
+        "multi-label": ("predicts the labels of images, any number for each", "Its labels, in the order of"),
+        "regression": ("predicts a number for each image", "The name of the number, from"),
     }[classifier.task.kind]
-    order = ", as" if classifier.task.kind == "regression" else ", in the order of"
     return [
         f"A convolutional network that {purpose}: {size.parameters:,} parameters, "
-        f"{size.multiply_adds:,} multiply-adds per image. Its {names}{order} `label_names` in config.json:",
+        f"{size.multiply_adds:,} multiply-adds per image. {names} `label_names` in config.json:",
         "",
         *_literal([json.dumps(name, ensure_ascii=False) for name in classifier.names]),
     ]

@@ -99,6 +99,11 @@ class PatchDataset:
         left, top, right, bottom = np.rint(there).astype(int).tolist()
         return left, top, right, bottom
 
+    @property
+    def pixel_settings(self) -> str:
+        """What decides which pixels the files of the images have, besides their content."""
+        return getattr(self.squares, "pixel_settings", "")
+
     def __getitem__(self, indices: Ints) -> Pixels:
         """Return the patches at `indices`, resized, (B, size, size, C) uint8; of whole images, the central square."""
         size, channels = self.preprocess.size, self.preprocess.channels

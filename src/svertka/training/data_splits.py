@@ -10,8 +10,8 @@ from svertka import distributed
 from svertka.data.augmentation import Augmentation
 from svertka.data.box_annotations import BACKGROUND, Annotation, check_box_classes, match_to_images, read_boxes
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
-from svertka.data.content_hash import is_identified_by_name
-from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding, hash_content
+from svertka.data.content_hash import hash_in_source, is_identified_by_name
+from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.gpu_jpeg import check_gpu_decoding
 from svertka.data.hash_split import compute_dataset_fingerprint
@@ -94,8 +94,7 @@ class DataSplits:
         """What features of each image are stored under: its digest, with its source if that is not of its content."""
         if not self.manifest.by_name:
             return self.digests
-        place = self.dataset.source.encode(errors="surrogatepass")
-        return [hash_content(digest + place) for digest in self.digests]
+        return hash_in_source(self.digests, self.dataset.source)
 
     @property
     def shards(self) -> ShardImages | None:

@@ -76,10 +76,19 @@ def _option_of(augmentation: Augmentation) -> str:
 
 
 def describe_ignored_settings(
-    recipe: Recipe, boxes: str | None, feature_store: str | None = None, *, is_frozen: bool = True
+    recipe: Recipe,
+    boxes: str | None,
+    feature_store: str | None = None,
+    *,
+    is_frozen: bool = True,
+    is_cached: bool = True,
 ) -> list[str]:
     """Return sentences on the settings of `recipe`, and others, that change nothing, because of what is trained."""
-    sentences = [] if is_frozen else _ignored({"--feature-store": feature_store}, "no layer is frozen")
+    sentences = []
+    if not is_frozen:
+        sentences = _ignored({"--feature-store": feature_store}, "no layer is frozen")
+    elif not is_cached:
+        sentences = _ignored({"--feature-store": feature_store}, "features are not stored with --no-cache")
     of_pairs: dict[str, object] = {"--mixup": recipe.mixup, "--cutmix": recipe.cutmix}
     of_steps: dict[str, object] = {"augmentation": recipe.augmentations, **of_pairs, "--ema": recipe.ema}
     if recipe.is_computed:

@@ -461,7 +461,9 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         notes=[
             *resolved.notes,
             *notes,
-            *describe_ignored_settings(recipe, boxes, options.feature_store, is_frozen=frozen is not None),
+            *describe_ignored_settings(
+                recipe, boxes, options.feature_store, is_frozen=frozen is not None, is_cached=options.cache
+            ),
         ],
     )
 

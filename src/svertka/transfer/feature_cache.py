@@ -7,11 +7,14 @@ import numpy as np
 import torch
 
 from svertka import distributed
+from svertka.data.content_hash import make_feature_key
 from svertka.data.dataset import Ints
 from svertka.data.disk_cache import INDEX_ENTRY, ArrayStore, report_disk_use
 from svertka.data.loader import BatchLoader
 from svertka.data.per_image_random_numbers import PerImageRandomNumbers
+from svertka.data.pixel_statistics import FIRST
 from svertka.data.shard_storage import ShardLocation
+from svertka.data.unreadable_rows import read_readable_rows
 from svertka.errors import StorageError
 from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress, say
@@ -116,7 +119,10 @@ def _row_keys(batches: BatchLoader, digests: Sequence[bytes], variants: int) -> 
     """Return for each variant the key of the features of each row of `batches`."""
     changed, prepared = bool(batches.augmentations), _preprocessing_digest(batches)
     return [
-        {index: _row_key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()}
+        {
+            index: make_feature_key(digests[index], prepared, variant if changed else 0)
+            for index in batches.indices.tolist()
+        }
         for variant in range(variants)
     ]
 
@@ -278,14 +284,13 @@ def _network_digest(frozen: FrozenPrefix) -> str:
 
 def _preprocessing_digest(batches: BatchLoader) -> bytes:
     """Return a hash of everything that happens to an image before the network."""
-    parts = [batches.preprocess.model_dump_json(), str(batches.rows[batches.indices[:1]].shape)]
+    # Arrays are the pixels themselves; other rows say how they are decoded.
+    how = getattr(batches.rows, "pixel_settings", "")
+    some, _ = read_readable_rows(batches.rows, batches.indices[:FIRST])
+    parts = [batches.preprocess.model_dump_json(), str(some.shape[1:]), how]
     if batches.augmentations:
         parts += [one.model_dump_json() for one in batches.augmentations] + [f"seed {batches.seed}"]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()
-
-
-def _row_key(content: bytes, prepared: bytes, variant: int) -> bytes:
-    return hashlib.blake2b(content + prepared + variant.to_bytes(4, "little"), digest_size=16).digest()
 
 
 def available_cache_bytes(limit: int | None) -> int:

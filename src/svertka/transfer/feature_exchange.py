@@ -2,8 +2,9 @@
 
     LOCATION/NETWORK-SHAPE-PRECISION-VERSION-CHUNK.safetensors
 
-A chunk holds the features of consecutive images of a data set, about 32 MB; CHUNK is a hash of their keys, so that the
-same images, weights and preprocessing have the same chunks in every job.
+A chunk is of consecutive images of a data set, with about 32 MB of features, and CHUNK is a hash of their keys, so that
+the same images, weights and preprocessing have the same chunks in every job. Its file holds the features of the images
+that can be read, and the places of these in the chunk.
 """
 
 import hashlib
@@ -118,9 +119,11 @@ def exchange_features(
 
 
 def _upload(chunk: Chunk, store: ArrayStore, location: ShardLocation) -> None:
-    features = torch.from_numpy(store.gather(store.find(chunk.keys)))
+    positions = store.find(chunk.keys)
+    found = np.flatnonzero(positions >= 0)  # without images that cannot be read
+    features, places = torch.from_numpy(store.gather(positions[found])), torch.from_numpy(found)
     with tempfile.TemporaryDirectory(prefix="svertka-") as folder:
-        write_tensors(Path(folder) / chunk.name, {"features": features})
+        write_tensors(Path(folder) / chunk.name, {"features": features, "places": places})
         location.put(chunk.name, Path(folder) / chunk.name)
 
 
@@ -131,10 +134,13 @@ def _download(chunk: Chunk, store: ArrayStore, location: ShardLocation) -> bool:
         content = location.read(chunk.name)
         with tempfile.TemporaryDirectory(prefix="svertka-") as folder:
             (Path(folder) / chunk.name).write_bytes(content)
-            features = read_tensors_and_header(Path(folder) / chunk.name)[0]["features"].numpy()
-        if features.shape != (len(chunk.keys), *store.row_shape) or features.dtype != store.dtype:
+            tensors = read_tensors_and_header(Path(folder) / chunk.name)[0]
+        features, places = tensors["features"].numpy(), tensors["places"].tolist()
+        if features.shape != (len(places), *store.row_shape) or features.dtype != store.dtype:
             raise DataError(f"it holds {features.dtype} {features.shape}")
+        if not set(places) <= set(range(len(chunk.keys))):
+            raise DataError(f"it holds features of {len(places)} images, which are not those of {len(chunk.keys)}")
     except (DataError, RunError, KeyError) as error:
         say(f"{what} cannot be used ({error}); its features are computed again")
         return False
-    return bool((store.append(chunk.keys, features) >= 0).all())
+    return bool((store.append([chunk.keys[place] for place in places], features) >= 0).all())

@@ -16,12 +16,11 @@ from svertka.data.image_disk_cache import SquareImages
 from svertka.data.image_io import DecodingOptions
 from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
-from svertka.data.source_opener import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import format_command, join_first, to_printable
 from svertka.evaluation.evaluation_scope import NAMED, PART_ADJECTIVES, EvaluationScope, format_image_count
 from svertka.evaluation.held_out import select_held_out_images
-from svertka.run import Run, columns_of_training, names_of_training, read_training_boxes
+from svertka.run import Run, open_source_as_in_training
 
 BATCH_SIZE = 32  # images; a larger batch would determine peak memory
 
@@ -222,13 +221,7 @@ def _suggested_command(run: str | PathLike[str]) -> str:
 
 def _open_labeled(run: str | PathLike[str], source: str) -> Dataset:
     """Open `source` with labels as in the training of `run`."""
-    return open_source(
-        source,
-        to_train=False,
-        columns=columns_of_training(run, source),
-        boxes=read_training_boxes(run, source),
-        names=names_of_training(run, source),
-    )
+    return open_source_as_in_training(run, source)
 
 
 def _open_dataset(run: str | PathLike[str], source: str | PathLike[str] | None, training_source: str | None) -> Dataset:
