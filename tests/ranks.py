@@ -43,12 +43,13 @@ def run_ranks(script: str, folder: Path, *arguments: str, count: int = 2) -> Non
 def start_torchrun(*arguments: str) -> subprocess.Popen[str]:
     """Start `arguments` (a script, or -m and a module, and what follows) in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])  # as pytest's
     return subprocess.Popen(
         [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": path},
     )
 
 
