@@ -80,7 +80,13 @@ def test_features_that_say_nothing_judge_nothing(checked: Checked) -> None:
     labels = checked(features, (rng.random((80, 2)) < 0.5).astype(np.float32), MultiLabel(), ("cat", "dog"))
     assert (labels.checked, labels.errors) == (0, ())
     few = checked(features[:9], targets[:9], Regression(), ("age",))
-    assert "numbers are not checked: they need 10 different images" in few.notes
+    assert "numbers are not checked: 9 different images are too few" in few.notes
+    few = checked(features[:10], targets[:10], Regression(), ("age",))  # one in each tenth
+    assert "numbers are not checked: 10 different images are too few" in few.notes
+    large = checked(features, targets * 1e300, Regression(), ("age",))
+    assert "numbers are not checked: their range exceeds 1e+150" in large.notes
+    bare = checked(features, np.zeros((80, 2), np.float32), MultiLabel(), ("cat", "dog"))
+    assert (bare.error, bare.interval, bare.to_dict()["interval"]) == (None, None, None)
 
 
 def test_an_image_is_listed_once_with_all_its_doubtful_labels() -> None:

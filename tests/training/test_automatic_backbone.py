@@ -110,6 +110,21 @@ def test_labels_and_numbers_are_compared_by_their_metric(
     assert len(found) == 3
 
 
+def test_ten_numbers_are_too_few_to_compare_networks(
+    task_tables: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines, folder = task_tables["regression"].read_text().splitlines(), task_tables["regression"].parent
+    table = tmp_path / "few.csv"
+    table.write_text("\n".join([lines[0], *(f"{folder}/{line}" for line in lines[1:12])]))
+    backbones = [BACKBONE, ("squeezenet1_1", "imagenet")]
+    monkeypatch.setattr(automatic_backbone, "find_offline_backbones", lambda: backbones)
+    assert choose(monkeypatch, str(table)) == BACKBONE
+    assert "there are too few images to compare others" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [{"weights": "imagenet"}, {"size": 64}, {"boxes": "x.csv"}, {"head_layer": "fc"}])
 def test_what_contradicts_it_is_one_sentence(
     option: dict[str, Any], digit_folder: Path, monkeypatch: pytest.MonkeyPatch

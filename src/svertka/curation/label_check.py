@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from svertka.confidence_intervals import Interval, wilson_interval
+from svertka.confidence_intervals import Interval, finite_interval_or_none, finite_or_none, wilson_interval
 from svertka.curation.confident_learning import find_label_issues
 from svertka.curation.doubtful_labels_and_numbers import (
     DoubtfulTarget,
@@ -37,6 +37,7 @@ from svertka.transfer.multi_label_and_regression_heads import (
 SHOWN_NEIGHBORS = 5  # of an image in a list
 AMBIGUOUS = 0.01  # share of the images of two classes that are confused, from which the pair is listed
 SURE = 3.0  # standard deviations by which the classifier must be better than guessing
+LARGEST_RANGE = 1e150  # of numbers, whose squares are finite
 EXAMPLES = 6  # images of an ambiguous pair
 
 
@@ -382,9 +383,13 @@ def _check_labels_or_numbers(
     dataset = described.dataset
     targets, task = dataset.labels[features.indices], dataset.task
     assert isinstance(task, MultiLabel | Regression)
-    splits = divide_into_folds(targets, groups, task) if len(np.unique(groups)) >= 2 * FOLDS else []
+    what = {"multi-label": "labels", "regression": "numbers"}[task.kind]
+    different = len(np.unique(groups))
+    splits = divide_into_folds(targets, groups, task) if different >= 2 * FOLDS else []
     if not splits:
-        return replace(found, notes=(f"{_PLURAL[task.kind]} are not checked: they need {2 * FOLDS} different images",))
+        return replace(found, notes=(f"{what} are not checked: {different:,} different images are too few",))
+    if isinstance(task, Regression) and not np.ptp(targets) < LARGEST_RANGE:
+        return replace(found, notes=(f"numbers are not checked: their range exceeds {LARGEST_RANGE:g}",))
     if isinstance(task, Regression):
         outputs = predict_numbers_out_of_fold(features.values, targets, splits)
         is_checked = is_better_than_mean(targets, outputs)
@@ -400,15 +405,14 @@ def _check_labels_or_numbers(
     return replace(
         found,
         checked=len(targets) if is_checked else 0,
-        error=evaluation.metric,
-        interval=evaluation.metric_interval,
+        error=finite_or_none(evaluation.metric),
+        interval=finite_interval_or_none(evaluation.metric_interval),
         metric=evaluation.metric_name,
         errors=tuple(map(described.doubtful, judged)),
         notes=tuple(notes),
     )
 
 
-_PLURAL = {"multi-label": "labels", "regression": "numbers"}
 _NUMBERS_AT_CHANCE = "numbers are not checked: the features do not predict them clearly better than their mean"
 
 

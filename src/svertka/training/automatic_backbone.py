@@ -143,10 +143,13 @@ def choose_backbone(
     began, backbones = time.monotonic(), find_offline_backbones()
     images = _draw(dataset.task.strata(dataset.labels), parts.indices["train"])
     groups = _number_groups(dataset, parts.digests, images, threads or 1)
-    if dataset.task.is_single_label:
+    if isinstance(dataset.task, SingleLabel):
         can_be_compared = _is_of_large_class(dataset.labels[images], groups)
         images, groups = images[can_be_compared], groups[can_be_compared]
-    too_few = len(np.unique(groups)) < 2 * FOLDS or len(np.unique(dataset.labels[images], axis=0)) < 2
+        too_few = len(np.unique(dataset.labels[images])) < 2
+    else:
+        too_few = len(np.unique(groups)) < 2 * FOLDS
+        too_few = too_few or not divide_into_folds(dataset.labels[images], groups, dataset.task)
     if len(backbones) == 1 or too_few:
         why = "there are too few images to compare others" if too_few else "no other weights are on this machine"
         say(f"model=auto takes {':'.join(BACKBONE)}: {why}")
