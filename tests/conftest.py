@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--large") and config.getoption("timeout") is None:
         config.option.timeout = 3600  # seconds a test, in place of what is enough for a slice
+    # A loaded machine is no fault of the code; and what `make test` finds, it finds again.
+    settings.register_profile("svertka", deadline=None, derandomize=not config.getoption("--large"))
+    settings.load_profile("svertka")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -174,8 +178,8 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "lossy.webp": (photograph, {}),
         "plain.bmp": (photograph, {}),
     }
-    for name, (image, settings) in files.items():
-        image.save(root / name, **settings)
+    for name, (image, options) in files.items():
+        image.save(root / name, **options)
     return {name: root / name for name in files}
 
 
