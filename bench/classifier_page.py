@@ -84,10 +84,7 @@ def main() -> None:
     halved = onnxruntime.InferenceSession(round_to_float16(convert_for_page(classifier, "fp32")).SerializeToString())
     rounded = np.concatenate([halved.run(["probabilities"], {"images": one[None].numpy()})[0] for one in tensors])
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        calibration = images if options.precision == "int8" else ()
-        page = svertka.export(
-            options.run, Path(folder) / "page.html", images=images, precision=options.precision, calibration=calibration
-        )
+        page = svertka.export(options.run, Path(folder) / "page.html", images=images, precision=options.precision)
         with driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS) as browser:
             answers, ready, cpu = run_page(browser, page.path, images)
     found = np.array([answer["probabilities"] for answer in answers])

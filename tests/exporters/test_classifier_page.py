@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,12 @@ from hostile import TEXTS
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import ExportMismatchError, UsageError
-from svertka.inspection import grad_cam
 from svertka.tasks import MultiLabel, Regression
 
 pytest.importorskip("onnxruntime")
 import onnxruntime
 
-from svertka.exporters import classifier_page
+from svertka.exporters import classifier_page, integer_weights
 
 # The messages of the worker, as the page gets them.
 RECORD = """const Plain = Worker; self.answers = []; self.Worker = class extends Plain { constructor(...given) {
@@ -42,7 +42,7 @@ def page(averaging: Classifier, kinds: dict[str, Path], tmp_path_factory: pytest
     assert made.images == 2
     assert 0 < made.difference < 1e-3
     assert made.bytes == path.stat().st_size < 8e6
-    assert "largest difference" in made.sentence
+    assert made.sentence.endswith(", 100.0% keep the class of the network")
     return path
 
 
@@ -282,24 +282,73 @@ def test_a_page_that_is_too_large_or_inexact_is_refused(
         classifier_page.render_classifier_page(averaging, page_model, "int16")
     monkeypatch.setattr(classifier_page, "TOLERANCE", 0.0)
     with pytest.raises(ExportMismatchError, match=r"differs by .*, more than 0; no file was written; use --precision"):
-        classifier_page.check_page_model(page_model, averaging, [np.full((40, 40, 3), 99, np.uint8)])
+        classifier_page.check_page_model(page_model, averaging, torch.full((1, 3, 32, 32), 0.3), "int16")
 
 
-def test_int8_computes_in_8_bits_and_has_maps(averaging: Classifier, tmp_path: Path) -> None:
-    images = list(np.random.default_rng(0).integers(0, 256, (100, 40, 40, 3), np.uint8))
-    made = svertka.export(averaging, tmp_path / "page.html", precision="int8", calibration=images)
-    assert made.int8 is not None
-    assert made.int8.int8_layers == 3
+def test_in_int8_what_the_weights_change_is_measured_and_said(
+    averaging: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer_weights, "SMALLEST_IN_8_BITS", integer_weights.SMALLEST)
+    images = list(np.random.default_rng(0).integers(0, 256, (20, 40, 40, 3), np.uint8))
+    made = svertka.export(averaging, tmp_path / "page.html", precision="int8", images=images)
     text = made.path.read_text("utf-8")
     network = re.search('<script type="text/plain" id="network">(.*?)</script>', text)
     assert network is not None
-    session = onnxruntime.InferenceSession(gzip.decompress(base64.b64decode(network[1])))
+    content = gzip.decompress(base64.b64decode(network[1]))
+    session = onnxruntime.InferenceSession(content)
     assert [output.name for output in session.get_outputs()] == ["probabilities", "classes", "maps"]
-    image = averaging.preprocess(images[0])
-    probabilities, classes, maps = session.run(None, {"images": image[None].numpy()})
-    assert classes[0, 0] == probabilities.argmax()
-    wanted = grad_cam(averaging.network, image, int(classes[0, 0]))[0].numpy()
-    assert np.corrcoef(maps[0, 0].clip(0).ravel(), wanted.ravel())[0, 1] > 0.99
+    tensors = torch.stack([averaging.preprocess(image) for image in images])
+    found = np.concatenate([session.run(["probabilities"], {"images": one[None].numpy()})[0] for one in tensors])
+    wanted = averaging.probabilities([*tensors]).numpy()
+    difference, kept = (
+        np.abs(found - wanted).max(),
+        f"{(found.argmax(1) == wanted.argmax(1)).mean():.1%} keep the class",
+    )
+    assert made.page is not None
+    assert made.difference == made.page.difference == pytest.approx(difference, abs=1e-6)
+    assert difference > 1e-4
+    shown = classifier_page.format_difference(made.difference)
+    assert (
+        made.sentence
+        == f"checked in ONNX Runtime on 20\xa0images: probabilities within {shown}, {kept} of 20 keep their class"
+    )
+    assert f"on 20\xa0pictures, probabilities within {shown}, and {kept}." in text
+    monkeypatch.setattr(classifier_page, "LEAST_AGREEMENT", 1.1)
+    with pytest.raises(ExportMismatchError, match=r"^with weights in int8 only .*% of 20.images keep the class"):
+        svertka.export(averaging, tmp_path / "other.html", precision="int8", images=images)
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_in_int8_a_calibrated_run_calls_images_unknown(
+    calibrated: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer_weights, "SMALLEST_IN_8_BITS", integer_weights.SMALLEST)
+    classifier = calibrated("lenet5", 32, 32)
+    assert classifier.calibration is not None
+    rng = np.random.default_rng(0)
+    photograph = load_sample_image("china.jpg")
+    shown = [photograph[50 * k : 50 * k + 90, :120] for k in range(4)]
+    shown.append(rng.integers(0, 256, (90, 120, 3), np.uint8))
+    images = torch.stack([classifier.preprocess(one) for one in shown])
+    model = classifier_page.convert_for_page(classifier, "int8")
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found = [bool(session.run(["unknown"], {"images": one[None].numpy()})[0][0]) for one in images]
+    assert found == [one["unknown"] for one in svertka.predict(classifier, *shown, threads=1)]
+    assert set(found) == {False, True}
+    assert classifier_page.check_page_model(model, classifier, images, "int8").images == 5
+    # A page that disagrees about it is refused.
+    unknown = classifier.calibration.record.unknown.model_copy(update={"threshold": -1e6})
+    record = classifier.calibration.record.model_copy(update={"unknown": unknown})
+    other = Classifier(classifier.network, classifier.config)
+    other.calibration = replace(classifier.calibration, record=record)
+    model = classifier_page.convert_for_page(other, "int8")
+    with pytest.raises(ExportMismatchError, match=r"only .*% of 5\xa0images are called known or unknown as"):
+        classifier_page.check_page_model(model, classifier, images, "int8")
+
+
+def test_differences_are_not_rounded_down() -> None:
+    given = {0.0: "0", 0.0601: "0.061", 0.06: "0.06", 1.21e-7: "1.3e-07", 0.995: "1"}
+    assert {one: classifier_page.format_difference(one) for one in given} == given
 
 
 def test_16_bit_images_are_refused(made: Callable[..., Classifier], tmp_path: Path) -> None:

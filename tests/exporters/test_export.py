@@ -49,6 +49,15 @@ def test_a_run_checks_itself_on_what_it_was_trained_on(
     assert err == ""
 
 
+def test_a_page_in_int8_is_checked_on_validation_images(
+    run: Run, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run.folder), "--to", str(tmp_path / "page.html"), "--precision", "int8", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    validation = svertka.evaluate(run, source, part="val", threads=1).images
+    assert said["images"] == said["page"]["images"] == min(validation, 128)
+
+
 def test_the_file_alone_names_what_is_in_a_picture(run: Run, source: Path, tmp_path: Path) -> None:
     path = svertka.export(run, tmp_path / "model.onnx", preprocessing=True).path
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -144,7 +153,7 @@ def test_a_folder_is_for_publishing(run: Run, tmp_path: Path, capsys: pytest.Cap
         ("x.onnx", {"precision": "int16"}, "precision=int16 is none of an ONNX file; use fp32 or int8"),
         ("x.html", {"precision": "bf16"}, "precision=bf16 is none of a page; use int16, fp32 or int8"),
         ("x.html", {"preprocessing": True}, "x.html is a page, which always includes the preprocessing; leave it out"),
-        ("x.onnx", {"calibration": ["a.png"]}, "calibration= is read only with precision int8; leave it out"),
+        ("x.onnx", {"calibration": ["a.png"]}, "calibration= is read only for an ONNX file in int8; leave it out"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(run: Run, to: str, options: dict[str, Any], sentence: str) -> None:

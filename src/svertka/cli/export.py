@@ -15,7 +15,7 @@ def export(
         typer.Argument(
             metavar="[IMAGE]...",
             help="Images on which the outputs are compared (default: up to 32 of the images that RUN was trained on; "
-            "in int8, those that it is calibrated on).",
+            "for an ONNX file in int8, those that it is calibrated on; for a page in int8, validation images).",
         ),
     ] = None,
     to: Annotated[
@@ -35,16 +35,16 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, or int8 for ONNX Runtime and OpenVINO, in QDQ form; for a page also int16, with 16-bit weights "
-            "(default: fp32, for a page int16)."
+            help="fp32, or int8 for ONNX Runtime and OpenVINO, in QDQ form; of the weights of a page: int16, int8 or "
+            "fp32 (default: fp32, for a page int16)."
         ),
     ] = None,
     calibration: Annotated[
         list[str] | None,
         typer.Option(
             metavar="IMAGE",
-            help="For int8: images to calibrate on, or a folder of them; repeat it for several (default: up to 256 of "
-            "the training images of RUN).",
+            help="For an ONNX file in int8: images to calibrate on, or a folder of them; repeat it for several "
+            "(default: up to 256 of the training images of RUN).",
         ),
     ] = None,
     trust_builder: TrustBuilder = False,
@@ -75,8 +75,8 @@ def export(
         print_json(written.to_dict())
         return
     print_line(f"{written.path}, {format_bytes(written.bytes)}")
-    if written.int8 is not None:
+    if written.int8 is not None or written.page is not None:
         print_line(written.sentence)
     elif written.images:
-        what = "probabilities" if preprocessing or written.path.suffix.lower() == ".html" else "logits"
+        what = "probabilities" if preprocessing else "logits"
         print_line(f"checked in ONNX Runtime on {written.images} images: {what} within {written.difference:.1g}")

@@ -2,8 +2,9 @@
 
 import base64
 import gzip
+import math
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -14,18 +15,20 @@ import onnxruntime
 import torch
 from markupsafe import Markup
 from onnx import ModelProto, TensorProto, helper
+from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.data.dataset import Pixels
 from svertka.data.image_io import PIXEL_LIMIT
 from svertka.errors import ExportMismatchError, UsageError
 from svertka.exporters.class_activation_maps import CLASSES, append_class_activation_maps
-from svertka.exporters.int16_weights import store_weights_in_int16
+from svertka.exporters.int8_onnx import KEPT, LEAST_AGREEMENT, measure_agreement
+from svertka.exporters.integer_weights import store_weights_in_int8, store_weights_in_int16
 from svertka.exporters.onnx import (
     IMAGES,
     LOGITS,
     NUMBERS,
     PROBABILITIES,
+    UNKNOWN,
     UNKNOWN_SCORE,
     append_threshold,
     check_scores,
@@ -41,6 +44,7 @@ from svertka.pages.html_page import render_page
 from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template
 from svertka.tasks import MultiLabel, Regression
+from svertka.unknown_score import ScoredNetwork
 
 MAX_BYTES = 20_000_000  # of a page
 TOLERANCE = 1e-3  # of a probability, or of a number in standard deviations
@@ -58,19 +62,21 @@ def convert_for_page(classifier: Classifier, precision: str) -> ModelProto:
 
     Args:
         classifier: The classifier.
-        precision: "int16" or "fp32", of the weights.
+        precision: "int16", "int8" or "fp32", of the weights.
 
     Raises:
         ExportMismatchError: PyTorch's exporter does not support the network.
     """
     model = trace_with_score(classifier)
-    complete_for_page(model, classifier)
+    _complete_for_page(model, classifier)
     if precision == "int16":
         store_weights_in_int16(model)
+    if precision == "int8":
+        store_weights_in_int8(model)
     return model
 
 
-def complete_for_page(model: ModelProto, classifier: Classifier) -> None:
+def _complete_for_page(model: ModelProto, classifier: Classifier) -> None:
     """Replace the output `logits` of `model` by `probabilities`, or by `numbers`, and add others, in place.
 
     `classes` and `maps` are class activation maps, where they exist; `unknown`, where `model` has an unknown score, is
@@ -91,39 +97,83 @@ def complete_for_page(model: ModelProto, classifier: Classifier) -> None:
     onnx.checker.check_model(model)
 
 
-def check_page_model(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels]) -> float:
-    """Return the largest difference between `model` and `classifier` on `pictures`, (H, W, 3) uint8.
+@dataclass(frozen=True)
+class PageCheck:
+    """How a page's network compares with the original.
 
-    It is that of a probability, or of a number in standard deviations of the training images.
+    Attributes:
+        images: Images on which they were compared.
+        difference: The largest difference of a probability, or of a number in standard deviations.
+        agreement: The share of the images that keep their class, labels or number.
+        task: The kind of the task.
+    """
+
+    images: int
+    difference: float
+    agreement: float
+    task: str
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in words."""
+        return f"{self.within}, {self.agreement:.1%} {KEPT[self.task]} of the network"
+
+    @property
+    def within(self) -> str:
+        """The largest difference in words."""
+        text = format_difference(self.difference)
+        return (
+            f"numbers within {text} standard deviations"
+            if self.task == "regression"
+            else f"probabilities within {text}"
+        )
+
+
+def check_page_model(model: ModelProto, classifier: Classifier, images: Tensor, precision: str) -> PageCheck:
+    """Compare `model` with `classifier` on preprocessed `images`, (N, C, H, W) float32.
 
     Raises:
-        ExportMismatchError: It exceeds `TOLERANCE`, or an unknown score differs.
+        ExportMismatchError: A probability, or a number in standard deviations, differs by more than `TOLERANCE`, or an
+            unknown score differs. In "int8": fewer than `LEAST_AGREEMENT` of the images keep their class, labels or
+            number, or whether they are unknown.
     """
     session = open_session(model)
-    network = copy_float_network(classifier)
-    gives_score = any(output.name == UNKNOWN_SCORE for output in session.get_outputs())
-    scored = copy_with_score(network, classifier) if gives_score else None
-    task = classifier.task
-    (predicted,) = {PROBABILITIES, NUMBERS} & {output.name for output in session.get_outputs()}
+    network, task = copy_float_network(classifier), classifier.task
+    names = {output.name for output in session.get_outputs()}
+    outputs = [name for name in (PROBABILITIES, NUMBERS, UNKNOWN_SCORE, UNKNOWN) if name in names]
+    scored = copy_with_score(network, classifier) if UNKNOWN in outputs else None
     unit, what = (task.std, "number") if isinstance(task, Regression) else (1.0, "probability")
-    largest = 0.0
-    for picture in pictures:
-        image = classifier.preprocess(picture)[None]
+    largest, kept, same_unknown = 0.0, 0.0, 0
+    for image in torch.split(images, 1):
         with torch.inference_mode():
-            wanted = task.activate(network(image)).numpy()
-        (found,) = session.run([predicted], {IMAGES: image.numpy()})
-        difference = float(np.abs(found - wanted).max()) / unit
-        if not difference <= TOLERANCE:
+            wanted = task.activate(network(image))
+        values, *unknown = session.run(outputs, {IMAGES: image.numpy()})
+        found = torch.from_numpy(values)
+        difference = float((found - wanted).abs().max()) / unit
+        if not np.isfinite(difference) or (precision != "int8" and difference > TOLERANCE):
             raise ExportMismatchError(
                 f"a {what} of ONNX Runtime {onnxruntime.__version__} differs by {difference:.2g}"
                 f"{' standard deviations' if what == 'number' else ''}, more than {TOLERANCE:g}; no file "
                 "was written; use --precision fp32, whose weights are not rounded"
             )
-        if scored is not None:
-            found_score = session.run([UNKNOWN_SCORE], {IMAGES: image.numpy()})[0]
-            check_scores(found_score, scored, image, SCORE_TOLERANCE)
-        largest = max(largest, difference)
-    return largest
+        largest, kept = max(largest, difference), kept + measure_agreement(task, found, wanted)
+        if scored is not None and precision != "int8":
+            check_scores(unknown[0], scored, image, SCORE_TOLERANCE)
+        same_unknown += scored is None or precision != "int8" or unknown[1][0] == _is_unknown(classifier, scored, image)
+    agreement = min(kept, same_unknown) / len(images)
+    if precision == "int8" and agreement < LEAST_AGREEMENT:
+        words = KEPT[task.kind] if kept <= same_unknown else "are called known or unknown as by that"
+        raise ExportMismatchError(
+            f"with weights in int8 only {agreement:.1%} of {count_with_noun(len(images), 'image')} {words} of the "
+            f"network, less than {LEAST_AGREEMENT:.0%}; no file was written; use --precision int16"
+        )
+    return PageCheck(len(images), largest, kept / len(images), task.kind)
+
+
+@torch.inference_mode()
+def _is_unknown(classifier: Classifier, scored: ScoredNetwork, image: Tensor) -> bool:
+    assert classifier.calibration is not None
+    return float(scored.logits_and_scores(image)[1]) > classifier.calibration.threshold
 
 
 def require_page_support(classifier: Classifier) -> None:
@@ -135,13 +185,16 @@ def require_page_support(classifier: Classifier) -> None:
         )
 
 
-def render_classifier_page(classifier: Classifier, model: ModelProto, precision: str) -> bytes:
+def render_classifier_page(
+    classifier: Classifier, model: ModelProto, precision: str, check: PageCheck | None = None
+) -> bytes:
     """Return the page as UTF-8.
 
     Args:
         classifier: The classifier.
-        model: Its network, completed by `complete_for_page`.
-        precision: "int16", "fp32" or "int8", for the sentence of an error.
+        model: Its network, made by `convert_for_page`.
+        precision: "int16", "fp32" or "int8".
+        check: What `check_page_model` returned, which a page in "int8" shows.
 
     Raises:
         UsageError: The page would have more than `MAX_BYTES`.
@@ -157,6 +210,7 @@ def render_classifier_page(classifier: Classifier, model: ModelProto, precision:
     body = render_template(
         "classifier.html",
         sentence=f"{classifier.config.model}: {classes}. It sees a picture at {size}×{size} pixels.",
+        note=_describe_int8(check) if check is not None and precision == "int8" else None,
         facts={
             "names": classifier.names,
             "task": _describe_task(classifier),
@@ -180,6 +234,21 @@ def render_classifier_page(classifier: Classifier, model: ModelProto, precision:
             f"{format_bytes(len(network))}, more than the limit of {format_bytes(MAX_BYTES)}; {advice}"
         )
     return page
+
+
+def _describe_int8(check: PageCheck) -> str:
+    return (
+        "The weights of this page have 8 bits, so its answers are not exactly those of the original network: on "
+        f"{count_with_noun(check.images, 'picture')}, {check.within}, and {check.agreement:.1%} {KEPT[check.task]}."
+    )
+
+
+def format_difference(difference: float) -> str:
+    """Format a difference of probabilities, rounded up to two significant digits: 0.061 or 1.3e-07."""
+    if difference == 0:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(difference)) - 1)
+    return f"{math.ceil(difference / step) * step:.2g}"
 
 
 def _encode(content: bytes) -> str:

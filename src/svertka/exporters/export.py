@@ -20,9 +20,10 @@ from svertka.data.image_io import DecodingOptions
 from svertka.data.prediction_inputs import expand_inputs, load_pixels
 from svertka.data.preprocessing import ImageLike
 from svertka.data.rgb_conversion import Range
+from svertka.device import set_threads
 from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
-from svertka.evaluation.run_images import spread_evenly
+from svertka.evaluation.run_images import RunImages, open_images_of_run, spread_evenly
 from svertka.exporters.calibration_images import load_calibration_images
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import format_bytes, parse_path, write_atomic
@@ -37,9 +38,11 @@ from svertka.type_checking import check_types
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from svertka.exporters.classifier_page import PageCheck
     from svertka.exporters.int8_onnx import Int8Check
 
 MAX_CHECKED_IMAGES = 32  # on which a file is compared with the original
+MAX_INT8_IMAGES = 128  # validation images, on which a page in int8 is
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,9 +55,10 @@ class Export:
         images: Images on which ONNX Runtime was compared with the original; 0 for a folder.
         difference: The largest difference there: of probabilities for a page, or if the file contains the
             preprocessing, else of logits, relative to the largest logit of an image, or absolute if that is below 1.
-            0 for a folder, and in int8.
+            0 for a folder, and for an ONNX file in int8.
         seconds: Duration of the export, seconds.
-        int8: For an int8 file, its layers and how many calibration images keep their class. None: float32.
+        int8: For an ONNX file in int8, its layers and how many calibration images keep their class. None: float32.
+        page: For a page, how its network compares with the original. None: no page.
     """
 
     path: Path
@@ -63,6 +67,7 @@ class Export:
     difference: float
     seconds: float
     int8: "Int8Check | None" = None
+    page: "PageCheck | None" = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -77,6 +82,8 @@ class Export:
         if not self.images:
             return "a folder with the weights themselves; nothing to check"
         images = count_with_noun(self.images, "image")
+        if self.page is not None:
+            return f"checked in ONNX Runtime on {images}: {self.page.sentence}"
         return f"checked in ONNX Runtime on {images}: largest difference {self.difference:.1g}"
 
     def __repr__(self) -> str:
@@ -115,19 +122,21 @@ def export(
     form (QuantizeLinear and DequantizeLinear), which ONNX Runtime and OpenVINO compute in int8. Layers that
     `svertka optimize --precision auto` keeps in float in the run stay float. At least 90 % of up to 100 calibration
     images must keep the class of the float network in ONNX Runtime, and that of the same int8 network in svertka.
+    Of a page, only the weights are 8-bit integers, and it is compared with the network on validation images of the run.
 
     Args:
         run: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
         to: A name that ends in .onnx or .html, or a folder.
         images: Images on which ONNX Runtime is compared with the original, as for `predict`. Empty: up to 32 of
-            the images that the run was trained on. A file that differs is not written.
+            the images that the run was trained on; for a page in int8, up to 128 of its validation images. A file that
+            differs is not written.
         preprocessing: Whether the file includes the preprocessing: uint8 images of any size in, probabilities out,
             instead of prepared images in, logits out. The file of a calibrated run has two further outputs,
             `unknown_score` and `unknown`, whether an image is of none of the classes.
-        precision: "fp32" or "int8", of the ONNX file or page; for a page also "int16", of which only the weights are
-            16-bit integers. None: "fp32", "int16" for a page.
-        calibration: For "int8", a hundred or more typical images, as for `predict`, of which up to 256 are read. Empty:
-            training images of the run.
+        precision: "fp32" or "int8", of the ONNX file; of the weights of a page, also "int16". None: "fp32", "int16"
+            for a page.
+        calibration: For an ONNX file in "int8", a hundred or more typical images, as for `predict`, of which up to 256
+            are read. Empty: training images of the run.
         overwrite: Whether `to` may replace what svertka did not write.
         trust_builder: As for `Classifier.load`.
 
@@ -169,22 +178,23 @@ def export(
         return Export(path, size, 0, 0.0, time.monotonic() - began)
     try:
         import svertka.exporters.onnx  # noqa: F401 - whose packages are an extra
-        from svertka.exporters.classifier_page import complete_for_page, render_classifier_page, require_page_support
+        from svertka.exporters.classifier_page import render_classifier_page, require_page_support
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
     if is_page:
         require_page_support(classifier)
+        model, page_check = _make_page_model(classifier, run, images, precision)
+        content = render_classifier_page(classifier, model, precision, page_check)
+        write_atomic(path, content)
+        seconds = time.monotonic() - began
+        return Export(path, len(content), page_check.images, page_check.difference, seconds, page=page_check)
     check = None
     if precision == "int8":
         model, check = _make_int8_model(classifier, run, images, calibration, preprocessing=preprocessing)
-        if is_page:
-            complete_for_page(model, classifier)
         count, difference = check.images, 0.0
     else:
-        model, count, difference = _make_float_model(
-            classifier, images, precision, preprocessing=preprocessing, is_page=is_page
-        )
-    content = render_classifier_page(classifier, model, precision) if is_page else model.SerializeToString()
+        model, count, difference = _make_float_model(classifier, images, preprocessing=preprocessing)
+    content = model.SerializeToString()
     write_atomic(path, content)
     return Export(path, len(content), count, difference, time.monotonic() - began, check)
 
@@ -199,23 +209,45 @@ def _check_precision(
         raise UsageError(f"precision={precision} is none of an ONNX file; use fp32 or int8")
     if precision == "int8" and not is_file:
         raise UsageError(f"--to {to} is a folder, which has float weights; for int8 name a file that ends in .onnx")
-    if precision != "int8" and calibration:
-        raise UsageError("calibration= is read only with precision int8; leave it out")
+    if calibration and (precision != "int8" or is_page):
+        raise UsageError("calibration= is read only for an ONNX file in int8; leave it out")
+
+
+def _make_page_model(
+    classifier: Classifier,
+    run: str | PathLike[str] | Classifier | nn.Module,
+    images: Sequence[ImageLike],
+    precision: str,
+) -> tuple["ModelProto", "PageCheck"]:
+    """Return the ONNX model of a page and how it compares with the network."""
+    from svertka.exporters.classifier_page import check_page_model, convert_for_page
+
+    folder = _find_folder(run)
+    if images or precision != "int8" or folder is None or not Run(folder).training.exists():
+        shown = _read_images(images, None) if images else _read_training_images(classifier.origin, None)
+        prepared = torch.stack([classifier.preprocess(one) for one in shown])
+    else:
+        dataset = open_images_of_run(folder, None, None)
+        prepared, _ = RunImages(classifier, dataset, set_threads(None), None).load("val", MAX_INT8_IMAGES)
+    with show_spinner("converting and checking the network"):
+        model = convert_for_page(classifier, precision)
+        return model, check_page_model(model, classifier, prepared, precision)
+
+
+def _find_folder(run: str | PathLike[str] | Classifier | nn.Module) -> Path | None:
+    """Return the folder of a run that is given by its path, else None."""
+    return parse_path(run) if isinstance(run, str | PathLike) and parse_path(run).is_dir() else None
 
 
 def _make_float_model(
-    classifier: Classifier, images: Sequence[ImageLike], precision: str, *, preprocessing: bool, is_page: bool
+    classifier: Classifier, images: Sequence[ImageLike], *, preprocessing: bool
 ) -> tuple["ModelProto", int, float]:
     """Return the ONNX model that computes in float32, and on how many images it was checked with which difference."""
-    from svertka.exporters.classifier_page import check_page_model, convert_for_page
     from svertka.exporters.onnx import check_onnx, convert_to_onnx
 
     seen_by = classifier.preprocess.intensity_range
     shown = _read_images(images, seen_by) if images else _read_training_images(classifier.origin, seen_by)
     with show_spinner("converting and checking the network"):
-        if is_page:
-            model = convert_for_page(classifier, precision)
-            return model, len(shown), check_page_model(model, classifier, shown)
         model = convert_to_onnx(classifier, preprocessing=preprocessing)
         return model, len(shown), check_onnx(model, classifier, shown)
 
@@ -231,7 +263,7 @@ def _make_int8_model(
     """Return the ONNX model in int8 and its check."""
     from svertka.exporters.int8_onnx import convert_to_int8_onnx
 
-    folder = parse_path(run) if isinstance(run, str | PathLike) and parse_path(run).is_dir() else None
+    folder = _find_folder(run)
     seen_by = classifier.preprocess.intensity_range
     prepared = load_calibration_images(classifier, folder, calibration)
     if len(prepared) < MIN_IMAGES:

@@ -158,7 +158,7 @@ def _check(
     }
     scores = {name: torch.cat([run(some) for some in torch.split(images, BATCH)]) for name, run in runs.items()}
     predicted = {name: task.activate(some.float()) for name, some in scores.items()}
-    of_float, own = (_measure_agreement(task, predicted["file"], predicted[name]) for name in ("float", "own"))
+    of_float, own = (measure_agreement(task, predicted["file"], predicted[name]) for name in ("float", "own"))
     if not bool(scores["file"].isfinite().all()) or min(of_float, own) < LEAST_AGREEMENT:
         raise ExportMismatchError(
             f"in int8 only {of_float:.1%} of {count_with_noun(len(images), 'image')} {KEPT[task.kind]} of the "
@@ -171,7 +171,7 @@ def _check(
     return Int8Check(len(images), of_float, own, in_int8, len(layers), task.kind)
 
 
-def _measure_agreement(task: AnyTask, found: Tensor, wanted: Tensor) -> float:
+def measure_agreement(task: AnyTask, found: Tensor, wanted: Tensor) -> float:
     """Return the share of images of the same class, or number, or the share of labels that are predicted for both.
 
     Args:
@@ -201,7 +201,7 @@ def _check_preprocessing(
         values = shades_to_16_bit(picture, classifier.preprocess.intensity_range)
         (found,) = whole.run(None, {PICTURES: values[None]})
         (wanted,) = inner.run(None, {IMAGES: classifier.preprocess(picture)[None].numpy()})
-        same += _measure_agreement(task, torch.from_numpy(found), task.activate(torch.from_numpy(wanted)))
+        same += measure_agreement(task, torch.from_numpy(found), task.activate(torch.from_numpy(wanted)))
     if same < LEAST_AGREEMENT * len(pictures):
         raise ExportMismatchError(
             f"with its own preprocessing, {same / len(pictures):.0%} of {count_with_noun(len(pictures), 'image')} "

@@ -6,10 +6,11 @@ document.addEventListener("DOMContentLoaded", () => {
   const SHOWN = 10; // labels, besides those that are predicted
   const PATCH = 72; // CSS pixels of a unit's patch
   const MAX_REQUESTS = 2; // concurrent requests; further ones wait in the browser
+  const drop = document.getElementById("drop");
+  if (!drop) return; // the studio has no run yet
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const choice = document.getElementById("run");
   const answers = document.getElementById("answers");
-  const drop = document.getElementById("drop");
   let current = null; // the picture that keyboard shortcuts apply to
 
   const run = () => facts.runs[choice ? choice.selectedIndex : 0];
