@@ -309,8 +309,7 @@ def test_in_int8_what_the_weights_change_is_measured_and_said(
     assert difference > 1e-4
     shown = classifier_page.format_difference(made.difference)
     assert (
-        made.sentence
-        == f"checked in ONNX Runtime on 20\xa0images: probabilities within {shown}, {kept} of 20 keep their class"
+        made.sentence == f"checked in ONNX Runtime on 20\xa0images: probabilities within {shown}, {kept} of the network"
     )
     assert f"on 20\xa0pictures, probabilities within {shown}, and {kept}." in text
     monkeypatch.setattr(classifier_page, "LEAST_AGREEMENT", 1.1)
