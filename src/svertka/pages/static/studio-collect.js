@@ -323,6 +323,8 @@ document.addEventListener("DOMContentLoaded", () => {
     requestAnimationFrame(() => { if (location.hash === `#/${encodeURIComponent(next)}`) follow(); else location.hash = `#/${encodeURIComponent(next)}`; });
   });
   document.addEventListener("htmx:afterSwap", (event) => { if (event.detail.target.id === "classes" || event.detail.elt?.id === "classes") follow(); });
+  // What is typed there outlives the list, which is replaced after each change.
+  document.addEventListener("htmx:beforeSwap", (event) => { if (event.detail.requestConfig.path === "add-class" && event.detail.shouldSwap) id("new-class").value = ""; });
   addEventListener("hashchange", follow);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) htmx.trigger(document.body, "stale"); });
   follow();
