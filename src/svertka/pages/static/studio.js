@@ -2,7 +2,8 @@
 "use strict";
 (() => {
   const htmx = self.htmx;
-  Object.assign(htmx.config, { includeIndicatorStyles: false, allowEval: false, allowScriptTags: false, historyEnabled: false, refreshOnHistoryMiss: true });
+  // Without a settle delay: until then the browser itself would submit a new form, and load another page.
+  Object.assign(htmx.config, { defaultSettleDelay: 0, includeIndicatorStyles: false, allowEval: false, allowScriptTags: false, historyEnabled: false, refreshOnHistoryMiss: true });
   const SHOWN = 6000; // milliseconds
   const studio = self.studio = {};
   let timer = 0;
