@@ -205,7 +205,7 @@ def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
         if isinstance(table.label, str):
             lines = text.splitlines(keepends=True)
             return "".join(
-                _with_json_label(line, table.label, new[number]) if number in new else line
+                _with_json_label(line, table.label, new[number], table.kind == "regression") if number in new else line
                 for number, line in enumerate(lines, start=1)
             )
         return "".join(_with_labels(text, table.separator, table.label, new))
@@ -213,16 +213,16 @@ def replace_labels(table: Table, labels: Mapping[str, str]) -> str:
         raise DataError(f"{table.file} changed while it was read; run the command again") from error
 
 
-def _with_json_label(line: str, key: str, label: str) -> str:
+def _with_json_label(line: str, key: str, label: str, is_number: bool) -> str:
     value = json.loads(line)
     old: Any = value[key]
     new: Any = label
     if isinstance(old, list):
         new = label.split(SEPARATOR) if label else []
-    elif isinstance(old, float) or (isinstance(old, int) and not label.isdecimal()):
-        new = float(label)
-    elif isinstance(old, int):
+    elif isinstance(old, int) and label.isdecimal():
         new = int(label)
+    elif isinstance(old, int | float) and is_number:
+        new = float(label)
     ending = line[len(line.rstrip("\r\n")) :]
     return json.dumps(value | {key: new}, ensure_ascii=False) + ending
 
