@@ -355,7 +355,7 @@ def test_a_stopped_server_leaves_a_training_that_continues(studio: Studio, brows
     tab = browser.new_page()
     tab.goto(f"{studio.url}/train")
     tab.get_by_text("More options").click()
-    tab.get_by_label("Network").fill("lenet5")
+    tab.get_by_label("Network").fill("resnet20")
     tab.get_by_label("Epochs").fill("2000")
     tab.locator("#start .primary").click()
     tab.locator("#training .curves").wait_for(timeout=600_000)
