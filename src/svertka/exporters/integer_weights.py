@@ -21,7 +21,7 @@ Weights = npt.NDArray[np.float32]
 
 def store_weights_in_int16(model: ModelProto) -> None:
     """Replace each large float32 weight of `model`, in place, by int16 and a scale for each of its first axis."""
-    _store(model, lambda _: np.iinfo(np.int16).max)
+    _store(model, lambda _: np.int16)
 
 
 def store_weights_in_int8(model: ModelProto) -> None:
@@ -29,18 +29,18 @@ def store_weights_in_int8(model: ModelProto) -> None:
 
     The scale of a channel is the one with the least squared error of its weights.
     """
-    _store(model, lambda size: np.iinfo(np.int8 if size >= SMALLEST_IN_8_BITS else np.int16).max)
+    _store(model, lambda size: np.int8 if size >= SMALLEST_IN_8_BITS else np.int16)
 
 
-def _store(model: ModelProto, choose_largest: Callable[[int], int]) -> None:
+def _store(model: ModelProto, choose_kind: Callable[[int], type[np.int8 | np.int16]]) -> None:
     graph = model.graph
     nodes = []
     for weight in list(graph.initializer):
         values = numpy_helper.to_array(weight)
         if weight.data_type != TensorProto.FLOAT or values.ndim < 2 or values.size < SMALLEST:
             continue
-        largest = choose_largest(values.size)
-        kind = np.int8 if largest < 128 else np.int16
+        kind = choose_kind(values.size)
+        largest = np.iinfo(kind).max
         scale = _choose_scale(values, largest) if kind is np.int8 else _scale_of_largest(values, largest)
         integers = _round(values, scale, largest).astype(kind)
         name = weight.name
