@@ -1,7 +1,7 @@
 """The thresholds of the labels of a run, chosen again on its validation images or on new ones."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,6 @@ def choose_label_thresholds(
     thresholds = tuple(old if keep else new for old, new, keep in zip(before, chosen, few.tolist(), strict=True))
     changed = read_config(folder).model_copy(update={"task": MultiLabel(thresholds=thresholds)})
     write_json(folder / CONFIG, changed.model_dump())
-    kept = _names_where(classifier.names, few.tolist())
+    kept = tuple(compress(classifier.names, few.tolist()))
     named = "validation" if part == "val" else "new"
     return LabelThresholds(folder, classifier.names, thresholds, before, kept, found.images, named)
-
-
-def _names_where(names: Sequence[str], flags: Sequence[bool]) -> tuple[str, ...]:
-    return tuple(name for name, flag in zip(names, flags, strict=True) if flag)
