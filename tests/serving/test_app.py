@@ -18,7 +18,7 @@ from svertka.classifier import Classifier, predict
 from svertka.errors import RunError
 
 pytest.importorskip("fastapi")
-from svertka.serving import uvicorn_server
+from svertka.serving import request_batching, uvicorn_server
 from svertka.serving.schemas import Explanation, Health, ImageLabels, Unit
 from svertka.serving.served_model import ServedModel
 
@@ -180,24 +180,23 @@ def test_those_who_come_together_are_answered_together(
     batcher = server.api.service.batchers["small"]
     compute = batcher._compute
 
-    def slow(pictures: Any) -> Any:
+    def wait_for_all(pictures: Any) -> Any:
         sizes.append(len(pictures))
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:  # until a batch, or all others, have come
-            if batcher._queue.qsize() >= min(8, 24 - sum(sizes)):
-                break
+        while len(sizes) == 1 and batcher.open < 24:  # meanwhile no other image is decoded
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         return compute(pictures)
 
-    monkeypatch.setattr(batcher, "_compute", slow)
+    monkeypatch.setattr(batcher, "_compute", wait_for_all)
+    monkeypatch.setattr(request_batching, "BATCH_WAIT_SECONDS", 2.0)  # longer than decoding takes on a busy machine
     threads = [threading.Thread(target=server.ask, args=("POST", "/predict", jpeg)) for _ in range(24)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sum(sizes) == 24
-    assert max(sizes) > 4
-    assert max(sizes) <= 16
+    assert max(sizes) == request_batching.MAX_BATCH
 
 
 def answer_while_stopping(run: Path, live: Callable[..., Any], image: bytes, seconds: float) -> Any:
