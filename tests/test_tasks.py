@@ -53,6 +53,14 @@ def test_initial_bias_predicts_the_shares_of_the_labels() -> None:
     np.testing.assert_allclose(shares, [0.495, 0.995, 0.005], rtol=1e-6)
 
 
+def test_a_number_has_the_shortest_text_that_is_read_as_it() -> None:
+    assert [Regression().text(number, ("age",)) for number in (0.1, 37.0, np.float64(1 / 3))] == [
+        "0.1",
+        "37",
+        "0.3333333333333333",
+    ]
+
+
 def test_strata() -> None:
     # The third label is the rarest; the last image has none.
     targets = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]], np.float32)
@@ -68,6 +76,5 @@ def test_what_is_stored() -> None:
     fitted = Regression().fit(np.array([1.0, 3.0]))
     assert (fitted.mean, fitted.std) == (2.0, 1.0)
     assert Regression().fit(np.array([2.0, 2.0])).std == 1.0
-    assert Regression().text(np.float64(0.1), ("age",)) == "0.10000000000000001"
     assert SINGLE_LABEL.model_dump() == {"kind": "single-label"}
     assert math.isclose(MultiLabel(thresholds=(0.25, 0.5)).threshold(0), 0.25)

@@ -15,6 +15,8 @@ Targets = npt.NDArray[Any]  # of a data set: one row for each image
 Ints = npt.NDArray[np.int64]
 
 SEPARATOR = "|"  # of several labels in one text
+# Of a number to predict. Squares of larger ones, and in float32 the numbers themselves, overflow.
+LARGEST_NUMBER = 1e30
 THRESHOLD = 0.5  # probability from which a label is predicted, unless the validation images say otherwise
 BINS = 10  # of equally many images, in which numbers are divided evenly among the parts
 
@@ -247,7 +249,7 @@ class Regression(_Task):
 
     def text(self, target: Any, names: tuple[str, ...]) -> str:
         """Return a target in words: the number."""
-        return f"{float(target):.17g}"
+        return format_number(float(target))
 
 
 AnyTask = SingleLabel | MultiLabel | Regression

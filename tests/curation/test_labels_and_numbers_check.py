@@ -169,7 +169,7 @@ def test_the_page_offers_labels_and_numbers(kind: str, task_tables: dict[str, Pa
 
     findings = check(str(task_tables[kind]), threads=1)
     dataset = open_source(str(task_tables[kind]))
-    own = label_check.describe_target(dataset, 0)
+    own = dataset.label_text(0)
     suggested = "left|top" if kind == "multi-label" else "12.25"
     error = LabelError(dataset.images.name(0), own, suggested, 3.5, (), 0, "3.5 times the usual error")
     places = np.random.default_rng(0).random((200, 2)).astype(np.float32)
@@ -179,8 +179,10 @@ def test_the_page_offers_labels_and_numbers(kind: str, task_tables: dict[str, Pa
         LabelFindings(checked=200, metric="mAP" if kind == "multi-label" else "mean absolute error", errors=(error,),
                       map=(np.arange(200), places)),
     )  # fmt: skip
-    write_check_page(tmp_path / "check.html", dataset, findings, threads=1)
+    columns = "path=file,labels=tags"
+    write_check_page(tmp_path / "check.html", dataset, findings, threads=1, columns=columns)
     page = (tmp_path / "check.html").read_text().replace("\xa0", " ")
+    assert f"--apply fixes.csv --columns {columns}" in page
     facts = json.loads(page.partition('id="facts">')[2].partition("</script>")[0])
     assert set(facts["csv"]) == {own, suggested}
     assert facts["names"][facts["csv"].index(suggested)] == suggested

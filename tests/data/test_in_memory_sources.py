@@ -148,6 +148,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "labels in a cube": ((GRAY, np.zeros((2, 1, 1))), r"labels have shape \(2, 1, 1\); give \(N,\) classes or num"),
     "labels of two kinds": ([("a.png", ["x"]), ("b.png", "y")], r"label 0 is \['x'\]; give a list of strings for each"),
     "float labels": ((GRAY, np.array([0.0, 1.0])), r"2 whole values 0, 1, …; give integers if they are classes"),
+    "a huge number": ((GRAY, np.array([0.5, 1e300])), r"label 1 is 1e\+300, beyond ±1e\+30; give numbers in a larger"),
     "an infinite number": ((GRAY, np.array([0.5, np.inf])), "label 1 is inf; give numbers that are finite"),
     "a NaN label": ((GRAY, ["a", float("nan")]), "label 1 is nan; give integers or strings"),
     "a missing label": ((GRAY, ["a", None]), "label 1 is None; give integers or strings"),

@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from svertka.data.folder_and_table_sources import open_folder
-from svertka.data.label_tables import parse_columns
+from svertka.data.label_tables import parse_columns, read_table, replace_labels
 from svertka.errors import DataError
 from svertka.tasks import MultiLabel, Regression
 
@@ -63,6 +64,28 @@ def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.labels, [[1, 1], [0, 0], [0, 1]])
 
 
+def test_true_and_false_in_json_lines_are_classes_as_they_are_written(tmp_path: Path) -> None:
+    rows = ['{"file_name": "b.jpg", "label": false}', '{"file_name": "c.jpg", "label": "true"}']
+    file = table(tmp_path, '{"file_name": "a.jpg", "label": true}', rows, "metadata.jsonl")
+    dataset = open_folder(file)
+    assert dataset.names == ("false", "true")
+    found = {dataset.images.name(index): dataset.label_text(index) for index in range(3)}
+    assert {Path(name).name: label for name, label in found.items()} == {
+        "a.jpg": "true",
+        "b.jpg": "false",
+        "c.jpg": "true",
+    }
+    corrected = replace_labels(read_table(file), {"a.jpg": "false", "c.jpg": "false"}).splitlines()
+    assert [json.loads(line)["label"] for line in corrected] == [False, False, "false"]
+
+
+def test_true_and_false_in_one_hot_columns_are_1_and_0(tmp_path: Path) -> None:
+    rows = ['{"file_name": "b.jpg", "cat": false, "dog": true}', '{"file_name": "c.jpg", "cat": true, "dog": true}']
+    file = table(tmp_path, '{"file_name": "a.jpg", "cat": true, "dog": false}', rows, "metadata.jsonl")
+    dataset = open_folder(file)
+    assert sorted(map(dataset.label_text, range(3))) == ["cat", "cat|dog", "dog"]
+
+
 @pytest.mark.parametrize(
     ("header", "columns"), [("path,target", None), ("path,age", "target=age"), ("Id,Pawpularity", "target=Pawpularity")]
 )
@@ -91,6 +114,8 @@ def test_a_number(header: str, columns: str | None, tmp_path: Path) -> None:
         ),
         ("path,age", ["a.jpg,0", "b.jpg,nan", "c.jpg,1"], "target=age", "has age=nan, which is not a finite number"),
         ("path,age", ["a.jpg,0", "b.jpg,", "c.jpg,1"], "target=age", "line 3 of .* has no age; fill it in"),
+        ("path;age", ["a.jpg;0,5", "b.jpg;1,5"], "target=age", r"age=0,5, which is not a finite number; write 0\.5"),
+        ("path,age", ["a.jpg,0", "b.jpg,-1e300"], "target=age", r"age=-1e300, beyond ±1e\+30; give it in a larger"),
         ("path,a,b", ["a.jpg,0,x"], "label=a,target=b", "label and target each say what an image shows; give one"),
         ("path,a", ["a.jpg,0"], "labels=b", "has no column b, but path, a"),
         ("path,label", ["a.jpg,cat|", "b.jpg,cat"], None, "has only one label, cat; several labels need two names"),

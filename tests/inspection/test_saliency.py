@@ -92,6 +92,12 @@ def test_occlusion_matches_captum(captum: Any, side: int, stride: int):
     assert (falls / counts - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
+def test_occlusion_refuses_a_softmax_over_one_score() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1), nn.Softmax(1))
+    with pytest.raises(UsageError, match="Sequential ends in a softmax over one score, which is 1 for every image"):
+        occlusion(network, torch.zeros(1, 3, 8, 8), 0, 4, 4)
+
+
 def test_network_is_left_unchanged(assert_unchanged: Unchanged):
     network, images = Functions().train(), torch.randn(20, 3, 12, 12)
     before = images.clone()

@@ -51,7 +51,9 @@ class _Card:
     neighbors: tuple[Neighbor, ...] = ()
 
 
-def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, threads: int) -> None:
+def write_check_page(
+    path: Path, dataset: Dataset, findings: "Findings", *, threads: int, columns: str | None = None
+) -> None:
     """Write the page to `path` as one HTML file, atomically; its images are read again.
 
     Args:
@@ -59,6 +61,7 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
         dataset: The images.
         findings: What `check` found in them, with labels.
         threads: Threads that read images.
+        columns: Columns of the table that were named, which the command that applies corrections repeats.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -91,7 +94,9 @@ def write_check_page(path: Path, dataset: Dataset, findings: "Findings", *, thre
             for one, cards in zip(labels.ambiguous, pairs, strict=False)
         ],
         map=describe_map(dataset, labels, threads),
-        command=format_command("check", findings.source, "--apply", "fixes.csv"),
+        command=format_command(
+            "check", findings.source, "--apply", "fixes.csv", *(() if columns is None else ("--columns", columns))
+        ),
         names=[name or NO_LABEL for name in choices],
         others={"single-label": "another class", "multi-label": "other labels"}.get(dataset.task.kind)
         if len(choices) > NUMBERED

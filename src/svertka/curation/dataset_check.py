@@ -382,7 +382,7 @@ def check(
     )
     findings = replace(findings, labels=_without_confirmed(found, dataset, source))
     if page is not None:
-        write_check_page(page, dataset, findings, threads=threads)
+        write_check_page(page, dataset, findings, threads=threads, columns=columns)
     return findings
 
 

@@ -25,7 +25,7 @@ from svertka.escaping import escape_undecodable, join_first
 from svertka.evaluation.chance_level import chance_accuracy_mean_and_std
 from svertka.evaluation.cross_validation import ERROR, MEAN_ABSOLUTE_ERROR, evaluate_outputs, format_metric
 from svertka.evaluation.evaluation_scope import format_image_count
-from svertka.tasks import SEPARATOR, MultiLabel, Regression, format_number
+from svertka.tasks import SEPARATOR, MultiLabel, Regression
 from svertka.transfer.backbone_features import BackboneFeatures, compute_backbone_features
 from svertka.transfer.logistic_and_nearest_mean_heads import FOLDS, Floats, predict_out_of_fold
 from svertka.transfer.multi_label_and_regression_heads import (
@@ -439,13 +439,6 @@ def _find_judged_labels(
     return [k for k in range(len(names)) if k not in (*few, *guessed)], notes
 
 
-def describe_target(dataset: Dataset, index: int) -> str:
-    """Return what an image is labeled with: its class, its labels joined by |, or its number."""
-    if isinstance(dataset.task, Regression):
-        return format_number(float(dataset.labels[index]))
-    return dataset.label_text(index)
-
-
 class _Describer:
     """Builder of what is listed about single images.
 
@@ -472,7 +465,7 @@ class _Describer:
             suggested = SEPARATOR.join(names[k] for k in np.flatnonzero(one.suggested).tolist())
             having = sum(bool(self.dataset.labels[near.index][column] > 0.5) for near in neighbors)
             because = f"{having} of the {len(neighbors)} most similar images have {names[column]}"
-        label = describe_target(self.dataset, index)
+        label = self.dataset.label_text(index)
         return LabelError(self._path(index), label, suggested, one.score, neighbors, index, because)
 
     def outlier(self, place: int, ratio: float) -> GlobalOutlier:
@@ -491,7 +484,7 @@ class _Describer:
         return escape_undecodable(self.dataset.images.name(index))
 
     def _label(self, index: int) -> str:
-        return describe_target(self.dataset, index)
+        return self.dataset.label_text(index)
 
 
 def _find_judged(dataset: Dataset, labels: Ints, groups: Ints) -> tuple[Ints, tuple[str, ...]]:

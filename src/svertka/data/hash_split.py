@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from svertka.data.dataset import PARTS, Dataset, Ints
 from svertka.errors import UsageError
+from svertka.tasks import Regression
 
 VAL_SHARE = 0.1  # of the training images, if a source has no val part
 STRATIFIED_BELOW = 1000  # contents of a class; in larger classes, drawn shares differ by little from those asked for
@@ -107,9 +108,11 @@ def compute_dataset_fingerprint(
         indices: Indices of the images in each part; some images may be in none.
     """
     part_of = {index: part for part, some in indices.items() for index in some.tolist()}
-    lines = sorted(
-        f"{digests[index].hex()} {dataset.label_text(index)} {part_of.get(index, '')}" for index in good.tolist()
-    )
+    is_number = isinstance(dataset.task, Regression)
+    texts = {
+        index: f"{dataset.labels[index]:.17g}" if is_number else dataset.label_text(index) for index in good.tolist()
+    }
+    lines = sorted(f"{digests[index].hex()} {text} {part_of.get(index, '')}" for index, text in texts.items())
     return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 

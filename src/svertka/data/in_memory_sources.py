@@ -21,7 +21,7 @@ from svertka.data.target_columns import MANY_NUMBERS
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.files import parse_path
 from svertka.progress import progress
-from svertka.tasks import MultiLabel, Regression
+from svertka.tasks import LARGEST_NUMBER, MultiLabel, Regression
 from svertka.text_width import shorten
 
 # How runs name such sources. No path looks like this, and nothing can be opened by it.
@@ -262,6 +262,11 @@ def _numbers(labels: Sequence[Any]) -> npt.NDArray[np.float64]:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise UsageError(f"label {bad[0]} is {values[bad[0]]}; give numbers that are finite")
+    large = np.flatnonzero(np.abs(values) > LARGEST_NUMBER)
+    if len(large):
+        raise UsageError(
+            f"label {large[0]} is {values[large[0]]:g}, beyond ±{LARGEST_NUMBER:g}; give numbers in a larger unit"
+        )
     distinct = np.unique(values)
     if np.ndim(labels[0]) == 0 and len(distinct) <= MANY_NUMBERS and (distinct == np.rint(distinct)).all():
         raise UsageError(

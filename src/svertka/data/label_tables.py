@@ -219,6 +219,8 @@ def _with_json_label(line: str, key: str, label: str, is_number: bool) -> str:
     new: Any = label
     if isinstance(old, list):
         new = label.split(SEPARATOR) if label else []
+    elif isinstance(old, bool) and not is_number and label in ("true", "false"):
+        new = label == "true"
     elif isinstance(old, int) and label.isdecimal():
         new = int(label)
     elif isinstance(old, int | float) and is_number:
@@ -321,10 +323,15 @@ def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[
 
 
 def _as_cell(value: Any) -> str:
-    """Return a value of JSON as a table would have it; a list as its items joined by |."""
+    """Return a value of JSON as a table would have it: a list as its items joined by |, true as 1."""
     if isinstance(value, list):
-        return SEPARATOR.join(map(str, value)) + SEPARATOR * (len(value) < 2)
+        return SEPARATOR.join(map(_item_text, value)) + SEPARATOR * (len(value) < 2)
     return "" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _item_text(item: Any) -> str:
+    """Return an item of a list as it is written in JSON, without the quotes of a string."""
+    return json.dumps(item) if isinstance(item, bool) else str(item)
 
 
 def _json_objects(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -353,11 +360,15 @@ def _scalar(value: Any, key: str, where: str, targets: TargetColumns) -> str:
         return value
     if key in targets.columns:
         if isinstance(value, list) and targets.kind == "multi-label" and not targets.is_one_hot:
-            if split := next((one for one in map(str, value) if SEPARATOR in one), None):
+            if split := next((one for one in map(_item_text, value) if SEPARATOR in one), None):
                 raise DataError(f"{where} has the label {shorten(split)}; rename it, as {SEPARATOR} separates labels")
             return _as_cell(value)
-        if isinstance(value, float) and (targets.is_one_hot or targets.kind == "regression"):
+        if targets.is_one_hot and isinstance(value, float | bool):
             return _as_cell(value)
+        if targets.kind == "regression" and isinstance(value, float):
+            return _as_cell(value)
+    if isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, int) and abs(value) < 2**63:
         return str(value)
     raise DataError(f"{where} has {key}={shorten(repr(value))}; give a string or an integer")

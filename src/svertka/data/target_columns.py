@@ -15,7 +15,7 @@ from typing import Literal
 from svertka.data.split_names import match_split_name
 from svertka.errors import DataError
 from svertka.escaping import join_first, shell_quote
-from svertka.tasks import SEPARATOR
+from svertka.tasks import LARGEST_NUMBER, SEPARATOR
 from svertka.text_width import shorten
 
 Kind = Literal["single-label", "multi-label", "regression"]
@@ -70,7 +70,13 @@ class TargetColumns:
             return cell
         number = _number(cell)
         if number is None:
-            raise DataError(f"{where} has {self.columns[0]}={shorten(cell)}, which is not a finite number; correct it")
+            pointed = cell.replace(",", ".")
+            advice = f"write {pointed}" if cell.count(",") == 1 and _number(pointed) is not None else "correct it"
+            raise DataError(f"{where} has {self.columns[0]}={shorten(cell)}, which is not a finite number; {advice}")
+        if abs(number) > LARGEST_NUMBER:
+            raise DataError(
+                f"{where} has {self.columns[0]}={shorten(cell)}, beyond ±{LARGEST_NUMBER:g}; give it in a larger unit"
+            )
         return repr(number)
 
     def note(self, file: Path) -> list[str]:

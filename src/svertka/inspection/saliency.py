@@ -19,7 +19,7 @@ from svertka.inspection.checked_forward_pass import (
     to_floating_point_images,
     unwrap_compiled,
 )
-from svertka.inspection.class_scores import ClassIndices, compute_class_scores, parse_class_indices
+from svertka.inspection.class_scores import ClassIndices, OutputActivation, compute_class_scores, parse_class_indices
 from svertka.type_checking import check_types
 
 BATCH_SIZE = 16
@@ -187,8 +187,8 @@ def occlusion(
         (N, rows, columns) in 0 to 1, float32, or float64 if the network computes in it.
 
     Raises:
-        UsageError: The network has no such class or does not return scores (N, K); `side` exceeds the image; `side` or
-            `stride` is below 1.
+        UsageError: The network has no such class, does not return scores (N, K), or ends in a softmax over one score;
+            `side` exceeds the image; `side` or `stride` is below 1.
 
     Source: Zeiler & Fergus 2014, §4.2, figure 6 (d).
     """
@@ -214,6 +214,11 @@ def occlusion(
                     one[:, top : top + side, left : left + side] = 0
                 labels = target.expand(len(batch))
                 scores = compute_class_scores(network, covered, labels, multilabel)
+                if scores.activation is OutputActivation.SOFTMAX and scores.values.shape[1] == 1:
+                    raise UsageError(
+                        f"{type(network).__name__} ends in a softmax over one score, which is 1 for every image; end "
+                        "it in a sigmoid, or leave the softmax out"
+                    )
                 found[index, start : start + len(batch)] = scores.probabilities(labels)
     return found.reshape(len(inputs), len(tops), len(lefts)).to(images.device)
 
