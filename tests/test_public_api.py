@@ -37,14 +37,15 @@ from svertka.inspection.run_ablation import AblatedRun, UnitEffect
 from svertka.inspection.unit_comparison import UnitComparison
 from svertka.inspection.unit_matching import MatchedLayer
 from svertka.localization.locate import LocatedClass, LocatedImage, LocatedImages
-from svertka.training.extend import AccuracyEstimate, Extension
+from svertka.training.extend import Extension
+from svertka.training.extension_accuracy import AccuracyEstimate, MeanPrecisionEstimate
 
 RESULTS = (
     AblatedRun, UnitEffect, UnitComparison, MatchedLayer,
     MixedPrecisionReport, AmbiguousPair, Atlas, CalibratedRun, ComparedRun, Comparison, Difference, Evaluation, Export,
     Extension, GlobalOutlier, Findings, AccuracyEstimate, LabelError, LabelFindings, LabelThresholds,
-    LayerTable, LocatedImages, LocatedClass, LocatedImage, Neighbor, OptimizedRun, Predictions, ShardedDataset,
-    SimilarImage, SimilarImages, Suggestion, Suggestions,
+    LayerTable, LocatedImages, LocatedClass, LocatedImage, MeanPrecisionEstimate, Neighbor, OptimizedRun, Predictions,
+    ShardedDataset, SimilarImage, SimilarImages, Suggestion, Suggestions,
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 

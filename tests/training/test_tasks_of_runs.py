@@ -175,7 +175,6 @@ def test_runs_of_different_tasks_are_not_compared(task_runs: Runs, task_tables: 
 
 
 REFUSING: dict[str, Callable[[Run, str, Path], Any]] = {
-    "extend": lambda run, table, to: svertka.extend(run, table),
     "--sort-into": lambda run, table, to: svertka.suggest(run, str(Path(table).parent), sort_into=to / "sorted"),
 }
 

@@ -14,7 +14,6 @@ from svertka.data import image_io
 from svertka.data.file_accounting import FileAccount
 from svertka.data.image_io import DEFAULT, DecodedImage, DecodingOptions, decode_image, read_image_size
 from svertka.data.rgb_conversion import Range
-from svertka.errors import DataError
 from svertka.tasks import SINGLE_LABEL, AnyTask, Targets
 
 Ints = npt.NDArray[np.int64]
@@ -199,16 +198,6 @@ class Dataset:
     def label_text(self, index: int) -> str:
         """Return the target of an image in words: its class, its labels joined by |, or its number."""
         return self.task.text(self.labels[index], self.names)
-
-    def require_single_label(self, what: str, to_do: str = "use train, evaluate, predict, export or serve") -> None:
-        """Raise DataError unless each image has one class.
-
-        Args:
-            what: The command or option that needs it.
-            to_do: The advice.
-        """
-        if not self.task.is_single_label:
-            raise DataError(f"{what} works with one class an image, and {self.source} has {self.task.phrase}; {to_do}")
 
     def with_decoding(self, decoding: DecodingOptions) -> "Dataset":
         """Return the data set with its files decoded as `decoding` says."""

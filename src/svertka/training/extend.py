@@ -1,4 +1,4 @@
-"""extend(): add classes to a run by fitting its head again, on the features that its frozen layers compute."""
+"""extend(): add classes or labels to a run by fitting its head again, on the features of its frozen layers."""
 
 import csv
 import io
@@ -10,101 +10,52 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from svertka.classifier import Classifier
-from svertka.confidence_intervals import Interval, wilson_interval
 from svertka.data.content_hash import unwrap_subset
-from svertka.data.dataset import PARTS, Dataset, FileImages, Ints
+from svertka.data.dataset import PARTS, Dataset, FileImages
 from svertka.data.image_io import DecodingOptions
 from svertka.data.in_memory_sources import ARRAYS, FILES, IN_MEMORY
 from svertka.data.source_opener import Source, is_path, is_same_source, open_source
 from svertka.device import choose_device, set_threads, with_preserved_settings
-from svertka.errors import Interrupted, RunError, UsageError
+from svertka.errors import DataError, Interrupted, RunError, UsageError
 from svertka.escaping import format_command, join_first, to_printable
 from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import parse_cache_limit_option, parse_path, resolve_path, write_atomic
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
+from svertka.tasks import SEPARATOR, MultiLabel, Regression
 from svertka.training.config import RunSettings
-from svertka.training.extended_dataset import ExtendedDataset, extend_dataset
+from svertka.training.extended_dataset import extend_dataset
+from svertka.training.extension_accuracy import Estimate, compare_before_and_after
 from svertka.training.train import train
 from svertka.transfer.freeze import ALL
-from svertka.transfer.image_features import compute_features
 from svertka.transfer.logistic_and_nearest_mean_heads import SOLVERS
 from svertka.type_checking import check_types
 
 TABLE = "images.csv"  # in the new run: the images that it was trained on, with their parts
 DEFAULT_SOLVER = "logistic"
 
-Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class AccuracyEstimate:
-    """How many of some held-out images a network classifies correctly.
-
-    Attributes:
-        images: Number of images, at least 1.
-        right: Number of those that it classifies correctly.
-    """
-
-    images: int
-    right: int
-
-    @classmethod
-    def of(cls, right: Flags) -> "AccuracyEstimate | None":
-        """Return the accuracy on N images; None if N is 0.
-
-        Args:
-            right: Whether each of them is classified correctly, (N,) bool.
-
-        Returns:
-            The accuracy with its interval, or None.
-        """
-        return cls(len(right), int(right.sum())) if len(right) else None
-
-    @property
-    def share(self) -> float:
-        """Share of the images that are classified correctly, 0 to 1."""
-        return self.right / self.images
-
-    @property
-    def interval(self) -> Interval:
-        """95 % confidence interval of that share."""
-        return wilson_interval(self.right, self.images)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.share:.1%} ({low:.1%} to {high:.1%})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values.
-
-        Returns:
-            The keys images, right, share and interval.
-        """
-        return {"images": self.images, "right": self.right, "share": self.share, "interval": list(self.interval)}
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Extension:
-    """A run with further classes or images.
+    """A run with further classes, labels or images.
 
     Attributes:
         run: The new run.
         base: The run that was extended; it is not changed.
-        added: The new classes.
+        added: The new classes or labels.
         new_images: Number of new images in each part.
         part: Part whose images judge both runs: "test", or without test images "val".
-        before: Accuracy of `base` on the held-out images of its own classes; None if it held out none.
-        after: Accuracy of `run` on the same images, where the new classes are further answers.
-        lost: Number of these that only `base` classifies correctly.
-        gained: Number of these that only `run` classifies correctly.
-        added_accuracy: Accuracy of `run` on the held-out new images; None if there are none.
+        before: Accuracy, or mean average precision, of `base` on the held-out images of its own classes or labels; None
+            if it held out none.
+        after: The same of `run`; new classes are further answers.
+        lost: Number of these images, or of their labels, that only `base` predicts correctly.
+        gained: Number of these that only `run` predicts correctly.
+        added_accuracy: Accuracy of `run` on the held-out new images; or its mean average precision of new labels on all
+            held-out images, or of all labels on the new ones if no label is new. None without any.
         notes: How the images were used, a sentence each.
+        has_labels: Whether images have several labels, instead of one class.
     """
 
     run: Run
@@ -112,12 +63,13 @@ class Extension:
     added: tuple[str, ...]
     new_images: dict[str, int]
     part: str
-    before: AccuracyEstimate | None
-    after: AccuracyEstimate | None
+    before: Estimate | None
+    after: Estimate | None
     lost: int
     gained: int
-    added_accuracy: AccuracyEstimate | None
+    added_accuracy: Estimate | None
     notes: tuple[str, ...]
+    has_labels: bool = False
 
     def sentences(self) -> list[str]:
         """Return what was added, and the accuracies before and after.
@@ -125,19 +77,20 @@ class Extension:
         Returns:
             The counts, the accuracies on old and new classes, and the notes.
         """
-        classes = f"new classes: {join_first(self.added, 10)}" if self.added else "no new class"
-        found = [f"{classes}; {format_image_count(sum(self.new_images.values()))} added"]
+        nouns, noun, counted = ("labels", "label", " labels") if self.has_labels else ("classes", "class", "")
+        listed = f"new {nouns}: {join_first(self.added, 10)}" if self.added else f"no new {noun}"
+        found = [f"{listed}; {format_image_count(sum(self.new_images.values()))} added"]
         if self.before is None or self.after is None:
-            found.append(f"{self.base} held out no images, so that the accuracy on its classes is not known")
+            unknown = "mAP of" if self.has_labels else "accuracy on"
+            found.append(f"{self.base} held out no images, so that the {unknown} its {nouns} is not known")
         else:
             found.append(
-                f"old classes: {self.before} right before, {self.after} after, of {self.before.images:,} {self.part} "
-                f"images; {self.lost:,} only before, {self.gained:,} only after"
+                f"old {nouns}: {self.before} before, {self.after} after, of {self.before.images:,} {self.part} "
+                f"images; {self.lost:,}{counted} only before, {self.gained:,} only after"
             )
         if self.added_accuracy is not None:
-            found.append(
-                f"new images: {self.added_accuracy} right, of {self.added_accuracy.images:,} {self.part} images"
-            )
+            new = "new labels" if self.has_labels and self.added else "new images"
+            found.append(f"{new}: {self.added_accuracy}, of {self.added_accuracy.images:,} {self.part} images")
         return [*found, *self.notes]
 
     def __repr__(self) -> str:
@@ -182,15 +135,19 @@ def extend(
     max_pixels: int | None = None,
     trust_builder: bool = False,
 ) -> Extension:
-    """Add the classes and images of a source to a run, and write the result as a new run.
+    """Add the classes or labels, and the images, of a source to a run, and write the result as a new run.
 
     The head is fitted again to the features of the images of both, which the frozen layers of the run compute, so that
     it takes seconds. Images keep the parts that they had in the run.
 
+    Of several labels, images of the run keep their labels, and get those that are new to it. Images count as images
+    without the labels that their source does not name.
+
     Args:
         run: A run whose training kept layers frozen; it is not changed.
         source: Labeled images, as for `train`: a folder with a folder for each new class, which may also hold further
-            images of the old classes, and those that the run knows.
+            images of the old classes, and those that the run knows; or a table with new labels of images of the run, or
+            of further images.
         original: The images that the run was trained on, if they have moved or were in memory. None: where they were.
         output: Folder of the new run. None: that of `run` with "-extended" after its name.
         columns: Columns of a table that contain paths and labels, such as "path=file,label=class".
@@ -202,19 +159,25 @@ def extend(
         trust_builder: As for `Classifier.load`.
 
     Returns:
-        The new run, and the accuracy on the held-out images of the old classes before and after.
+        The new run, and the accuracy, or mean average precision, on the held-out images of the old classes or labels
+        before and after.
 
     Raises:
-        UsageError: The run trained all of its layers, `source` adds nothing, or `output` exists.
+        UsageError: The run predicts a number or trained all of its layers, `source` adds nothing, or `output` exists.
         RunError: The run is missing, damaged or unfinished, or does not record its images.
-        DataError: The images of the run are no longer there, or a new class has none to train on.
+        DataError: The images of the run are no longer there, a new class has none to train on, or `source` has one
+            class an image and the run several labels, or the other way round.
         StorageError: The new run cannot be written.
     """
     base = Run(run)
     settings = RunSettings.of(base)
     base.result()  # raises an error if the training has not finished
     classifier = Classifier.load(base.folder, choose_device(device), trust_builder=trust_builder)
-    classifier.require_single_label("extend", "train again on all images")
+    if isinstance(classifier.task, Regression):
+        raise UsageError(
+            f"{base.folder} predicts a number, to which no class or label can be added; train again on all images: "
+            f"{format_command('train', 'SOURCE', '--weights', base.folder)}"
+        )
     _refuse_without_features(base, settings)
     manifest = read_manifest(base)
     if manifest is None:
@@ -228,7 +191,8 @@ def extend(
     if old.groups is not None:
         raise _groups_error(base, "its table has groups")
     new = open_source(source, to_train=False, columns=columns)
-    new.require_single_label("extend", "give images of one class each")
+    for opened in (old, new):
+        _check_task(classifier, opened)
     extended = extend_dataset(
         old.with_decoding(decoding), new.with_decoding(decoding), classifier.names, manifest,
         val=settings.val, test=settings.test, turn=settings.turn, threads=workers,
@@ -246,7 +210,7 @@ def extend(
         if dataset.source == str((folder / TABLE).absolute()):
             write_atomic(folder / TABLE, _table_of(dataset).encode())
         after = Classifier.load(made.folder, device, trust_builder=trust_builder)
-        judged = _judge(classifier, after, extended, workers, parse_cache_limit_option(cache_limit))
+        judged = compare_before_and_after(classifier, after, extended, workers, parse_cache_limit_option(cache_limit))
     except BaseException as error:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -255,7 +219,30 @@ def extend(
         raise
     parts = extended.dataset.parts[extended.is_new]
     counts = {part: int((parts == part).sum()) for part in PARTS}
-    return Extension(made, fspath(run), extended.added, counts, **judged, notes=extended.dataset.account.notes)
+    return Extension(
+        run=made,
+        base=fspath(run),
+        added=extended.added,
+        new_images=counts,
+        part=judged.part,
+        before=judged.before,
+        after=judged.after,
+        lost=judged.lost,
+        gained=judged.gained,
+        added_accuracy=judged.added,
+        notes=extended.dataset.account.notes,
+        has_labels=isinstance(classifier.task, MultiLabel),
+    )
+
+
+def _check_task(classifier: Classifier, dataset: Dataset) -> None:
+    """Raise DataError unless images are labeled with what a run predicts."""
+    if dataset.task.kind != classifier.task.kind:
+        advice = "name its column of labels: --columns labels=COLUMN" if dataset.task.is_single_label else "use another"
+        raise DataError(
+            f"{classifier.origin} predicts {classifier.task.phrase}, and {dataset.source} has {dataset.task.phrase}; "
+            f"{advice}"
+        )
 
 
 def _refuse_without_features(base: Run, settings: RunSettings) -> None:
@@ -302,36 +289,13 @@ def _name_source(dataset: Dataset, folder: Path) -> str:
 
 
 def _table_of(dataset: Dataset) -> str:
-    """Return the table of the images, with their classes and parts."""
+    """Return the table of the images, with their classes or labels and their parts."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label", "part"))
-    for index, (label, part) in enumerate(zip(dataset.labels.tolist(), dataset.parts.tolist(), strict=True)):
-        rows.writerow((dataset.images.name(index), dataset.names[label], part))
+    for index, part in enumerate(dataset.parts.tolist()):
+        label = dataset.label_text(index)
+        if isinstance(dataset.task, MultiLabel) and SEPARATOR not in label:
+            label += SEPARATOR  # by which the column is read as several labels
+        rows.writerow((dataset.images.name(index), label, part))
     return text.getvalue()
-
-
-def _judge(
-    before: Classifier, after: Classifier, extended: ExtendedDataset, threads: int, cache_limit: int | None
-) -> dict[str, Any]:
-    """Return the fields of an Extension that say how both runs classify held-out images."""
-    parts, is_new = extended.dataset.parts, extended.is_new
-    part = "test" if (parts[~is_new] == "test").any() else "val"
-
-    def judge(classifier: Classifier, indices: Ints) -> Flags:
-        """Return whether each readable image at `indices` is classified correctly."""
-        preprocess = classifier.preprocess
-        dataset = extended.dataset.with_intensity_range(preprocess.intensity_range)
-        features = compute_features(classifier, preprocess, dataset, indices, threads=threads, cache_limit=cache_limit)
-        return np.asarray(features.probabilities().argmax(1) == dataset.labels[features.indices])
-
-    old, new = (np.flatnonzero((parts == part) & chosen).astype(np.int64) for chosen in (~is_new, is_new))
-    was, now = judge(before, old), judge(after, old)
-    return {
-        "part": part,
-        "before": AccuracyEstimate.of(was),
-        "after": AccuracyEstimate.of(now),
-        "lost": int((was & ~now).sum()),
-        "gained": int((now & ~was).sum()),
-        "added_accuracy": AccuracyEstimate.of(judge(after, new)),
-    }

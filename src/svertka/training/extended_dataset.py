@@ -15,6 +15,7 @@ from svertka.data.folder_layout import normalize_class_name
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, UsageError
+from svertka.escaping import join_first
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.evaluation_scope import format_image_count
 
@@ -24,9 +25,10 @@ class ExtendedDataset:
     """The images of a run and new ones.
 
     Attributes:
-        dataset: All of them; each is in "train", "val" or "test". Its classes are those of the run, then new ones.
+        dataset: All of them; each is in "train", "val" or "test". Its classes or labels are those of the run, then new
+            ones.
         is_new: Which of them are new to the run, (N,) bool.
-        added: The new classes.
+        added: The new classes or labels.
     """
 
     dataset: Dataset
@@ -50,24 +52,47 @@ def extend_dataset(
     Images that the run knows are recognized by content and keep their part. A new image that looks the same as one of
     the run's gets its part, and the others are split as in a training.
 
+    Images of several labels that the run knows keep their labels, and get those that are new to the run. A label that a
+    source does not name is absent from its images.
+
     Args:
         old: The source that the run was trained on.
-        new: The images to add; those that the run knows are left out.
-        names: The classes of the run, in the order of its scores.
+        new: The images to add; those that the run knows only add labels that are new to it.
+        names: The classes or labels of the run, in the order of its scores.
         manifest: The contents that the run knows.
         val, test: Shares of the new images that are held out.
         turn: Number of the random split.
         threads: Threads for reading.
 
     Raises:
-        DataError: Images of the run are missing in `old`.
+        DataError: Images of the run are missing in `old`, or `new` has no image that can be read.
         UsageError: `new` adds nothing, or cannot be combined with `old`.
     """
-    old, old_contents = _take_known(old, names, manifest, threads)
-    new, new_contents, notes = _take_new(new, manifest, threads)
-    places, added, spelled = _number_classes(names, new)
+    old, old_contents = _take_known(old, manifest, threads)
+    given, given_contents, notes = _take_readable(new, manifest, threads)
+    is_known = np.array([content in manifest.contents for content in given_contents], dtype=bool)
+    if not len(given):
+        raise DataError(f"{new.source} holds no image that can be read; {'; '.join(notes)}")
+    new, new_contents = _take(given, given_contents, ~is_known)
+    if old.task.is_single_label:
+        old = renumber_labels_by_class_names(names, old)
+        places, added, spelled = _number_classes(names, new)
+        labels = np.concatenate([old.labels, places[new.labels]])
+    else:
+        labels, added, spelled = _combine_labels(names, (old, old_contents), (given, given_contents), is_known)
+    if not len(new) and not added:
+        raise UsageError(
+            f"{new.source} adds nothing: the run knows all of its {format_image_count(len(given))}; put images of a "
+            "new class into a folder of their own"
+            if old.task.is_single_label
+            else f"{new.source} adds nothing: the run knows all of its {format_image_count(len(given))} and labels; "
+            "add a label to its table, or images"
+        )
+    if is_known.any():
+        notes.append(
+            f"{format_image_count(int(is_known.sum()))} of {new.source} are of the run already and keep their parts"
+        )
     images = _concatenate(old, new)
-    labels = np.concatenate([old.labels, places[new.labels]])
     is_new = np.arange(len(labels)) >= len(old)
     contents = [*old_contents, *new_contents]
     parts = np.concatenate([old.parts, np.full(len(new), "", "<U5")])
@@ -90,9 +115,7 @@ def extend_dataset(
     return ExtendedDataset(dataset.take(kept), is_new[kept], added)
 
 
-def _take_known(
-    source: Dataset, names: tuple[str, ...], manifest: Manifest, threads: int
-) -> tuple[Dataset, list[bytes]]:
+def _take_known(source: Dataset, manifest: Manifest, threads: int) -> tuple[Dataset, list[bytes]]:
     """Return the images of the run, each in its part, and their contents.
 
     Raises:
@@ -110,39 +133,86 @@ def _take_known(
     parts = np.full(len(source), "", "<U5")
     for part, some in indices.items():
         parts[some] = part
-    kept = np.flatnonzero(parts != "")
-    known = replace(source, parts=parts).take(kept)
-    return renumber_labels_by_class_names(names, known), [contents[index] for index in kept.tolist()]
+    return _take(replace(source, parts=parts), contents, parts != "")
 
 
-def _take_new(source: Dataset, manifest: Manifest, threads: int) -> tuple[Dataset, list[bytes], list[str]]:
-    """Return the readable images that the run does not know, their contents, and what was left out.
+def _take(source: Dataset, contents: Sequence[bytes], kept: npt.NDArray[np.bool_]) -> tuple[Dataset, list[bytes]]:
+    """Return those images of `source` with their contents that are `kept`, (N,)."""
+    indices = np.flatnonzero(kept).astype(np.int64)
+    return source.take(indices), [contents[index] for index in indices.tolist()]
 
-    Raises:
-        UsageError: There are none.
-    """
+
+def _take_readable(source: Dataset, manifest: Manifest, threads: int) -> tuple[Dataset, list[bytes], list[str]]:
+    """Return the readable images, their contents, and what was left out."""
     contents, bad = manifest.hash_images(source.images, threads)
-    of_run = manifest.contents
-    kept = [index for index, content in enumerate(contents) if index not in bad and content not in of_run]
-    if not kept:
-        raise UsageError(
-            f"{source.source} adds nothing: the run knows all of its {format_image_count(len(contents))}; put images "
-            "of a new class into a folder of their own"
-        )
     notes = []
-    if known := len(contents) - len(kept) - len(bad):
-        notes.append(f"{format_image_count(known)} of {source.source} are of the run already and keep their parts")
     if bad:
         first = min(bad)
         notes.append(
             f"left out: {format_image_count(len(bad))} of {source.source} that cannot be read: "
             f"{source.images.name(first)}: {bad[first]}"
         )
-    return source.take(np.array(kept, np.int64)), [contents[index] for index in kept], notes
+    return *_take(source, contents, np.array([index not in bad for index in range(len(source))], dtype=bool)), notes
+
+
+def _combine_labels(
+    names: tuple[str, ...],
+    known: tuple[Dataset, Sequence[bytes]],
+    given: tuple[Dataset, Sequence[bytes]],
+    is_known: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...], list[str]]:
+    """Return the labels of the images of the run and of the new ones, (N, K), the labels that are added, and notes.
+
+    Args:
+        names: The labels of the run.
+        known: The images of the run, and their contents.
+        given: The readable images of the new source, and their contents.
+        is_known: Which of these are of the run, (n,).
+    """
+    (old, old_contents), (new, new_contents) = known, given
+    places, first, notes = _number_classes(names, old)
+    more, second, spelled = _number_classes((*names, *first), new)
+    notes += spelled
+    added = (*first, *second)
+    of_old = _place_labels(old, places, len(names) + len(added))
+    of_new = _place_labels(new, more, len(names) + len(added))
+    named = np.sort(more[_has_images(new)])
+    shared = named[named < len(names)]
+    rows, differing = dict(zip(new_contents, of_new, strict=True)), 0
+    for row, content in zip(of_old, old_contents, strict=True):
+        if (other := rows.get(content)) is not None:
+            differing += bool((row[shared] != other[shared]).any())
+            row[len(names) :] = np.maximum(row[len(names) :], other[len(names) :])
+    if differing:
+        notes.append(
+            f"{format_image_count(differing)} of the run with other labels in {new.source} keep those of the run"
+        )
+    counted = ", ".join(
+        f"{name} {int(count):,}" for name, count in zip(added, of_old[:, len(names) :].sum(0), strict=True)
+    )
+    if added:
+        notes.append(f"images of the run that have the new labels: {counted}; the others count as images without them")
+    unnamed = [name for place, name in enumerate(names) if place not in shared]
+    if unnamed and not is_known.all():
+        notes.append(f"new images count as images without what {new.source} does not name: {join_first(unnamed)}")
+    return np.concatenate([of_old, of_new[~is_known]]), added, notes
+
+
+def _has_images(dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """Return which classes or labels have images, (K,)."""
+    return np.asarray(dataset.counts() > 0)
+
+
+def _place_labels(dataset: Dataset, places: Ints, count: int) -> npt.NDArray[np.float32]:
+    """Return the labels of a data set, (N, count), each in its place."""
+    used = _has_images(dataset)
+    labels = np.zeros((len(dataset), count), np.float32)
+    labels[:, places[used]] = dataset.labels[:, used]
+    return labels
 
 
 def _number_classes(names: tuple[str, ...], new: Dataset) -> tuple[Ints, tuple[str, ...], list[str]]:
-    """Return the number of each class of `new` among all, the classes that are added, and notes on spellings."""
+    """Return the place of each class or label of `new` among all, those that are added, and notes on spellings."""
     simplified = [normalize_class_name(name) for name in names]
     counts, notes = new.counts(), []
     number = {name: place for place, name in enumerate(names)}
@@ -150,7 +220,8 @@ def _number_classes(names: tuple[str, ...], new: Dataset) -> tuple[Ints, tuple[s
         simple = normalize_class_name(name)
         if count and name not in number and simplified.count(simple) == 1:
             number[name] = simplified.index(simple)
-            notes.append(f"the class {name} is taken for {names[number[name]]}")
+            noun = "class" if new.task.is_single_label else "label"
+            notes.append(f"the {noun} {name} is taken for {names[number[name]]}")
     used = [name for name, count in zip(new.names, counts.tolist(), strict=True) if count]
     added = tuple(sorted((name for name in used if name not in number), key=natural_sort_key))
     number |= {name: len(names) + place for place, name in enumerate(added)}
