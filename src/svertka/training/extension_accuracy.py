@@ -139,14 +139,14 @@ def compare_before_and_after(
         chosen = (range(count, len(after.names)), np.sort([*old, *new])) if extended.added else (range(count), new)
         added = _evaluate(after, *predict(after, chosen[1]), extended.dataset, chosen[0])
         right, still = (one.predicted == one.targets for one in (was, now))
-        estimates = map(_estimate_precision, (was, now, added))
+        estimates: list[Estimate | None] = [_estimate_precision(one) for one in (was, now, added)]
     else:
         labels = extended.dataset.labels
         right, still, further = (
             probabilities.argmax(1) == labels[indices]
             for probabilities, indices in (predict(before, old), predict(after, old), predict(after, new))
         )
-        estimates = map(_estimate_accuracy, (right, still, further))
+        estimates = [_estimate_accuracy(one) for one in (right, still, further)]
     lost, gained = int((right & ~still).sum()), int((still & ~right).sum())
     first, second, third = estimates
     return ExtensionAccuracy(part, first, second, lost, gained, third)
