@@ -5,7 +5,6 @@ import html
 import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.curation.dataset_check import describe_findings
 from svertka.data.preprocessing import Preprocess
-from svertka.errors import DataError, SvertkaError, UsageError
+from svertka.data.source_opener import open_source
+from svertka.errors import DataError, UsageError
 from svertka.evaluation import optimize_run as optimize_module
 from svertka.evaluation.metric_difference import MetricDifference
 from svertka.evaluation.multi_label_metrics import MultiLabelEvaluation
@@ -174,16 +174,41 @@ def test_runs_of_different_tasks_are_not_compared(task_runs: Runs, task_tables: 
         svertka.compare([task_runs["multi-label"], task_runs["regression"]], str(task_tables["multi-label"]))
 
 
-REFUSING: dict[str, Callable[[Run, str, Path], Any]] = {
-    "--sort-into": lambda run, table, to: svertka.suggest(run, str(Path(table).parent), sort_into=to / "sorted"),
-}
-
-
-@pytest.mark.parametrize("verb", REFUSING)
 @pytest.mark.parametrize("kind", ["multi-label", "regression"])
-def test_other_verbs_refuse_the_run(kind: str, verb: str, task_runs: Runs, task_tables: Tables, tmp_path: Path) -> None:
-    with pytest.raises(SvertkaError, match="with runs of one class an image, and .* predicts (several|a number)"):
-        REFUSING[verb](task_runs[kind], str(task_tables[kind]), tmp_path)
+def test_suggested_images_are_copied_with_a_table_of_predictions(
+    kind: str, task_runs: Runs, task_tables: Tables, tmp_path: Path
+) -> None:
+    run, new = task_runs[kind], tmp_path / "new"
+    new.mkdir()
+    for number in range(4):  # mirrored, so that the run does not know them
+        with Image.open(task_tables[kind].parent / f"{number}.png") as opened:
+            opened.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(new / f"{number}.png")
+    found = svertka.suggest(run, new, count=2, sort_into=tmp_path / "review", threads=1)
+    table = tmp_path / "review" / "labels.csv"
+    assert found.table == str(table)
+    header, *rows = table.read_text().splitlines()
+    assert header == {"multi-label": "path,label", "regression": "path,target"}[kind]
+    for line, one in zip(rows, found.suggestions, strict=True):
+        name, _, text = line.partition(",")
+        assert one.copy == str(tmp_path / "review" / name)
+        assert Path(str(one.copy)).read_bytes() == (new / name).read_bytes()
+        (predicted,) = svertka.predict(run, new / name, threads=1)
+        if kind == "multi-label":
+            wanted = {label["name"] for label in predicted["labels"] if label["predicted"]}
+            assert set(text.split("|")) - {""} == wanted
+        else:
+            assert float(text) == pytest.approx(predicted["number"]["value"], rel=1e-4)
+    read = open_source(str(tmp_path / "review"))
+    assert (read.task.kind, len(read)) == (kind, 2)
+
+    table.write_text(f"{header}\n{rows[0].partition(',')[0]},{'luck|' if kind == 'multi-label' else '1.5'}")
+    svertka.suggest(run, new, count=4, sort_into=tmp_path / "review", threads=1)
+    after = table.read_text().splitlines()
+    assert after[:2] == [header, f"{rows[0].partition(',')[0]},{'luck|' if kind == 'multi-label' else '1.5'}"]
+    assert sorted(line.partition(",")[0] for line in after[1:]) == ["0.png", "1.png", "2.png", "3.png"]
+    table.write_text("path,part\n")
+    with pytest.raises(UsageError, match=f"has other columns than {header}, to which rows would be added; name anot"):
+        svertka.suggest(run, new, sort_into=tmp_path / "review", threads=1)
 
 
 @pytest.mark.filterwarnings("ignore:.*calibration images")

@@ -34,7 +34,8 @@ def suggest(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Copy the suggested images into FOLDER/CLASS by their most likely class, for review.",
+            help="Copy the suggested images into FOLDER/CLASS by their most likely class, for review. Of several "
+            "labels or a number: into FOLDER, with a table of the predictions.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -86,7 +87,8 @@ def suggest(
     for sentence in found.sentences():
         print_line(sentence)
     if sort_into is not None:
-        print_line(f"copied into {sort_into}; correct the folders, and train on them too")
+        to_do = "the folders, and train on them too" if found.table is None else f"{found.table}, and train on it too"
+        print_line(f"copied into {sort_into}; correct {to_do}")
 
 
 def _print_csv(found: "Suggestions") -> None:

@@ -18,6 +18,7 @@ from svertka.curation.active_learning import (
     score_uncertainty,
 )
 from svertka.curation.class_folder_copies import check_copy_target, copy_into_class_folders
+from svertka.curation.table_of_copies import TableOfCopies
 from svertka.curation.unreadable_images import describe_unreadable, name_unreadable
 from svertka.data.content_hash import hash_images
 from svertka.data.dataset import Dataset, Ints
@@ -53,7 +54,7 @@ class Suggestion:
             labels; empty for a number.
         similarity: Cosine of its features with those of the most similar suggestion before it, −1 to 1; None for the
             first.
-        copy: Path of its copy in the folder of its likelier class; None if none was asked for.
+        copy: Path of its copy, which is in the folder of its likelier class; None if none was asked for.
         number: The predicted number; None unless the run predicts one.
     """
 
@@ -110,6 +111,7 @@ class Suggestions:
         copies: Number of images that are left out because they are copies of others of the folder.
         bad: Path and reason of each unreadable image.
         notes: What else is to be known, a sentence each.
+        table: The table that lists the copies with their predicted labels or numbers; None without one.
     """
 
     run: str
@@ -120,6 +122,7 @@ class Suggestions:
     copies: int
     bad: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
+    table: str | None = None
 
     def sentences(self) -> list[str]:
         """Return what was done, a sentence each, without the images.
@@ -148,7 +151,7 @@ class Suggestions:
         """Return JSON values, as `svertka suggest --json` prints them.
 
         Returns:
-            The keys run, source, suggestions, compared, known, copies, bad and notes.
+            The keys run, source, suggestions, compared, known, copies, bad and notes, and table if there is one.
         """
         return {
             "run": self.run,
@@ -159,6 +162,7 @@ class Suggestions:
             "copies": self.copies,
             "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
             "notes": list(self.notes),
+            **({} if self.table is None else {"table": self.table}),
         }
 
 
@@ -186,8 +190,10 @@ def suggest(
         run: A run folder, or a network with weights, as for `Classifier.load`.
         unlabeled: Folder of the images; those at any depth are used, and the names of folders are not.
         count: Number of images to suggest, at least 1.
-        sort_into: Folder into which the suggested images are copied, each into the folder of its most likely class, to
-            be corrected and trained on. Nothing is moved or overwritten. None: nothing is copied.
+        sort_into: Folder into which the suggested images are copied, to be corrected and trained on: each into the
+            folder of its most likely class, or, if the run predicts several labels or a number, with a table labels.csv
+            of the predictions. Nothing is moved or overwritten, and rows of such a table are kept. None: nothing is
+            copied.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads, at least 1. None: all cores.
         cache_limit: Size limit of the image cache, and of stored features, GB (10⁹ bytes) each. None: a share of the
@@ -200,8 +206,7 @@ def suggest(
 
     Raises:
         UsageError: There is no such folder, `count` is below 1, the network computes no features or a single class,
-            `sort_into` cannot take the copies or the run predicts no classes for it, or the images that a run of a
-            number was trained on have moved.
+            `sort_into` cannot take the copies, or the images that a run of a number was trained on have moved.
         RunError: The run is missing or damaged, or gives NaN.
         DataError: The folder holds no image that can be read and is new to the run.
         StorageError: The copies cannot be written.
@@ -210,12 +215,10 @@ def suggest(
         raise UsageError(f"count={count} must be at least 1")
     place, workers, limit = choose_device(device), set_threads(threads), parse_cache_limit_option(cache_limit)
     classifier = Classifier.load(run, place, trust_builder=trust_builder)
-    if sort_into is not None:
-        classifier.require_single_label("--sort-into", "leave it out")
     if len(classifier.names) < 2 and not isinstance(classifier.task, Regression):
         raise UsageError(f"{classifier.origin} has a single class, so that no image is uncertain; use another run")
     dataset = open_unlabeled(unlabeled).with_decoding(DecodingOptions.up_to(max_pixels))
-    target = None if sort_into is None else check_copy_target(sort_into, parse_path(unlabeled), classifier.names)
+    target = None if sort_into is None else _prepare_target(sort_into, parse_path(unlabeled), classifier)
     preprocess = classifier.preprocess
     dataset = dataset.with_intensity_range(preprocess.intensity_range)
     known = None
@@ -234,7 +237,9 @@ def suggest(
         notes.append(f"{classifier.origin} does not record which images it was trained on; none is left out for that")
     with threadpool_limits(workers):
         suggestions = _choose(dataset, features, known, count)
-    if target is not None:
+    if isinstance(target, TableOfCopies):
+        suggestions = _list_copies(target, dataset, features, suggestions)
+    elif target is not None:
         suggestions = _copy(target, dataset, suggestions)
     return Suggestions(
         run=classifier.origin,
@@ -245,7 +250,19 @@ def suggest(
         copies=pool.copies,
         bad=name_unreadable(dataset, bad),
         notes=tuple(map(to_printable, notes)),
+        table=escape_undecodable(str(target.path)) if isinstance(target, TableOfCopies) else None,
     )
+
+
+def _prepare_target(folder: str | PathLike[str], source: Path, classifier: Classifier) -> Path | TableOfCopies:
+    """Return the folder of copies in class folders, or of copies with a table.
+
+    Raises:
+        UsageError: It cannot take the copies.
+    """
+    if classifier.task.is_single_label:
+        return check_copy_target(folder, source, classifier.names)
+    return TableOfCopies(folder, source, classifier.task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +362,25 @@ def _copy(
 ) -> list[tuple[int, Suggestion]]:
     """Copy the suggested images into the folders of their likelier classes; return them with the paths."""
     copies = copy_into_class_folders(target, dataset, ((index, one.classes[0][0]) for index, one in suggestions))
+    return [
+        (index, replace(one, copy=escape_undecodable(str(copy))))
+        for (index, one), copy in zip(suggestions, copies, strict=True)
+    ]
+
+
+def _list_copies(
+    target: TableOfCopies, dataset: Dataset, features: ImageFeatures, suggestions: Sequence[tuple[int, Suggestion]]
+) -> list[tuple[int, Suggestion]]:
+    """Copy the suggested images, and list them with what is predicted; return them with the paths of the copies."""
+    names, task = features.classifier.names, features.classifier.task
+    indices = [index for index, _ in suggestions]
+    rows = features.probabilities()[np.searchsorted(features.indices, indices)]
+    if isinstance(task, MultiLabel):
+        thresholds = np.array([task.threshold(label) for label in range(len(names))])
+        texts = [task.text(row >= thresholds, names) for row in rows]
+    else:
+        texts = [f"{row[0]:.6g}" for row in rows]
+    copies = target.add(dataset, indices, texts)
     return [
         (index, replace(one, copy=escape_undecodable(str(copy))))
         for (index, one), copy in zip(suggestions, copies, strict=True)
