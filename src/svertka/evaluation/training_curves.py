@@ -32,12 +32,19 @@ class TrainingCurves:
     Args:
         lines: Lines of metrics.jsonl, oldest first; missing, null and NaN values are left out of the curves.
         task: What the network predicts.
+
+    Attributes:
+        epochs: Lines of the epochs.
+        steps: Lines of the steps.
+        loss_unit: ", nats", or empty where the loss has no unit.
+        error_title: What the errors of these lines are.
+        is_share: Whether these errors are shares, 0 to 1.
     """
 
     def __init__(self, lines: Iterable[Entry], task: AnyTask = SINGLE_LABEL) -> None:
-        self._loss_unit = "" if isinstance(task, Regression) else LOSS_UNIT
-        self._is_share = not isinstance(task, Regression)
-        self._error_title = {"single-label": "Top-1 error", "multi-label": "Wrong labels"}.get(
+        self.loss_unit = "" if isinstance(task, Regression) else LOSS_UNIT
+        self.is_share = not isinstance(task, Regression)
+        self.error_title = {"single-label": "Top-1 error", "multi-label": "Wrong labels"}.get(
             task.kind, "Mean absolute error"
         )
         self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
@@ -72,14 +79,14 @@ class TrainingCurves:
         rates = subsample_log_lines(self.steps) or epochs
         smooth = bucket_means(self.steps, ("epoch", "loss", "error"))
         panels = [
-            _panel(f"Loss{self._loss_unit}", "loss", epochs, smooth, "log", format_brief),
+            _panel(f"Loss{self.loss_unit}", "loss", epochs, smooth, "log", format_brief),
             _panel(
-                self._error_title,
+                self.error_title,
                 "error",
                 epochs,
                 smooth,
                 "root",
-                (lambda error: f"{100 * error:g}{NBSP}%") if self._is_share else format_brief,
+                (lambda error: f"{100 * error:g}{NBSP}%") if self.is_share else format_brief,
             ),
             _rate_panel(rates),
         ]
@@ -112,21 +119,30 @@ class TrainingCurves:
             )
             for line in shown
         ]
-        columns = [name.replace(LOSS_UNIT, self._loss_unit) for name in COLUMNS]
+        columns = [name.replace(LOSS_UNIT, self.loss_unit) for name in COLUMNS]
         return render_template("epochs_table.html", title=title, columns=columns, rows=rows)
+
+    def lr_finder_curve(self) -> tuple[list[tuple[float, float]], float]:
+        """Return learning rates above 0 with their losses, as the finder measured them, and the rate that it chose.
+
+        Losses and the chosen rate may be NaN. There are no points if the finder did not run.
+        """
+        line = next(reversed(self._of("range_test")), {})
+        rates, losses = (
+            values if isinstance(values := line.get(name), list) else [] for name in ("learning_rate", "loss")
+        )
+        points = [(_float(x), _float(y)) for x, y in zip(rates, losses, strict=False) if _float(x) > 0]
+        return points, read_metric(line, "chosen")
 
     def lr_finder_html(self) -> Markup:
         """Return the curve of the learning-rate finder as HTML; empty if it did not run."""
-        line = next(reversed(self._of("range_test")), None)
-        pairs = list(zip(line.get("learning_rate") or [], line.get("loss") or [], strict=False)) if line else []
-        points = [(float(x), _float(y)) for x, y in pairs if _float(x) > 0]
-        if line is None or len(points) < 2:
+        points, chosen = self.lr_finder_curve()
+        if len(points) < 2:
             return Markup()
-        chosen = _float(line.get("chosen"))
         rates, losses = [x for x, _ in points], [y for _, y in points]
         scale = Scale("log", min(rates), max(rates) * 1.001)
         panel = Panel(
-            f"Loss{self._loss_unit}",
+            f"Loss{self.loss_unit}",
             fit_scale(losses, "log"),
             [Line("loss", rates, losses, "solid")],
             format_brief,
@@ -139,7 +155,7 @@ class TrainingCurves:
         )
 
     def _format_error(self, error: float) -> str:
-        return format_percent(error) if self._is_share else format_three_digits(error)
+        return format_percent(error) if self.is_share else format_three_digits(error)
 
     def _of(self, kind: str) -> list[Entry]:
         return [line for line in self._lines if line["kind"] == kind]

@@ -4,6 +4,7 @@ import copy
 import functools
 import types
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -39,6 +40,19 @@ def copy_network(network: nn.Module, copies: dict[int, Any] | None = None) -> nn
         ) from error
 
 
+def refuse_lazy_layers(network: nn.Module, name: str = "") -> None:
+    """Raise UsageError if a parameter or buffer has no shape yet: its layer takes it from the first image that it sees.
+
+    Args:
+        network: Any nn.Module.
+        name: Name for the message. Empty: that of its class.
+    """
+    named = chain(network.named_parameters(), network.named_buffers())
+    if path := next((path for path, tensor in named if nn.parameter.is_lazy(tensor)), None):
+        name = name or type(network).__name__
+        raise UsageError(f"{name} has a lazy layer ({path}), which has no weights yet; run it on an image first")
+
+
 def copy_with_meta_tensors(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
     """Return a copy in inference mode with meta tensors, and these tensors by their names in `network`.
 
@@ -47,8 +61,9 @@ def copy_with_meta_tensors(network: nn.Module, *, hooks: bool = True) -> tuple[n
         hooks: Whether the copy keeps the forward hooks.
 
     Raises:
-        UsageError: Something in the network cannot be copied.
+        UsageError: Something in the network cannot be copied, or it has lazy layers.
     """
+    refuse_lazy_layers(network)
     copies = {id(tensor): _without_values(tensor) for _, tensor in named_tensors(network)}
     named = [(name, copies[id(tensor)]) for name, tensor in named_tensors(network)]
     twin = _copy_for_inference(network, copies)

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from svertka import torch_internals
 from svertka.device import is_dense_with_values, network_device
 from svertka.errors import SvertkaError, UsageError
+from svertka.graph.network_copy import refuse_lazy_layers
 
 
 class StopForward(Exception):  # noqa: N818 - control flow, not an error
@@ -22,9 +23,10 @@ def unwrap_compiled(network: nn.Module) -> nn.Module:
     """Return the module inside a `torch.compile` wrapper, or `network` itself.
 
     Raises:
-        UsageError: `network` contains TorchScript, whose layers cannot be hooked.
+        UsageError: `network` contains TorchScript, whose layers cannot be hooked, or lazy layers.
     """
     network = getattr(network, "_orig_mod", network)
+    refuse_lazy_layers(network)
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise UsageError("the layers of a TorchScript network cannot be read; give the nn.Module it was made from")
     return network
@@ -38,7 +40,7 @@ def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
         images: (N, C, H, W) or (C, H, W), floating point or integer.
 
     Raises:
-        UsageError: `images` has another shape, dtype or layout.
+        UsageError: `images` has another shape, dtype or layout, or weights of the network have no values.
     """
     if not is_dense_with_values(images):
         raise UsageError("images are a sparse, nested, quantized or meta tensor; give a dense one with values")
@@ -47,6 +49,11 @@ def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
     if images.dtype == torch.bool or images.is_complex():
         raise UsageError(f"images of {images.dtype} are not supported; give floating-point numbers or uint8")
     images = images[None] if images.ndim == 3 else images
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise UsageError(
+            f"{type(network).__name__} has weights on the meta device, which have no values; load pretrained weights "
+            "first"
+        )
     dtype = floating_point_dtype(network) if images.is_floating_point() else images.dtype
     return images.to(network_device(network) or images.device, dtype or images.dtype)
 

@@ -91,8 +91,8 @@ def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
         The name of the convolution and its filters, (K, h, w, C) float32 on the CPU.
 
     Raises:
-        UsageError: The network has no convolution, its first one reads neither 1 nor 3 channels, or its weights have no
-            values.
+        UsageError: The network has no convolution, its first one reads neither 1 nor 3 channels, or its weights are not
+            finite real numbers.
     """
     for name, layer in unwrap_compiled(network).named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -105,5 +105,7 @@ def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
                 raise UsageError(
                     f"layer={name} has weights on the meta device, which have no values; load pretrained weights first"
                 )
+            if layer.weight.is_complex() or not layer.weight.isfinite().all():
+                raise UsageError(f"layer={name} has weights that are complex, NaN or infinite; load real, finite ones")
             return FirstLayerFilters(name, layer.weight.detach().float().cpu().permute(0, 2, 3, 1).numpy().copy())
     raise UsageError(f"{type(network).__name__} has no convolution, so it has no filters to show")

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from svertka.conv.accelerate import restore
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.network_copy import copy_network, copy_with_meta_tensors, named_tensors
+from svertka.graph.network_copy import copy_network, copy_with_meta_tensors, named_tensors, refuse_lazy_layers
 from svertka.graph.output_layer import (
     count_classes,
     find_output_layer,
@@ -385,9 +384,8 @@ def _probe(
 
 
 def _refuse_unusual_parameters(network: nn.Module, name: str) -> None:
+    refuse_lazy_layers(network, name)
     for path, parameter in network.named_parameters():
-        if isinstance(parameter, UninitializedParameter | UninitializedBuffer):
-            raise UsageError(f"{name} has a lazy layer ({path}), which has no weights yet; run it on an image first")
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise UsageError(f"{name} has {kind} parameters ({path}); svertka needs float32: call its float()")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from svertka.classifier import Classifier
 from svertka.device import is_dense_with_values
 from svertka.errors import UsageError
+from svertka.graph.network_copy import refuse_lazy_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,8 +115,14 @@ def draw_signed(largest: float) -> Callable[[Any, Pixels], None]:
 
 
 def open_network(model: Model) -> tuple[nn.Module, Classifier | None]:
-    """Return the network that `model` means, and its classifier; None for a plain nn.Module."""
+    """Return the network that `model` means, and its classifier; None for a plain nn.Module.
+
+    Raises:
+        UsageError: The network has lazy layers.
+        RunError: The run is missing or damaged.
+    """
     if isinstance(model, nn.Module):
+        refuse_lazy_layers(model)
         return model, None
     classifier = Classifier.open(model)
     return classifier.network, classifier
@@ -174,10 +181,12 @@ def choose_units(units: Sequence[int] | None, count: int, most: int) -> list[int
     """Return the units to show: those that are given, or up to `most` of `count`, evenly spread.
 
     Raises:
-        UsageError: There is no such unit.
+        UsageError: There is no such unit, or `units` is empty.
     """
     if units is None:
         return [int(unit) for unit in np.linspace(0, count - 1, min(most, count))]
+    if not units:
+        raise UsageError(f"units is empty; name at least one of the layer's {count}, or leave it out")
     if wrong := [unit for unit in units if not 0 <= unit < count]:
         raise UsageError(f"unit {wrong[0]} does not exist; the layer has {count} units, 0 to {count - 1}")
     return list(units)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from svertka.device import is_dense_with_values
 from svertka.errors import UsageError
 from svertka.graph.layer_table import LayerTable, summary
 from svertka.inspection.activations import layer_outputs
@@ -81,6 +82,10 @@ def feature_maps(model: Model, images: Any, layer: str, units: Sequence[int] | N
     if output.ndim != 4:
         shape = "×".join(map(str, output.shape[1:]))
         raise UsageError(f"layer={layer} has the output {shape}, which is no set of feature maps; give a convolution")
+    if not is_dense_with_values(output) or output.is_complex() or not output.isfinite().all():
+        raise UsageError(
+            f"layer={layer} gives values that are NaN, infinite, complex or missing; check the weights and the image"
+        )
     maps = output[0].float().cpu().numpy()
     chosen = choose_units(units, len(maps), MAX_MAPS)
     title = f"{layer}: {len(chosen)} of {len(maps)} feature maps of {maps.shape[1]}×{maps.shape[2]}"

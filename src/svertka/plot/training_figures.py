@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from svertka.classifier import read_config
+from svertka.data.dataset import Dataset
 from svertka.data.loader import BatchLoader
 from svertka.errors import UsageError
 from svertka.evaluation.run_images import open_images_of_run, spread_evenly
 from svertka.evaluation.training_curves import TrainingCurves, bucket_means, read_metric
 from svertka.plot.figure_canvas import COLORS, mosaic, new_figure, to_pixels
 from svertka.run import Run
+from svertka.tasks import Regression, format_number
 from svertka.training.recipe import Recipe
 from svertka.type_checking import check_types
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RunFolder = Run | str | PathLike[str]
+# Of a line of metrics.jsonl: its figure is not empty if one of them is finite.
+DRAWN = ("loss", "error", "train_loss", "train_error", "val_loss", "val_error", "learning_rate")
 
 
 @check_types
@@ -40,16 +45,19 @@ def learning_curves(run: RunFolder) -> "Figure":
         RunError: The run is missing or damaged.
     """
     folder = _as_run(run)
-    curves = TrainingCurves(folder.history())
-    if not curves.epochs and not curves.steps:
+    curves = _read_curves(folder)
+    if not any(math.isfinite(read_metric(line, name)) for line in curves.epochs + curves.steps for name in DRAWN):
         raise UsageError(f"{folder.folder} has no recorded epoch or step yet; train it first")
     smooth = bucket_means(curves.steps, ("epoch", "loss", "error"))
+    error_title = curves.error_title.lower() + ", %" * curves.is_share
     with new_figure(1, 3, 11, 3.2) as (figure, axes):
-        for axis, what, title in ((axes[0][0], "loss", "loss, nats"), (axes[0][1], "error", "error, %")):
-            factor = 100 if what == "error" else 1
-            if smooth:
-                values = [factor * value for value in smooth[what]]
-                axis.plot(smooth["epoch"], values, color=COLORS[0], alpha=0.35, linewidth=1)
+        for axis, what, title in (
+            (axes[0][0], "loss", f"loss{curves.loss_unit}"), (axes[0][1], "error", error_title),
+        ):  # fmt: skip
+            factor = 100 if what == "error" and curves.is_share else 1
+            values = [factor * value for value in smooth[what]]
+            axis.plot(smooth["epoch"], values, color=COLORS[0], alpha=0.35, linewidth=1)
+            highest = max((value for value in values if math.isfinite(value)), default=0.0)
             ends = {}
             for kind, style in (("train", "-"), ("val", "--")):
                 points = [(read_metric(one, "epoch"), read_metric(one, f"{kind}_{what}")) for one in curves.epochs]
@@ -57,12 +65,13 @@ def learning_curves(run: RunFolder) -> "Figure":
                 if points:
                     axis.plot(*zip(*points, strict=True), style, color=COLORS[0])
                     ends[{"train": "training", "val": "validation"}[kind]] = points[-1]
+                    highest = max(highest, *(y for _, y in points))
             for label, place in zip(sorted(ends, key=lambda name: ends[name][1]), ("top", "bottom"), strict=False):
                 axis.annotate(f" {label}", ends[label], color=COLORS[0], fontsize=8, va=place)
             axis.set_title(title, loc="left")
             axis.set_xlabel("epoch")
             axis.margins(x=0.12)
-            if what == "loss":
+            if what == "loss" and highest > 0:
                 axis.set_yscale("log")
             if curves.best_epoch is not None:
                 axis.axvline(read_metric(curves.best_epoch, "epoch"), color=COLORS[1], linewidth=1)
@@ -94,18 +103,17 @@ def lr_finder(run: RunFolder) -> "Figure":
         RunError: The run is missing or damaged.
     """
     folder = _as_run(run)
-    lines = [line for line in folder.history() if line["kind"] == "range_test"]
-    pairs = zip(lines[-1].get("learning_rate") or [], lines[-1].get("loss") or [], strict=False) if lines else ()
-    points = [(rate, loss) for rate, loss in pairs if rate and loss is not None]
+    curves = _read_curves(folder)
+    points, chosen = curves.lr_finder_curve()
+    points = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
     if len(points) < 2:
         raise UsageError(f"{folder.folder} has no curve of the learning-rate finder; train it with lr='find'")
-    chosen = read_metric(lines[-1], "chosen")
     with new_figure(height=3.4) as (figure, axes):
         axis = axes[0][0]
         axis.plot(*zip(*points, strict=True))
         axis.set_xscale("log")
         axis.set_xlabel("learning rate")
-        axis.set_ylabel("loss, nats")
+        axis.set_ylabel(f"loss{curves.loss_unit}")
         if chosen > 0:
             axis.axvline(chosen, color=COLORS[1], linewidth=1)
             axis.annotate(f" chosen: {chosen:.2g}", (chosen, max(loss for _, loss in points)), color=COLORS[1])
@@ -124,7 +132,7 @@ def show_batch(run: RunFolder, count: int = 8, draws: int = 4, seed: int = 0) ->
         seed: Seed of the augmentations.
 
     Returns:
-        The figure.
+        The figure. Above each image is its class, its labels joined by |, or its number.
 
     Raises:
         UsageError: `count` or `draws` is below 1.
@@ -151,10 +159,25 @@ def show_batch(run: RunFolder, count: int = 8, draws: int = 4, seed: int = 0) ->
         )  # fmt: skip
         batches.append(next(iter(loader.epoch(0))).images)
     tiles = [tile for batch in batches for tile in to_pixels(batch, classifier)]
-    titles = [dataset.names[dataset.labels[index]] for index in chosen] + [""] * (draws * len(chosen))
+    titles = [_target_text(dataset, int(index)) for index in chosen] + [""] * (draws * len(chosen))
     names = ", ".join(type(one).__name__ for one in recipe.augmentations)
     title = f"{folder.name}: images, and {draws} draws of {names}" if names else f"{folder.name}: no augmentations"
     return mosaic(tiles, titles, columns=len(chosen), title=title)
+
+
+def _target_text(dataset: Dataset, index: int) -> str:
+    if isinstance(dataset.task, Regression):
+        return format_number(float(dataset.labels[index]))  # label_text gives 17 digits
+    return dataset.label_text(index)
+
+
+def _read_curves(run: Run) -> TrainingCurves:
+    """Return the curves of a run.
+
+    Raises:
+        RunError: The run is missing or damaged.
+    """
+    return TrainingCurves(run.history(), read_config(run.folder).task)
 
 
 def _as_run(run: RunFolder) -> Run:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.inspection.activations import convolution_names, hook_layers, list_layers
+from svertka.inspection.activations import convolution_names, hook_layers, layer_outputs, list_layers
 from svertka.inspection.checked_forward_pass import call_network
 from svertka.inspection.deconvnet import project
 from svertka.inspection.deconvnet import to_images as projections_to_images
@@ -54,7 +54,7 @@ def top_patches(
         The figure. A dead unit has an empty row that says so.
 
     Raises:
-        UsageError: There is no such layer or unit, or the network cannot run on the images.
+        UsageError: There is no such layer or unit, the layer gives NaN, or the network cannot run on the images.
         RunError: The run is missing or damaged.
     """
     network, classifier = open_network(model)
@@ -174,6 +174,11 @@ def _strongest(
             raise UsageError(f"{type(network).__name__} has no convolution with feature maps; name a layer")
         layer = names[-1]
     found = find_top_patches(network, batch, layer, min(count, len(batch)) if count >= 1 else count)[layer]
+    if found.is_dead.any():  # a unit that is NaN counts as inactive
+        with torch.no_grad():
+            output = layer_outputs(network, batch, [found.observed_layer])[found.observed_layer]
+        if output.isnan().any():
+            raise UsageError(f"layer={layer} gives NaN; check the weights and the images for NaN and inf")
     if units is not None:
         return found, choose_units(units, len(found.values), MAX_UNITS)
     alive = np.flatnonzero(~found.is_dead)
