@@ -153,7 +153,7 @@ def test_threads_wait_for_memory_and_never_for_ever():
 
     def decode(count: int) -> None:
         nonlocal most
-        waiting.wait(20)
+        waiting.wait(120)
         with memory.reserve(count):
             most = max(most, memory.taken)
             time.sleep(0.02)
@@ -163,7 +163,7 @@ def test_threads_wait_for_memory_and_never_for_ever():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert memory.taken == 0
     assert most <= 2**30

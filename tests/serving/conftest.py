@@ -45,12 +45,17 @@ class Live:
 
     api: Any
     port: int
-    connections: set[Any]  # that it has accepted
+    server: Any  # of uvicorn
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it has been told to stop."""
+        return bool(self.server.should_exit)
 
     def wait_for_connection(self, sock: socket.socket, patience: float = 120.0) -> None:
         """Wait until the server has accepted `sock`, and so all that connected before it."""
         deadline = time.monotonic() + patience
-        while sock.getsockname() not in [one.client for one in list(self.connections)]:
+        while sock.getsockname() not in [one.client for one in list(self.server.server_state.connections)]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -64,7 +69,7 @@ class Live:
                     sock.shutdown(socket.SHUT_WR)
             return self.read(sock, headers_only=request.startswith(b"HEAD "))
 
-    def bytes_held(self, patience: float = 5.0) -> int:
+    def bytes_held(self, patience: float = 120.0) -> int:
         """Bytes of request bodies that the server holds, zero as soon as it is: a body goes just after its answer."""
         deadline = time.monotonic() + patience
         while self.api.service.bodies.held and time.monotonic() < deadline:
@@ -104,6 +109,7 @@ class Live:
 def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
     """`with live(*served, hosts=…, token=…) as server`: it runs while the block does."""
     pytest.importorskip("uvicorn")
+    from svertka.serving import access_control, connection_limits
     from svertka.serving.access_control import LOOPBACK
     from svertka.serving.app import App
     from svertka.serving.uvicorn_server import ServerReturningOnSignal, bind_socket, build_config
@@ -115,14 +121,18 @@ def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
         server = ServerReturningOnSignal(build_config(api.asgi), up.set)
         sock = bind_socket("127.0.0.1", 0)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
+        patience = pytest.MonkeyPatch()  # with clients that a busy machine lets read their answers late
+        patience.setattr(connection_limits, "LINGER_SECONDS", 120.0)
+        patience.setattr(access_control, "DRAIN_SECONDS", 120.0)
         thread.start()
         assert up.wait(120)
         try:
-            yield Live(api, sock.getsockname()[1], server.server_state.connections)
+            yield Live(api, sock.getsockname()[1], server)
         finally:
             server.should_exit = True
             thread.join(120)
             sock.close()
+            patience.undo()
         assert not thread.is_alive()
 
     return running

@@ -32,23 +32,35 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
-    patience = pytest.MonkeyPatch()
-    patience.setattr(request_body_limits, "BODY_SECONDS", 0.5)
-    patience.setattr(connection_limits, "HEADER_SECONDS", 0.5)
-    patience.setattr(connection_limits, "REQUEST_SECONDS", 3.0)
     with live(ServedModel(small_run, torch.device("cpu"))) as running:
         yield running
-    patience.undo()
 
 
 @pytest.fixture(autouse=True)
 def still_serving(server: Any, jpeg: bytes) -> Iterator[None]:
     """After each case it is as it was before."""
+    patience = pytest.MonkeyPatch()  # with clients on a busy machine
+    for module, name in (
+        (request_body_limits, "BODY_SECONDS"),
+        (connection_limits, "HEADER_SECONDS"),
+        (connection_limits, "REQUEST_SECONDS"),
+    ):
+        patience.setattr(module, name, 120.0)
     yield
     assert server.ask("POST", "/predict", jpeg).status == 200
-    said = server.ask("GET", "/health").json()
-    assert said["waiting"] == 0
+    deadline = time.monotonic() + 120
+    while server.ask("GET", "/health").json()["waiting"]:  # for as long as one takes to stop whose client is gone
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert server.bytes_held() == 0
+    patience.undo()
+
+
+@pytest.fixture
+def impatient(still_serving: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of half a second for headers and bodies."""
+    monkeypatch.setattr(request_body_limits, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(connection_limits, "HEADER_SECONDS", 0.5)
 
 
 def png(width: int, height: int) -> bytes:
@@ -132,9 +144,11 @@ RAW = {
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_raw(server: Any, name: str) -> None:
-    request, statuses = RAW[name]
-    assert server.raw(request, keep=True).status in statuses
+def test_raw(server: Any, name: str, request: pytest.FixtureRequest) -> None:
+    content, statuses = RAW[name]
+    if statuses[0] in (0, 408):
+        request.getfixturevalue("impatient")
+    assert server.raw(content, keep=True).status in statuses
 
 
 def deep(depth: int) -> bytes:
@@ -228,11 +242,12 @@ def test_a_client_that_asks_first_need_not_send_in_vain(server: Any) -> None:
     assert server.raw(head.encode(), keep=True).status == 413  # 408 if the server had waited for the body
 
 
+@pytest.mark.usefixtures("impatient")
 def test_slow_headers_end(server: Any) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as sock:
         began = time.monotonic()
         ended = False
-        while time.monotonic() - began < 60 and not ended:  # the limit is half a second
+        while time.monotonic() - began < 120 and not ended:
             try:
                 sock.sendall(b"G")
                 sock.settimeout(0.1)
@@ -244,8 +259,9 @@ def test_slow_headers_end(server: Any) -> None:
         assert ended
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_slow_body_ends(server: Any) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as sock:
         sock.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         stop = threading.Event()
 
@@ -269,13 +285,14 @@ def test_a_client_that_goes_away_leaves_nothing_behind(server: Any, jpeg: bytes)
     for cut in (len(head), len(head) + len(jpeg) // 2, len(head) + len(jpeg)):
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
             sock.sendall((head + jpeg)[:cut])
-    time.sleep(0.3)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_many_idle_connections_shut_nobody_out_for_long(server: Any) -> None:
-    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=120) for _ in range(300)]
     try:
-        time.sleep(0.8)
+        assert server.ask("GET", "/health").status == 200
+        assert server.read(idle[0]).status == server.read(idle[-1]).status == 0  # the server has closed them
         assert server.ask("GET", "/health").status == 200
     finally:
         for one in idle:
@@ -284,7 +301,7 @@ def test_many_idle_connections_shut_nobody_out_for_long(server: Any) -> None:
 
 def test_requests_in_a_row_on_one_connection_are_all_answered(server: Any, jpeg: bytes) -> None:
     one = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as sock:
         sock.sendall(one * 3)
         with sock.makefile("rb") as stream:
             for _ in range(3):

@@ -28,7 +28,7 @@ pytest.importorskip("uvicorn")
 
 ANSWERED = {200, 400, 413, 415, 503}  # for images; 503 with Retry-After
 JSON = {"Content-Type": "application/json"}
-WAIT_SECONDS = 30.0  # for an ordinary image under attack, with few cores that run the attackers, too
+WAIT_SECONDS = 120.0  # for an ordinary image under attack, with few cores that run the attackers, too
 RETURN_SECONDS = 90.0  # until the server has its memory back
 RETAINED_MB = 250.0  # that it may keep: PyTorch's memory plans, decoders that have grown
 
@@ -256,7 +256,7 @@ def at_once(work: Callable[[int], Any], count: int) -> list[Any]:
 def abandon(server: Server, body: bytes, kind: str = "application/octet-stream") -> None:
     """Send `body` and go away."""
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=120) as sock:
         sock.sendall(head.encode() + body)
 
 

@@ -35,5 +35,5 @@ def test_a_job_ends_with_a_killed_server() -> None:
     process: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert b"Serving" in process.stdout.readline()
     process.stdin.close()  # as the system does with the pipes of a killed process
-    assert process.wait(10) == -15
+    assert process.wait(120) == -15
     process.stdout.close()

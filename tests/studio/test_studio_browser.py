@@ -104,10 +104,10 @@ def collecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     sock = bind_socket("127.0.0.1", 0)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
     thread.start()
-    assert up.wait(20)
+    assert up.wait(120)
     yield f"http://127.0.0.1:{sock.getsockname()[1]}/pets"
     server.should_exit = True
-    thread.join(30)
+    thread.join(120)
     sock.close()
 
 

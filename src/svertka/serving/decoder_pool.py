@@ -40,6 +40,7 @@ Result = TypeVar("Result")
 
 REQUEST_SECONDS = 20.0  # of CPU time for one request, all of its images together
 ABANDONED_SECONDS = 0.25  # that decoding goes on for a client that is gone: a new process takes as long
+CLOCK_FACTOR = 10  # a process that takes so many times its limit of CPU time by the clock is killed
 MMAP_MIN_BYTES = 1 << 20  # pixels of this size get memory pages of their own
 PIPE_BYTES = 1 << 20  # capacity of a pipe, where the system lets one choose
 
@@ -168,7 +169,7 @@ class WorkerGroup:
             raise HTTPError(503, "no process to decode images can be started now", {"Retry-After": "5"}) from error
         loop = asyncio.get_running_loop()
         # For systems without a CPU timer, and for processes that hang.
-        limit = loop.call_later(10 * self._limits.seconds, worker.kill)
+        limit = loop.call_later(CLOCK_FACTOR * self._limits.seconds, worker.kill)
         future = loop.run_in_executor(self._threads, lambda: then(worker.decode(data, settings)))
         future.add_done_callback(partial(self._finished, worker, account, limit))
         try:

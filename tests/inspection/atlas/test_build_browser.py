@@ -120,6 +120,7 @@ def test_names_of_usual_length_are_shown_whole(
             assert layout_faults(tab) == []
 
 
+@pytest.mark.large
 def test_first_paint_takes_less_than_a_second(opened: Opened, first_paint: Callable[[Any], float], atlas: Path) -> None:
     with opened(atlas) as tab:
         assert first_paint(tab) < 1000
