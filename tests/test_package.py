@@ -31,9 +31,15 @@ def test_no_public_name_is_borne_by_a_submodule() -> None:
     assert not modules & set(svertka.__all__)
 
 
-@pytest.mark.parametrize("code", ["import svertka", "from svertka.cli.app import main; main(['--help'])"])
-def test_torch_waits_for_the_verb_that_needs_it(code: str) -> None:
-    heavy = "torch numpy PIL sklearn pydantic"
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import svertka", "torch numpy PIL sklearn pydantic"),
+        ("from svertka.cli.app import main; main(['--help'])", "torch numpy PIL sklearn pydantic"),
+        ("import svertka.training.single_run, svertka.serving.app", "sklearn scipy matplotlib"),
+    ],
+)
+def test_heavy_packages_wait_for_what_needs_them(code: str, heavy: str) -> None:
     probe = f"{code}\nimport sys; print([name for name in {heavy.split()} if name in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

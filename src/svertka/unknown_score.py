@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy.linalg import solve_triangular
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
 from svertka.compiler.optimize import optimize_if_worthwhile
@@ -100,6 +98,9 @@ def fit_unknown_score(
     Source:
         Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
     """
+    from scipy.linalg import solve_triangular
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
     if not np.isfinite(features).all():
         raise UsageError(
             f"{int((~np.isfinite(features)).any(1).sum()):,} of {len(features):,} training images have features that "

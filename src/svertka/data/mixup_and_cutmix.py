@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from scipy import special
 
 from svertka.data.per_image_random_numbers import PerImageRandomNumbers
 
@@ -57,6 +56,8 @@ def _beta_quantile(probabilities: torch.Tensor, alpha: float) -> torch.Tensor:
     """Return the quantiles of Beta(α, α), (B,) float64; 1 for α = 0."""
     if not alpha:
         return torch.ones_like(probabilities)
+    from scipy import special
+
     return torch.from_numpy(special.betaincinv(alpha, alpha, probabilities.numpy()))
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from svertka.data.box_annotations import Box
 from svertka.localization.patch_pyramid import Floats
@@ -114,6 +113,8 @@ def _sum_of_rectangles(
 
 def _connected_part(mask: npt.NDArray[np.bool_], cell: tuple[np.intp, ...]) -> npt.NDArray[np.bool_]:
     """Return the connected part of `mask` that contains `cell`."""
+    from scipy import ndimage
+
     parts, _ = ndimage.label(mask)
     part: npt.NDArray[np.bool_] = parts == parts[cell]
     return part
