@@ -55,7 +55,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Not monkeypatch, which lasts one test: what is timed and remembered must serve the whole session.
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # unpacking CIFAR-10 takes ten seconds: it is done once for all workers
+        unpacked = tmp_path_factory.getbasetemp().parent / "unpacked"
+        unpacked.mkdir(exist_ok=True)
+        (cache / "svertka" / "data").mkdir(parents=True)
+        (cache / "svertka" / "data" / "unpacked").symlink_to(unpacked)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_timings() -> None:
+    """What a test checks does not depend on times, and hundreds of trainings time their steps."""
+    from svertka.compiler import mixed_precision
+    from svertka.evaluation import inference_speed
+    from svertka.training import time_estimate
+
+    time_estimate.TIMED_FOR = inference_speed.SPENT = 0.0  # seconds
+    mixed_precision.TIMING_SECONDS = mixed_precision.COMPARING_SECONDS = 0.2
 
 
 @pytest.fixture(scope="session")
@@ -332,6 +349,14 @@ def browser() -> Iterator[Any]:
     arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with playwright.sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=chromium, args=arguments)
+        new_context = started.new_context
+
+        def new_patient_context(**settings: Any) -> Any:
+            context = new_context(**settings)
+            context.set_default_timeout(120_000)  # milliseconds; only a busy machine takes long
+            return context
+
+        started.new_context = new_patient_context
         yield started
         started.close()
 
@@ -363,13 +388,13 @@ def opened(browser: Any) -> Callable[..., AbstractContextManager[Any]]:
 
 @pytest.fixture
 def reloaded() -> Callable[[Any, Callable[[], Any]], Any]:
-    """`reloaded(tab, read)`: the first true `read()` after a reload of `tab`, or the last one after ten seconds.
+    """`reloaded(tab, read)`: the first true `read()` after a reload of `tab`, or the last one after two minutes.
 
     Chromium hands what a page stores to other processes later: the next page may begin before.
     """
 
     def reload(tab: Any, read: Callable[[], Any]) -> Any:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 120
         tab.reload()
         while not (found := read()) and time.monotonic() < end:
             tab.reload()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.skipif(bool(native_support.why_not()), reason="no kerne
 SPOILED = 1e4  # the ratio of the channels of a layer, which 8 bits do not represent together
 
 
+@cache
 def digits() -> tuple[Tensor, Tensor]:
     found = load_digits()
     images = torch.from_numpy(found.images).float()[:, None] / 16

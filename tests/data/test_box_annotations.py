@@ -179,12 +179,15 @@ def test_annotations_in_the_encodings_of_the_east(tmp_path: Path, encoding: str)
     assert read_boxes(tmp_path / "a.xml")[0].boxes[0].name == "犬"
 
 
-def test_annotations_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
+def test_annotations_that_are_no_files_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for suffix in (".xml", ".json", ".csv"):
         for kind, path in files(tmp_path / suffix, suffix).items():
             if kind != "folder":
                 with pytest.raises(SvertkaError):
                     read_boxes(path)
-    for path in (*PATHS.values(), *DEVICES.values()):
+    (tmp_path / "empty" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "here")
+    others = (value for name, value in PATHS.items() if name != "root")  # which is searched whole
+    for path in (*others, *DEVICES.values()):
         with pytest.raises(SvertkaError):
             read_boxes(path)

@@ -98,7 +98,7 @@ def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
     classifier = Classifier.load(f"resnet20:{file}")
     dataset = open_source("cifar10")
     assert dataset.names == classifier.names
-    first = np.flatnonzero(dataset.parts == "test")[:1000]
+    first = np.flatnonzero(dataset.parts == "test")[:250]
     assert isinstance(dataset.images, ArrayImages)
     judged = evaluate_network(
         classifier.network,
@@ -111,14 +111,14 @@ def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
     tensors = load_file(file)
     logits = torch.cat([resnet20(tensors, some) for some in images.split(125)])
     wrong = (logits.argmax(1) != labels).float().mean().item()
-    # A picture in a thousand may have two best scores that are equal up to rounding.
-    assert judged.top1_error == pytest.approx(wrong, abs=0.0011)
+    # One image may have two best scores that are equal up to rounding.
+    assert judged.top1_error == pytest.approx(wrong, abs=0.0041)
     assert judged.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
 def test_resnet20_matches_its_published_error(shared_data: Path, large_count: Callable[[int, int], int]) -> None:
     file = shared_data / "weights" / "resnet20-cifar10.safetensors"
-    count = large_count(1000, 10_000)
+    count = large_count(500, 10_000)
     if count == 10_000:
         judged = evaluate(f"resnet20:{file}", "cifar10")
     else:

@@ -33,6 +33,7 @@ CONFIG = Config(model="mlp", names=("a", "b"), preprocess=Preprocess(size=9, res
 def test_medians_match_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(inference_speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(inference_speed, "SPENT", 0.5)
     networks = [Slow(0.005, clock), Slow(0.002, clock)]
     found = measure_speeds([Classifier(network, CONFIG) for network in networks], torch.device("cpu"))
     for network, speed in zip(networks, found, strict=True):

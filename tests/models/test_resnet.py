@@ -156,7 +156,7 @@ def test_published_weights_reach_their_published_accuracy(shared_data, large_cou
     batches = BatchLoader(
         dataset.images.array,
         dataset.labels,
-        np.flatnonzero(dataset.parts == "test")[: large_count(2000, 10_000)],
+        np.flatnonzero(dataset.parts == "test")[: large_count(600, 10_000)],
         Preprocess(size=32, resize=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         batch_size=500,
     )
@@ -165,5 +165,5 @@ def test_published_weights_reach_their_published_accuracy(shared_data, large_cou
         for batch in batches.epoch(0):
             right += int((network(batch.images).argmax(dim=1) == batch.labels).sum())
     count = len(batches.indices)
-    # The standard error on 2,000 images is 0.6 %.
-    assert right / count == pytest.approx(0.9173, abs=0.0002 if count == 10_000 else 0.015)
+    # The standard error on 600 images is 1.1 %.
+    assert right / count == pytest.approx(0.9173, abs=0.0002 if count == 10_000 else 0.034)

@@ -299,6 +299,7 @@ def test_patches_of_one_image_are_not_on_both_sides(digit_folder: Path, tmp_path
     assert judgement["part"] == "held-out"
 
 
+@pytest.mark.large  # two processes split the images as one does: test_two_processes_compute_what_one_does
 def test_two_processes_keep_them_apart(digit_folder: Path, tmp_path: Path) -> None:
     source, _ = overlapping(digit_folder, tmp_path)
     process = start_torchrun(__file__, str(source), str(tmp_path))
