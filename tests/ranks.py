@@ -61,7 +61,7 @@ def wait_for_end(process: subprocess.Popen[str]) -> Sequence[str]:
         for number in [*child_processes(process), process.pid]:
             with suppress(OSError):
                 os.kill(number, signal.SIGABRT)  # on which Python writes the stack of each thread
-        printed = process.communicate(timeout=30)
+        printed = process.communicate(timeout=120)
         raise AssertionError("\n".join(["it did not end", *(text or "" for text in printed)])) from None
 
 

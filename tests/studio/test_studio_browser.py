@@ -352,7 +352,7 @@ def test_from_an_empty_folder_to_a_shipped_classifier(
 @pytest.mark.large
 def test_a_stopped_server_leaves_a_training_that_continues(studio: Studio, browser: Any, digit_folder: Path) -> None:
     shutil.copytree(digit_folder, studio.folder, dirs_exist_ok=True)
-    tab = browser.new_page()
+    tab = browser.new_context().new_page()
     tab.goto(f"{studio.url}/train")
     tab.get_by_text("More options").click()
     tab.get_by_label("Network").fill("resnet20")
