@@ -1,5 +1,6 @@
 """Images in shards: order of an epoch, agreement with the index, and shards on a web server that misbehaves."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -256,6 +257,34 @@ def test_local_shards_that_do_not_agree_with_their_index(folder, change, sentenc
     damage(folder, change)
     with pytest.raises(DataError, match=sentence):
         read_all(open_shards(folder))
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="an open file cannot be removed")
+def test_a_shard_stays_open_between_its_images(folder):
+    """Opening a file takes as long as reading an image from it; a removed file is still read, as it is open."""
+    images = open_shards(folder).images
+    assert isinstance(images, ShardImages)
+    last = int(np.flatnonzero(images.shard_of == 0)[-1])
+    images.read(0)
+    expected = open_shards(folder).images.read(last)
+    (folder / images.index.shards[0].name).unlink()
+    assert (images.read(last) == expected).all()
+
+
+def test_few_files_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_cache, "KEPT_OPEN", 3)
+    opened: set[int] = set()
+    system_open, system_close = os.open, os.close
+    monkeypatch.setattr(os, "open", lambda *given: opened.add(found := system_open(*given)) or found)
+    monkeypatch.setattr(os, "close", lambda one: opened.discard(one) or system_close(one))
+    names = tuple(f"{number}.tar" for number in range(10))
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes([number] * 4))
+    content = shard_cache.LocalBytes(shard_storage.open_location(tmp_path), names)
+    assert [content.read(number, 1, 3) for number in range(10)] == [bytes([number] * 2) for number in range(10)]
+    assert len(opened) == 3
+    del content
+    assert not opened
 
 
 def test_a_damaged_block_in_the_cache_is_fetched_again(server, folder, tmp_path):

@@ -1,6 +1,7 @@
 """Bytes of shards by position: read from local files, or from blocks of remote files that are cached on the disk."""
 
 import hashlib
+import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -22,6 +23,7 @@ LIMIT = 20 * 10**9  # bytes of all cached blocks, unless a quarter of the free s
 LEFT = 0.9  # of the limit is left when the oldest blocks are removed
 IN_MEMORY = 16  # blocks that are kept in memory if the disk is full
 LOCKS = 64  # lock files, so that processes do not fetch the same block twice
+KEPT_OPEN = 64  # files; an epoch reads from 16 shards at a time
 
 
 class ShardBytes(Protocol):
@@ -48,6 +50,56 @@ class ShardBytes(Protocol):
         ...
 
 
+class _OpenFile:
+    """A file that is open for reading as long as this object exists.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._turn = threading.Lock()
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from `start` to `stop`, fewer at the end of the file."""
+        if hasattr(os, "pread"):
+            return os.pread(self.descriptor, stop - start, start)
+        with self._turn:  # Windows
+            os.lseek(self.descriptor, start, os.SEEK_SET)
+            return os.read(self.descriptor, stop - start)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):  # it could not be opened
+            os.close(self.descriptor)
+
+
+class _OpenFiles:
+    """The files that were read last, which stay open: opening one takes as long as reading an image from it."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, _OpenFile] = {}
+
+    def read(self, path: str | Path, start: int, stop: int) -> bytes:
+        """Return the bytes of a file from `start` to `stop`, fewer at its end; raises OSError."""
+        name = str(path)
+        file = self._files.get(name)
+        if file is None:
+            while len(self._files) >= KEPT_OPEN:
+                with suppress(StopIteration, RuntimeError):  # another thread changes them
+                    self._files.pop(next(iter(self._files)), None)
+            file = self._files[name] = _OpenFile(path)
+        return file.read(start, stop)
+
+    def close(self, path: str | Path) -> None:
+        """Close a file, so that it is opened anew when it is read next."""
+        self._files.pop(str(path), None)
+
+    def close_all(self) -> None:
+        """Close all files, so that removed ones leave the disk."""
+        self._files.clear()
+
+
 class LocalBytes:
     """The bytes of shards in a local folder.
 
@@ -58,17 +110,17 @@ class LocalBytes:
 
     def __init__(self, location: ShardLocation, names: tuple[str, ...]) -> None:
         self.location, self.names = location, names
+        self._files = _OpenFiles()
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
         """Return the bytes of a shard from `start` to `stop`; raises DataError."""
-        what = self.location.describe(self.names[shard])
         try:
-            with Path(self.location.path(self.names[shard])).open("rb", buffering=0) as file:
-                file.seek(start)
-                content = file.read(stop - start)
+            content = self._files.read(self.location.path(self.names[shard]), start, stop)
         except OSError as error:
+            what = self.location.describe(self.names[shard])
             raise DataError(f"{what} cannot be read: {error_reason(error)}; copy it back") from error
         if len(content) < stop - start:
+            what = self.location.describe(self.names[shard])
             raise DataError(f"{what} ends at byte {start + len(content):,} instead of {stop:,}; copy it again")
         return content
 
@@ -96,6 +148,7 @@ class RemoteBytes:
         self.location, self.names, self.sizes, self.version = location, names, sizes, version
         self._coming: dict[tuple[int, int], Future[bytes]] = {}
         self._memory: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._files = _OpenFiles()
         self._lock = threading.Lock()
         self._say_uncached = FirstSentence()
         self._written = 0  # bytes since the size of the cache was measured
@@ -125,6 +178,7 @@ class RemoteBytes:
         """Remove cached copies of the range, because they are damaged."""
         for block in range(start // BLOCK, -(-stop // BLOCK)):
             self._memory.pop((shard, block), None)
+            self._files.close(self._file(shard, block))
             self._file(shard, block).unlink(missing_ok=True)
 
     def limit_cache(self, limit: int | None) -> None:
@@ -158,11 +212,11 @@ class RemoteBytes:
     def _piece(self, shard: int, block: int, low: int, high: int) -> bytes:
         kept = self._memory.get((shard, block))
         if kept is None:
-            with suppress(OSError), self._file(shard, block).open("rb", buffering=0) as file:
-                file.seek(low)
-                content = file.read(high - low)
+            with suppress(OSError):
+                content = self._files.read(self._file(shard, block), low, high)
                 if len(content) == high - low:
                     return content
+            self._files.close(self._file(shard, block))  # it was removed, or is cut off
             last = -(-self.sizes[shard] // BLOCK)
             self._request((shard, one) for one in range(block + 1, min(block + 1 + FETCHERS, last)))
             kept = self._future((shard, block)).result()
@@ -200,6 +254,7 @@ class RemoteBytes:
     def _store(self, key: tuple[int, int], file: Path, content: bytes) -> None:
         try:
             if self._written == 0 or self._written + len(content) > self._limit // 16:
+                self._files.close_all()
                 make_room(self._root, int(self._limit * LEFT) - len(content))
                 self._written = 0
             self._written += len(content)
