@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "checked_program.h"
+#include "direct/byte_normalization.h"
 #include "scratch.h"
 #include "size_checks.h"
 #include "python_tensor.h"
@@ -35,6 +36,7 @@ struct InstructionSet {
     Int8 int8;
     TensorSteps tensor_steps;
     Training training;
+    NormalizeBytes normalize_bytes;
     bool bfloat16 = false;  // whether the CPU multiplies bfloat16; emulation is slower than float32
 };
 
@@ -57,20 +59,26 @@ std::vector<InstructionSet> available() {
     // The sets without kernels of their own for an algorithm have those of the next one.
     if (avx512vnni && __builtin_cpu_supports("avx512bf16"))
         sets.push_back({"avx512bf16", avx512bf16::winograd_functions(), avx512::fourier_functions,
-                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512bf16::training_functions(), true});
+                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512bf16::training_functions(), avx512::normalize_bytes,
+                        true});
     if (avx512vnni)
         sets.push_back({"avx512vnni", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512::training_functions()});
+                        avx512::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512::training_functions(),
+                        avx512::normalize_bytes});
     if (avx512) sets.push_back({"avx512", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512::int8_functions(), avx512::tensor_steps(), avx512::training_functions()});
+                        avx512::direct_functions(), avx512::int8_functions(), avx512::tensor_steps(), avx512::training_functions(),
+                        avx512::normalize_bytes});
     if (avx2 && multiplies_bytes_by_avx())
         sets.push_back({"avxvnni", avx2::winograd_functions(), avx2::fourier_functions, avx2::direct_functions(),
-                        avxvnni::int8_functions(), avx2::tensor_steps(), avx2::training_functions()});
+                        avxvnni::int8_functions(), avx2::tensor_steps(), avx2::training_functions(),
+                        avx2::normalize_bytes});
     if (avx2) sets.push_back({"avx2", avx2::winograd_functions(), avx2::fourier_functions,
-                        avx2::direct_functions(), avx2::int8_functions(), avx2::tensor_steps(), avx2::training_functions()});
+                        avx2::direct_functions(), avx2::int8_functions(), avx2::tensor_steps(), avx2::training_functions(),
+                        avx2::normalize_bytes});
 #endif
     sets.push_back({"baseline", baseline::winograd_functions(), baseline::fourier_functions,
-                        baseline::direct_functions(), baseline::int8_functions(), baseline::tensor_steps(), baseline::training_functions()});
+                        baseline::direct_functions(), baseline::int8_functions(), baseline::tensor_steps(), baseline::training_functions(),
+                        baseline::normalize_bytes});
     return sets;
 }
 
@@ -290,6 +298,22 @@ void batch_norm_gradients(const BatchNorm& shape, nb::handle gradient, nb::handl
                                         threads);
 }
 
+void normalize_bytes(Size batch, Size height, Size width, Size image_step, Size row_step, nb::handle input, nb::handle mean,
+                     nb::handle scale, bool channels_last, nb::handle output) {
+    require_between("batch", batch, 1, max_size);
+    require_between("height", height, 1, max_size);
+    require_between("width", width, 1, max_size);
+    require_between("image_step", image_step, 0, max_size);
+    require_between("row_step", row_step, 0, max_size);
+    const Size last = product({batch - 1, image_step}) + product({height - 1, row_step});
+    const std::int8_t* from = Tensor("input", input).numbers<std::int8_t>(last + 3 * width);
+    const float* means = Tensor("mean", mean).numbers<float>(3);
+    const float* scales = Tensor("scale", scale).numbers<float>(3);
+    float* to = Tensor("output", output).numbers<float>(product({batch, 3, height, width}));
+    const nb::gil_scoped_release unlocked;
+    used->normalize_bytes({batch, height, width, image_step, row_step}, from, means, scales, channels_last, to);
+}
+
 void grouped_forward(const Window& shape, Size groups, nb::handle input, nb::handle weights, nb::handle bias,
                      nb::handle output, int threads) {
     check(shape);
@@ -408,6 +432,8 @@ NB_MODULE(_kernels, module) {
                "result"_a, "threads"_a);
     module.def("depthwise_input_gradient", depthwise_input_gradient, "shape"_a, "gradient"_a, "weights"_a, "result"_a,
                "threads"_a);
+    module.def("normalize_bytes", normalize_bytes, "batch"_a, "height"_a, "width"_a, "image_step"_a, "row_step"_a, "input"_a,
+               "mean"_a, "scale"_a, "channels_last"_a, "output"_a);
     module.def("grouped_forward", grouped_forward, "shape"_a, "groups"_a, "input"_a, "weights"_a, "bias"_a.none(),
                "output"_a, "threads"_a);
     nb::enum_<Storage>(module, "Storage")

@@ -123,6 +123,18 @@ class Window:
         self, batch: int, in_channels: int, out_channels: int, y: WindowAxis, x: WindowAxis, in_step: int, out_step: int
     ) -> None: ...
 
+def normalize_bytes(
+    batch: int,
+    height: int,
+    width: int,
+    image_step: int,
+    row_step: int,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    mean: Tensor,
+    scale: Tensor,
+    channels_last: bool,
+    output: Tensor,
+) -> None: ...
 def direct_pack(
     out_channels: int, taps: int, in_channels: int, weights: Tensor, adjoint: bool, packed: Tensor
 ) -> None: ...
