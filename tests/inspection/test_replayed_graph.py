@@ -194,8 +194,8 @@ def assert_replay_equals_oracle(network: Probed, images: Tensor) -> None:
         for unit, constant in ((0, 0.0), (CHANNELS - 1, 0.7)):
             units, constants = torch.full((5,), unit), torch.full((5,), constant, dtype=torch.float64)
             for _ in range(2):  # a replay leaves the values as they are
-                changed = take_images(values[layer.node, layer.node], chosen)
-                replace_units(changed, units, constants)
+                changed = take_images(values[layer.cut, layer.cut], chosen)
+                replace_units(changed, units + layer.first_channel, constants)
                 found = graph.replay(layer, changed, values, chosen)
                 expected = score_without(network, images, unit, constant)[chosen]
                 assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9), (found - expected).abs().max()
@@ -308,14 +308,15 @@ def test_gradients_are_those_at_the_layer(kind: Callable[[], Probed]) -> None:
     passed = graph.differentiate(images, [layer], lambda scores: scores[:, 1].sum())
     step = 1e-6
     with torch.inference_mode():
-        maps = graph.run(images, [layer])[1][layer.node, layer.node]
+        maps = graph.run(images, [layer])[1][layer.cut, layer.cut]
         values = graph.run(images, [layer])[1]
         for unit in range(CHANNELS):
             changed = maps.clone()
-            changed[:, unit] += step
+            changed[:, unit + layer.first_channel] += step
             moved = graph.replay(layer, changed, values, torch.arange(4))[:, 1] - passed.scores[:, 1]
             assert torch.allclose(passed.gradients[layer.node][:, unit], moved / step, atol=1e-4)
-    assert torch.allclose(passed.sums[layer.node], maps.sum((0, 2, 3)))
+    sums = maps.sum((0, 2, 3))[layer.first_channel :][:CHANNELS]
+    assert torch.allclose(passed.sums[layer.node], sums)
 
 
 class Detached(Probed):

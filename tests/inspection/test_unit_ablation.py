@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from svertka.confidence_intervals import paired_difference_interval
 from svertka.errors import DataError, UsageError
 from svertka.inspection import unit_ablation
+from svertka.inspection.compiled_replay import CompiledReplay
 from svertka.inspection.replayed_graph import ReplayedGraph
 from svertka.inspection.unit_ablation import MODES, Ablation, ablate_units
 
@@ -83,6 +84,89 @@ def test_counts_equal_those_of_whole_forward_passes(monkeypatch: pytest.MonkeyPa
                     of_class = labels == label
                     assert effects.lost[mode, unit, label] == int((was & ~now & of_class).sum())
                     assert effects.gained[mode, unit, label] == int((~was & now & of_class).sum())
+
+
+class Concatenated(nn.Module):
+    """Maps that are concatenated, and a 1×1 convolution with an output for each of many classes, as in SqueezeNet."""
+
+    CLASSES = 70
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.first_relu = nn.ReLU(inplace=True)
+        self.left, self.right = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 5, 3, padding=1)
+        self.left_relu, self.right_relu = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+        self.last = nn.Conv2d(9, 8, 3, padding=1)
+        self.last_relu = nn.ReLU(inplace=True)
+        self.head = nn.Sequential(
+            nn.Dropout(), nn.Conv2d(8, self.CLASSES, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first_relu(self.first(x))
+        x = torch.cat([self.left_relu(self.left(x)), self.right_relu(self.right(x))], dim=1)
+        scores: Tensor = self.head(self.last_relu(self.last(x)))
+        return scores
+
+
+@pytest.mark.usefixtures("quiet")
+def test_compiled_counts_equal_those_of_whole_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_ablation, "SCREENED", -float("inf"))
+    monkeypatch.setattr(unit_ablation, "COMPILED_FROM", 1)
+    computed: list[int] = []
+    are_right = CompiledReplay.are_right
+
+    def count(self: CompiledReplay, maps: Tensor, classes: Tensor) -> Tensor:
+        computed.append(len(maps))
+        return are_right(self, maps, classes)
+
+    monkeypatch.setattr(CompiledReplay, "are_right", count)
+    torch.manual_seed(1)
+    network = Concatenated().eval()
+    images = 2 * torch.randn(40, 3, 7, 7)
+    with torch.no_grad():
+        before = network(images).argmax(1)
+    labels = torch.where(torch.arange(40) % 3 == 0, before.roll(1), before)
+    units = {"left": 4, "right": 5}
+    batches = list(zip(images.split(20), labels.split(20), strict=True))
+    found = ablate_units(network, lambda: batches, network.CLASSES, list(units))
+    assert sum(computed) > 0.8 * 2 * 40 * sum(units.values())
+    was = before == labels
+    changes = 0
+    for effects in found.layers:
+        kept: list[Tensor] = []
+        remove_by_hook(network, f"{effects.layer}_relu", lambda maps, kept=kept: kept.append(maps.clone()), images)
+        means = kept[0].mean((0, 2, 3))
+        for mode, constants in enumerate((torch.zeros_like(means), means)):
+            for unit in range(units[effects.layer]):
+
+                def change(output: Tensor, unit: int = unit, constant: Tensor = constants[unit]) -> Tensor:
+                    output = output.clone()
+                    output[:, unit] = constant
+                    return output
+
+                now = remove_by_hook(network, f"{effects.layer}_relu", change, images).argmax(1) == labels
+                for counted, changed in ((effects.lost, was & ~now), (effects.gained, ~was & now)):
+                    expected = labels[changed].bincount(minlength=network.CLASSES)
+                    assert counted[mode, unit].tolist() == expected.tolist()
+                    changes += int(expected.sum())
+    assert changes > 20
+
+
+def test_compiled_replays_do_not_depend_on_the_compared_classes() -> None:
+    """Classes that win are found even if they are not among those whose scores are computed first."""
+    torch.manual_seed(2)
+    network = Concatenated().eval()
+    graph = ReplayedGraph(network, (1, 3, 7, 7), ["right"])
+    suffix = graph.suffix(graph.layers[0])
+    assert suffix is not None
+    maps = torch.randn(30, 9, 7, 7)
+    with torch.no_grad():
+        highest = suffix(maps).argmax(1)
+        labels = torch.where(torch.arange(30) % 2 == 0, highest, (highest + 1) % network.CLASSES)
+        classes = torch.cat([labels[:, None], torch.randint(network.CLASSES, (30, 3))], 1)
+        assert CompiledReplay(suffix, maps).are_right(maps, classes).tolist() == (highest == labels).tolist()
 
 
 def test_effects_have_the_interval_of_paired_differences() -> None:

@@ -33,6 +33,8 @@ class UnitLayer:
     Attributes:
         name: Name of the convolution.
         node: The node whose output is changed: its activation function, where one follows.
+        cut: The node from which on the scores are computed: the concatenation that alone reads `node`, or `node`.
+        first_channel: The channel of `cut` that is the first unit.
         num_units: Channels.
         frontier: The values that cross the cut: those computed without the layer that the replay reads, and when.
         copied: The nodes of the frontier whose memory the replay changes.
@@ -42,6 +44,8 @@ class UnitLayer:
 
     name: str
     node: fx.Node
+    cut: fx.Node
+    first_channel: int
     num_units: int
     frontier: Mapping[fx.Node, Moment]
     copied: frozenset[fx.Node]
@@ -94,7 +98,25 @@ class ReplayedGraph:
         for name in names:
             if wanted is None or name in wanted:
                 node = self._follow(called[name])
-                yield _Replay(self._flow, self._nodes, node, self.name).plan(name, node.meta[SHAPE][1])
+                cut, first_channel = self._find_cut(node)
+                plan = _Replay(self._flow, self._nodes, cut, self.name).plan(name)
+                yield UnitLayer(name, node, cut, first_channel, node.meta[SHAPE][1], *plan)
+
+    def _find_cut(self, node: fx.Node) -> tuple[fx.Node, int]:
+        """Return the concatenation of channels that alone reads a node, and the first channel of the node there.
+
+        Without one, return the node itself.
+        """
+        blocks, later = self._flow.blocks, self._nodes[self._place[node] + 1 :]
+        readers = [one for one in later if any(blocks[given] & blocks[node] for given in one.all_input_nodes)]
+        if len(readers) != 1 or readers[0].target not in (torch.cat, torch.concat):
+            return node, 0
+        cut, tensors = readers[0], readers[0].args[0] if readers[0].args else None
+        axis = cut.kwargs.get("dim", cut.args[1] if len(cut.args) > 1 else 0)
+        shapes = [one.meta[SHAPE] for one in tensors] if isinstance(tensors, list | tuple) else []  # type: ignore[union-attr]
+        if axis not in (1, -3) or shapes.count(None) or list(tensors).count(node) != 1:  # type: ignore[arg-type]
+            return node, 0
+        return cut, sum(shape[1] for shape in shapes[: list(tensors).index(node)])  # type: ignore[arg-type]
 
     def _follow(self, node: fx.Node) -> fx.Node:
         """Return the activation function after a convolution, or the batch norm; else the convolution."""
@@ -124,7 +146,7 @@ class ReplayedGraph:
             images: (N, C, H, W).
             layers: The layers.
         """
-        moments = [one for layer in layers for one in ((layer.node, layer.node), *layer.frontier.values())]
+        moments = [one for layer in layers for one in ((layer.cut, layer.cut), *layer.frontier.values())]
         keeping = _Keeping(self.module, {one: self._flow.is_written_after(*one) for one in moments})
         scores = self._run(keeping, images)
         return scores, keeping.values
@@ -178,17 +200,31 @@ class ReplayedGraph:
         """Return the scores that the network itself computes, not its graph."""
         return self._scores(call_network(self._twin, self._copy(images)), len(images))
 
+    def bytes_per_replay(self, layer: UnitLayer) -> int:
+        """Return the size of the largest value that a replay of one image computes."""
+        return max(1, round(max(self._flow.num_bytes[node] for node in (layer.cut, *(one for one, _ in layer.steps)))))
+
+    def suffix(self, layer: UnitLayer) -> fx.GraphModule | None:
+        """Return the network from a layer's cut to the scores as a module; None if it reads other values, too."""
+        if layer.frontier or any(self._flow.writes[node] & self._flow.blocks[layer.cut] for node, _ in layer.steps):
+            return None
+        graph = fx.Graph()
+        copies = {layer.cut: graph.placeholder("maps")}
+        for node, same in layer.steps:
+            copies[node] = graph.node_copy(node, copies.__getitem__) if same is None else copies[same]
+        return fx.GraphModule(self.module, graph)
+
     def replay(self, layer: UnitLayer, changed: Tensor, values: Values, images: Tensor) -> Tensor:
         """Return the scores if a layer had other outputs.
 
         Args:
             layer: The layer.
-            changed: (n, C, H, W), the outputs.
+            changed: (n, C, H, W), the outputs of its cut.
             values: The values of the layer's frontier, from `run`.
             images: (n,) int64, the image in `values` to which each output belongs.
         """
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
-        env = interpreter.env = {layer.node: changed}
+        env = interpreter.env = {layer.cut: changed}
         for node, moment in layer.frontier.items():
             value = values[moment]
             if self._flow.kinds[node] == "per image":
@@ -285,12 +321,18 @@ class _Replay:
         self._first_read: dict[int, int] = {}  # place of the first replayed node that touches a block
         self._name = ""
 
-    def plan(self, name: str, num_units: int) -> UnitLayer:
-        """Return the layer with its plan.
+    def plan(
+        self, name: str
+    ) -> tuple[
+        Mapping[fx.Node, Moment],
+        frozenset[fx.Node],
+        Sequence[tuple[fx.Node, fx.Node | None]],
+        Sequence[Sequence[fx.Node]],
+    ]:
+        """Return the frontier, the copied nodes, the steps and the released nodes of `UnitLayer`.
 
         Args:
             name: Name of the convolution.
-            num_units: Channels.
 
         Raises:
             UsageError: The network changes values in place in such a way that they cannot be computed again.
@@ -309,7 +351,7 @@ class _Replay:
         for node, number in last.items():
             released[number].append(node)
         copied = frozenset(node for node in self._frontier if self._flow.blocks[node] & self._changed)
-        return UnitLayer(name, self._cut, num_units, self._frontier, copied, steps, released)
+        return self._frontier, copied, steps, released
 
     def _find_replayed(self) -> None:
         """Find the nodes after the cut that read what was changed, and those whose order with these matters."""

@@ -4,7 +4,8 @@ A unit is removed by replacing its feature map with a constant: with 0, or with 
 Most removals leave an image right or wrong, as it was. One backward pass estimates for all units how much the margin of
 an image would change: the difference between the score of its class and the highest other score. Only the pairs of
 image and unit whose margin is estimated to move toward 0 by more than half are computed exactly, from the layer on. A
-random sample of the others is computed, too, and tells how many changes were missed.
+random sample of the others is computed, too, and tells how many changes were missed. If a layer has many such pairs,
+the part of the network after it is compiled.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +16,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from svertka.confidence_intervals import Interval, paired_difference_interval, wilson_interval
 from svertka.data.dataset import Ints
 from svertka.errors import DataError, UsageError
+from svertka.inspection.compiled_replay import CompiledReplay, choose_competitors
 from svertka.inspection.graph_dataflow import take_images
 from svertka.inspection.replayed_graph import ReplayedGraph, UnitLayer, Values, replace_units
 
@@ -29,6 +32,8 @@ MODES: tuple[Mode, ...] = ("zero", "mean")
 SCREENED = 1 / 2  # share of the margin from which on a removal is computed
 SAMPLE = 1000  # pairs of image and unit among the others that are computed, for each mode
 REMOVALS_PER_BATCH = 64
+BATCH_BYTES = 32_000_000  # of the largest map of a batch of removals; larger ones do not fit in the CPU's caches
+COMPILED_FROM = 1500  # removals, from which on compiling saves more time than it takes
 CHECKED = 2  # images on which the graph, and the replay from each layer, are compared with the network
 TOLERANCE = 1e-3  # share of the largest score
 MEMORY = 400_000_000  # bytes of the values of a batch of images
@@ -150,12 +155,10 @@ def ablate_units(
     counts = [np.zeros((2, len(MODES), layer.num_units, num_classes), np.int64) for layer in graph.layers]
     predictions = torch.cat(screening.predictions)
     missed = begin = 0
-    checked: set[UnitLayer] = set()
+    replays = _Replays(graph, [int((one | other).sum()) for one, other in zip(chosen, sampled, strict=True)])
     for images, _ in _split(batches(), size, advance):
         here = slice(begin, begin + len(images))
-        missed += _remove(
-            graph, images, labels[here], predictions[here], means, chosen, sampled, begin, counts, checked
-        )
+        missed += _remove(replays, images, labels[here], predictions[here], means, chosen, sampled, begin, counts)
         begin += len(images)
     right = labels[predictions == labels].bincount(minlength=num_classes)
     effects = [LayerEffects(one.name, lost, gained) for one, (lost, gained) in zip(graph.layers, counts, strict=True)]
@@ -258,8 +261,88 @@ def _choose(graph: ReplayedGraph, screening: _Screening, means: Sequence[Tensor]
     return chosen, sampled
 
 
+class _Replays:
+    """Scores without units, from each cut of the graph on.
+
+    Args:
+        graph: The graph.
+        removals: How many units are removed in each layer, on all images together.
+    """
+
+    def __init__(self, graph: ReplayedGraph, removals: Sequence[int]) -> None:
+        self.graph = graph
+        self.groups: dict[fx.Node, list[int]] = {}  # the layers of each cut
+        for number, layer in enumerate(graph.layers):
+            self.groups.setdefault(layer.cut, []).append(number)
+        self._removals = {cut: sum(removals[number] for number in group) for cut, group in self.groups.items()}
+        self._compiled: dict[fx.Node, CompiledReplay | None] = {}
+        self._checked: set[int] = set()
+
+    def batch_size(self, cut: fx.Node) -> int:
+        """Return how many units are removed at a time."""
+        size = BATCH_BYTES // self.graph.bytes_per_replay(self.graph.layers[self.groups[cut][0]])
+        return max(REMOVALS_PER_BATCH // 8, min(REMOVALS_PER_BATCH, size // 8 * 8))
+
+    def are_right_without(
+        self, number: Tensor, images: Tensor, values: Values, pairs: Tensor, constants: Tensor, classes: Tensor
+    ) -> Tensor:
+        """Return whether an image is right if the map of a unit is replaced by a constant, (n,) bool.
+
+        Args:
+            number: (n,) int64, layers with the same cut.
+            images: (N, C, H, W).
+            values: The values of these images, from `ReplayedGraph.run`.
+            pairs: (n, 2) int64, image and unit.
+            constants: (n,).
+            classes: (N, 1 + M) int64, from `choose_competitors`.
+
+        Raises:
+            UsageError: The scores are not those of a run of the whole network.
+        """
+        image, unit = pairs.T
+        layers = self.graph.layers
+        layer = layers[int(number[0])]
+        maps = values[layer.cut, layer.cut]
+        at = image.to(maps.device)
+        changed = take_images(maps, at)
+        first = torch.tensor([one.first_channel for one in layers])
+        replace_units(changed, unit + first[number], constants)
+        unchecked = set(number.tolist()) - self._checked
+        if not unchecked:
+            if layer.cut not in self._compiled:
+                self._compiled[layer.cut] = self._compile(layer, changed)
+            if (compiled := self._compiled[layer.cut]) is not None:
+                return compiled.are_right(changed, classes[image])
+        scores = self.graph.replay(layer, changed, values, at)
+        for one in unchecked:
+            few = (number == one).nonzero()[:CHECKED, 0]
+            self._check(layers[one], scores[few], images[at[few]], unit[few], constants[few])
+        self._checked |= unchecked
+        return scores.argmax(1).cpu() == classes[image, 0]
+
+    def _check(self, layer: UnitLayer, scores: Tensor, images: Tensor, units: Tensor, constants: Tensor) -> None:
+        """Raise UsageError unless a run of the whole network gives the same scores."""
+        if not _are_equal(scores, self.graph.run_changed(layer, images, units, constants)):
+            raise UsageError(
+                f"{self.graph.name} computes other scores than those computed again from layer={layer.name}, "
+                "because images influence each other, or layers keep values; its units cannot be removed"
+            )
+
+    def _compile(self, layer: UnitLayer, maps: Tensor) -> CompiledReplay | None:
+        """Return the compiled network after a cut; None if there are few removals, or it cannot be compiled."""
+        if self._removals[layer.cut] < COMPILED_FROM or maps.device.type != "cpu" or maps.dtype != torch.float32:
+            return None
+        suffix = self.graph.suffix(layer)
+        if suffix is None:
+            return None
+        try:
+            return CompiledReplay(suffix, maps)
+        except UsageError:
+            return None
+
+
 def _remove(
-    graph: ReplayedGraph,
+    replays: _Replays,
     images: Tensor,
     labels: Tensor,
     predictions: Tensor,
@@ -268,47 +351,29 @@ def _remove(
     sampled: Sequence[Tensor],
     begin: int,
     counts: Sequence[Ints],
-    checked: set[UnitLayer],
 ) -> int:
     """Compute the removals of a batch of images and add them to `counts`. Return the changes in the sample."""
     here = slice(begin, begin + len(images))
     wanted = [(one[here] | other[here]).nonzero() for one, other in zip(chosen, sampled, strict=True)]
-    needed = [layer for layer, pairs in zip(graph.layers, wanted, strict=True) if len(pairs)]
+    needed = [layer for layer, pairs in zip(replays.graph.layers, wanted, strict=True) if len(pairs)]
     missed = 0
     with torch.inference_mode():
-        _, values = graph.run(images, needed)
-        for number, layer in enumerate(graph.layers):
-            for pairs in torch.split(wanted[number], REMOVALS_PER_BATCH):
-                if not len(pairs):
-                    continue
-                image, mode, unit = pairs.T
-                constants = means[number][unit] * mode
-                scores = _replay_without(graph, layer, values, image, unit, constants)
-                if layer not in checked:
-                    checked.add(layer)
-                    few = slice(0, CHECKED)
-                    at = image[few].to(images.device)
-                    if not _are_equal(scores[few], graph.run_changed(layer, images[at], unit[few], constants[few])):
-                        raise UsageError(
-                            f"{graph.name} computes other scores than those computed again from layer={layer.name}, "
-                            "because images influence each other, or layers keep values; its units cannot be removed"
-                        )
-                after = scores.argmax(1).cpu()
-                was, now = (one == labels[image] for one in (predictions[image], after))
-                drawn = sampled[number][here][image, mode, unit]
-                missed += int((drawn & (was != now)).sum())
-                for which, changed in enumerate((was & ~now, ~was & now)):
-                    place = (mode[changed], unit[changed], labels[image][changed])
-                    np.add.at(counts[number][which], tuple(one.numpy() for one in place), 1)
+        scores, values = replays.graph.run(images, needed)
+        classes = choose_competitors(scores.cpu(), labels)
+        for cut, group in replays.groups.items():
+            found = [F.pad(wanted[number], (1, 0), value=number) for number in group]
+            together = torch.cat(found)
+            for pairs in torch.split(together, replays.batch_size(cut)) if len(together) else ():
+                number, image, mode, unit = pairs.T
+                constants = torch.stack([means[one][k] * m for one, m, k in pairs[:, [0, 2, 3]].tolist()])
+                was = predictions[image] == labels[image]
+                now = replays.are_right_without(number, images, values, pairs[:, [1, 3]], constants, classes)
+                for one in group:
+                    of_layer = number == one
+                    drawn = sampled[one][here][image[of_layer], mode[of_layer], unit[of_layer]]
+                    missed += int((drawn & (was != now)[of_layer]).sum())
+                    for which, changed in enumerate((was & ~now, ~was & now)):
+                        counted = changed & of_layer
+                        place = (mode[counted], unit[counted], labels[image][counted])
+                        np.add.at(counts[one][which], tuple(axis.numpy() for axis in place), 1)
     return missed
-
-
-def _replay_without(
-    graph: ReplayedGraph, layer: UnitLayer, values: Values, image: Tensor, unit: Tensor, constants: Tensor
-) -> Tensor:
-    """Return the scores with the map of a unit replaced by a constant, (n, K): one image and unit each."""
-    maps = values[layer.node, layer.node]
-    at = image.to(maps.device)
-    changed = take_images(maps, at)
-    replace_units(changed, unit, constants)
-    return graph.replay(layer, changed, values, at)

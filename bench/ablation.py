@@ -1,0 +1,133 @@
+"""Benchmark of the causal effect of units: removing each of SqueezeNet 1.1's 3,944 units, one at a time.
+
+    python bench/ablation.py [--images 100] [--threads 2] [--total 1400] [--json]
+
+The network with ImageNet weights classifies photographs of `cats-dogs`, evenly spaced among all. The class of each is
+the one that the network predicts, so that every change of a prediction counts. The time of `ablate_units`, as wall time
+and as CPU time of all threads, includes compiling, which happens once per layer; the projection to `--total` images
+counts it once. The exit code is 1 if more changes are counted for the most important units of some layers than whole
+forward passes find in which a hook replaces the unit, or less than 70 % of them, which the screening may miss. Needs
+SVERTKA_DATA.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svertka.classifier import Classifier
+from svertka.inspection import unit_ablation
+from svertka.inspection.compiled_replay import CompiledReplay
+from svertka.inspection.unit_ablation import Ablation, ablate_units
+
+CLASSES = 1000
+CHECKED_UNITS = 6  # zeroed by a hook, on all images
+
+
+class Stopwatch:
+    """Wall time and CPU time since its creation, less what was spent compiling."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+        self.compiling = np.zeros(2)
+        compile_replay = CompiledReplay.__init__
+
+        def measure(replay: CompiledReplay, suffix: torch.fx.GraphModule, maps: Tensor) -> None:
+            began = np.array([time.perf_counter(), time.process_time()])
+            compile_replay(replay, suffix, maps)
+            self.compiling += [time.perf_counter(), time.process_time()] - began
+
+        CompiledReplay.__init__ = measure  # type: ignore[method-assign, assignment]
+
+    def read(self) -> np.ndarray:
+        """Return the seconds of wall time and of CPU time, with what was spent compiling."""
+        return np.array([time.perf_counter(), time.process_time()]) - self._began
+
+
+def count_changes(network: nn.Module, layer: str, unit: int, images: Tensor, labels: Tensor) -> int:
+    """Return how many predictions change if a unit is zeroed by a hook after the activation function of a layer."""
+
+    def change(module: nn.Module, inputs: tuple[Tensor, ...], maps: Tensor) -> Tensor:
+        maps = maps.clone()
+        maps[:, unit] = 0
+        return maps
+
+    with network.get_submodule(f"{layer}_relu").register_forward_hook(change), torch.inference_mode():
+        return int((torch.cat([network(some).argmax(1) for some in torch.split(images, 8)]) != labels).sum())
+
+
+def differences(found: Ablation, network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
+    """Return the units whose counted effect exceeds what a hook finds, or misses more than the screening may."""
+    random, wrong = np.random.default_rng(0), []
+    layers = [one for one in found.layers if "expand" in one.layer]
+    for effects in random.permutation(np.array(layers, object))[:CHECKED_UNITS]:
+        lost = effects.lost[0].sum(1)
+        unit = int(lost.argmax())
+        expected = count_changes(network, effects.layer, unit, images, labels)
+        if not 0.7 * expected <= lost[unit] <= expected:
+            wrong.append(f"{effects.layer}, unit {unit}: {lost[unit]} changes, {expected} by a hook")
+    return wrong
+
+
+def main() -> int:
+    """Measure, and print the times or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100, help="photographs to measure")
+    parser.add_argument("--total", type=int, default=1400, help="photographs to project the time to")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compiled-from", type=int, default=None, help="removals of a layer from which on to compile")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.compiled_from is not None:
+        unit_ablation.COMPILED_FROM = options.compiled_from
+    data = Path(os.environ["SVERTKA_DATA"])
+    classifier = Classifier.load(f"squeezenet1_1:{data / 'weights' / 'squeezenet1_1-imagenet.safetensors'}")
+    paths = sorted((data / "cats-dogs").glob("*/*.jpg"))
+    chosen = np.linspace(0, len(paths) - 1, min(options.images, len(paths))).round().astype(int)
+    images = torch.stack([classifier.preprocess(paths[index]) for index in chosen])
+    network = classifier.network.eval()
+    with torch.no_grad():
+        labels = torch.cat([network(some).argmax(1) for some in torch.split(images, 8)])
+    watch = Stopwatch()
+    batches = list(zip(torch.split(images, 32), torch.split(labels, 32), strict=True))
+    found = ablate_units(network, lambda: batches, CLASSES)
+    seconds = watch.read()
+    each = (seconds - watch.compiling) / len(images)
+    projected = each * options.total + watch.compiling
+    wrong = differences(found, network, images, labels)
+    result = {
+        "images": len(images),
+        "threads": options.threads,
+        "units": sum(one.lost.shape[1] for one in found.layers),
+        "removals": found.pairs,
+        "computed": found.computed,
+        "sampled": found.sampled,
+        "missed": found.missed,
+        "wall": {"total": seconds[0], "compiling": watch.compiling[0], "image": each[0], "projected": projected[0]},
+        "cpu": {"total": seconds[1], "compiling": watch.compiling[1], "image": each[1], "projected": projected[1]},
+        "wrong": wrong,
+    }
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(f"torch {torch.__version__}, {options.threads} threads, {len(images)} photographs")
+        print(f"{found.computed / len(images):.0f} of {found.pairs / len(images):.0f} removals an image are computed")
+        print(f"of {found.sampled} others, {found.missed} change a prediction")
+        for name, index in (("wall time", 0), ("CPU time", 1)):
+            print(
+                f"{name}: {seconds[index]:.0f} s, of which compiling {watch.compiling[index]:.0f} s; {each[index]:.2f} "
+                f"s an image; {projected[index] / 60:.1f} min for {options.total} images"
+            )
+        print("\n".join(wrong))
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
