@@ -108,15 +108,16 @@ class ReplayedGraph:
         Without one, return the node itself.
         """
         blocks, later = self._flow.blocks, self._nodes[self._place[node] + 1 :]
-        readers = [one for one in later if any(blocks[given] & blocks[node] for given in one.all_input_nodes)]
+        readers = [one for one in later if any(blocks[read] & blocks[node] for read in one.all_input_nodes)]
         if len(readers) != 1 or readers[0].target not in (torch.cat, torch.concat):
             return node, 0
-        cut, tensors = readers[0], readers[0].args[0] if readers[0].args else None
+        (cut,) = readers
+        given = cut.args[0] if cut.args else None
+        tensors = [one for one in given if isinstance(one, fx.Node)] if isinstance(given, list | tuple) else []
         axis = cut.kwargs.get("dim", cut.args[1] if len(cut.args) > 1 else 0)
-        shapes = [one.meta[SHAPE] for one in tensors] if isinstance(tensors, list | tuple) else []  # type: ignore[union-attr]
-        if axis not in (1, -3) or shapes.count(None) or list(tensors).count(node) != 1:  # type: ignore[arg-type]
+        if axis not in (1, -3) or tensors.count(node) != 1:
             return node, 0
-        return cut, sum(shape[1] for shape in shapes[: list(tensors).index(node)])  # type: ignore[arg-type]
+        return cut, sum(one.meta[SHAPE][1] for one in tensors[: tensors.index(node)])
 
     def _follow(self, node: fx.Node) -> fx.Node:
         """Return the activation function after a convolution, or the batch norm; else the convolution."""
