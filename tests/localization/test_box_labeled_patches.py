@@ -107,17 +107,22 @@ FEW: dict[str, Any] = {"size": 16, "epochs": 6, "batch_size": 64, "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def backbone(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def backbone(
+    digit_folder: Path, tmp_path_factory: pytest.TempPathFactory, large_count: Callable[[int, int], int]
+) -> Run:
     """What is carried over: learned from "one", "two", "three" and "four"."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    return svertka.train(digit_folder, output=output, model="resnet20", **(FEW | {"epochs": 4}))
+    return svertka.train(digit_folder, output=output, model="resnet20", **(FEW | {"epochs": large_count(1, 4)}))
 
 
 @pytest.fixture(scope="module")
-def boxed_run(backbone: Run, scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def boxed_run(
+    backbone: Run, scenes: Scenes, tmp_path_factory: pytest.TempPathFactory, large_count: Callable[[int, int], int]
+) -> Run:
     """A head trained on the patches of the scenes."""
     output = tmp_path_factory.mktemp("boxed") / "run"
-    return svertka.train(scenes[0], output=output, weights=backbone, boxes=scenes[1], **FEW)
+    epochs = large_count(1, FEW["epochs"])
+    return svertka.train(scenes[0], output=output, weights=backbone, boxes=scenes[1], **(FEW | {"epochs": epochs}))
 
 
 @pytest.mark.large

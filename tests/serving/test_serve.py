@@ -134,7 +134,7 @@ def test_a_terminal_that_is_gone_ends_it_in_peace_while_decoders_are_busy(small_
     Image.linear_gradient("L").resize((3000, 3000)).convert("RGB").save(buffer, "JPEG", progressive=True, quality=30)
     content = buffer.getvalue()
     last = content.rindex(b"\xff\xda")
-    slow = content[:last] + content[last:-2] * 80 + content[-2:]
+    slow = content[:last] + content[last:-2] * 30 + content[-2:]
     with process(str(small_run)) as (said, server):
         children = _children(server.pid)
         port = int(said["url"].rstrip("/").rpartition(":")[2])
@@ -145,11 +145,15 @@ def test_a_terminal_that_is_gone_ends_it_in_peace_while_decoders_are_busy(small_
                 time.sleep(0.05)
             children = _children(server.pid)
             server.send_signal(signal.SIGHUP)
-            # What has begun is finished, or, where a busy machine takes longer than a stop waits, answered.
-            assert sock.recv(100).startswith((b"HTTP/1.1 200", b"HTTP/1.1 413", b"HTTP/1.1 503"))
+            answer = sock.recv(100)
+        # What has begun is finished; a busy machine may take longer than a stop waits.
+        is_late = answer.startswith(b"HTTP/1.1 503")
+        assert is_late or answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 413"))
         assert server.wait(100) == 0
         assert server.stderr is not None
-        assert server.stderr.read() == ""
+        printed = server.stderr.read()
+        assert printed == "" or (is_late and printed.startswith("Cancel 1 running task(s)"))
+        assert printed.count("\n") <= 1
         assert children
         assert not any(_is_running(pid) for pid in children)
 
