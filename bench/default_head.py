@@ -1,17 +1,18 @@
 """Benchmark of the default head against a logistic regression of scikit-learn, on sets that no default was chosen on.
 
-    python bench/trust.py default [--only NAME] [--draws 10] [--json]
+    python bench/trust.py default [--only NAME] [--draws 10] [--steps] [--json]
 
-Both sides get the same frozen features and the same training images: 5 or 20 of each class, drawn with a fixed seed;
-all others are the test images. svertka's head is trained as `svertka.train` does by default from bundled weights. The
-peer is scikit-learn's multinomial logistic regression on standardized features, its C chosen among ten by 5-fold
-cross-validation. `difference` is the mean over the draws of the difference of the two errors on the same test images,
-with a 95 % interval (t over the draws); below 0 svertka is better.
+Both sides get the same frozen features and the same training images: 5, 20 or, of digits, 100 of each class, drawn with
+a fixed seed; all others are the test images. svertka's head is fitted, or above 4,000 images trained in steps, as
+`svertka.train` does by default from bundled weights; with --steps it is always trained in steps, as with
+`--head linear`. The peer is scikit-learn's multinomial logistic regression on standardized features, its C chosen
+among ten by 5-fold cross-validation. `difference` is the mean over the draws of the difference of the two errors on the
+same test images, with a 95 % interval (t over the draws); below 0 svertka is better.
 
 - `textures`: 12 random textures (gratings, noise of several spectra, cells, bricks, dots), drawn by a program.
 - `flowers`: 12 drawings of flowers that differ in the number, shape and color of their petals.
 - `tiles`: from which of 20 photographs of imagenet-samples a tile of 64×64 pixels is.
-- `digits`: scikit-learn's handwritten digits, 8×8 pixels.
+- `digits`: scikit-learn's 1,797 handwritten digits, 8×8 pixels.
 
 `tiles` needs SVERTKA_DATA.
 """
@@ -42,9 +43,11 @@ from svertka.data.in_memory_sources import ARRAYS
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.training.builtin_recipes import find_recipe_by_name
+from svertka.training.computed_initial_head import FITTED_IMAGES
 from svertka.training.head_cross_validation import train_and_score
 from svertka.training.lr_finder import find_stable_rate
 from svertka.transfer.backbone_features import compute_backbone_features
+from svertka.transfer.logistic_and_nearest_mean_heads import fit_logistic_regression
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -52,7 +55,7 @@ Ints = npt.NDArray[np.int64]
 
 SIDE = 64  # pixels
 IMAGES = 50  # of each class
-SIZES = (5, 20)  # training images of each class
+SIZES = (5, 20, 100)  # training images of each class
 TILED = 20  # photographs
 DRAWS = 10
 
@@ -138,11 +141,10 @@ def tiles() -> Dataset:
 
 
 def digits() -> Dataset:
-    """Return 50 of scikit-learn's digits of each class."""
+    """Return all of scikit-learn's digits."""
     found = load_digits()
-    chosen = [place for digit in range(10) for place in np.flatnonzero(found.target == digit)[:IMAGES].tolist()]
-    gray = (found.images[chosen] * 15.9).astype(np.uint8)[..., None]
-    return make_dataset("digits", list(gray.repeat(3, -1)), found.target[chosen].tolist())
+    gray = (found.images * 15.9).astype(np.uint8)[..., None]
+    return make_dataset("digits", list(gray.repeat(3, -1)), found.target.tolist())
 
 
 SETS: dict[str, Callable[[], Dataset]] = {
@@ -153,8 +155,17 @@ SETS: dict[str, Callable[[], Dataset]] = {
 }
 
 
-def train_default_head(features: Floats, labels: Ints, others: Floats, seed: int) -> Ints:
-    """Return the classes of `others` by a head that is trained as `svertka.train` does by default."""
+def fit_default_head(features: Floats, labels: Ints, others: Floats, seed: int) -> Ints:
+    """Return the classes of `others` by a head that is fitted or trained as `svertka.train` does by default."""
+    if len(labels) > FITTED_IMAGES:
+        return train_in_steps(features, labels, others, seed)
+    weight, bias = fit_logistic_regression(features, labels, int(labels.max()) + 1)
+    found: Ints = (others @ weight.T + bias).argmax(1)
+    return found
+
+
+def train_in_steps(features: Floats, labels: Ints, others: Floats, seed: int) -> Ints:
+    """Return the classes of `others` by a head that is trained as `svertka.train` does with `--head linear`."""
     recipe, classes = find_recipe_by_name("frozen"), int(labels.max()) + 1
     values = torch.from_numpy(features)
     recipe = recipe.with_changes(
@@ -188,9 +199,9 @@ def fit_by_scikit_learn(features: Floats, labels: Ints, others: Floats, seed: in
     return found
 
 
-def compare(name: str, per_class: int, draws: int) -> dict[str, Any]:
+def compare(name: str, dataset: Dataset, per_class: int, draws: int, *, in_steps: bool) -> dict[str, Any]:
     """Return the errors of both sides on one set, and their difference."""
-    dataset = SETS[name]()
+    sides = train_in_steps if in_steps else fit_default_head, fit_by_scikit_learn
     found = compute_backbone_features(dataset, np.arange(len(dataset)), threads=torch.get_num_threads())
     labels, errors = dataset.labels[found.indices], []
     for seed in range(draws):
@@ -199,9 +210,7 @@ def compare(name: str, per_class: int, draws: int) -> dict[str, Any]:
         train = np.sort(np.concatenate(chosen))
         others = np.setdiff1d(np.arange(len(labels)), train)
         given = found.values[train], labels[train], found.values[others], seed
-        errors.append(
-            [float((side(*given) != labels[others]).mean()) for side in (train_default_head, fit_by_scikit_learn)]
-        )
+        errors.append([float((side(*given) != labels[others]).mean()) for side in sides])
         print(f"{name}, {per_class} a class, draw {seed + 1} of {draws}: {errors[-1]}", file=sys.stderr, flush=True)
     own, peer = np.array(errors).T
     difference = own - peer
@@ -217,14 +226,16 @@ def compare(name: str, per_class: int, draws: int) -> dict[str, Any]:
     }
 
 
-def report(only: str | None, draws: int, threads: int, *, as_json: bool) -> None:
-    """Print the comparison on each set and size."""
+def report(only: str | None, draws: int, threads: int, *, in_steps: bool, as_json: bool) -> None:
+    """Print the comparison on each set, at each size that leaves half as many images to test on."""
     torch.set_num_threads(threads)
     rows = []
     with threadpool_limits(threads):
         for name in [only] if only else SETS:
-            for per_class in SIZES:
-                rows.append(row := compare(name, per_class, draws))
+            dataset = SETS[name]()
+            smallest = int(np.bincount(dataset.labels).min())
+            for per_class in (size for size in SIZES if smallest > 1.5 * size):
+                rows.append(row := compare(name, dataset, per_class, draws, in_steps=in_steps))
                 if not as_json:
                     low, high = row["interval"]
                     print(

@@ -6,11 +6,11 @@
     python bench/trust.py tasks [--only labels|count|angle] [--seeds 3] [--images 1500] [--json]
     python bench/trust.py unknown [--only NAME] [--images 1500] [--json]
     python bench/trust.py sets [--splits 100] [--images 1500] [--json]
-    python bench/trust.py default [--only NAME] [--draws 10] [--json]
+    python bench/trust.py default [--only NAME] [--draws 10] [--steps] [--json]
     python bench/trust.py all [--threads 2]
 
 `small-sets`: of a large data set, 20 images of each class are drawn. A head is cross-validated on their features and
-trained on nine tenths of them, as `svertka.train` does by default; the others are its validation set. The true error is
+fitted to nine tenths of them, as `svertka.train` does by default; the others are its validation set. The true error is
 that of the head on all other images of the data set. `covered` is the share of draws whose 95 % interval holds the true
 error; `covered by validation`, that of the Wilson interval of the validation images alone. `deviation` is the root mean
 square of the difference from the true error.
@@ -49,11 +49,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 import unknown_and_sets
-from default_head import DRAWS
+from default_head import DRAWS, fit_default_head
 from default_head import SETS as UNTUNED
 from default_head import report as report_default
 from label_errors import SETS
@@ -63,13 +61,10 @@ from labels_needed import SETS as POOLS
 from labels_needed import report as report_labels_needed
 from planted_faults import write_histories
 from svertka.confidence_intervals import Interval, wilson_interval
-from svertka.data.loader import BatchLoader
-from svertka.data.preprocessing import Preprocess
 from svertka.evaluation.cross_validation import cross_validate
-from svertka.training.builtin_recipes import find_recipe_by_name
-from svertka.training.head_cross_validation import train_and_score
 from svertka.transfer.backbone_features import compute_backbone_features
 
+Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 
@@ -84,7 +79,7 @@ def small_sets(name: str, draws: int, per_class: int, threads: int) -> dict[str,
     """Return how often the intervals of heads trained on small draws of a data set hold their true error."""
     dataset = SETS[name]()
     found = compute_backbone_features(dataset, np.arange(len(dataset)), threads=threads)
-    heads = Heads(torch.from_numpy(found.values), dataset.labels[found.indices], len(dataset.names))
+    heads = Heads(found.values, dataset.labels[found.indices], len(dataset.names))
     rows, began = [], time.process_time()
     for seed in range(draws):
         rows.append(heads.judge(draw(heads.labels, per_class, seed), seed))
@@ -113,7 +108,7 @@ def holds(interval: Interval, value: float) -> bool:
 
 
 class Heads:
-    """Heads on the features of a data set, trained as `svertka.train` does by default.
+    """Heads on the features of a data set, fitted as `svertka.train` does by default.
 
     Args:
         values: Features (N, D) float32.
@@ -121,9 +116,8 @@ class Heads:
         classes: Number of classes.
     """
 
-    def __init__(self, values: torch.Tensor, labels: Ints, classes: int) -> None:
+    def __init__(self, values: Floats, labels: Ints, classes: int) -> None:
         self.values, self.labels, self.classes = values, labels, classes
-        self.preprocess = Preprocess(size=1, resize=1, mean=(0.0,), std=(1.0,))
 
     def judge(self, chosen: Ints, seed: int) -> dict[str, Any]:
         """Return what is said of a head that is trained on a draw, and its true error on all other images."""
@@ -148,22 +142,8 @@ class Heads:
         }
 
     def predict(self, train: Ints, others: Ints, seed: int) -> Ints:
-        """Return the predictions for `others` of a head that is trained on `train`."""
-        recipe = find_recipe_by_name("frozen")
-        batches = BatchLoader(
-            np.empty((len(self.labels), 1, 1, 1), np.uint8),
-            self.labels,
-            train,
-            self.preprocess,
-            batch_size=min(recipe.batch_size, len(train)),
-            seed=seed,
-            shuffle=True,
-        ).with_images(lambda indices, _: self.values[torch.from_numpy(indices)])
-        head = nn.Linear(self.values.shape[1], self.classes)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        predicted: Ints = train_and_score(head, batches, recipe, self.values[torch.from_numpy(others)]).argmax(1)
-        return predicted
+        """Return the predictions for `others` of a head that is fitted to `train`."""
+        return fit_default_head(self.values[train], self.labels[train], self.values[others], seed)
 
 
 def run_all(threads: int) -> None:
@@ -195,6 +175,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("faulty_histories.json"))
+    parser.add_argument("--steps", action="store_true")
     parser.add_argument("--splits", type=int, default=100)
     options = parser.parse_args()
     if options.what in ("unknown", "sets"):
@@ -207,7 +188,7 @@ def main() -> None:
         if options.only not in (None, *UNTUNED):
             parser.error(f"--only {options.only} is none of {', '.join(UNTUNED)}")
         draws = DRAWS if options.draws is None else options.draws
-        report_default(options.only, draws, options.threads, as_json=options.json)
+        report_default(options.only, draws, options.threads, in_steps=options.steps, as_json=options.json)
         return
     if options.only not in (None, *SETS, *TASKS):
         parser.error(f"--only {options.only} is none of {', '.join((*SETS, *TASKS))}")

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 import svertka
+from svertka.classifier import Classifier, Config
+from svertka.data.preprocessing import Preprocess
 from svertka.errors import RunError
 from svertka.models.registry import MODELS
 from svertka.run import Run
+from svertka.tasks import AnyTask, MultiLabel, SingleLabel
 from svertka.tensor_files import read_tensors_and_header
-from svertka.training import head_cross_validation, resume
+from svertka.training import head_cross_validation, resume, single_run
 from svertka.training.builtin_recipes import find_recipe_by_name
+from svertka.training.computed_initial_head import FITTED_IMAGES, fits_default_head
 from svertka.training.data_splits import DataSplits
 from svertka.training.head_cross_validation import cross_validate_head, pool_images, why_not_cross_validated
 
@@ -102,6 +106,59 @@ def test_neither_unstored_features_nor_images_known_before_are_cross_validated(s
     inherited = replace(parts.manifest, inherited=frozenset(parts.digests[:3]))
     known = why_not_cross_validated(recipe, replace(parts, manifest=inherited), stored=True)
     assert known == "the weights that it starts from were trained on 3 of the images"
+
+
+def test_a_new_head_on_few_images_is_fitted_by_logistic_regression(
+    digit_folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"model": "resnet20", "weights": weights, "unfreeze": "head", "size": 8, "threads": 1}
+    runs = [
+        svertka.train(digit_folder, output=tmp_path / str(head), head=head, **options) for head in (None, "logistic")
+    ]
+    assert capsys.readouterr().err.count("the head is fitted by logistic regression (--head logistic)") == 1
+    assert [run.settings()["recipe"]["head"] for run in runs] == ["logistic", "logistic"]
+    kept = [run.classifier().network.state_dict() for run in runs]
+    assert all(kept[0][name].equal(kept[1][name]) for name in kept[0])
+    # A classifier's own head is trained further.
+    again = svertka.train(digit_folder, output=tmp_path / "again", **(options | {"weights": runs[0].folder}))
+    assert again.settings()["recipe"]["head"] == "linear"
+
+
+@pytest.mark.parametrize(("changes", "is_open"), [
+    ({}, True),
+    ({"unfreeze": "head"}, True),
+    ({"unfreeze": "last"}, False),
+    ({"head": "linear"}, False),
+    ({"recipe": "frozen"}, False),
+    ({"epochs": 2}, False),
+    ({"lr": "find"}, False),
+    ({"time": 60}, False),
+    ({"auto_augment": "rand"}, False),
+])  # fmt: skip
+def test_an_option_of_steps_trains_the_head_in_steps(
+    digit_folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], *, is_open: bool
+) -> None:
+    monkeypatch.setattr("svertka.training.train.train_run", single_run.resolve_options)
+    resolved: Any = svertka.train(digit_folder, model="resnet20", weights=weights, size=8, threads=1, **changes)
+    assert single_run._leaves_head_open(resolved) == is_open
+
+
+def test_a_head_is_fitted_for_one_class_an_image_and_not_for_too_many() -> None:
+    def classifier(task: AnyTask) -> Classifier:
+        network = MODELS["resnet20"].build()
+        for parameter in network.linear.parameters():  # as a new head
+            torch.nn.init.zeros_(parameter)
+        preprocess = Preprocess(size=8, resize=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+        names = tuple(map(str, range(10)))
+        config = Config(model="resnet20", names=names, preprocess=preprocess, task=task)
+        return Classifier(network, config, MODELS["resnet20"])
+
+    recipe, single = find_recipe_by_name("frozen"), classifier(SingleLabel())
+    assert fits_default_head(single, recipe, FITTED_IMAGES)
+    assert not fits_default_head(single, recipe, FITTED_IMAGES + 1)
+    assert not fits_default_head(classifier(MultiLabel()), recipe, 100)
+    torch.nn.init.ones_(single.network.linear.weight)
+    assert not fits_default_head(single, recipe, 100)
 
 
 def test_a_damaged_result_is_one_sentence(spied: dict[str, Any], tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def train(
         str | None,
         typer.Option(
             help="Type of the last layer: linear, cosine or adaptation (trained step by step), or logistic or "
-            "nearest-mean (fitted directly to the features).",
+            "nearest-mean (fitted directly to the features). Default: logistic for a new head on frozen layers, with "
+            "at most 4,000 training images and no option of steps, such as --epochs; else linear.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -378,11 +379,14 @@ def train(
 
 def _print_run(run: "Run") -> None:
     """Print warnings about a finished run, what to do next, and its errors, the one to rely on last."""
+    from svertka.training.recipe import Recipe
+
     result, settings = run.result(), run.settings()
     unit = "features" if settings["cache"] else "images"  # stored features of frozen layers
     speed = f"{result['images_per_second']:,.0f} {unit}/s"
     epochs = f"{result['epochs']:g} epoch{'' if result['epochs'] == 1 else 's'}"
-    print_line(f"trained for {epochs} at {speed}")
+    is_computed = Recipe.model_validate(settings["recipe"]).is_computed
+    print_line(f"fitted the {settings['recipe']['head']} head" if is_computed else f"trained for {epochs} at {speed}")
     for warning in settings["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")

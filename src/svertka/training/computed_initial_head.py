@@ -22,6 +22,7 @@ from svertka.transfer.multi_label_and_regression_heads import fit_logistic_regre
 
 RATED_IMAGES = 64  # images whose features limit the learning rate
 RATED_AT_ONCE = 4  # of them per batch: 16 took 240 MB
+FITTED_IMAGES = 4000  # training images up to which the 30 epochs of the default recipe are fewer than 2,000 steps
 
 
 def needs_computed_head(classifier: Classifier, recipe: Recipe) -> bool:
@@ -38,6 +39,22 @@ def needs_computed_head(classifier: Classifier, recipe: Recipe) -> bool:
             "one; use linear"
         )
     return is_dense and (recipe.head in heads.SOLVERS or recipe.computed_first)
+
+
+def fits_default_head(classifier: Classifier, recipe: Recipe, images: int) -> bool:
+    """Return whether logistic regression suits a head better than the steps of the default recipe.
+
+    A head that comes with the weights is trained further instead, and so is one that is not a dense layer.
+
+    Args:
+        classifier: The classifier before its first step; a new head is zero.
+        recipe: The default recipe from trained weights.
+        images: Number of training images.
+    """
+    is_only_head = recipe.unfreeze == freeze.HEAD and recipe.head == "linear"
+    head = _find_head(classifier) if is_only_head and classifier.task.is_single_label else None
+    is_new = isinstance(head, nn.Linear) and head.bias is not None and not head.weight.any()
+    return is_new and images <= FITTED_IMAGES
 
 
 def compute_head(classifier: Classifier, settings: RunSettings, parts: DataSplits, device: torch.device) -> None:
@@ -82,7 +99,14 @@ def _solve(
 
 
 def estimate_head_seconds(
-    classifier: Classifier, recipe: Recipe, parts: DataSplits, forward: float, *, stored: bool, optimizing: float = 0.0
+    classifier: Classifier,
+    recipe: Recipe,
+    parts: DataSplits,
+    forward: float,
+    *,
+    stored: bool,
+    optimizing: float = 0.0,
+    fits: int = 1,
 ) -> float:
     """Estimate the time of `compute_head`; 0 if the head is not computed.
 
@@ -94,13 +118,14 @@ def estimate_head_seconds(
         stored: Whether the features of frozen layers are stored for training.
         optimizing: Seconds that compiling the frozen layers took. It is done once more if stages below the head are
             trained.
+        fits: How often the head is fitted, with the folds of a cross-validation.
     """
     if not needs_computed_head(classifier, recipe):
         return 0.0
     images, head = len(parts.indices["train"]), _find_head(classifier)
     assert isinstance(head, nn.Linear)
     has_features = stored and recipe.unfreeze == freeze.HEAD and not recipe.augmentations
-    solving = heads.estimate_fit_seconds(_solver(recipe), images, head.in_features, head.out_features)
+    solving = fits * heads.estimate_fit_seconds(_solver(recipe), images, head.in_features, head.out_features)
     again = optimizing if recipe.unfreeze != freeze.HEAD else 0.0
     return solving + again + (0.0 if has_features else forward * images)
 

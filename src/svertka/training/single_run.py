@@ -28,6 +28,7 @@ from svertka.data.shard_storage import open_location
 from svertka.data.source_opener import Source, is_path, open_source
 from svertka.device import choose_device, describe_device, meta_device, set_memory_format, set_threads
 from svertka.errors import UsageError
+from svertka.evaluation.cross_validation import FOLDS, REPEATS
 from svertka.evaluation.held_out import read_manifest
 from svertka.graph.output_layer import count_classes
 from svertka.models import registry
@@ -40,7 +41,7 @@ from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.automatic_backbone import AUTO, choose_backbone
 from svertka.training.builtin_recipes import DEFAULTS, default_recipe, find_recipe_by_name
-from svertka.training.computed_initial_head import estimate_head_seconds, lower_diverging_rate
+from svertka.training.computed_initial_head import estimate_head_seconds, fits_default_head, lower_diverging_rate
 from svertka.training.config import MAX_SEED, MAX_SIDE, FeatureCacheSettings, RunSettings, check_range
 from svertka.training.data_splits import (
     DataSplits,
@@ -75,6 +76,10 @@ from svertka.transfer.freeze import HEAD, PartiallyFrozen
 
 PATCHES_TIMED = 64  # patches in a timed batch: each is cut from an image of its own
 CUSTOM = "custom"  # name of a recipe that is given as an object
+DEFAULT_HEAD_NOTE = (
+    "the head is fitted by logistic regression (--head logistic), which errs less on so few images; it is trained in "
+    "steps with --head linear, or with an option of steps, such as --epochs"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,6 +452,9 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     classifier, notes = build_initial_classifier(
         model, start, parts, preprocess, recipe, options.seed, place, may_reinitialize=options.recipe is None
     )
+    if _leaves_head_open(resolved) and fits_default_head(classifier, recipe, train_count):
+        recipe = recipe.with_changes(head="logistic")
+        notes = [*notes, DEFAULT_HEAD_NOTE]
     frozen = freeze_classifier(classifier, recipe)
     if not recipe.is_computed and not any(parameter.requires_grad for parameter in classifier.network.parameters()):
         raise UsageError(f"{model.name} has no parameter to train; call requires_grad_() on those that are to be")
@@ -466,6 +474,14 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
             ),
         ],
     )
+
+
+def _leaves_head_open(resolved: ResolvedOptions) -> bool:
+    """Return whether the recipe is the default one for frozen layers, and no option is about its steps."""
+    options = resolved.options
+    others = (options.recipe, options.boxes, options.lr, options.time, options.auto_augment, options.random_erasing)
+    is_default = resolved.recipe_name == "frozen" and set(options.changes) <= {"unfreeze"}
+    return is_default and all(option is None for option in others)
 
 
 def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tuple[int, ...]) -> None:
@@ -540,9 +556,12 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
             limit = options.cache_limit
             missing = [count_missing_features(frozen, cache, limit, parts, some) for some in (batches, val)]
             once = a_picture * sum(missing)
-    validating = 0.0  # seconds of cross-validation for each epoch
+    validating, fits = 0.0, 1  # seconds of cross-validation for each epoch, or fits of a computed head with it
     if not options.is_repeated and why_not_cross_validated(recipe, parts, stored=cache is not None) is None:
-        validating = estimate_epoch_seconds(timing.step, sum(sizes), recipe.batch_size)
+        if recipe.is_computed:
+            fits += REPEATS * FOLDS
+        else:
+            validating = estimate_epoch_seconds(timing.step, sum(sizes), recipe.batch_size)
     found = None
     if options.lr == "find":
         found = find_learning_rate(frozen or classifier.network, batches, recipe, task)
@@ -550,7 +569,7 @@ def plan_by_timing(resolved: ResolvedOptions, prepared: PreparedTraining, folder
         recipe = recipe.with_changes(lr=distributed.broadcast(found.chosen))
     forward = a_picture + time_estimate.estimate_forward_seconds(timing, len(batch.labels))
     around = once + estimate_head_seconds(
-        classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing
+        classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing, fits=fits
     )
     around += estimate_final_evaluation_seconds(parts.whole_images(), forward) + optimizing  # which is done again
     is_stored = recipe.unfreeze == HEAD and cache is not None and not cache.half and not recipe.augmentations

@@ -72,6 +72,10 @@ def describe_training(
     changes = ", ".join(one.kind.replace("_", " ") for one in recipe.augmentations) or "no augmentation"
     settings_given = {"MixUp": recipe.mixing.mixup, "CutMix": recipe.mixing.cutmix, "EMA": recipe.ema}
     changes += "".join(f", {name} {value:g}" for name, value in settings_given.items() if value)
+    steps = (
+        f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, batch {recipe.batch_size}, "
+        f"{recipe.epochs:g} epoch{'' if recipe.epochs == 1 else 's'}, {changes}"
+    )
     lines = [
         ("data", f"{settings.source}: {sizes}; {classifier.task.describe_names(names)}{left_out}"),
         (
@@ -79,11 +83,7 @@ def describe_training(
             f"{settings.model}, {preprocess.size}×{preprocess.size} {color}{fit}, {size.parameters:,} parameters, "
             f"{size.multiply_adds:,} multiply-adds",
         ),
-        (
-            "recipe",
-            f"{settings.recipe_name}: {recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, "
-            f"batch {recipe.batch_size}, {recipe.epochs:g} epoch{'' if recipe.epochs == 1 else 's'}, {changes}",
-        ),
+        ("recipe", f"{settings.recipe_name}: {f'{recipe.head} head, without steps' if recipe.is_computed else steps}"),
         # As recorded, since a model card may be written on another machine.
         ("device", settings.hardware or f"{settings.device}, {settings.threads} threads"),
     ]

@@ -20,6 +20,8 @@ from svertka.tasks import Targets
 Floats = npt.NDArray[np.float32]
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # inverse L2 penalties
 FOLDS = 5
+HEAD_STRENGTHS = STRENGTHS[1:6]  # for a head, whose features are scaled, not standardized one by one
+HEAD_FOLDS = 3  # more choose no better penalty, and take longer in each fold of a cross-validated training
 MAX_ITERATIONS = 300  # each with one product forward and one backward
 MEAN_ITERATIONS = 50  # a generous average: strong penalties take 10, weak ones 100
 TIMED_IMAGES = 2000
@@ -44,27 +46,49 @@ def collect_feature_batches(batches: BatchLoader) -> tuple[Floats, Ints]:
 def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """Return the optimum of multinomial logistic regression: weights (classes, D) and biases (classes,).
 
-    Features are standardized. The L2 penalty with the best likelihood in 5-fold cross-validation is used, or the
-    middle one if a class has a single image.
+    Features are centered and divided by one number, so that their mean variance is 1. The L2 penalty with the best
+    likelihood in 3-fold cross-validation is used, or the middle one if a class has a single image. Features that are
+    standardized one by one give less accurate heads on few images (docs/benchmarks.md).
 
     Args:
         features: Features (N, D) float32.
         labels: Classes (N,) int64.
         classes: Number of classes.
     """
-    standard, mean, deviation = standardize_features(features)
-    folds = min(FOLDS, int(np.bincount(labels, minlength=classes).min()))
-    strength = STRENGTHS[len(STRENGTHS) // 2]
-    with progress("computing the head", folds * len(STRENGTHS) + 1) as shown:
+    mean = features.mean(0)
+    scale = max(float(np.sqrt(np.square(features - mean).mean())), 1e-6)
+    points, axes = _rotate_into_span((features - mean) / scale)
+    folds = min(HEAD_FOLDS, int(np.bincount(labels, minlength=classes).min()))
+    strength = HEAD_STRENGTHS[len(HEAD_STRENGTHS) // 2]
+    with progress("computing the head", folds * len(HEAD_STRENGTHS) + 1) as shown:
         if folds >= 2:
             splits = stratified_group_folds(labels, np.arange(len(labels)), classes, folds)
-            strength = _cross_validate(standard, labels, splits, shown)[0]
-        model = _fit_logistic(standard, labels, strength)
+            strength = _cross_validate(points, labels, splits, shown, HEAD_STRENGTHS)[0]
+        model = _fit_logistic(points, labels, strength)
     weight, bias = model.coef_, model.intercept_
     if classes == 2:  # scikit-learn returns the log-odds of the second class only
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = weight / deviation
+    weight = (weight if axes is None else weight @ axes) / scale
     return weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
+
+
+def _rotate_into_span(features: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """Return coordinates of fewer features than dimensions in their span, which no L2-penalized fit leaves.
+
+    Args:
+        features: Features (N, D).
+
+    Returns:
+        Coordinates (N, R) float64 and the axes (R, D) that they belong to; or the features and None, if N ≥ D or all
+        are 0.
+    """
+    if len(features) >= features.shape[1] or not features.any():
+        return features, None
+    exact = features.astype(np.float64)
+    squares, vectors = np.linalg.eigh(exact @ exact.T)
+    kept = squares > 1e-10 * squares.max()
+    lengths = np.sqrt(squares[kept])
+    return vectors[:, kept] * lengths, (vectors[:, kept] / lengths).T @ exact
 
 
 def predict_out_of_fold(features: Floats, labels: Ints, groups: Ints, classes: int) -> Floats:
@@ -98,7 +122,11 @@ def standardize_features(features: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _cross_validate(
-    features: Floats, labels: Ints, splits: Sequence[tuple[Ints, Ints]], shown: Progress
+    features: npt.NDArray[Any],
+    labels: Ints,
+    splits: Sequence[tuple[Ints, Ints]],
+    shown: Progress,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[float, tuple[Ints, Floats]]:
     """Return the regularization strength with the lowest log loss in cross-validation, and its predictions.
 
@@ -112,12 +140,13 @@ def _cross_validate(
 
     present = np.unique(labels)
     losses: list[float] = []
+    models: list[Any] = [None] * len(splits)
     best = np.zeros((len(labels), len(present)), np.float32)
-    for strength in STRENGTHS:
+    for strength in strengths:
         found = np.zeros_like(best)
         scores = []
-        for inside, outside in splits:
-            model = _fit_logistic(features[inside], labels[inside], strength)
+        for number, (inside, outside) in enumerate(splits):
+            models[number] = model = _fit_logistic(features[inside], labels[inside], strength, models[number])
             places = np.searchsorted(present, model.classes_)
             found[outside[:, None], places] = model.predict_proba(features[outside])
             scores.append(log_loss(labels[outside], found[outside], labels=present))
@@ -127,30 +156,32 @@ def _cross_validate(
             best = found
         if len(losses) - 1 - int(np.argmin(losses)) >= 2:
             break
-    return STRENGTHS[int(np.argmin(losses))], (present, best)
+    return strengths[int(np.argmin(losses))], (present, best)
 
 
-def _fit_logistic(features: Floats, labels: Ints, strength: float) -> Any:
+def _fit_logistic(features: npt.NDArray[Any], labels: Ints, strength: float, start: Any = None) -> Any:
+    """Return the fitted model; `start`, if it is not None, is fitted further, from its weights for another strength."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True) if start is None else start
     with warnings.catch_warnings():
         # Weak penalties on separable classes do not converge; cross-validation rejects them.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(features, labels)
+        return model.set_params(C=strength).fit(features, labels)
 
 
 def estimate_fit_seconds(solver: str, images: int, features: int, classes: int) -> float:
     """Estimate the seconds that a head takes to compute, from one timed product and one timed fit."""
     if solver == "nearest-mean":
         return 0.0
-    some = min(images, TIMED_IMAGES)
+    some, features = min(images, TIMED_IMAGES), min(images, features)
     rows, weights = np.ones((some, features), np.float32), np.ones((features, classes), np.float32)
     rows @ weights
     began = time.perf_counter()
     rows @ weights
     product = (time.perf_counter() - began) * images / some
-    return (2 * product + _fixed_seconds()) * MEAN_ITERATIONS * FOLDS * len(STRENGTHS)
+    return (2 * product + _fixed_seconds()) * MEAN_ITERATIONS * HEAD_FOLDS * len(HEAD_STRENGTHS)
 
 
 def _fixed_seconds() -> float:
