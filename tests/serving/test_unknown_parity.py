@@ -22,6 +22,8 @@ pytest.importorskip("fastapi")
 import onnxruntime
 import torch
 
+from svertka.errors import ExportMismatchError
+from svertka.exporters import int8_onnx
 from svertka.exporters.onnx import check_onnx, convert_to_onnx
 from svertka.serving.served_model import ServedModel
 
@@ -103,6 +105,46 @@ def test_a_file_without_preprocessing_or_calibration_is_as_before(run: Path, mad
     ):
         file = convert_to_onnx(classifier, preprocessing=preprocessing)
         assert [one.name for one in file.graph.output] == [name]
+
+
+@pytest.mark.filterwarnings("ignore:calibration= has")
+def test_an_int8_file_tells_unknown_images_as_its_check_says(
+    run: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        int8_onnx, "LEAST_AGREEMENT", 0.5
+    )  # half of the scores of a random network lie at the threshold
+    made = svertka.export(
+        run, tmp_path / "model.onnx", precision="int8", preprocessing=True, images=images, calibration=images
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_outputs()] == ["probabilities", "unknown_score", "unknown"]
+    _, scores, unknown = session.run(None, {"pictures": np.stack([np.asarray(Image.open(path)) for path in images])})
+    wanted = svertka.predict(run, *images, threads=1)
+    assert unknown.tolist() == (scores > np.float32(wanted[0]["unknown_threshold"])).tolist()
+    expected = np.array([one["unknown_score"] for one in wanted])
+    assert np.corrcoef(scores, expected)[0, 1] > 0.99
+    assert abs((scores - expected).mean()) < 0.05  # without the correction 0.15
+    same = np.mean([one["unknown"] == told for one, told in zip(wanted, unknown.tolist(), strict=True)])
+    assert made.int8 is not None
+    assert made.int8.unknown_agreement == pytest.approx(same)
+    assert f"and {same:.1%} are called unknown or known as by it" in made.sentence
+
+
+@pytest.mark.large
+@pytest.mark.filterwarnings("ignore:calibration= has")
+def test_an_int8_file_that_answers_otherwise_is_refused(
+    run: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_onnx, "LEAST_AGREEMENT", 1.5)  # more than all images
+    monkeypatch.setattr(int8_onnx, "measure_agreement", lambda *_: 2.0)  # of the classes
+    with pytest.raises(
+        ExportMismatchError, match="are called unknown or known as by the float network .* or without p"
+    ):
+        svertka.export(
+            run, tmp_path / "model.onnx", precision="int8", preprocessing=True, images=images, calibration=images
+        )
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_folder_for_the_hub_answers_alike(run: Path, images: list[Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A network in 8 bits as an ONNX model in QDQ form, calibrated as `optimize` does, and its check in ONNX Runtime."""
 
-from collections.abc import Callable, Container, Sequence
+import copy
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,10 +23,20 @@ from svertka.data.dataset import Pixels
 from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ExportMismatchError, UsageError
 from svertka.evaluation.run_images import spread_evenly
-from svertka.exporters.onnx import IMAGES, PICTURES, complete_model, copy_float_network, open_session, trace_network
+from svertka.exporters.onnx import (
+    IMAGES,
+    PICTURES,
+    LogitsAndScores,
+    complete_model,
+    copy_float_network,
+    copy_with_score,
+    open_session,
+    trace_network,
+)
 from svertka.exporters.qdq_steps import make_qdq_steps, quantize_results, separate_epilogues
 from svertka.pages.number_format import count_with_noun
 from svertka.tasks import AnyTask, MultiLabel, Regression
+from svertka.unknown_score import FeaturesAndLogits, LogitsTwice, ScoredNetwork, UnknownScore
 
 LEAST_AGREEMENT = 0.9  # share of the images that must keep their class, or of their labels, or of their numbers
 SAME_NUMBER = 0.1  # standard deviations by which a number that is kept may change
@@ -34,6 +45,7 @@ KEPT = {
     "multi-label": "keep the labels",
     "regression": f"keep, to {SAME_NUMBER:g} standard deviations, the number",
 }
+SAME_UNKNOWN = "are called unknown or known as by it"
 CHECKED_IMAGES = 100  # of the calibration images, at most
 BATCH = 16  # images that are run at a time
 
@@ -50,6 +62,8 @@ class Int8Check:
         int8_layers: The convolutions and dense layers in int8.
         layers: All convolutions and dense layers.
         task: The kind of the task.
+        unknown_agreement: The share of them that are called unknown, or not, as by the float network; None if the file
+            does not tell unknown images.
     """
 
     images: int
@@ -58,14 +72,16 @@ class Int8Check:
     int8_layers: int
     layers: int
     task: str = "single-label"
+    unknown_agreement: float | None = None
 
     @property
     def sentence(self) -> str:
         """The agreement in words."""
+        unknown = "" if self.unknown_agreement is None else f", and {self.unknown_agreement:.1%} {SAME_UNKNOWN}"
         return (
             f"{self.int8_layers} of {count_with_noun(self.layers, 'layer')} int8; checked in ONNX Runtime on "
             f"{count_with_noun(self.images, 'image')}: {self.float_agreement:.1%} {KEPT[self.task]} of the float "
-            "network"
+            f"network{unknown}"
         )
 
 
@@ -81,7 +97,8 @@ def convert_to_int8_onnx(
     """Return `classifier` as an ONNX model with int8 layers, and its check.
 
     Weights are int8 with one scale for each output channel, feature maps uint8 with one scale and zero point, biases
-    int32. Input, output and metadata are those of `convert_to_onnx`.
+    int32. Input, output and metadata are those of `convert_to_onnx`. The unknown score is computed in float32, of the
+    features and logits of the int8 network, and corrected by its mean difference on the calibration images.
 
     Args:
         classifier: The classifier.
@@ -92,17 +109,24 @@ def convert_to_int8_onnx(
         pictures: With preprocessing, images of any size to check it on, (H, W, 3) uint8 RGB.
 
     Raises:
-        ExportMismatchError: Too many images get another class in ONNX Runtime.
+        ExportMismatchError: Too many images get another class in ONNX Runtime, or another answer whether they are
+            unknown.
         UsageError: The network cannot be captured or quantized, or images have non-finite values.
     """
     network = copy_float_network(classifier)
     name = classifier.config.model
-    with explain_constants(network), torch.no_grad():
-        quantized = _quantize(network, name, images, float_layers)
-    model = trace_network(_QdqModule(make_qdq_steps(quantized)).eval(), classifier)
+    scored = copy_with_score(network, classifier) if preprocessing else None
+    captured = network if scored is None else scored.network
+    with explain_constants(captured), torch.no_grad():
+        quantized = _quantize(captured, name, images, float_layers)
+    module: nn.Module = _QdqModule(make_qdq_steps(quantized)).eval()
+    score = None if scored is None else _correct_mean_score(scored, quantized, images)
+    if score is not None:
+        module = LogitsAndScores(ScoredNetwork(module, score))
+    model = trace_network(module, classifier)
     chosen = spread_evenly(len(checked), CHECKED_IMAGES)
     session = open_session(model)
-    check = _check(session, network, quantized, checked[chosen], classifier.task)
+    check = _check(session, classifier, scored or network, score, quantized, checked[chosen])
     complete_model(model, classifier, preprocessing=preprocessing)
     if preprocessing:
         _check_preprocessing(session, open_session(model), classifier, pictures)
@@ -116,15 +140,36 @@ def _quantize(network: nn.Module, name: str, images: Tensor, float_layers: Conta
         raise UsageError(f"{name} computes something else for each batch size, so there is no int8 file; use fp32")
     fused = separate_shared_weights(fused)
     convolutions = [step for step in fused.steps if isinstance(step, FusedConvolution)]
-    layers = {step.result for step in convolutions if step.place not in float_layers}
+    is_part = isinstance(network, FeaturesAndLogits | LogitsTwice)  # whose modules are those of a network in a part
+    places = {step.result: step.place.partition(".")[2] if is_part else step.place for step in convolutions}
+    layers = {result for result, place in places.items() if place not in float_layers}
     fused, layers = separate_epilogues(unfuse_gates(fused, layers), layers)
     (observed,) = observe_activations([fused], CalibrationBatches(images, tuple(images.shape[1:]), None))
     quantized = quantize_results(quantize_network(fused, observed, layers), observed)
     if not quantized.quantizations:
-        kept = any(step.place in float_layers for step in convolutions)
+        kept = any(place in float_layers for place in places.values())
         reason = "stays float in the optimized network of the run" if kept else "has no layer that int8 supports"
         raise UsageError(f"{name} {reason}; export it in fp32")
     return quantized
+
+
+@torch.inference_mode()
+def _correct_mean_score(scored: ScoredNetwork, quantized: FusedNetwork, images: Tensor) -> UnknownScore:
+    """Return the score whose mean on calibration images is that of the float network: rounding lengthens distances.
+
+    Args:
+        scored: The float network with its score.
+        quantized: The int8 network, which returns features and logits.
+        images: The calibration images, of which `CHECKED_IMAGES` are run.
+    """
+    score = copy.deepcopy(scored.score)
+    differences = []
+    for some in torch.split(images[spread_evenly(len(images), CHECKED_IMAGES)], BATCH):
+        own = scored.score(*run_reference(quantized, quantized.tensors.__getitem__, some))
+        differences.append(own - scored.logits_and_scores(some)[1])
+    if score.method == "mahalanobis+energy":
+        score.scale[0, 0] += torch.cat(differences).mean() * score.scale[0, 1]
+    return score
 
 
 class _QdqModule(nn.Module):
@@ -144,31 +189,69 @@ class _QdqModule(nn.Module):
 
 @torch.inference_mode()
 def _check(
-    session: onnxruntime.InferenceSession, network: nn.Module, quantized: FusedNetwork, images: Tensor, task: AnyTask
+    session: onnxruntime.InferenceSession,
+    classifier: Classifier,
+    network: nn.Module,
+    score: UnknownScore | None,
+    quantized: FusedNetwork,
+    images: Tensor,
 ) -> Int8Check:
     """Return how the predictions for `images` in ONNX Runtime agree with those in svertka.
+
+    Args:
+        session: The file in ONNX Runtime.
+        classifier: The classifier.
+        network: Its float network, with an unknown score if the file has one.
+        score: The unknown score of the file; None if it does not tell unknown images.
+        quantized: The int8 network.
+        images: Preprocessed images, (N, C, H, W).
 
     Raises:
         ExportMismatchError: Too many differ.
     """
-    runs: dict[str, Callable[[Tensor], Tensor]] = {
-        "float": network,
-        "own": lambda some: run_reference(quantized, quantized.tensors.__getitem__, some),
-        "file": lambda some: torch.from_numpy(session.run(None, {IMAGES: some.numpy()})[0]),
-    }
-    scores = {name: torch.cat([run(some) for some in torch.split(images, BATCH)]) for name, run in runs.items()}
-    predicted = {name: task.activate(some.float()) for name, some in scores.items()}
+    task = classifier.task
+
+    def run_float(some: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(network, ScoredNetwork):
+            return network.logits_and_scores(some)
+        return network(some), torch.zeros(len(some))
+
+    def run_own(some: Tensor) -> tuple[Tensor, Tensor]:
+        found = run_reference(quantized, quantized.tensors.__getitem__, some)
+        return (found, torch.zeros(len(some))) if score is None else (found[1], score(*found))
+
+    def run_file(some: Tensor) -> tuple[Tensor, Tensor]:
+        logits, *scores = map(torch.from_numpy, session.run(None, {IMAGES: some.numpy()}))
+        return logits, scores[0] if scores else torch.zeros(len(some))
+
+    threshold = 0.0 if classifier.calibration is None else classifier.calibration.threshold
+    logits, unknown = {}, {}
+    for name, run in {"float": run_float, "own": run_own, "file": run_file}.items():
+        found = [run(some) for some in torch.split(images, BATCH)]
+        logits[name], unknown[name] = (torch.cat(some) for some in zip(*found, strict=True))
+        unknown[name] = unknown[name] > threshold
+    predicted = {name: task.activate(some.float()) for name, some in logits.items()}
     of_float, own = (measure_agreement(task, predicted["file"], predicted[name]) for name in ("float", "own"))
-    if not bool(scores["file"].isfinite().all()) or min(of_float, own) < LEAST_AGREEMENT:
+    same_float, same_own = (float((unknown["file"] == unknown[one]).double().mean()) for one in ("float", "own"))
+    advice = (
+        f"less than {LEAST_AGREEMENT:.0%}; no file was written; give more calibration images, keep layers in float "
+        "with `svertka optimize --precision auto`, or export in fp32"
+    )
+    in_words = f"of {count_with_noun(len(images), 'image')}"
+    if not bool(logits["file"].isfinite().all()) or min(of_float, own) < LEAST_AGREEMENT:
         raise ExportMismatchError(
-            f"in int8 only {of_float:.1%} of {count_with_noun(len(images), 'image')} {KEPT[task.kind]} of the "
-            f"float network in ONNX Runtime {onnxruntime.__version__} ({own:.1%} that of the same int8 network in "
-            f"svertka), less than {LEAST_AGREEMENT:.0%}; no file was written; give more calibration images, keep "
-            "layers in float with `svertka optimize --precision auto`, or export in fp32"
+            f"in int8 only {of_float:.1%} {in_words} {KEPT[task.kind]} of the float network in ONNX Runtime "
+            f"{onnxruntime.__version__} ({own:.1%} that of the same int8 network in svertka), {advice}"
+        )
+    if min(same_float, same_own) < LEAST_AGREEMENT:
+        raise ExportMismatchError(
+            f"in int8 only {same_float:.1%} {in_words} are called unknown or known as by the float network "
+            f"({same_own:.1%} as by the same int8 network in svertka), {advice}, or without preprocessing"
         )
     layers = [step for step in quantized.steps if isinstance(step, FusedConvolution)]
     in_int8 = sum(step.weight_scale is not None for step in layers)
-    return Int8Check(len(images), of_float, own, in_int8, len(layers), task.kind)
+    of_unknown = None if score is None else same_float
+    return Int8Check(len(images), of_float, own, in_int8, len(layers), task.kind, of_unknown)
 
 
 def measure_agreement(task: AnyTask, found: Tensor, wanted: Tensor) -> float:
@@ -199,8 +282,8 @@ def _check_preprocessing(
     same, task = 0.0, classifier.task
     for picture in pictures:
         values = shades_to_16_bit(picture, classifier.preprocess.intensity_range)
-        (found,) = whole.run(None, {PICTURES: values[None]})
-        (wanted,) = inner.run(None, {IMAGES: classifier.preprocess(picture)[None].numpy()})
+        found, *_ = whole.run(None, {PICTURES: values[None]})
+        wanted, *_ = inner.run(None, {IMAGES: classifier.preprocess(picture)[None].numpy()})
         same += measure_agreement(task, torch.from_numpy(found), task.activate(torch.from_numpy(wanted)))
     if same < LEAST_AGREEMENT * len(pictures):
         raise ExportMismatchError(

@@ -67,7 +67,7 @@ def trace_with_score(classifier: Classifier) -> ModelProto:
     """
     network = copy_float_network(classifier)
     scored = copy_with_score(network, classifier)
-    return trace_network(network if scored is None else _LogitsAndScores(scored), classifier)
+    return trace_network(network if scored is None else LogitsAndScores(scored), classifier)
 
 
 def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
@@ -86,7 +86,7 @@ def trace_network(network: nn.Module, classifier: Classifier) -> ModelProto:
                 dynamo=True,
                 verbose=False,
                 input_names=[IMAGES],
-                output_names=[LOGITS, UNKNOWN_SCORE] if isinstance(network, _LogitsAndScores) else [LOGITS],
+                output_names=[LOGITS, UNKNOWN_SCORE] if isinstance(network, LogitsAndScores) else [LOGITS],
                 dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
             )
     except torch.onnx.OnnxExporterError as error:
@@ -181,7 +181,7 @@ def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-class _LogitsAndScores(nn.Module):
+class LogitsAndScores(nn.Module):
     """A network with an unknown score, whose forward pass returns both."""
 
     def __init__(self, scored: ScoredNetwork) -> None:
