@@ -223,7 +223,7 @@ def test_pages_after_the_first_are_said_not_to_be_used(photos: Path) -> None:
     assert not any("pages" in one for one in check(photos).account.warnings)
     noise(61).save(photos / "cat" / "stack.tif", save_all=True, append_images=[noise(62)])
     (warning,) = check(photos).account.warnings
-    assert warning.startswith("TIFF files with several pages, of which only the first is used: ")
+    assert warning.startswith("TIFF files with several pages, or with bands besides red, green and blue, of which ")
     assert "stack.tif; " in warning
     assert "single.tif" not in warning
 

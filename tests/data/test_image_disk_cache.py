@@ -20,7 +20,7 @@ from svertka.data import dataset as dataset_module
 from svertka.data import image_disk_cache, image_io
 from svertka.data.dataset import ArrayImages, Dataset, FileImages
 from svertka.data.disk_cache import INDEX_ENTRY
-from svertka.data.image_disk_cache import find_images_with_more_pages, prepare_images
+from svertka.data.image_disk_cache import find_images_with_unused_parts, prepare_images
 from svertka.data.image_io import DecodedImage, DecodingOptions, decode_image
 from svertka.data.packed_image import HEAD
 from svertka.data.preprocessing import resize_central_square
@@ -137,7 +137,7 @@ def test_files_with_further_pages_are_known_also_when_they_are_stored(tmp_path: 
     dataset = dataset_of(tmp_path / "photos", ["many.tif", "one.tif"])
     for _ in range(2):
         prepared = prepare_images(dataset, SIDE, 3, threads=1)
-        assert find_images_with_more_pages(dataset.images, prepared.info) == [str(tmp_path / "photos" / "many.tif")]
+        assert find_images_with_unused_parts(dataset.images, prepared.info) == [str(tmp_path / "photos" / "many.tif")]
 
 
 def test_photographs_are_decoded_once(shared_data, opened):

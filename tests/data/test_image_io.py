@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pillow_heif
@@ -22,6 +23,7 @@ from svertka.data.image_io import (
     PIXEL_LIMIT,
     SUFFIXES,
     DecodingOptions,
+    decode_image,
     decode_to_pixels,
     detect_format,
     detect_misnamed,
@@ -30,6 +32,7 @@ from svertka.data.image_io import (
     read_image_size,
     to_rgb,
 )
+from svertka.data.prediction_inputs import describe_files
 from svertka.errors import ImageError, ImageFormatError, UsageError
 
 SIZES = [(23, 37), (5, 3)]  # odd, higher than wide; smaller than a JPEG block
@@ -814,3 +817,19 @@ def test_threads_read_what_one_thread_reads_and_warnings_stay_inside():
         alone = [outcome(data) for data in images]
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(outcome, images)) == alone
+
+
+def test_a_fourth_band_that_is_no_alpha_is_told_and_the_colors_are_kept(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(buffer, "TIFF")
+    is_alpha, is_other = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 0))  # ExtraSamples
+    assert buffer.getvalue().count(is_alpha) == 1
+    for name, data in (("alpha", buffer.getvalue()), ("other", buffer.getvalue().replace(is_alpha, is_other))):
+        header = read_header(data)
+        assert header.has_unused_parts == decode_image(data).has_unused_parts == (name == "other")
+        if name == "other":
+            np.testing.assert_array_equal(decode_to_pixels(data), pixels[..., :3])
+            (tmp_path / "other.tif").write_bytes(data)
+    (said,) = describe_files([str(tmp_path / "other.tif")])
+    assert f"only the first page and these three bands are used: {tmp_path / 'other.tif'}; save each" in said

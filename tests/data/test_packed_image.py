@@ -18,7 +18,7 @@ def test_the_square_is_that_of_the_whole_image(fit, channels, shape, gray):
     if gray:
         rgb = np.repeat(rgb[..., :1], 3, axis=2)
     layout = SquareSettings(56, channels, 60, fit)
-    facts = ImageInfo("PNG", shape, True, None, has_more_pages=gray, pixel_limit=shape[0] * 10**6)
+    facts = ImageInfo("PNG", shape, True, None, has_unused_parts=gray, pixel_limit=shape[0] * 10**6)
     row = PackedImage.from_image(rgb, layout, facts)
     expected = resize_to_square(select_used_region(rgb, fit), 56, channels, 60, fit)
     for one in (row, PackedImage.unpack(row.pack())):

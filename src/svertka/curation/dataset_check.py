@@ -27,7 +27,7 @@ from svertka.data.image_io import (
     NOT_INSTALLED,
     DecodingOptions,
     decode_to_pixels,
-    describe_more_pages,
+    describe_unused_parts,
     detect_misnamed,
     measure_intensity_range,
     read_header,
@@ -246,7 +246,7 @@ class _Seen:
     misnamed: str | None = None
     intensities: Range | None = None
     file: FileProperties | None = None
-    has_more_pages: bool = False
+    has_unused_parts: bool = False
 
 
 @check_types
@@ -334,8 +334,8 @@ def check(
     problems += _find_problems(dataset, judged, len(chosen), per_class["train"])
     account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
-    more_pages = [dataset.images.name(index) for index in sorted(seen) if seen[index].has_more_pages]
-    warnings = [*account.warnings, *_shortcuts(dataset, seen), *filter(None, [describe_more_pages(more_pages)])]
+    unused_parts = [dataset.images.name(index) for index in sorted(seen) if seen[index].has_unused_parts]
+    warnings = [*account.warnings, *_shortcuts(dataset, seen), *filter(None, [describe_unused_parts(unused_parts)])]
     findings = Findings(
         source=escape_undecodable(dataset.source),
         images=len(dataset),
@@ -539,7 +539,7 @@ def _look(images: Images, index: int) -> _Seen:
     )
     properties = FileProperties(header.format, 16 if header.deep else 8, header.size)
     wrong = detect_misnamed(images.paths[index], content) if isinstance(images, FileImages) else None
-    turned, more = header.orientation != 1, header.has_more_pages
+    turned, more = header.orientation != 1, header.has_unused_parts
     return _Seen(digest, header.mode, header.size, turned, small, wrong, values, properties, more)
 
 

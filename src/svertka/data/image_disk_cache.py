@@ -218,9 +218,9 @@ def is_streamed(images: Images) -> bool:
     return isinstance(source, ShardImages) or (isinstance(source, FileImages) and len(where) > STREAMED_ABOVE)
 
 
-def find_images_with_more_pages(images: Images, facts: Mapping[int, ImageInfo]) -> list[str]:
-    """Return the path of each image whose file has further pages."""
-    return [images.name(index) for index, one in sorted(facts.items()) if one.has_more_pages]
+def find_images_with_unused_parts(images: Images, facts: Mapping[int, ImageInfo]) -> list[str]:
+    """Return the path of each image whose file has pages or bands that are not used."""
+    return [images.name(index) for index, one in sorted(facts.items()) if one.has_unused_parts]
 
 
 def find_misnamed_images(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[str, str]]:
@@ -302,7 +302,7 @@ class _Squares:
         decoded = self.source.decode(int(self.where[index]), self.layout.resize)
         height, width, _ = decoded.pixels.shape
         info = ImageInfo(
-            decoded.format, (height, width), decoded.deep, None, decoded.has_more_pages, decoded.pixel_limit
+            decoded.format, (height, width), decoded.deep, None, decoded.has_unused_parts, decoded.pixel_limit
         )
         return PackedImage.from_image(decoded.pixels, self.layout, info)
 
@@ -320,7 +320,7 @@ class _Squares:
         if header.deep or is_cut_off or header.size[0] * header.size[1] > self.decoding.max_pixels:
             return self.row(index).info
         size = header.size if header.orientation in TURNED else header.size[::-1]
-        return ImageInfo(header.format, size, has_more_pages=header.has_more_pages)
+        return ImageInfo(header.format, size, has_unused_parts=header.has_unused_parts)
 
     def square(self, index: int) -> Pixels:
         """Return the square of image `index`.
@@ -338,7 +338,7 @@ class _Squares:
             return None
         intensities = measure_intensity_range(content, self.decoding)
         pixels = header.size[0] * header.size[1]
-        return ImageInfo(header.format, header.size[::-1], True, intensities, header.has_more_pages, pixels)
+        return ImageInfo(header.format, header.size[::-1], True, intensities, header.has_unused_parts, pixels)
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:

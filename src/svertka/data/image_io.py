@@ -183,14 +183,14 @@ class DecodedImage:
         pixels: (H, W, 3) uint8, RGB.
         format: One of `DECODERS`.
         deep: Whether the image has 16 bits per value.
-        has_more_pages: As in `ImageHeader`.
+        has_unused_parts: As in `ImageHeader`.
         pixel_limit: The lowest `max_pixels` with which it is decoded.
     """
 
     pixels: Pixels
     format: str
     deep: bool
-    has_more_pages: bool = False
+    has_unused_parts: bool = False
     pixel_limit: int = 0
 
 
@@ -218,7 +218,7 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOpt
     with _image_errors(decoding):
         image, factor, cost, scans, pixel_limit = _plan(data, min_side, decoding)
         deep = decoding.intensity_range is not None
-        name, more = detect_format(data) or "", _has_more_pages(image)
+        name, more = detect_format(data) or "", _has_unused_parts(image)
         with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
                 if scans > SCANS:
@@ -335,7 +335,8 @@ class ImageHeader:
         size: (width, height) as stored, pixels.
         orientation: EXIF orientation, 1 to 8.
         deep: Whether the image has 16 bits per value.
-        has_more_pages: Whether the file is a TIFF with pages after the first, which is the one that is read.
+        has_unused_parts: Whether the file is a TIFF with pages after the first, which is the one that is read, or with
+            bands that are neither colors nor alpha.
     """
 
     format: str
@@ -343,7 +344,7 @@ class ImageHeader:
     size: tuple[int, int]
     orientation: int
     deep: bool
-    has_more_pages: bool = False
+    has_unused_parts: bool = False
 
 
 def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader:
@@ -357,21 +358,25 @@ def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader
         orientation = _orientation(image)
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
         orientation = orientation if orientation in range(1, 9) else 1
-        more = _has_more_pages(image)
+        more = _has_unused_parts(image)
         return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep, more)
 
 
-def _has_more_pages(image: ImageFile) -> bool:
-    return isinstance(image, TiffImageFile) and image.is_animated
+def _has_unused_parts(image: ImageFile) -> bool:
+    """Return whether a file has further pages, or bands that are neither colors nor alpha."""
+    if not isinstance(image, TiffImageFile):
+        return False
+    return image.is_animated or _NOT_ALPHA in image.tag_v2.get(_EXTRA, ())
 
 
-def describe_more_pages(paths: Sequence[str]) -> str | None:
-    """Return a sentence on the files at `paths`, which have several pages; None if there are none."""
+def describe_unused_parts(paths: Sequence[str]) -> str | None:
+    """Return a sentence on the TIFF files at `paths`, of which pages or bands are not used; None if there are none."""
     if not paths:
         return None
     return (
-        f"TIFF files with several pages, of which only the first is used: {to_printable(join_first(paths))}; "
-        "save each page as a file of its own if it is an image to learn from"
+        "TIFF files with several pages, or with bands besides red, green and blue, of which only the first page and "
+        f"these three bands are used: {to_printable(join_first(paths))}; save each page or band as a file of its own "
+        "if it is an image to learn from"
     )
 
 

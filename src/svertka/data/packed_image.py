@@ -13,7 +13,7 @@ from svertka.data.rgb_conversion import Pixels, Range
 PAYS = 0.75  # of the square's bytes; a larger region is not stored, to save resizing it at each read
 # Height and width of the image and of the row; channels; flags; format; intensities; pixel limit.
 HEAD = struct.Struct("<IIIIBBBHHI")
-DEEP, OWN_SIZE, SURVEYED, MORE_PAGES = 1, 2, 4, 8
+DEEP, OWN_SIZE, SURVEYED, UNUSED_PARTS = 1, 2, 4, 8
 FORMATS = tuple(DECODERS)
 
 
@@ -57,14 +57,14 @@ class ImageInfo(NamedTuple):
         size: (height, width), pixels.
         deep: Whether it has 16 bits per value.
         intensities: Range of its 16-bit values, if they were surveyed.
-        has_more_pages, pixel_limit: As in `image_io.DecodedImage`.
+        has_unused_parts, pixel_limit: As in `image_io.DecodedImage`.
     """
 
     format: str
     size: tuple[int, int]
     deep: bool = False
     intensities: Range | None = None
-    has_more_pages: bool = False
+    has_unused_parts: bool = False
     pixel_limit: int = 0
 
 
@@ -102,7 +102,7 @@ class PackedImage:
         """Return the header and the pixels as bytes, (n,) uint8."""
         height, width, channels = self.pixels.shape
         format_name, size, deep, intensities, more, pixel_limit = self.info
-        kind = DEEP * deep + OWN_SIZE * self.own_size + SURVEYED * (intensities is not None) + MORE_PAGES * more
+        kind = DEEP * deep + OWN_SIZE * self.own_size + SURVEYED * (intensities is not None) + UNUSED_PARTS * more
         number = FORMATS.index(format_name) + 1 if format_name else 0
         limit = min(pixel_limit, 2**32 - 1)
         head = HEAD.pack(*size, height, width, channels, kind, number, *(intensities or (0, 0)), limit)
@@ -120,7 +120,7 @@ def read_info(head: Pixels) -> ImageInfo:
     tall, wide, _, _, _, kind, number, low, high, pixel_limit = HEAD.unpack(head[: HEAD.size].tobytes())
     format_name = FORMATS[number - 1] if 0 < number <= len(FORMATS) else ""
     intensities = (low, high) if kind & SURVEYED else None
-    return ImageInfo(format_name, (tall, wide), bool(kind & DEEP), intensities, bool(kind & MORE_PAGES), pixel_limit)
+    return ImageInfo(format_name, (tall, wide), bool(kind & DEEP), intensities, bool(kind & UNUSED_PARTS), pixel_limit)
 
 
 def _without_color(pixels: Pixels) -> Pixels:

@@ -17,7 +17,7 @@ from svertka.data.image_io import (
     SUFFIXES,
     DecodingOptions,
     describe_misnamed,
-    describe_more_pages,
+    describe_unused_parts,
     detect_format,
     measure_intensity_range,
     read_bytes,
@@ -66,16 +66,16 @@ def load_pixels(image: Input, decoding: DecodingOptions = DEFAULT) -> Pixels:
 
 
 def describe_files(images: Iterable[Input], decoding: DecodingOptions = DEFAULT) -> list[str]:
-    """Return sentences on files whose suffix names another format, and on those with pages that are not read."""
-    wrong, more_pages = [], []
+    """Return sentences on files whose suffix names another format, and on those with unused pages or bands."""
+    wrong, unused_parts = [], []
     for path in (Path(one) for one in images if isinstance(one, str | PathLike)):
         with suppress(OSError, ValueError, ImageError):
             name = detect_format(read_first_bytes(path))
             if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
                 wrong.append((str(path), name))
-            if name == "TIFF" and read_header(read_bytes(path, decoding), decoding).has_more_pages:
-                more_pages.append(str(path))
-    return [*filter(None, (describe_misnamed(wrong), describe_more_pages(more_pages)))]
+            if name == "TIFF" and read_header(read_bytes(path, decoding), decoding).has_unused_parts:
+                unused_parts.append(str(path))
+    return [*filter(None, (describe_misnamed(wrong), describe_unused_parts(unused_parts)))]
 
 
 def sample_intensity_ranges(images: Iterable[Input], decoding: DecodingOptions = DEFAULT) -> list[Range]:

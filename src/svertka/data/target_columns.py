@@ -129,11 +129,13 @@ def find_target_columns(
                 return found
     if not set(lower) & {"labels", *likely} and (one_hot := _one_hot(names, taken, cells, file)):
         return one_hot
-    if "target" in lower and (numbers := [_number(cell) for cell in cells(lower["target"])]):
-        if any(number is not None and not number.is_integer() for number in numbers) or len({*numbers}) > MANY_NUMBERS:
-            return TargetColumns("regression", (lower["target"],))
-        if None not in numbers:
-            column, count = lower["target"], len({*numbers})
+    if "target" in lower:
+        read = [_number(cell if cell.count(",") != 1 else cell.replace(",", ".")) for cell in cells(lower["target"])]
+        numbers = {number for number in read if number is not None}
+        if len(numbers) > MANY_NUMBERS or not all(map(float.is_integer, numbers)):
+            return TargetColumns("regression", (lower["target"],))  # which refuses cells that are none
+        if 2 * read.count(None) < len(read):
+            column, count = lower["target"], len(numbers)
             raise DataError(
                 f"the column {column} of {file} has {count} different whole numbers, which may be classes or counts; "
                 f"say which: {shell_quote('--columns', f'label={column}')} or "

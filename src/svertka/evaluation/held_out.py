@@ -15,11 +15,11 @@ from svertka.data.deduplicated_split import split_by_content_as_before
 from svertka.data.hash_split import compute_dataset_fingerprint
 from svertka.data.image_disk_cache import (
     SquareImages,
-    find_images_with_more_pages,
+    find_images_with_unused_parts,
     find_misnamed_images,
     prepare_images,
 )
-from svertka.data.image_io import describe_misnamed, describe_more_pages, measure_intensity_range
+from svertka.data.image_io import describe_misnamed, describe_unused_parts, measure_intensity_range
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling_known_images
 from svertka.data.pixel_statistics import describe_intensity_mismatch
@@ -111,8 +111,8 @@ def select_held_out_images(
     if not len(good):
         raise DataError(f"{dataset.source}: no image can be read; see {_check_command(dataset.source)}")
     misnamed = describe_misnamed(find_misnamed_images(dataset.images, prepared.info))
-    more_pages = describe_more_pages(find_images_with_more_pages(dataset.images, prepared.info))
-    for sentence in filter(None, (misnamed, more_pages)):
+    unused_parts = describe_unused_parts(find_images_with_unused_parts(dataset.images, prepared.info))
+    for sentence in filter(None, (misnamed, unused_parts)):
         say(sentence)
     near_duplicates, not_compared = _near_duplicates(splits, dataset, contents, good, threads)
     deep = [index for index in good.tolist() if index in prepared.info and prepared.info[index].deep]

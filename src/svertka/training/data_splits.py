@@ -19,12 +19,12 @@ from svertka.data.image_disk_cache import (
     PreparedImages,
     SquareImages,
     decode_on_gpu,
-    find_images_with_more_pages,
+    find_images_with_unused_parts,
     find_misnamed_images,
     is_streamed,
     prepare_images,
 )
-from svertka.data.image_io import NOT_INSTALLED, describe_misnamed, describe_more_pages
+from svertka.data.image_io import NOT_INSTALLED, describe_misnamed, describe_unused_parts
 from svertka.data.large_split import MOST, fingerprint_large_dataset, split_large_dataset
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
@@ -350,7 +350,7 @@ def decode_and_split(
     if is_identified_by_name(dataset.images):
         division = replace(division, notes=(*division.notes, BY_NAME.format(len(dataset))))
     account = division.add_to(dataset.account)
-    pages = describe_more_pages(find_images_with_more_pages(dataset.images, prepared.info))
+    pages = describe_unused_parts(find_images_with_unused_parts(dataset.images, prepared.info))
     warnings = (*account.warnings, *_describe_shortcuts(dataset, prepared.info), *filter(None, [pages]))
     dataset = replace(dataset, account=replace(account, warnings=warnings))
     if ranges:  # decode 16-bit images with the range of the training images
