@@ -189,3 +189,12 @@ def test_the_page_offers_labels_and_numbers(kind: str, task_tables: dict[str, Pa
     assert ("1 of 200 numbers looks wrong" in page) is (kind == "regression")
     assert ("1 of 200 pictures has labels that look wrong" in page) == (kind == "multi-label")
     assert page.count("<circle class=") > 200
+
+
+def test_numbers_that_are_all_the_same_are_a_problem(task_tables: dict[str, Path], tmp_path: Path) -> None:
+    from svertka.curation.dataset_check import check
+
+    folder = task_tables["regression"].parent
+    table = tmp_path / "same.csv"
+    table.write_text("path,target\n" + "".join(f"{folder / f'{number}.png'},2.5\n" for number in range(12)))
+    assert check(str(table), threads=1).problems == ("all images have the same target, 2.5; check its table",)

@@ -57,6 +57,17 @@ def test_a_number_beside_one_hot_columns_is_named(tmp_path: Path) -> None:
     assert "to predict Pawpularity instead: --columns target=Pawpularity" in " ".join(dataset.account.notes)
 
 
+def test_classes_that_are_many_fractions_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a1.jpg").write_bytes(b"")
+    rows = [f"a{number}.jpg,{number / 4}" for number in range(30)]
+    dataset = open_folder(table(tmp_path, "path,label", rows), to_train=False)
+    said = " ".join(dataset.account.notes)
+    assert "are taken for names of classes; to predict label instead: --columns target=label" in said
+    rows = [f"a{number}.jpg,{number}" for number in range(30)]
+    dataset = open_folder(table(tmp_path, "path,label", rows), to_train=False)
+    assert "taken for names of classes" not in " ".join(dataset.account.notes)
+
+
 def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
     rows = ['{"file_name": "b.jpg", "labels": []}', '{"file_name": "c.jpg", "labels": ["dog"]}']
     dataset = open_folder(table(tmp_path, '{"file_name": "a.jpg", "labels": ["dog", "cat"]}', rows, "metadata.jsonl"))

@@ -113,3 +113,17 @@ def test_the_trash_is_emptied_only_by_its_count(photos: Path) -> None:
         collection.empty_trash(0)
     assert collection.empty_trash(1) == "1 file deleted for good".replace(" file", "\u00a0file")
     assert sorted(path.name for path in photos.iterdir()) == ["cat", "dog"]
+
+
+def test_a_line_that_a_full_disk_cut_short_hides_no_later_change(photos: Path) -> None:
+    before, collection = contents(photos), Collection(photos)
+    collection.delete(["cat/0.jpg"])
+    log = photos / TRASH / module.CHANGES
+    log.write_text(log.read_text() + '{"key": "1", "sent')
+    change = collection.delete(["cat/1.jpg"])
+    assert collection.last_change() == change
+    collection.undo(change.key)
+    last = collection.last_change()
+    assert last is not None
+    collection.undo(last.key)
+    assert contents(photos) == before

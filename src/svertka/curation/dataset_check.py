@@ -441,6 +441,8 @@ def _find_problems(dataset: Dataset, bad: dict[int, str], read: int, trained_on:
     if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * read:
         images = "images" if read == len(dataset) else "images that were read"
         problems.append(f"{len(bad):,} of {read:,} {images} are bad, more than a tenth; mend or remove them")
+    if isinstance(dataset.task, Regression) and len(set(dataset.labels.tolist())) == 1:
+        problems.append(f"all images have the same {dataset.names[0]}, {dataset.label_text(0)}; check its table")
     return problems + [
         f"no image of {kind}{name} is left to train on; add some" for name, n in trained_on.items() if not n
     ]

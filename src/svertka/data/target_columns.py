@@ -35,7 +35,8 @@ class TargetColumns:
         columns: The column, or the one-hot columns.
         is_one_hot: Whether they are one-hot columns.
         separator: What separates several labels in a cell.
-        numbers: Columns beside one-hot columns with so many numbers that they may be what is wanted.
+        numbers: Columns beside one-hot columns with so many numbers that they may be what is wanted; or the column of
+            the class itself, if its classes are such numbers.
     """
 
     kind: Kind
@@ -91,7 +92,11 @@ class TargetColumns:
         if self.kind == "multi-label":
             how = "one-hot columns" if self.is_one_hot else "column"
             return [f"{file} has several labels an image, in its {how} {named}{instead}"]
-        return [f"the classes of {file} are its one-hot columns {named}{instead}"] if self.is_one_hot else []
+        if self.is_one_hot:
+            return [f"the classes of {file} are its one-hot columns {named}{instead}"]
+        return (
+            [f"the numbers in the column {named} of {file} are taken for names of classes{instead}"] if instead else []
+        )
 
 
 def find_target_columns(
@@ -148,6 +153,10 @@ def _of_column(kind: Kind, column: str, cells: Sequence[str]) -> TargetColumns:
     """Return how a column is read; one of classes has several labels if some cells contain |."""
     if kind == "single-label" and any(SEPARATOR in cell for cell in cells):
         return TargetColumns("multi-label", (column,))
+    if kind == "single-label":
+        read = {_number(cell) for cell in cells}
+        are_numbers = None not in read and len(read) > MANY_NUMBERS and not all(one.is_integer() for one in read if one)
+        return TargetColumns(kind, (column,), numbers=(column,) if are_numbers else ())
     separators = (one for one in SEPARATORS if any(one in cell.strip() for cell in cells))
     return TargetColumns(kind, (column,), separator=next(separators, SEPARATOR) if kind == "multi-label" else SEPARATOR)
 

@@ -391,7 +391,7 @@ class Collection:
         with os_error_to_storage_error(self._trash):
             self._trash.mkdir(exist_ok=True)
             with (self._trash / CHANGES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write("\n" + json.dumps(line) + "\n")  # after a line that a full disk cut short
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield the recorded changes; lines that a full disk cut short are left out."""

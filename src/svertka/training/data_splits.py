@@ -40,7 +40,7 @@ from svertka.escaping import join_first, to_printable
 from svertka.localization.box_labeled_patches import PatchDataset, cut_training_patches
 from svertka.models.registry import Model
 from svertka.progress import say
-from svertka.tasks import Regression
+from svertka.tasks import MultiLabel, Regression
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # unreadable images named in a message
@@ -202,11 +202,16 @@ class DataSplits:
     def small_class_warning(self, *, is_repeated: bool = False) -> str | None:
         """Return a warning if the smallest class has so few training images that the result depends on which they are.
 
+        Of labels that all training images have, it says that nothing is learned.
+
         Args:
             is_repeated: Whether this is one of several splits, whose errors show how much.
         """
         counts = self.class_counts("train")
         smallest = int(counts.argmin())
+        if isinstance(self.dataset.task, MultiLabel) and (counts == len(self.indices["train"])).any():
+            everywhere = [name for name, count in zip(self.dataset.names, counts, strict=True) if count == counts.max()]
+            return f"all training images have {join_first(everywhere)}, of which a network then learns nothing"
         if counts[smallest] >= FEW:
             return None
         images = "1 training image" if counts[smallest] == 1 else f"{counts[smallest]} training images"
