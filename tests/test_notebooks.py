@@ -2,7 +2,7 @@
 
 import json
 import re
-import time
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from svertka import lessons
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
 FIGURES = {"image/png", "image/jpeg"}
+CPU_SECONDS = 360  # 3 minutes of 2 cores; the clock would depend on what else runs
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -65,10 +66,11 @@ def test_a_notebook_runs_without_jupyter(notebook: str, exercise: str, name: str
 
 @pytest.mark.large
 @every_notebook
-def test_it_runs_in_three_minutes(path: Path) -> None:
+def test_it_needs_at_most_three_minutes_of_two_cores(path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    began = time.perf_counter()
-    NotebookClient(nbformat.read(path, as_version=4), timeout=180, resources={"metadata": {"path": FOLDER}}).execute()
-    assert time.perf_counter() - began < 180
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    NotebookClient(nbformat.read(path, as_version=4), timeout=3000, resources={"metadata": {"path": FOLDER}}).execute()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the kernel and its children have ended
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < CPU_SECONDS

@@ -50,7 +50,7 @@ def calibrate(
 ) -> None:
     """Set the score above which an image is unknown, and calibrate prediction sets, as svertka train does at its end.
 
-    Of a run of several labels, the threshold of each label is chosen again.
+    For a run that predicts several labels, it chooses the threshold of each label again.
 
     Example: svertka calibrate runs/photos-resnet18 --unknown other-photos/
     """
