@@ -113,7 +113,7 @@ def summary(network: nn.Module, size: int | tuple[int, ...] = 224) -> LayerTable
         (60000, 415680)
     """
     shape = (size, size) if isinstance(size, int) else size
-    if len(shape) not in (2, 3, 4) or min(shape) < 1:
+    if len(shape) not in (2, 3, 4) or min(shape) < 1 or bool in map(type, shape):
         raise UsageError(f"size={size} must be the side of the image in pixels, or (H, W), (C, H, W) or (1, C, H, W)")
     if len(shape) == 2:
         shape = _first_channels(network), *shape
