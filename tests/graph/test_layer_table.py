@@ -67,7 +67,7 @@ def test_a_notebook_shows_the_same_table_as_html() -> None:
     assert "text-align:right" in html
 
 
-@pytest.mark.parametrize("size", [0, -3, (1,), (), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("size", [0, -3, True, (), (1,), (8, True), (1, 2, 3, 4, 5)])
 def test_a_size_that_is_none_is_refused(size: object) -> None:
     with pytest.raises(UsageError, match="must be the side of the image in pixels"):
         summary(LeNet5(), size)
