@@ -12,7 +12,8 @@ from PIL import Image
 
 from range_server import RangeServer, serving
 from svertka.data import shard_cache, shard_storage
-from svertka.data.dataset import Dataset
+from svertka.data.content_hash import hash_images
+from svertka.data.dataset import Dataset, Subset
 from svertka.data.image_disk_cache import prepare_images
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
@@ -92,6 +93,16 @@ def test_each_image_is_seen_once_by_some_rank_also_if_their_number_changes(origi
     for rank in range(world):
         seen += [batch.indices for batch in loader(dataset, rank=rank, world=world).epoch(1, 2)]
     assert sorted(np.concatenate(seen).tolist()) == loader(dataset).indices.tolist()
+
+
+def test_digests_are_read_at_once_with_their_zeros(original):
+    images = open_shards(original).images
+    assert isinstance(images, ShardImages)
+    images.index.digests[3:6] = 0
+    images.index.digests[4, 5:9] = 7
+    wanted = np.array([7, 3, 4, 0, 5])
+    assert hash_images(Subset(images, wanted), 1) == ([images.digest(index) for index in wanted.tolist()], {})
+    assert images.digests(np.array([4])) == [bytes(5) + bytes([7] * 4) + bytes(7)]
 
 
 @pytest.fixture

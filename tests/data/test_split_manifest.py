@@ -8,9 +8,10 @@ import torch
 
 from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError
-from svertka.tensor_files import write_tensors
+from svertka.tensor_files import read_tensors_and_header, write_tensors
 
 DIGESTS = [bytes([number]) * 16 for number in range(8)]
+EMPTY = np.zeros(0, np.int64)
 PARTS = {"train": np.array([0, 1, 2]), "val": np.array([3]), "test": np.array([4, 5])}
 
 
@@ -20,6 +21,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert Manifest.read(tmp_path / "manifest.safetensors") == manifest
     assert (tmp_path / "manifest.safetensors").stat().st_size < 1000
     assert manifest.trained_on == {DIGESTS[i] for i in (0, 1, 2, 4, 6)}
+
+
+def test_digests_are_written_in_order_with_their_zeros(tmp_path: Path) -> None:
+    """So that a manifest has the same bytes whatever the order of the images."""
+    digests = [bytes(16), b"a" + bytes(15), b"a" + bytes(14) + b"b", bytes(15) + b"a", b"\xff" * 16, b"a" * 16]
+    Manifest.of(digests, {"train": np.array([5, 3, 1, 0, 4, 2]), "val": EMPTY, "test": EMPTY}).write(tmp_path / "m")
+    written = read_tensors_and_header(tmp_path / "m")[0]["train"]
+    assert [bytes(row) for row in written.numpy()] == sorted(digests)
 
 
 def test_earlier_weights_count_as_training() -> None:

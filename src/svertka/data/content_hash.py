@@ -13,6 +13,7 @@ import numpy as np
 
 from svertka.data.dataset import FileImages, Images, Ints, Subset, hash_content
 from svertka.data.parallel_map import map_chunks
+from svertka.data.sharded_images import ShardImages
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder, read_json, write_json
 from svertka.progress import progress
@@ -39,6 +40,8 @@ def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, st
         reason.
     """
     files, where = unwrap_subset(images)
+    if isinstance(files, ShardImages):
+        return files.digests(where), {}
     if not isinstance(files, FileImages):
         return [files.digest(index) for index in where.tolist()], {}
     memory = _Memory(files)

@@ -102,7 +102,12 @@ def _keys(contents: Sequence[bytes]) -> npt.NDArray[np.void]:
 
 def _is_among(keys: npt.NDArray[np.void], others: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
     """Return whether each of `keys` (n,) is one of `others`; halves of the digests are compared first, in arrays."""
-    found = np.isin(keys["low"], others["low"])
+    if not len(others):
+        return np.zeros(len(keys), bool)
+    ordered = np.sort(others["low"])  # np.isin takes ten times as long
+    found: npt.NDArray[np.bool_] = (
+        ordered[np.minimum(np.searchsorted(ordered, keys["low"]), len(ordered) - 1)] == keys["low"]
+    )
     if found.any():
         wanted = {key.tobytes() for key in others[np.isin(others["low"], keys["low"][found])]}
         found[found] = [key.tobytes() in wanted for key in keys[found]]

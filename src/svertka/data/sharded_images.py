@@ -57,6 +57,12 @@ class ShardImages(EncodedImages):
         """Return the digest that the index has of an image."""
         return bytes(self.index.digests[index])
 
+    def digests(self, indices: Ints) -> list[bytes]:
+        """Return the digests that the index has of the images at `indices` (n,), 16 bytes each."""
+        chosen = np.ascontiguousarray(self.index.digests[indices])
+        found: list[bytes] = chosen.view(f"V{chosen.shape[1]}")[:, 0].tolist()
+        return found
+
     def size(self, index: int) -> tuple[int, int]:
         """Return the height and width that the index has of an image."""
         height, width = self.index.sizes[index].tolist()
