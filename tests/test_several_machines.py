@@ -26,7 +26,7 @@ MANIFEST = next(text for kind, text in BLOCKS if kind == "yaml")
 OPTIONS = {"model": "resnet20", "size": 8, "batch_size": 24, "lr": 0.005, "seed": 3, "threads": 1}
 EPOCHS = 8  # of 8 steps
 TOLERANCE = 2e-3  # relative, of the loss of the first epoch: float32 sums in another order
-DRIFT = 0.03  # of later ones: one process with and without --no-accelerate differs by 0.015
+DRIFT = 0.05  # of later ones: one process that sums each batch in another order differs by up to 0.021
 # Loaded by each process: writes which images each step is of, and lets a checkpoint be written at each reading.
 RECORDER = """
 import json, os
@@ -99,9 +99,7 @@ def losses(run: Run) -> list[float]:
 
 def check_same_losses(run: Run, alone: Run) -> None:
     assert losses(run)[0] == pytest.approx(losses(alone)[0], rel=TOLERANCE)
-    half = len(losses(alone)) // 2  # rounding doubles the difference every few steps
-    assert len(losses(run)) == len(losses(alone))
-    assert losses(run)[:half] == pytest.approx(losses(alone)[:half], rel=DRIFT)
+    assert losses(run) == pytest.approx(losses(alone), rel=DRIFT)
 
 
 def effective_steps(folder: Path) -> list[list[int]]:
