@@ -139,8 +139,9 @@ inline Size weights_of(const Window& shape, Size groups) {
 
 // Number of weights that `Direct::forward` reads.
 inline Size weights_of(const Window& shape, Precision precision, Size panel_width) {
-    const bool paired = precision == Precision::bfloat16 && has_paired_channels(shape);
-    const Size depth = product({shape.y.taps, shape.x.taps, shape.in_channels + (paired ? shape.in_channels % 2 : 0)});
+    const bool pairs = precision == Precision::bfloat16 && has_lines_of_pairs(shape), lines = pairs && has_paired_lines(shape);
+    const Size depth = product({shape.y.taps + (lines ? shape.y.taps % 2 : 0), shape.x.taps,
+                                shape.in_channels + (pairs && !lines ? shape.in_channels % 2 : 0)});
     const Size panels = (shape.out_channels + panel_width - 1) / panel_width;
     return product({panels, panel_width, precision == Precision::float32 ? depth : (depth + 1) / 2 * 2});
 }

@@ -22,10 +22,16 @@ struct Window {
     std::ptrdiff_t in_step, out_step;
 };
 
-// Whether bfloat16 weights have an even number of channels, the last ones zero, because lines of the image are copied with
-// whole pairs for each pixel. Few channels are faster so than gathered.
-inline bool has_paired_channels(const Window& shape) {
+// Whether products of bfloat16 copy lines of the image with whole pairs, which is faster for few channels than gathering
+// windows. A pair has two channels of a pixel, or one channel of the pixels of two lines; see `has_paired_lines`.
+inline bool has_lines_of_pairs(const Window& shape) {
     return shape.in_channels <= 4 && shape.y.taps * shape.x.taps > 1 && shape.x.dilation == 1;
+}
+
+// Whether the weights of two consecutive taps in y are a pair. An odd number of taps is filled up with zeros, which takes
+// fewer products than an even number of channels: 4 · 7 · 3 instead of 7 · 7 · 2 for 7×7 taps of three channels.
+inline bool has_paired_lines(const Window& shape) {
+    return has_lines_of_pairs(shape) && shape.in_channels % 2 && shape.y.taps > 1;
 }
 
 // Factors of the channels of each image, `step` values from one image to the next. Null: none.
@@ -45,8 +51,9 @@ struct Direct {
     std::ptrdiff_t panel_width;  // output channels whose weights are interleaved: NR
 
     // Weights are packed in panels: (panel, tap in y, tap in x, input, output in panel), zero-padded. bfloat16 weights
-    // are stored in pairs of consecutive (tap in y, tap in x, input): (panel, pair, output in panel, element of pair). See
-    // `has_paired_channels`.
+    // are stored in pairs of consecutive (tap in y, tap in x, input): (panel, pair, output in panel, element of pair). With
+    // `has_lines_of_pairs`, an odd number of channels is filled up; with `has_paired_lines`, pairs are (pair of taps in y, tap
+    // in x, input).
     // The gate multiplies an input of floats, for 1×1 kernels without padding. Maps of bfloat16 need products of bfloat16, and as
     // an input an even number of channels and an even step.
     void (*forward)(const Window&, const void* input, Gate, const void* weights, Precision, const Epilogue&, void* output,

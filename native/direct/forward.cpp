@@ -191,13 +191,15 @@ struct Pass {
         });
     }
 
-    // Values of a pixel in a copied line: whole factors.
     static constexpr Index per = values_per<Factor>;
-    Index line_channels = ceil_div(shape.in_channels, per) * per;
+    bool paired_lines = per > 1 && has_paired_lines(shape);
+    // Factors of a pixel in a copied line, and numbers of copied lines for a line of outputs.
+    Index of_pixel = paired_lines ? shape.in_channels : ceil_div(shape.in_channels, per);
+    Index lines = paired_lines ? ceil_div(shape.y.taps, per) : shape.y.taps;
 
     // Whether im2col can be skipped: with few channels, consecutive rows of one line are a fixed distance apart.
     bool in_strips() const {
-        if constexpr (per > 1) return has_paired_channels(shape);
+        if constexpr (per > 1) return has_lines_of_pairs(shape);
         const Index stride = shape.x.stride * shape.in_channels;
         const bool known = stride == 1 || stride == 2 || stride == 3 || stride == 6 || stride == 12;
         return !narrow && !gate.factors && windows.dense && shape.in_channels <= 4 && known;
@@ -205,21 +207,26 @@ struct Pass {
 
     // Pixels of one image line with its padding, and its number of factors.
     Index strip_pixels() const { return (shape.x.out_size - 1) * shape.x.stride + shape.x.taps; }
-    Index strip() const { return strip_pixels() * line_channels / per; }
+    Index strip() const { return strip_pixels() * of_pixel; }
 
     // Computes one line of outputs. The lines that it reads are copied with padding to `strips`.
     void line_of_strips(Index number, Factor* strips, float* products) const {
         const Index y = number % shape.y.out_size, image = number / shape.y.out_size, width = strip();
-        for (Index i = 0; i < shape.y.taps; ++i)
-            copy_line(image, y * shape.y.stride - shape.y.pad + i * shape.y.dilation, strips + i * width);
-        const Index apart = shape.x.stride * line_channels / per, of_line = shape.x.taps * line_channels / per;
+        for (Index i = 0; i < lines; ++i) {
+            const Index tap = paired_lines ? per * i : i, from = y * shape.y.stride - shape.y.pad + tap * shape.y.dilation;
+            if (!paired_lines)
+                copy_line(image, from, strips + i * width);
+            else if constexpr (per > 1)
+                copy_two_lines(image, from, tap + 1 < shape.y.taps, strips + i * width);
+        }
+        const Index apart = shape.x.stride * of_pixel, of_line = shape.x.taps * of_pixel;
         for (Index panel_number = 0; panel_number < panels; ++panel_number) {
             const Index out = shape.out_channels - panel_number * NR;
             const Block block{.chunk = lanes,
-                              .b = weights + panel_number * shape.y.taps * of_line * NR,
+                              .b = weights + panel_number * lines * of_line * NR,
                               .depth = of_line,
                               .number = panel_number,
-                              .pieces = shape.y.taps,
+                              .pieces = lines,
                               .piece = width};
             for (Index x = 0; x < shape.x.out_size; x += MR) {
                 const Factor* const a = strips + x * apart;
@@ -227,11 +234,14 @@ struct Pass {
                 switch (apart) {
                     case 1: strips_by<1>(out, count, pixel, a, block, products); break;
                     case 2: strips_by<2>(out, count, pixel, a, block, products); break;
-                    case per == 1 ? 3 : 4: strips_by<per == 1 ? 3 : 4>(out, count, pixel, a, block, products); break;
-                    case per == 1 ? 6 : 8: strips_by<per == 1 ? 6 : 8>(out, count, pixel, a, block, products); break;
+                    case 3: strips_by<3>(out, count, pixel, a, block, products); break;
+                    case 6: strips_by<6>(out, count, pixel, a, block, products); break;
+                    case 12: strips_by<12>(out, count, pixel, a, block, products); break;
                     default:
-                        if (per == 1 && apart == 12)
-                            strips_by<12>(out, count, pixel, a, block, products);
+                        if (per > 1 && apart == 4)
+                            strips_by<4>(out, count, pixel, a, block, products);
+                        else if (per > 1 && apart == 8)
+                            strips_by<8>(out, count, pixel, a, block, products);
                         else  // one by one
                             for (Index row = 0; row < count; ++row)
                                 strips_by<1>(out, 1, pixel + row, a + row * apart, block, products);
@@ -240,18 +250,59 @@ struct Pass {
         }
     }
 
-    // Copies line `y` of an image with its padding.
-    void copy_line(Index image, Index y, Factor* strip) const {
-        using Value = std::conditional_t<per == 1, float, BFloat16>;
+    // The pixels of a line of the image in a strip: `count` of them, from pixel `first` on, after `before` of padding.
+    struct Inside {
+        Index before, first, count;
+    };
+
+    Inside inside_of(Index y) const {
         const Index width = strip_pixels();
         const bool inside = y >= 0 && y < shape.y.size;
         const Index before = inside ? min(max(shape.x.pad, 0), width) : width, first = max(-shape.x.pad, 0);
-        const Index there = inside ? max(min(shape.x.size - first, width - before), 0) : 0;
+        return {before, first, inside ? max(min(shape.x.size - first, width - before), 0) : 0};
+    }
+
+    const Number* pixel_at(Index image, Index y, Index x) const {
+        return input + ((image * shape.y.size + y) * shape.x.size + x) * shape.in_step;
+    }
+
+    // Copies line `y` of an image with its padding.
+    void copy_line(Index image, Index y, Factor* strip) const {
+        using Value = std::conditional_t<per == 1, float, BFloat16>;
+        const Index channels = of_pixel * per;
+        const auto [before, first, there] = inside_of(y);
         Value* to = reinterpret_cast<Value*>(strip);
-        std::memset(to, 0, before * line_channels * sizeof(Value));
-        to += before * line_channels;
-        copy_pixels(input + ((image * shape.y.size + y) * shape.x.size + first) * shape.in_step, there, to);
-        std::memset(to + there * line_channels, 0, (width - before - there) * line_channels * sizeof(Value));
+        std::memset(to, 0, before * channels * sizeof(Value));
+        to += before * channels;
+        copy_pixels(pixel_at(image, y, first), there, to);
+        std::memset(to + there * channels, 0, (strip_pixels() - before - there) * channels * sizeof(Value));
+    }
+
+    // Copies line `y` of an image with its padding, rounded, paired with the line of the next tap, or with zeros.
+    void copy_two_lines(Index image, Index y, bool two, Pair* strip) const {
+        const Index below = y + shape.y.dilation, channels = shape.in_channels;
+        const bool is_inside = y >= 0 && y < shape.y.size, is_below = two && below >= 0 && below < shape.y.size;
+        const auto [before, first, there] = inside_of(is_inside ? y : is_below ? below : -1);
+        std::memset(strip, 0, before * channels * sizeof(Pair));
+        strip += before * channels;
+        const float* const above = is_inside ? pixel_at(image, y, first) : nullptr;
+        const float* const under = is_below ? pixel_at(image, below, first) : nullptr;
+        const bool dense = shape.in_step == channels;
+        const Index count = there * channels;
+        for (Index start = 0; start < count; start += lanes) {
+            const Index here = min(lanes, count - start);
+            const auto bits_of = [&](const float* line) __attribute__((always_inline)) -> Bits {
+                if (!line) return Bits{};
+                if (dense) return (Bits)upcast(to_bf16(load_up_to(line + start, here)));
+                float numbers[lanes];
+                for (Index i = 0; i < here; ++i)
+                    numbers[i] = line[(start + i) / channels * shape.in_step + (start + i) % channels];
+                return (Bits)upcast(to_bf16(load_up_to(numbers, here)));
+            };
+            const Vector pairs = (Vector)(bits_of(above) >> 16 | bits_of(under));
+            store_up_to(reinterpret_cast<float*>(strip + start), pairs, here);
+        }
+        std::memset(strip + count, 0, (strip_pixels() - before - there) * channels * sizeof(Pair));
     }
 
     void copy_pixels(const float* from, Index count, float* to) const {
@@ -260,7 +311,7 @@ struct Pass {
 
     // Rounds them; an odd number of channels is filled up with a zero.
     void copy_pixels(const float* from, Index count, BFloat16* to) const {
-        const Index channels = shape.in_channels, together = lanes / line_channels;
+        const Index channels = shape.in_channels, line_channels = of_pixel * per, together = lanes / line_channels;
         Bits places{}, kept{};
         for (Index i = 0; i < together * line_channels; ++i)
             if (i % line_channels < channels) {
@@ -292,7 +343,7 @@ struct Pass {
 template <class Factor, class Result>
 void in_strips(const Pass<Factor, float, Result>& pass, int threads) {
     const Window& shape = pass.shape;
-    const Index of_strips = ceil_div(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + MR * NR;
+    const Index of_strips = ceil_div(pass.lines * pass.strip(), lanes) * lanes, own = of_strips + MR * NR;
     float* const memory = scratch(threads * own);
     parallel_for(shape.batch * shape.y.out_size, threads, [&](Index number, int thread) {
         float* const strips = memory + thread * own;

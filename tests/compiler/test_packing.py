@@ -1,4 +1,5 @@
 import copy
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +102,27 @@ def test_random_bfloat16_convolutions_differ_by_rounding_only(
     checked()
 
 
+def test_bfloat16_convolutions_of_few_channels_read_their_windows_only(
+    multiplied: bool, large_count: Callable[[int, int], int]
+) -> None:
+    if not multiplied:
+        pytest.skip("few channels stay float32")
+    draw = random.Random(1)
+    for _ in range(large_count(15, 300)):
+        torch.set_num_threads(draw.choice((1, 2, 3)))
+        taps, dilation = (draw.choice((1, 2, 3, 4, 5, 7)), draw.choice((2, 3, 5, 7))), (draw.choice((1, 2, 3)), 1)
+        stride, padding = (draw.choice((1, 2, 3)), draw.choice((1, 2, 3, 4))), (draw.randint(0, 4), draw.randint(0, 4))
+        layer = nn.Conv2d(draw.choice((1, 1, 2, 3, 3, 3, 4)), draw.choice((1, 17, 33)), taps, stride, padding, dilation)
+        sides = [d * (k - 1) + 1 + draw.randint(0, 20) for d, k in zip(dilation, taps, strict=True)]
+        x = torch.randn(draw.choice((1, 2)), layer.in_channels, *sides)
+        x[0, -1, draw.randrange(sides[0]), draw.randrange(sides[1])] = torch.nan
+        with torch.inference_mode():
+            exact = copy.deepcopy(layer).double()(x.double())
+            found = in_bfloat16(layer, x)(x)
+        assert torch.equal(found.isnan(), exact.isnan())
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=0.03, equal_nan=True)
+
+
 @pytest.mark.parametrize(("name", "layer"), [("direct", nn.Conv2d(256, 64, 1)), ("winograd", nn.Conv2d(128, 64, 3))])
 def test_bfloat16_errors_of_kernels(multiplied: bool, name: str, layer: nn.Conv2d) -> None:
     torch.manual_seed(2)
@@ -127,7 +149,19 @@ def test_few_inputs_stay_float32_without_bfloat16_instructions(multiplied: bool)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "size",
-    [(70, 37, 3, 3), (33, 21, 5, 5), (40, 16, 2, 3), (24, 5, 3, 3), (9, 1, 3, 3), (80, 45, 3, 3), (150, 70, 2, 2)],
+    [
+        (70, 37, 3, 3),
+        (33, 21, 5, 5),
+        (40, 16, 2, 3),
+        (24, 5, 3, 3),
+        (9, 1, 3, 3),
+        (80, 45, 3, 3),
+        (150, 70, 2, 2),
+        (64, 3, 7, 7),
+        (33, 3, 4, 2),
+        (20, 3, 1, 5),
+        (17, 4, 3, 3),
+    ],
 )
 def test_unpack_inverts_packing(size: tuple[int, ...], dtype: torch.dtype) -> None:
     weight = torch.randn(size).to(dtype)

@@ -37,12 +37,14 @@ class PackedWeights:
             numbers are stored in pairs: of two inputs for "winograd", of two consecutive numbers for "direct". An odd
             number of inputs is followed by zeros. "grouped" and "depthwise": (tap y, tap x, input in group, output),
             always float32.
+        paired_lines: Whether the pairs of "direct" consist of two taps in y: (pair of taps in y, tap in x, input).
     """
 
     kernel: str
     shape: tuple[int, ...]
     groups: int
     numbers: Tensor
+    paired_lines: bool = False
 
     @classmethod
     def of(cls, step: FusedConvolution, weight: Tensor, *, dense: bool, strict: bool = False) -> "PackedWeights":
@@ -57,11 +59,14 @@ class PackedWeights:
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else select_kernel_kind(step, shape, strict=strict)
-        if narrow and kernel == "direct" and _has_paired_channels(step, shape):
-            if native_support.multiplies_bfloat16():
-                weight = F.pad(weight, (0, 0, 0, 0, 0, shape[1] % 2))
-            else:  # a file from another CPU
+        paired_lines = False
+        if narrow and kernel == "direct" and _has_lines_of_pairs(step, shape):
+            if not native_support.multiplies_bfloat16():  # a file from another CPU
                 weight, narrow = weight.float(), False
+            elif shape[1] % 2 and shape[2] > 1:
+                weight, paired_lines = F.pad(weight, (0, 0, 0, shape[2] % 2)), True
+            else:
+                weight = F.pad(weight, (0, 0, 0, 0, 0, shape[1] % 2))
         if kernel in ("depthwise", "grouped"):
             # A file from another CPU may contain bfloat16 weights. A copy, because the network may be trained further.
             numbers = weight.float().permute(2, 3, 1, 0).clone(memory_format=torch.contiguous_format)
@@ -73,12 +78,14 @@ class PackedWeights:
             if kernel == "winograd":  # (pair, tap, element), output
                 inputs = F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % side_by_side)).flatten(2)
                 rows = inputs.reshape(len(part), -1, side_by_side, 9).permute(1, 3, 2, 0)
+            elif paired_lines:  # (pair of lines, column, input, element), output
+                rows = part.unflatten(2, (-1, 2)).permute(2, 4, 1, 3, 0)
             else:
                 rows = part.permute(2, 3, 1, 0)
             matrix = rows.reshape(-1, len(part))
             matrix = F.pad(matrix, (0, -len(part) % panel, 0, -len(matrix) % side_by_side))
             parts.append(matrix.reshape(-1, side_by_side, matrix.shape[1] // panel, panel).permute(2, 0, 3, 1))
-        return cls(kernel, shape, groups, torch.stack(parts).contiguous())
+        return cls(kernel, shape, groups, torch.stack(parts).contiguous(), paired_lines)
 
     def unpack(self) -> Tensor:
         """Return the weights, (O, C / groups, kh, kw)."""
@@ -96,7 +103,10 @@ class PackedWeights:
             return parts.reshape(out_channels, in_channels, 6, 6)[:, :, :height, :width]
         matrix = matrix.flatten(0, 1)
         paired = in_channels + in_channels % 2
-        if height * width > 1 and matrix.shape[1] == paired * height * width:
+        if self.paired_lines:
+            lines = matrix.reshape(out_channels, -1, width, in_channels, 2).movedim(-1, 2).flatten(1, 2)
+            matrix = lines[:, :height].flatten(1)
+        elif height * width > 1 and matrix.shape[1] == paired * height * width:
             matrix = matrix.reshape(-1, paired)[:, :in_channels].reshape(out_channels, -1)
         matrix = matrix[:, : in_channels * height * width]
         return matrix.reshape(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
@@ -194,8 +204,8 @@ def select_kernel_kind(step: FusedConvolution, shape: tuple[int, ...], *, strict
     return "grouped" if step.groups > 1 and max(channels) <= MAX_GROUPED_CHANNELS else "direct"
 
 
-def _has_paired_channels(step: FusedConvolution, shape: tuple[int, ...]) -> bool:
-    """Return whether kernels read images line by line, in pairs of the few channels of each pixel."""
+def _has_lines_of_pairs(step: FusedConvolution, shape: tuple[int, ...]) -> bool:
+    """Return whether kernels copy lines of images in pairs, of channels or of lines, because channels are few."""
     return shape[1] <= MAX_FLOAT32_INPUTS and shape[2] * shape[3] > 1 and step.dilation[1] == 1
 
 
