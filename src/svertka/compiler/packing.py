@@ -79,7 +79,7 @@ class PackedWeights:
                 inputs = F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % side_by_side)).flatten(2)
                 rows = inputs.reshape(len(part), -1, side_by_side, 9).permute(1, 3, 2, 0)
             elif paired_lines:  # (pair of lines, column, input, element), output
-                rows = part.unflatten(2, (-1, 2)).permute(2, 4, 1, 3, 0)
+                rows = part.reshape(*part.shape[:2], -1, 2, shape[3]).permute(2, 4, 1, 3, 0)
             else:
                 rows = part.permute(2, 3, 1, 0)
             matrix = rows.reshape(-1, len(part))
