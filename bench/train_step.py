@@ -1,7 +1,7 @@
 """Benchmark of whole training steps with svertka's convolutions against PyTorch's, channels-last, in turns.
 
-    python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet | families] [--precision fp32 | bf16]
-        [--threads 2] [--rounds 7] [--cpu-time] [--json]
+    python bench/train_step.py [--only resnet18 vgg16 resnet20 alexnet_owt airbench lenet | families]
+        [--precision fp32 | bf16] [--threads 2] [--rounds 7] [--cpu-time] [--json]
 
 A step is forward, cross-entropy, backward and SGD with momentum on random images. Speeds are PyTorch's time divided by
 svertka's: above 1, svertka is faster. Algorithms are chosen before the measurement. Non-finite gradients end the
@@ -59,6 +59,7 @@ def published(name: str, batch: int, *, bfloat16: bool = False) -> Case:
 CASES = {
     "resnet18": published("resnet18", 16),
     "vgg16": published("vgg16", 8),
+    "resnet20": published("resnet20", 128),
     "alexnet_owt": published("alexnet_owt", 16),
     "airbench": published("airbench", 512, bfloat16=True),
     "lenet": Case(lenet, 64, (1, 28, 28), 10, steps=50),
