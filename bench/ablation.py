@@ -13,6 +13,7 @@ SVERTKA_DATA.
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -38,9 +39,9 @@ class Stopwatch:
         self.compiling = np.zeros(2)
         compile_replay = CompiledReplay.__init__
 
-        def measure(replay: CompiledReplay, suffix: torch.fx.GraphModule, maps: Tensor) -> None:
+        def measure(replay: CompiledReplay, suffix: torch.fx.GraphModule, maps: Tensor, batch_size: int) -> None:
             began = np.array([time.perf_counter(), time.process_time()])
-            compile_replay(replay, suffix, maps)
+            compile_replay(replay, suffix, maps, batch_size)
             self.compiling += [time.perf_counter(), time.process_time()] - began
 
         CompiledReplay.__init__ = measure  # type: ignore[method-assign, assignment]
@@ -112,6 +113,7 @@ def main() -> int:
         "missed": found.missed,
         "wall": {"total": seconds[0], "compiling": watch.compiling[0], "image": each[0], "projected": projected[0]},
         "cpu": {"total": seconds[1], "compiling": watch.compiling[1], "image": each[1], "projected": projected[1]},
+        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         "wrong": wrong,
     }
     if options.json:
@@ -125,6 +127,7 @@ def main() -> int:
                 f"{name}: {seconds[index]:.0f} s, of which compiling {watch.compiling[index]:.0f} s; {each[index]:.2f} "
                 f"s an image; {projected[index] / 60:.1f} min for {options.total} images"
             )
+        print(f"peak memory: {result['gigabytes']:.1f} GB")
         print("\n".join(wrong))
     return int(bool(wrong))
 

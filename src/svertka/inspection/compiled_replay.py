@@ -14,7 +14,6 @@ from svertka.compiler.optimize import Optimized, optimize
 
 COMPETITORS = 16  # classes that are compared with the label first
 MIN_CLASSES = 4 * COMPETITORS  # with fewer, all scores are computed at once
-BATCH_STEP = 8  # batches are padded to multiples, since each batch size needs its own memory plan
 CHANNELWISE_MODULES = (nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten)
 CHANNELWISE_FUNCTIONS = (torch.relu, F.relu, F.dropout, F.adaptive_avg_pool2d, F.avg_pool2d, torch.flatten)
 CHANNELWISE_METHODS = ("relu", "relu_", "mean", "flatten", "contiguous")
@@ -26,25 +25,25 @@ class CompiledReplay:
     Args:
         suffix: Returns scores (N, K) of feature maps (N, C, H, W).
         maps: Typical feature maps, float32, on the CPU.
+        batch_size: Maps that are computed at a time. Smaller batches are padded, since each size needs its own memory.
 
     Raises:
         UsageError: `suffix` cannot be compiled.
     """
 
-    def __init__(self, suffix: fx.GraphModule, maps: Tensor) -> None:
-        maps = _pad(maps)
-        scores: nn.Module = suffix
+    def __init__(self, suffix: fx.GraphModule, maps: Tensor, batch_size: int) -> None:
+        self._batch_size = batch_size
         self._body: Optimized | None = None
         self._head: nn.Conv2d | None = None
-        if head := _find_head(suffix):
-            (before,) = head.all_input_nodes
-            body, self._tail = _part(suffix, None, before), _part(suffix, head, None)
-            self._head = cast(nn.Conv2d, suffix.get_submodule(str(head.target)))
-            scores = nn.Sequential(self._head, self._tail)
-            if before.op != "placeholder":
-                self._body = optimize(body, maps)
-                maps = self._body(maps)
-        self._scores = optimize(scores, maps)
+        head = _find_head(suffix)
+        if head is None:
+            self._body = optimize(suffix, self._pad(maps))
+            return
+        (before,) = head.all_input_nodes
+        self._head = cast(nn.Conv2d, suffix.get_submodule(str(head.target)))
+        self._tail = _part(suffix, head, None)
+        if before.op != "placeholder":
+            self._body = optimize(_part(suffix, None, before), self._pad(maps))
 
     def are_right(self, maps: Tensor, classes: Tensor) -> Tensor:
         """Return whether the label of each image has the highest score, (N,) bool.
@@ -53,18 +52,14 @@ class CompiledReplay:
             maps: (N, C, H, W) float32.
             classes: (N, 1 + M) int64: the label, and other classes that probably have high scores.
         """
-        count = len(maps)
         if self._body is not None:
-            maps = self._body(_pad(maps))[:count]
-        right = torch.ones(count, dtype=torch.bool)
-        if self._head is not None:
-            scores = self._scores_of(self._head, maps, classes)
-            right = scores[:, 1:].amax(1) <= scores[:, 0]
-        if not right.any():
-            return right
-        rest = maps if right.all() else maps[right]
-        highest = self._scores(_pad(rest))[: len(rest)].argmax(1)
-        right[right.clone()] = highest == classes[right, 0]
+            maps = torch.cat([self._body(self._pad(some))[: len(some)] for some in torch.split(maps, self._batch_size)])
+        if self._head is None:
+            return maps.argmax(1) == classes[:, 0]
+        scores = self._scores_of(self._head, maps, classes)
+        right = scores[:, 1:].amax(1) <= scores[:, 0]
+        if right.any():
+            right[right.clone()] = self._tail(self._head(maps[right])).argmax(1) == classes[right, 0]
         return right
 
     def _scores_of(self, head: nn.Conv2d, maps: Tensor, classes: Tensor) -> Tensor:
@@ -77,6 +72,11 @@ class CompiledReplay:
             scores += head.bias[classes][:, None]
         found: Tensor = self._tail(scores.transpose(1, 2).reshape(*classes.shape, height, width))
         return found
+
+    def _pad(self, maps: Tensor) -> Tensor:
+        """Return maps with copies of the last one up to the batch size."""
+        missing = self._batch_size - len(maps)
+        return torch.cat([maps, maps[-1:].expand(missing, *maps.shape[1:])]) if missing else maps
 
 
 def choose_competitors(scores: Tensor, labels: Tensor) -> Tensor:
@@ -124,9 +124,3 @@ def _part(suffix: fx.GraphModule, after: fx.Node | None, until: fx.Node | None) 
             graph.output(copied)
             break
     return fx.GraphModule(suffix, graph)
-
-
-def _pad(maps: Tensor) -> Tensor:
-    """Return maps with copies of the last one up to a multiple of `BATCH_STEP`."""
-    missing = -len(maps) % BATCH_STEP
-    return torch.cat([maps, maps[-1:].expand(missing, *maps.shape[1:])]) if missing else maps

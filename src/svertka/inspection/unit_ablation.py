@@ -336,7 +336,7 @@ class _Replays:
         if suffix is None:
             return None
         try:
-            return CompiledReplay(suffix, maps)
+            return CompiledReplay(suffix, maps, self.batch_size(layer.cut))
         except UsageError:
             return None
 
