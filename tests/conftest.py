@@ -72,6 +72,7 @@ def _short_timings() -> None:
     from svertka.training import time_estimate
 
     time_estimate.TIMED_FOR = inference_speed.SPENT = 0.0  # seconds
+    time_estimate.TIMED_STEPS = time_estimate.TIMED_ENDS = 1
     mixed_precision.TIMING_SECONDS = mixed_precision.COMPARING_SECONDS = 0.2
 
 
