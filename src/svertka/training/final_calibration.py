@@ -118,8 +118,15 @@ def _find_stored_features(
     stores_all_digits = settings.cache is not None and not settings.cache.half
     if settings.recipe.unfreeze != HEAD or not stores_all_digits or distributed.world_size() > 1:
         return None
-    partial = split_before_head(classifier.network, head_path(classifier.model), shape)
+    head = head_path(classifier.model)
+    partial = split_before_head(classifier.network, head, shape)
     if partial is None:
+        return None
+    own, stage = (
+        sum(parameter.numel() for parameter in one.parameters())
+        for one in (classifier.network.get_submodule(head), partial.trainable)
+    )
+    if own != stage:  # the last stage of a LeNet-5 has a layer more than the head
         return None
     nothing = np.empty(0, np.int64)
     some = replace(parts, indices={"train": indices, "val": nothing, "test": nothing})
