@@ -6,7 +6,7 @@
     python bench/trust.py tasks [--only labels|count|angle] [--seeds 3] [--images 1500] [--json]
     python bench/trust.py unknown [--only NAME] [--images 1500] [--json]
     python bench/trust.py sets [--splits 100] [--images 1500] [--json]
-    python bench/trust.py default [--only NAME] [--draws 10] [--steps] [--json]
+    python bench/trust.py default [--only NAME] [--draws 10] [--json]
     python bench/trust.py all [--threads 2]
 
 `small-sets`: of a large data set, 20 images of each class are drawn. A head is cross-validated on their features and
@@ -30,8 +30,7 @@ of each; the histories are those of the test of the health advice.
 `unknown`: how well the unknown score separates images of none of the classes, against pytorch-ood; `sets`: coverage and
 size of prediction sets. For both see bench/unknown_and_sets.py.
 
-`default`: the default head against scikit-learn's logistic regression, on sets that no default was chosen on
-(bench/default_head.py).
+`default`: the default head against scikit-learn's logistic regression (bench/default_head.py).
 
 `all`: the ranking and the speed of bench/label_errors.py, and everything above but `faults`, one after another, each
 with its seconds.
@@ -175,7 +174,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("faulty_histories.json"))
-    parser.add_argument("--steps", action="store_true")
     parser.add_argument("--splits", type=int, default=100)
     options = parser.parse_args()
     if options.what in ("unknown", "sets"):
@@ -188,7 +186,7 @@ def main() -> None:
         if options.only not in (None, *UNTUNED):
             parser.error(f"--only {options.only} is none of {', '.join(UNTUNED)}")
         draws = DRAWS if options.draws is None else options.draws
-        report_default(options.only, draws, options.threads, in_steps=options.steps, as_json=options.json)
+        report_default(options.only, draws, options.threads, as_json=options.json)
         return
     if options.only not in (None, *SETS, *TASKS):
         parser.error(f"--only {options.only} is none of {', '.join((*SETS, *TASKS))}")
