@@ -21,8 +21,12 @@ def awaited(
     coroutine: Coroutine[Any, Any, Any], new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 ) -> Any:
     # A thread of its own: in this one the browser of another test may have left its loop running.
-    with ThreadPoolExecutor(1) as elsewhere, asyncio.Runner(loop_factory=new_loop) as runner:
-        return elsewhere.submit(runner.run, coroutine).result()
+    def run_and_close() -> Any:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(coroutine)
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(run_and_close).result()
 
 
 class VirtualClock(asyncio.SelectorEventLoop):

@@ -58,8 +58,10 @@ def opened(opened: Opened) -> Opened:
 
 
 def settled(tab: Any) -> None:
-    """Wait until the view is shown; its images may still be loading."""
+    """Wait until the view is shown, with the mosaics of the cards in it; its images may still be loading."""
     tab.locator("main h1:visible").wait_for()
+    if tab.locator(".units:visible").count():
+        tab.locator(".units .mosaic").first.wait_for(state="attached")
 
 
 def seen(tab: Any, place: Any) -> npt.NDArray[np.uint8]:
