@@ -36,7 +36,7 @@ pytestmark = [
 def trained(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     place = tmp_path_factory.mktemp("runs") / "digits"
     return svertka.train(
-        digit_folder, output=place, model="resnet20", size=16, batch_size=32, epochs=4, val=0.3, test=0.2, threads=1
+        digit_folder, output=place, model="resnet20", size=16, batch_size=32, epochs=10, val=0.3, test=0.2, threads=1
     )
 
 
