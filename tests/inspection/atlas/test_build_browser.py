@@ -58,10 +58,8 @@ def opened(opened: Opened) -> Opened:
 
 
 def settled(tab: Any) -> None:
-    """Wait until the view is shown, with the mosaics of the cards in it; its images may still be loading."""
+    """Wait until the view is shown; its images may still be loading."""
     tab.locator("main h1:visible").wait_for()
-    if tab.locator(".units:visible").count():
-        tab.locator(".units .mosaic").first.wait_for(state="attached")
 
 
 def seen(tab: Any, place: Any) -> npt.NDArray[np.uint8]:
@@ -200,7 +198,7 @@ def test_p_key_switches_to_projections_without_moving_the_grid(opened: Opened, a
 def test_first_layer_shows_its_filters(opened: Opened, atlas: Path) -> None:
     with opened(atlas, "#/layer/features.0") as tab:
         tab.keyboard.press("f")
-        assert tab.locator(".mosaic.filters:visible").count() > 5
+        tab.locator(".mosaic.filters:visible").nth(5).wait_for()  # cards are filled as they come into view
         assert tab.get_by_role("button", name="Filters").get_attribute("aria-pressed") == "true"
 
 
