@@ -47,6 +47,10 @@ class _Task(BaseModel):
         """Return an error, a share, as text with so many digits after the point of its percentage."""
         return f"{error:.{digits}%}"
 
+    def format_cell(self, text: str) -> str:
+        """Return a target in words (see `text`) as a cell of a table, from which the same target is read."""
+        return text
+
     def describe_names(self, names: tuple[str, ...]) -> str:
         """Return what is predicted in words, such as "3 classes"."""
         return f"{len(names)} classes"
@@ -125,6 +129,10 @@ class MultiLabel(_Task):
     def describe_names(self, names: tuple[str, ...]) -> str:
         """Return what is predicted in words, such as "3 labels, several an image"."""
         return f"{len(names)} labels, several an image"
+
+    def format_cell(self, text: str) -> str:
+        """Return labels joined by |; a single one is followed by |, by which its column is one of several labels."""
+        return text if SEPARATOR in text else text + SEPARATOR
 
     def threshold(self, label: int) -> float:
         """Return the probability from which a label is predicted."""

@@ -12,7 +12,7 @@ from svertka.data.label_tables import read_text_and_encoding
 from svertka.errors import UsageError
 from svertka.escaping import escape_csv_path, to_printable
 from svertka.files import write_atomic
-from svertka.tasks import SEPARATOR, AnyTask, MultiLabel
+from svertka.tasks import AnyTask, MultiLabel
 
 TABLE = "labels.csv"
 
@@ -75,8 +75,6 @@ class TableOfCopies:
         for copy, label in zip(copies, texts, strict=True):
             is_plain = to_printable(copy.name) == copy.name  # a table cannot hold other names
             if is_plain and (path := escape_csv_path(copy.name)) not in listed:
-                # The separator makes a column of single labels one of several.
-                closing = SEPARATOR if isinstance(self._task, MultiLabel) and SEPARATOR not in label else ""
-                rows.writerow((path, label + closing))
+                rows.writerow((path, self._task.format_cell(label)))
         write_atomic(self.path, (text + added.getvalue()).encode())
         return copies

@@ -45,7 +45,6 @@ KEPT = {
     "multi-label": "keep the labels",
     "regression": f"keep, to {SAME_NUMBER:g} standard deviations, the number",
 }
-SAME_UNKNOWN = "are called unknown or known as by it"
 CHECKED_IMAGES = 100  # of the calibration images, at most
 BATCH = 16  # images that are run at a time
 
@@ -77,7 +76,8 @@ class Int8Check:
     @property
     def sentence(self) -> str:
         """The agreement in words."""
-        unknown = "" if self.unknown_agreement is None else f", and {self.unknown_agreement:.1%} {SAME_UNKNOWN}"
+        share = self.unknown_agreement
+        unknown = "" if share is None else f", and {share:.1%} are called unknown or known as by it"
         return (
             f"{self.int8_layers} of {count_with_noun(self.layers, 'layer')} int8; checked in ONNX Runtime on "
             f"{count_with_noun(self.images, 'image')}: {self.float_agreement:.1%} {KEPT[self.task]} of the float "

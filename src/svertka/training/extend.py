@@ -24,7 +24,7 @@ from svertka.evaluation.held_out import read_manifest
 from svertka.files import parse_cache_limit_option, parse_path, resolve_path, write_atomic
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
-from svertka.tasks import SEPARATOR, MultiLabel, Regression
+from svertka.tasks import MultiLabel, Regression
 from svertka.training.config import RunSettings
 from svertka.training.extended_dataset import extend_dataset
 from svertka.training.extension_accuracy import Estimate, compare_before_and_after
@@ -294,8 +294,5 @@ def _table_of(dataset: Dataset) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label", "part"))
     for index, part in enumerate(dataset.parts.tolist()):
-        label = dataset.label_text(index)
-        if isinstance(dataset.task, MultiLabel) and SEPARATOR not in label:
-            label += SEPARATOR  # by which the column is read as several labels
-        rows.writerow((dataset.images.name(index), label, part))
+        rows.writerow((dataset.images.name(index), dataset.task.format_cell(dataset.label_text(index)), part))
     return text.getvalue()
