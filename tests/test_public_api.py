@@ -19,14 +19,14 @@ import svertka.inspection
 import svertka.plot
 from svertka.classifier import Predictions
 from svertka.compiler.accuracy_bound import MixedPrecisionReport
-from svertka.curation.dataset_check import Findings
+from svertka.curation.dataset_findings import Findings
 from svertka.curation.label_check import AmbiguousPair, GlobalOutlier, LabelError, LabelFindings, Neighbor
 from svertka.curation.similar import SimilarImage, SimilarImages
 from svertka.curation.suggest import Suggestion, Suggestions
 from svertka.data.shard import ShardedDataset
 from svertka.errors import SvertkaError
 from svertka.evaluation.calibrate_run import CalibratedRun
-from svertka.evaluation.compare import ComparedRun, Comparison, Difference
+from svertka.evaluation.comparison import ComparedRun, Comparison, Difference
 from svertka.evaluation.label_thresholds import LabelThresholds
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.optimize_run import OptimizedRun

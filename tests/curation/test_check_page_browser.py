@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from svertka.curation.check_page import write_check_page
-from svertka.curation.dataset_check import DuplicateGroup, Findings, check
+from svertka.curation.dataset_check import check
+from svertka.curation.dataset_findings import DuplicateGroup, Findings
 from svertka.curation.label_check import AmbiguousPair, GlobalOutlier, LabelError, LabelFindings, Neighbor
 from svertka.data.dataset import Dataset
 from svertka.data.folder_and_table_sources import open_folder

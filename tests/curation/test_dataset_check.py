@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from svertka.curation import dataset_check as module
-from svertka.curation.dataset_check import check, describe_findings
+from svertka.curation.dataset_check import check
+from svertka.curation.dataset_findings import describe_findings
 from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.hash_split import split_by_hash
 from svertka.errors import UsageError

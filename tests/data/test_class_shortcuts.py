@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import svertka
-from svertka.curation.dataset_check import describe_findings
+from svertka.curation.dataset_findings import describe_findings
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 
 PLAIN = FileProperties("JPEG", 8, (100, 80))

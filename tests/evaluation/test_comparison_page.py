@@ -11,7 +11,8 @@ import pytest
 
 import svertka
 from svertka.evaluation import comparison_page as module
-from svertka.evaluation.compare import Comparison, compare
+from svertka.evaluation.compare import compare
+from svertka.evaluation.comparison import Comparison
 from svertka.evaluation.comparison_page import MAX_DISAGREEMENTS
 from svertka.pages.number_format import MISSING, NBSP
 

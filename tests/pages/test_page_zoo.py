@@ -14,7 +14,8 @@ from PIL import Image
 
 from svertka.classifier import Classifier
 from svertka.curation.check_page import write_check_page
-from svertka.curation.dataset_check import DuplicateGroup, check
+from svertka.curation.dataset_check import check
+from svertka.curation.dataset_findings import DuplicateGroup
 from svertka.curation.label_check import AmbiguousPair, GlobalOutlier, LabelError, LabelFindings, Neighbor
 from svertka.data.box_annotations import Annotation, Box
 from svertka.data.folder_and_table_sources import open_folder

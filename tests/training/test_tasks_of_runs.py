@@ -17,7 +17,7 @@ from scipy.stats import bootstrap
 import svertka
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
-from svertka.curation.dataset_check import describe_findings
+from svertka.curation.dataset_findings import describe_findings
 from svertka.data.preprocessing import Preprocess
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError

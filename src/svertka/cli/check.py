@@ -97,6 +97,7 @@ def check(
         return
     with show_import_spinner():
         from svertka.curation import dataset_check as checking
+        from svertka.curation.dataset_findings import describe_findings
 
     findings = checking.check(
         source,
@@ -117,7 +118,7 @@ def check(
     if as_json:
         print_json(findings.to_dict())
         return
-    for line in checking.describe_findings(findings):
+    for line in describe_findings(findings):
         print_line(line)
     if findings.labels is not None:
         _print_tables(findings.labels)

@@ -24,7 +24,7 @@ from svertka.cli.option_types import (
 from svertka.cli.printing import print_json, print_line, print_table, show_import_spinner
 
 if TYPE_CHECKING:
-    from svertka.evaluation.compare import ComparedRun
+    from svertka.evaluation.comparison import ComparedRun
     from svertka.evaluation.task_metrics import AnyEvaluation
 
 

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
 from svertka.curation.confirmed_labels import name_in_source
+from svertka.curation.dataset_findings import DuplicateGroup, Findings
 from svertka.curation.label_check import LabelFindings, Neighbor
 from svertka.curation.map_section import describe_map
 from svertka.data.dataset import Dataset, Pixels
@@ -23,9 +24,6 @@ from svertka.pages.inline_images import PIXEL_DENSITY, crop_central_square, rend
 from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template
 from svertka.progress import progress
-
-if TYPE_CHECKING:
-    from svertka.curation.dataset_check import DuplicateGroup, Findings
 
 SIDE = 176  # CSS pixels of an image
 THUMBNAIL = 32  # CSS pixels of a similar image
@@ -52,7 +50,7 @@ class _Card:
 
 
 def write_check_page(
-    path: Path, dataset: Dataset, findings: "Findings", *, threads: int, columns: str | None = None
+    path: Path, dataset: Dataset, findings: Findings, *, threads: int, columns: str | None = None
 ) -> None:
     """Write the page to `path` as one HTML file, atomically; its images are read again.
 
@@ -129,7 +127,7 @@ def _list_choices(dataset: Dataset, cards: Sequence[_Card]) -> tuple[str, ...]:
     return tuple(sorted(given, key=natural_sort_key))
 
 
-def _facts(choices: Sequence[str], findings: "Findings") -> dict[str, Any]:
+def _facts(choices: Sequence[str], findings: Findings) -> dict[str, Any]:
     """Return what the script needs: the choices, how CSV files name them, and the key of the browser's storage."""
     listed = [findings.source, *choices]
     key = hashlib.blake2b("\n".join(listed).encode("utf-8", "replace"), digest_size=8).hexdigest()
@@ -140,7 +138,7 @@ def _facts(choices: Sequence[str], findings: "Findings") -> dict[str, Any]:
     }
 
 
-def _conflicts(dataset: Dataset, findings: "Findings") -> list[list[_Card]]:
+def _conflicts(dataset: Dataset, findings: Findings) -> list[list[_Card]]:
     """Return the cards of copies and near-duplicates whose labels differ."""
     groups = [one for one in (*findings.duplicates, *findings.near_duplicates) if one.across_classes][:MAX_CONFLICTS]
     if not groups:
@@ -149,7 +147,7 @@ def _conflicts(dataset: Dataset, findings: "Findings") -> list[list[_Card]]:
     return [[_Card(index_of[path], path, label) for path, label in _some(group)] for group in groups]
 
 
-def _some(group: "DuplicateGroup") -> list[tuple[str, str]]:
+def _some(group: DuplicateGroup) -> list[tuple[str, str]]:
     """Return path and class of the first images of a group, of each class at least one if there is room."""
     pairs = list(zip(group.paths, group.classes, strict=True))
     first: dict[str, tuple[str, str]] = {}

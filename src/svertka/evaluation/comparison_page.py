@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from svertka.confidence_intervals import Interval, format_p_value
 from svertka.errors import ImageError
-from svertka.evaluation.compare import ComparedRun, Comparison, Difference
+from svertka.evaluation.comparison import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.regression_metrics import RegressionEvaluation
 from svertka.evaluation.report_page import SHOWN_SIDE
