@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.errors import SvertkaError, UsageError
 from svertka.graph.layer_calls import LayerCallbacks, LayerCallKey
+from svertka.graph.meta_shapes import run_on_meta
 from svertka.graph.operation_and_value_types import (
     Constant,
     Operation,
@@ -377,25 +378,6 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(leaf) in self.numbers:
             return self.numbers[id(leaf)]
         return self.find_unknown_tensor(leaf)
-
-
-def run_on_meta(operation: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return the result of an operation on meta tensors.
-
-    Common operations are handled here, because PyTorch implements them in Python for meta tensors, which is slower and
-    imports its compiler (a second or two).
-    """
-    name = operation.overloadpacket.__name__
-    inputs: Any = args[0] if args else None
-    if name == "relu_":
-        return inputs
-    if name == "relu":
-        return inputs.new_empty(inputs.shape)
-    if name == "linear" and inputs.shape[-1:] == args[1].shape[-1:]:
-        return inputs.new_empty((*inputs.shape[:-1], args[1].shape[0]))
-    if name == "native_batch_norm" and not args[5]:
-        return inputs.new_empty(inputs.shape), inputs.new_empty(0), inputs.new_empty(0)
-    return operation(*args, **kwargs)
 
 
 def _memory_layout(tensor: Tensor) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
+from svertka.graph.meta_shapes import FastMetaShapes
 from svertka.graph.network_copy import copy_with_meta_tensors
 from svertka.graph.trace_errors import trace_failure_message
 
@@ -38,7 +39,7 @@ def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
     try:
         graph = LeafModuleTracer().trace(twin)
         module = fx.GraphModule(twin, graph)
-        with torch.inference_mode(), torch.device("meta"):
+        with torch.inference_mode(), torch.device("meta"), FastMetaShapes():
             _Shapes(module).run(torch.empty(shape, dtype=next(floating, None)))
     except Exception as error:
         raise UsageError(
