@@ -23,6 +23,9 @@ ELEMENTWISE = {  # of a tensor of floating-point numbers; the result has its sha
 class FastMetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """In the body, operations on meta tensors run as in `run_on_meta`."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Return False, so that PyTorch does not import its compiler, which takes longer than most traces."""
