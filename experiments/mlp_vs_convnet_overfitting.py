@@ -3,9 +3,10 @@
 `cats-dogs` has 1,399 photographs, of which 30 % are held out (the split depends on the images, not on the seed). `mlp`
 (300 hidden units) and `resnet20` are trained with recipe `plain` without augmentation: batches of 32, a constant
 learning rate of 0.02 after a warm-up epoch, gradients clipped to 1, bfloat16 products. 3 seeds, one thread. The
-perceptron is trained for 20 epochs and the convnet for 4, because its epochs take forty times as long; the learning
+perceptron is trained for 20 epochs and the convnet for 12, because its epochs take forty times as long; the learning
 rate is constant, so the curves can be compared epoch by epoch. Training errors are those during training; the held-out
-images choose nothing. About six minutes. The second table needs no training.
+images choose nothing. The claim to show: the convnet's test error after 12 epochs is lower than the perceptron's after
+20, for each seed. About 15 minutes. The second table needs no training.
 
     SVERTKA_DATA=… python experiments/mlp_vs_convnet_overfitting.py [--seeds 0 1 2]
     python experiments/mlp_vs_convnet_overfitting.py --draw      # the figure and the tables, from the stored results
@@ -21,7 +22,8 @@ from training_helpers import per_cent
 
 from svertka.models.registry import MODELS, trace_model
 
-PASSES = {"mlp": 20, "resnet20": 4}
+PASSES = {"mlp": 20, "resnet20": 12}
+SHOWN = (4, 12, 20)  # epochs in the table
 SIZE = 100
 SEEDS = (0, 1, 2)
 SETTINGS: dict[str, Any] = {
@@ -83,7 +85,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
             axes.set(title=f"{network}: {count(network):,} parameters", xlabel="pass", ylabel="error, %", ylim=(0, 62))
             axes.set_xticks(range(1, PASSES[network] + 1, 1 + PASSES[network] // 10))
             axes.legend(loc=(0.4, 0.28))
-            for passed in sorted({PASSES["resnet20"], PASSES[network]}):
+            for passed in [epochs for epochs in SHOWN if epochs <= PASSES[network]]:
                 at = [line for line in own if line["epoch"] == passed]
                 learned, held = ([line[key] for line in at] for key in ("train_error", "val_error"))
                 gaps = [one - other for one, other in zip(held, learned, strict=True)]
