@@ -1,12 +1,14 @@
 """Benchmark of the causal effect of units: removing each of SqueezeNet 1.1's 3,944 units, one at a time.
 
-    python bench/ablation.py [--images 100] [--threads 2] [--total 1400] [--json]
+    python bench/ablation.py [--images 100] [--threads 2] [--total 1400] [--sample 2000] [--json]
 
 The network with ImageNet weights classifies photographs of `cats-dogs`, evenly spaced among all. The class of each is
 the one that the network predicts, so that every change of a prediction counts. The time of `ablate_units`, as wall time
 and as CPU time of all threads, includes compiling, which happens once per layer; the projection to `--total` images
-counts it once. The exit code is 1 if, without screening, the most important units of two layers change other numbers
-of predictions of 8 photographs than whole forward passes in which a hook zeroes the unit. Needs SVERTKA_DATA.
+counts it once. With fewer images, fewer estimates are checked, and fewer removals suffice for compiling, in proportion
+to their numbers in `--total`. The exit code is 1 if, without estimates, the most important units of two layers change
+other numbers of predictions of 8 photographs than whole forward passes in which a hook zeroes the unit. Needs
+SVERTKA_DATA.
 """
 
 import argparse
@@ -64,11 +66,12 @@ def count_changes(network: nn.Module, layer: str, unit: int, images: Tensor, lab
 
 
 def differences(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
-    """Return the units whose effect, without screening, is not that which a hook finds."""
-    screened, compiled_from = unit_ablation.SCREENED, unit_ablation.COMPILED_FROM
-    unit_ablation.SCREENED, unit_ablation.COMPILED_FROM = -float("inf"), 1
+    """Return the units whose effect, without estimates, is not that which a hook finds."""
+    bounds, compiled_from = (unit_ablation.UNCHANGED_BELOW, unit_ablation.CHANGED_ABOVE), unit_ablation.COMPILED_FROM
+    unit_ablation.UNCHANGED_BELOW, unit_ablation.CHANGED_ABOVE = -float("inf"), float("inf")
+    unit_ablation.COMPILED_FROM = 1
     found = ablate_units(network, lambda: [(images, labels)], CLASSES, CHECKED_LAYERS)
-    unit_ablation.SCREENED, unit_ablation.COMPILED_FROM = screened, compiled_from
+    (unit_ablation.UNCHANGED_BELOW, unit_ablation.CHANGED_ABOVE), unit_ablation.COMPILED_FROM = bounds, compiled_from
     wrong = []
     for effects in found.layers:
         lost = effects.lost[0].sum(1)
@@ -85,17 +88,18 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=100, help="photographs to measure")
     parser.add_argument("--total", type=int, default=1400, help="photographs to project the time to")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compiled-from", type=int, default=None, help="removals of a layer from which on to compile")
+    parser.add_argument("--sample", type=int, help="estimates that are checked (default: SAMPLE, in proportion)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.compiled_from is not None:
-        unit_ablation.COMPILED_FROM = options.compiled_from
     data = Path(os.environ["SVERTKA_DATA"])
     classifier = Classifier.load(f"squeezenet1_1:{data / 'weights' / 'squeezenet1_1-imagenet.safetensors'}")
     paths = sorted((data / "cats-dogs").glob("*/*.jpg"))
     chosen = np.linspace(0, len(paths) - 1, min(options.images, len(paths))).round().astype(int)
     images = torch.stack([classifier.preprocess(paths[index]) for index in chosen])
+    part = len(images) / options.total
+    unit_ablation.SAMPLE = options.sample if options.sample is not None else round(unit_ablation.SAMPLE * part)
+    unit_ablation.COMPILED_FROM = round(unit_ablation.COMPILED_FROM * part)
     network = classifier.network.eval()
     with torch.no_grad():
         labels = torch.cat([network(some).argmax(1) for some in torch.split(images, 8)])
@@ -111,9 +115,11 @@ def main() -> int:
         "threads": options.threads,
         "units": sum(one.lost.shape[1] for one in found.layers),
         "removals": found.pairs,
+        "changes": sum(int(one.lost.sum()) for one in found.layers),
         "computed": found.computed,
-        "sampled": found.sampled,
-        "missed": found.missed,
+        "estimated": found.estimated,
+        "unchanged": vars(found.unchanged),
+        "changed": vars(found.changed),
         "wall": {"total": seconds[0], "compiling": watch.compiling[0], "image": each[0], "projected": projected[0]},
         "cpu": {"total": seconds[1], "compiling": watch.compiling[1], "image": each[1], "projected": projected[1]},
         "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
@@ -124,7 +130,10 @@ def main() -> int:
     else:
         print(f"torch {torch.__version__}, {options.threads} threads, {len(images)} photographs")
         print(f"{found.computed / len(images):.0f} of {found.pairs / len(images):.0f} removals an image are computed")
-        print(f"of {found.sampled} others, {found.missed} change a prediction")
+        print(f"{found.estimated / len(images):.0f} others are estimated to change a prediction")
+        print(f"{result['changes'] / len(images):.0f} removals an image change a prediction")
+        for text, check in (("changes none", found.unchanged), ("changes one", found.changed)):
+            print(f"an estimate that a removal {text} is wrong in {check.wrong} of {check.sampled} cases")
         for name, index in (("wall time", 0), ("CPU time", 1)):
             print(
                 f"{name}: {seconds[index]:.0f} s, of which compiling {watch.compiling[index]:.0f} s; {each[index]:.2f} "

@@ -305,7 +305,7 @@ def test_gradients_are_those_at_the_layer(kind: Callable[[], Probed]) -> None:
     network, images = make(kind)
     graph = ReplayedGraph(network, (1, *images.shape[1:]), ["cut"])
     (layer,) = graph.layers
-    passed = graph.differentiate(images, [layer], lambda scores: scores[:, 1].sum())
+    passed = graph.differentiate(images, [layer], lambda scores: scores[:, 1:3])
     step = 1e-6
     with torch.inference_mode():
         maps = graph.run(images, [layer])[1][layer.cut, layer.cut]
@@ -313,8 +313,10 @@ def test_gradients_are_those_at_the_layer(kind: Callable[[], Probed]) -> None:
         for unit in range(CHANNELS):
             changed = maps.clone()
             changed[:, unit + layer.first_channel] += step
-            moved = graph.replay(layer, changed, values, torch.arange(4))[:, 1] - passed.scores[:, 1]
-            assert torch.allclose(passed.gradients[layer.node][:, unit], moved / step, atol=1e-4)
+            moved = graph.replay(layer, changed, values, torch.arange(4)) - passed.scores
+            for objective in range(2):
+                found = passed.gradients[layer.node][objective][:, unit]
+                assert torch.allclose(found, moved[:, 1 + objective] / step, atol=1e-4)
     sums = maps.sum((0, 2, 3))[layer.first_channel :][:CHANNELS]
     assert torch.allclose(passed.sums[layer.node], sums)
 

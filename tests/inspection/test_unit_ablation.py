@@ -1,6 +1,7 @@
 """Removing units: counts equal those of removals computed one by one; a planted shortcut is found and removed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from svertka.errors import DataError, UsageError
 from svertka.inspection import unit_ablation
 from svertka.inspection.compiled_replay import CompiledReplay
 from svertka.inspection.replayed_graph import ReplayedGraph
-from svertka.inspection.unit_ablation import MODES, Ablation, ablate_units
+from svertka.inspection.unit_ablation import MODES, Ablation, EstimateCheck, LayerEffects, ablate_units
 
 PLANTED = 7  # the class with the colored corner
 CORNER = 3  # pixels
@@ -45,9 +46,14 @@ def remove_by_hook(network: nn.Module, layer: str, activation: Callable[[Tensor]
     return scores
 
 
+def compute_every_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_ablation, "UNCHANGED_BELOW", -float("inf"))
+    monkeypatch.setattr(unit_ablation, "CHANGED_ABOVE", float("inf"))
+
+
 @pytest.mark.usefixtures("quiet")
 def test_counts_equal_those_of_whole_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit_ablation, "SCREENED", -float("inf"))  # every pair is computed
+    compute_every_removal(monkeypatch)
     torch.manual_seed(1)
     network = Branches().eval()
     network.norm.running_mean += 0.1
@@ -112,7 +118,7 @@ class Concatenated(nn.Module):
 
 @pytest.mark.usefixtures("quiet")
 def test_compiled_counts_equal_those_of_whole_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit_ablation, "SCREENED", -float("inf"))
+    compute_every_removal(monkeypatch)
     monkeypatch.setattr(unit_ablation, "COMPILED_FROM", 1)
     computed: list[int] = []
     are_right = CompiledReplay.are_right
@@ -154,6 +160,63 @@ def test_compiled_counts_equal_those_of_whole_forward_passes(monkeypatch: pytest
     assert changes > 20
 
 
+@pytest.mark.usefixtures("quiet")
+def test_estimates_decide_where_the_network_is_linear_after_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimates are exact there: all counts are right, though few removals are computed and several classes win."""
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        nn.Conv2d(3, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 8)
+    ).eval()
+    images = 3 * torch.randn(60, 3, 5, 5)
+    with torch.no_grad():
+        maps = network[:2](images)
+        before = network(images).argmax(1)
+    labels = torch.where(torch.arange(60) % 3 == 0, before.roll(1), before)
+    monkeypatch.setattr(unit_ablation, "SAMPLE", 0)
+    found = ablate_units(network, lambda: [(images, labels)], 8)
+    winners = set()
+    for mode, constants in enumerate((torch.zeros(24), maps.mean((0, 2, 3)))):
+        for unit in range(24):
+            changed = maps.clone()
+            changed[:, unit] = constants[unit]
+            with torch.no_grad():
+                now = network[2:](changed).argmax(1)
+            winners |= {(int(before[image]), int(now[image])) for image in (now != before).nonzero()}
+            for counted, which in (
+                (found.layers[0].lost, (before == labels) & (now != labels)),
+                (found.layers[0].gained, (before != labels) & (now == labels)),
+            ):
+                assert counted[mode, unit].tolist() == labels[which].bincount(minlength=8).tolist()
+    assert len(winners) > 10
+    assert 0 < found.estimated < found.pairs / 4
+    assert 0 < found.computed < found.pairs / 4
+
+
+@pytest.mark.usefixtures("quiet")
+def test_the_check_of_the_estimates_finds_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all estimates have the wrong sign, the sample says that they are wrong; here, all of them are in it."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 8))
+    images = 3 * torch.randn(60, 3, 5, 5)
+    labels = network.eval()(images).argmax(1)
+    estimate = unit_ablation._estimate
+
+    def negate(*given: Any) -> tuple[Tensor, list[Tensor]]:
+        is_right, estimates = estimate(*given)
+        return is_right, [-one for one in estimates]
+
+    compute_every_removal(monkeypatch)
+    whole = ablate_units(network, lambda: [(images, labels)], 8)
+    monkeypatch.undo()
+    monkeypatch.setattr(unit_ablation, "_estimate", negate)
+    monkeypatch.setattr(unit_ablation, "SAMPLE", 10_000)
+    found = ablate_units(network, lambda: [(images, labels)], 8)
+    assert found.estimated == 0
+    assert found.changed.wrong == found.changed.sampled > 1000
+    assert found.unchanged.wrong == found.unchanged.sampled > 10
+    assert [one.lost.tolist() for one in found.layers] == [one.lost.tolist() for one in whole.layers]
+
+
 def test_compiled_replays_do_not_depend_on_the_compared_classes() -> None:
     """Classes that win are found even if they are not among those whose scores are computed first."""
     torch.manual_seed(2)
@@ -172,7 +235,8 @@ def test_compiled_replays_do_not_depend_on_the_compared_classes() -> None:
 def test_effects_have_the_interval_of_paired_differences() -> None:
     lost, gained = np.zeros((2, 2, 1, 2), np.int64)
     lost[1, 0, 1], gained[0, 0, 0] = 5, 1
-    one = Ablation([unit_ablation.LayerEffects("a", lost, gained)], np.array([10, 20]), np.array([8, 16]), 4, 9, 5, 0)
+    effects, check = [LayerEffects("a", lost, gained)], EstimateCheck(5, 0)
+    one = Ablation(effects, np.array([10, 20]), np.array([8, 16]), 4, 9, 0, check, check)
     assert one.strongest(9) == [(0, 0, 1, "mean"), (0, 0, 0, "zero")]
     assert one.change(0, 0, 1, "mean") == -0.25
     assert one.interval(0, 0, 1, "mean") == paired_difference_interval(0, 5, 20)
@@ -272,7 +336,7 @@ def test_a_planted_shortcut_is_found_and_removed(large_count: Callable[[int, int
             assert paired_difference_interval(gained, lost, len(labels))[0] > 0 or removed, (
                 seed
             )  # certain for the first
-            assert found.missed <= 0.02 * found.sampled
+            assert found.unchanged.wrong <= 0.02 * found.unchanged.sampled
             repaired = without(repaired, place, int(unit), constant)
             if not removed:
                 called = [int((one(corners).argmax(1) == PLANTED).sum()) for one in (network, repaired)]

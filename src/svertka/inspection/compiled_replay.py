@@ -79,15 +79,16 @@ class CompiledReplay:
         return torch.cat([maps, maps[-1:].expand(missing, *maps.shape[1:])]) if missing else maps
 
 
-def choose_competitors(scores: Tensor, labels: Tensor) -> Tensor:
+def choose_competitors(scores: Tensor, labels: Tensor, count: int = COMPETITORS) -> Tensor:
     """Return the label of each image, and the classes with the highest scores besides it, (N, 1 + M) int64.
 
     Args:
         scores: (N, K).
         labels: (N,) int64.
+        count: M, if there are so many other classes.
     """
     others = scores.scatter(1, labels[:, None], -torch.inf)
-    return torch.cat([labels[:, None], others.topk(min(COMPETITORS, scores.shape[1] - 1), 1).indices], 1)
+    return torch.cat([labels[:, None], others.topk(min(count, scores.shape[1] - 1), 1).indices], 1)
 
 
 def _find_head(suffix: fx.GraphModule) -> fx.Node | None:

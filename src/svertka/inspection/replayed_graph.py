@@ -152,37 +152,48 @@ class ReplayedGraph:
         scores = self._run(keeping, images)
         return scores, keeping.values
 
-    def differentiate(
-        self, images: Tensor, layers: Sequence[UnitLayer], objective: Callable[[Tensor], Tensor]
-    ) -> "GradientPass":
-        """Return the scores of images, and the gradients of a function of the scores with respect to the layers.
+    def sum_activations(self, images: Tensor, layers: Sequence[UnitLayer]) -> "GradientPass":
+        """Return the scores of images, and the sums of the layers' activations.
 
         Args:
             images: (N, C, H, W).
             layers: The layers.
-            objective: Maps the scores to one number.
+        """
+        with torch.no_grad():
+            return self._differentiate(images, layers, lambda scores: scores[:, :0])
+
+    def differentiate(
+        self, images: Tensor, layers: Sequence[UnitLayer], objectives: Callable[[Tensor], Tensor]
+    ) -> "GradientPass":
+        """Return the scores of images, and the gradients of functions of the scores with respect to the layers.
+
+        Args:
+            images: (N, C, H, W).
+            layers: The layers.
+            objectives: Maps the scores (N, K) to (N, M), M numbers of each image.
 
         Returns:
             The scores; and the gradients, unless the network changes values in place that their computation needs.
         """
         with torch.enable_grad():
             try:
-                return self._differentiate(images, layers, objective)
+                return self._differentiate(images, layers, objectives)
             except (RuntimeError, UsageError) as error:
                 if "inplace" not in str(error):
                     raise
         with torch.no_grad():  # the network runs, but has no gradients
-            return self._differentiate(images, layers, objective)
+            return self._differentiate(images, layers, objectives)
 
     def _differentiate(
-        self, images: Tensor, layers: Sequence[UnitLayer], objective: Callable[[Tensor], Tensor]
+        self, images: Tensor, layers: Sequence[UnitLayer], objectives: Callable[[Tensor], Tensor]
     ) -> "GradientPass":
         nodes = [layer.node for layer in layers]
         found = GradientPass(self.module, {node: self._flow.is_written_after(node, node) for node in nodes})
         found.scores = self._run(found, images)
-        result = objective(found.scores)
-        if result.requires_grad:
-            torch.autograd.backward(result)
+        sums = objectives(found.scores).sum(0)
+        if sums.requires_grad:
+            for number, one in enumerate(sums):
+                torch.autograd.backward(one, retain_graph=number < len(sums) - 1)
         return found
 
     def run_changed(self, layer: UnitLayer, images: Tensor, units: Tensor, constants: Tensor) -> Tensor:
@@ -459,8 +470,8 @@ class GradientPass(fx.Interpreter):
         scores: The scores, (N, K).
         sums: The activations of each node's units, summed over images and positions, (units,) float64.
         num_positions: Images times positions of each node.
-        gradients: Sums over the positions of each map's gradient, (N, units); only of nodes that the objective depends
-            on in a differentiable way.
+        gradients: Sums over the positions of each map's gradient, (N, units), for each objective; only of nodes that
+            the objectives depend on in a differentiable way.
         products: The same of gradient times activation.
     """
 
@@ -470,8 +481,8 @@ class GradientPass(fx.Interpreter):
         self.scores = torch.empty(0)
         self.sums: dict[fx.Node, Tensor] = {}
         self.num_positions: dict[fx.Node, int] = {}
-        self.gradients: dict[fx.Node, Tensor] = {}
-        self.products: dict[fx.Node, Tensor] = {}
+        self.gradients: dict[fx.Node, list[Tensor]] = {}
+        self.products: dict[fx.Node, list[Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node, and watch its gradient."""
@@ -489,8 +500,8 @@ class GradientPass(fx.Interpreter):
         self.num_positions[node] = maps.numel() // maps.shape[1]
 
         def keep(gradient: Tensor) -> None:  # called with the gradient before any later change in place
-            self.gradients[node] = gradient.sum((2, 3)).cpu()
-            self.products[node] = (gradient * maps).sum((2, 3)).cpu()
+            self.gradients.setdefault(node, []).append(gradient.sum((2, 3)).cpu())
+            self.products.setdefault(node, []).append((gradient * maps).sum((2, 3)).cpu())
 
         if is_differentiated:
             result.register_hook(keep)  # type: ignore[no-untyped-call]

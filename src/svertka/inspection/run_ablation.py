@@ -85,16 +85,22 @@ class AblatedRun:
         """Return what was computed, a sentence each.
 
         Returns:
-            The counts, and the share of the skipped removals that would have mattered.
+            The counts, and how often the estimates are wrong.
         """
         one = self.ablation
         found = [
             f"{self.units:,} units were removed one at a time, on {self.images:,} images; the "
-            f"{one.computed / max(1, one.pairs):.1%} of {one.pairs:,} removals that could matter were computed"
+            f"{one.computed / max(1, one.pairs):.1%} of {one.pairs:,} removals with uncertain estimates were computed"
         ]
-        if one.sampled:
-            share = percent_with_interval(one.missed / one.sampled, one.missed_interval)
-            found.append(f"of {one.sampled:,} others, drawn at random, {share} change whether an image is right")
+        for check, text in (
+            (one.unchanged, "to change nothing"),
+            (one.changed, "to change whether an image is right"),
+        ):
+            if check.sampled:
+                share = percent_with_interval(check.wrong / check.sampled, check.interval)
+                found.append(
+                    f"of {check.sampled:,} others, drawn at random, that are estimated {text}, {share} are wrong"
+                )
         if len(self.effects) > 1:
             found.append("each interval is that of one effect by itself; the largest of many are partly due to chance")
         return found
@@ -113,8 +119,8 @@ class AblatedRun:
         """Return JSON values, as `svertka ablate --json` prints them.
 
         Returns:
-            The keys network, units, images, computed, removals, sampled, missed and effects, and the scope of the
-            images.
+            The keys network, units, images, computed, removals, estimated, unchanged, changed and effects, and the
+            scope of the images.
         """
         one = self.ablation
         return {
@@ -123,8 +129,9 @@ class AblatedRun:
             "images": self.images,
             "computed": one.computed,
             "removals": one.pairs,
-            "sampled": one.sampled,
-            "missed": one.missed,
+            "estimated": one.estimated,
+            "unchanged": vars(one.unchanged),
+            "changed": vars(one.changed),
             "effects": [effect.to_dict() for effect in self.effects],
             **self.scope.to_dict(),
         }

@@ -1,16 +1,16 @@
 """The causal effect of units: how the accuracy on each class changes if a unit is removed.
 
 A unit is removed by replacing its feature map with a constant: with 0, or with its mean over all images and positions.
-Most removals leave an image right or wrong, as it was. One backward pass estimates for all units how much the margin of
-an image would change: the difference between the score of its class and the highest other score. Only the pairs of
-image and unit whose margin is estimated to move toward 0 by more than half are computed exactly, from the layer on. A
-random sample of the others is computed, too, and tells how many changes were missed. If a layer has many such pairs,
-the part of the network after it is compiled.
+Most removals leave an image right or wrong, as it was. Backward passes estimate for all units how the differences
+between the score of an image's class and the highest other scores would change. The image is right without the unit if
+all differences are positive then. The estimate is uncertain if the least of them is close to 0, compared with the size
+of the changes: these pairs of image and unit are computed exactly, from the layer on. For the others, the estimate
+decides. A random sample of them is computed, too, and tells how often it was wrong. If a layer has many pairs to
+compute, the part of the network after it is compiled.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,14 +29,37 @@ from svertka.inspection.replayed_graph import ReplayedGraph, UnitLayer, Values, 
 Floats = npt.NDArray[np.float64]
 Mode = Literal["zero", "mean"]
 MODES: tuple[Mode, ...] = ("zero", "mean")
-SCREENED = 1 / 2  # share of the margin from which on a removal is computed
-SAMPLE = 1000  # pairs of image and unit among the others that are computed, for each mode
+ESTIMATED_CLASSES = 8  # whose differences from the score of the image's class are estimated
+# The least difference without the unit, with the sign that a change gives it, as a multiple of the root mean square
+# change of all differences: between these bounds, the removal is computed.
+UNCHANGED_BELOW, CHANGED_ABOVE = -0.4, 0.7
+SAMPLE = 2000  # removals that are estimated to change nothing and computed to check the estimate
+CHANGES_SAMPLED = 20  # how many times as large a share of those estimated to change an image is computed
 REMOVALS_PER_BATCH = 64
 BATCH_BYTES = 32_000_000  # of the largest map of a batch of removals; larger ones do not fit in the CPU's caches
 COMPILED_FROM = 1500  # removals, from which on compiling saves more time than it takes
 CHECKED = 2  # images on which the graph, and the replay from each layer, are compared with the network
+BESIDE = 6  # other removals in the same batch in this comparison
 TOLERANCE = 1e-3  # share of the largest score
 MEMORY = 400_000_000  # bytes of the values of a batch of images
+
+
+@dataclass(frozen=True)
+class EstimateCheck:
+    """How often an estimate was wrong.
+
+    Attributes:
+        sampled: Estimates that were drawn at random, and computed.
+        wrong: How many of these were wrong.
+    """
+
+    sampled: int
+    wrong: int
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval of the share of estimates that are wrong."""
+        return wilson_interval(self.wrong, self.sampled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +87,9 @@ class Ablation:
         right: (classes,) int64, images of each class that the whole network classifies right.
         computed: Pairs of image and unit that were computed, both modes together.
         pairs: All pairs of image and unit, both modes together.
-        sampled: Pairs among those not computed that were drawn at random.
-        missed: How many of these change whether the image is right.
+        estimated: Pairs that were not computed, because the estimate says that they change whether the image is right.
+        unchanged: What the sample says about the pairs that were estimated to change nothing.
+        changed: What the sample says about the pairs that were estimated to change whether the image is right.
     """
 
     layers: Sequence[LayerEffects]
@@ -73,8 +97,9 @@ class Ablation:
     right: Ints
     computed: int
     pairs: int
-    sampled: int
-    missed: int
+    estimated: int
+    unchanged: "EstimateCheck"
+    changed: "EstimateCheck"
 
     def change(self, layer: int, unit: int, label: int, mode: Mode) -> float:
         """Return how the accuracy on class `label` changes without the unit, −1 to 1."""
@@ -87,11 +112,6 @@ class Ablation:
         effects, which = self.layers[layer], MODES.index(mode)
         gained, lost = int(effects.gained[which, unit, label]), int(effects.lost[which, unit, label])
         return paired_difference_interval(gained, lost, int(self.images[label]))
-
-    @property
-    def missed_interval(self) -> Interval:
-        """The 95 % interval of the share of changes among the pairs that were not computed."""
-        return wilson_interval(self.missed, self.sampled)
 
     def strongest(self, count: int) -> list[tuple[int, int, int, Mode]]:
         """Return the largest changes: layer, unit, class and mode; of each unit and class, the larger one."""
@@ -106,18 +126,6 @@ class Ablation:
             ]
         found.sort(key=lambda one: (-one[0], *one[1:]))
         return [(layer, unit, label, MODES[mode]) for _, layer, unit, label, mode in found[:count]]
-
-
-@dataclass(eq=False)
-class _Screening:
-    """What the backward passes tell: the margin of each image, and sums over the positions of each unit's map."""
-
-    predictions: list[Tensor] = field(default_factory=list)  # (n,)
-    margins: list[Tensor] = field(default_factory=list)  # (n,)
-    gradients: list[list[Tensor]] = field(default_factory=list)  # a batch, then a layer: (n, units)
-    products: list[list[Tensor]] = field(default_factory=list)  # the same, of gradients times activations
-    sums: list[Tensor] = field(default_factory=list)  # a layer: (units,), activations
-    positions: list[int] = field(default_factory=list)  # a layer: images times positions
 
 
 def ablate_units(
@@ -149,28 +157,22 @@ def ablate_units(
     if not graph.layers:
         raise UsageError(f"{type(network).__name__} has no convolution whose units can be removed")
     size = max(1, min(REMOVALS_PER_BATCH // 2, MEMORY // graph.bytes_per_image))
-    screening, labels = _screen(graph, _split(batches(), size, advance), num_classes)
-    means = [sums / positions for sums, positions in zip(screening.sums, screening.positions, strict=True)]
-    chosen, sampled = _choose(graph, screening, means)
-    counts = [np.zeros((2, len(MODES), layer.num_units, num_classes), np.int64) for layer in graph.layers]
-    predictions = torch.cat(screening.predictions)
-    missed = begin = 0
-    replays = _Replays(graph, [int((one | other).sum()) for one, other in zip(chosen, sampled, strict=True)])
-    for images, _ in _split(batches(), size, advance):
-        here = slice(begin, begin + len(images))
-        missed += _remove(replays, images, labels[here], predictions[here], means, chosen, sampled, begin, counts)
-        begin += len(images)
-    right = labels[predictions == labels].bincount(minlength=num_classes)
-    effects = [LayerEffects(one.name, lost, gained) for one, (lost, gained) in zip(graph.layers, counts, strict=True)]
+    means, predictions, labels = _measure(graph, _split(batches(), size, advance), num_classes)
     units = sum(layer.num_units for layer in graph.layers)
+    removal = _Removal(graph, means, num_classes, len(labels), SAMPLE / (len(MODES) * units * len(labels)))
+    for images, given in _split(batches(), size, advance):
+        removal.add(images, given.cpu())
+    effects = [LayerEffects(one.name, *counts) for one, counts in zip(graph.layers, removal.counts, strict=True)]
+    unchanged, changed = (EstimateCheck(*check) for check in removal.checks.tolist())
     return Ablation(
         layers=effects,
         images=labels.bincount(minlength=num_classes).numpy(),
-        right=right.numpy(),
-        computed=sum(int(one.sum()) for one in chosen),
+        right=labels[predictions == labels].bincount(minlength=num_classes).numpy(),
+        computed=removal.computed,
         pairs=len(MODES) * units * len(labels),
-        sampled=sum(int(one.sum()) for one in sampled),
-        missed=missed,
+        estimated=removal.estimated,
+        unchanged=unchanged,
+        changed=changed,
     )
 
 
@@ -182,35 +184,26 @@ def _split(
         advance(len(images))
 
 
-def _screen(
+def _measure(
     graph: ReplayedGraph, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
-) -> tuple[_Screening, Tensor]:
-    """Run all images forward and backward."""
-    found = _Screening()
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return the mean activation of each layer's units, (units,) float64, and the predictions and labels, (N,)."""
+    sums = [torch.zeros(layer.num_units, dtype=torch.float64) for layer in graph.layers]
+    positions = [0] * len(graph.layers)
+    predictions: list[Tensor] = []
     labels: list[Tensor] = []
-    nodes = [layer.node for layer in graph.layers]
-    found.sums = [torch.zeros(layer.num_units, dtype=torch.float64) for layer in graph.layers]
-    found.positions = [0] * len(nodes)
     for images, given in batches:
         if wrong := given[(given < 0) | (given >= num_classes)].tolist():
             raise DataError(f"label {wrong[0]} is not a class; there are {num_classes} classes, from 0")
         if not labels:
             _check_graph(graph, images[:CHECKED], num_classes)
-        passed = graph.differentiate(images, graph.layers, partial(_sum_margins, labels=given))
-        found.predictions.append(passed.scores.argmax(1).cpu())
-        found.margins.append(_margins(passed.scores.detach().cpu(), given.cpu()))
+        passed = graph.sum_activations(images, graph.layers)
+        predictions.append(passed.scores.argmax(1).cpu())
         labels.append(given.cpu())
-        # Without a gradient, nothing is known about the effect, and all removals are computed.
-        unknown = [torch.full((len(images), layer.num_units), torch.inf) for layer in graph.layers]
-        found.gradients.append(
-            [passed.gradients.get(node, torch.zeros_like(one)) for node, one in zip(nodes, unknown, strict=True)]
-        )
-        found.products.append([passed.products.get(node, one) for node, one in zip(nodes, unknown, strict=True)])
-        found.sums = [sums + passed.sums[node] for sums, node in zip(found.sums, nodes, strict=True)]
-        found.positions = [
-            count + passed.num_positions[node] for count, node in zip(found.positions, nodes, strict=True)
-        ]
-    return found, torch.cat(labels)
+        for number, layer in enumerate(graph.layers):
+            sums[number] += passed.sums[layer.node]
+            positions[number] += passed.num_positions[layer.node]
+    return [one / count for one, count in zip(sums, positions, strict=True)], torch.cat(predictions), torch.cat(labels)
 
 
 def _check_graph(graph: ReplayedGraph, images: Tensor, num_classes: int) -> None:
@@ -234,31 +227,46 @@ def _are_equal(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def _sum_margins(scores: Tensor, labels: Tensor) -> Tensor:
-    return _margins(scores, labels.to(scores.device)).sum()
+def _differences(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return by how much the score of each image's class exceeds the highest other scores, (N, M)."""
+    classes = choose_competitors(scores.detach(), labels.to(scores.device), ESTIMATED_CLASSES)
+    chosen = scores.gather(1, classes)
+    return chosen[:, :1] - chosen[:, 1:]
 
 
-def _margins(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return how far the scores of each image are from becoming wrong, or right if they are wrong, (N,)."""
-    own = scores.gather(1, labels[:, None])
-    others = scores.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True)
-    return (own - others)[:, 0].abs() if scores.shape[1] > 1 else scores[:, 0]
+def _estimate(
+    graph: ReplayedGraph, images: Tensor, labels: Tensor, means: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return which images are right, and how clearly each removal changes this.
 
+    Args:
+        graph: The graph.
+        images: (N, C, H, W).
+        labels: (N,) int64, on the CPU.
+        means: Mean activation of each layer's units, (units,).
 
-def _choose(graph: ReplayedGraph, screening: _Screening, means: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return which removals are computed, and which of the others are drawn, for each layer: (images, modes, units)."""
-    margins = torch.cat(screening.margins)[:, None]
-    generator = torch.Generator().manual_seed(0)
-    chosen = []
-    for number in range(len(graph.layers)):
-        gradient = torch.cat([one[number] for one in screening.gradients])
-        product = torch.cat([one[number] for one in screening.products])
-        changes = torch.stack([-product, means[number].float() * gradient - product], 1)
-        chosen.append(-changes > SCREENED * margins[:, None])
-    others = sum(int((~one).sum()) for one in chosen)
-    share = min(1.0, len(MODES) * SAMPLE / max(1, others))
-    sampled = [~one & (torch.rand(one.shape, generator=generator) < share) for one in chosen]
-    return chosen, sampled
+    Returns:
+        (N,) bool; and for each layer (N, modes, units), positive if the removal is estimated to change whether the
+        image is right: the least difference without the unit, relative to the root mean square change. NaN if there is
+        no gradient.
+    """
+    passed = graph.differentiate(images, graph.layers, lambda scores: _differences(scores, labels))
+    scores = passed.scores.detach().cpu()
+    is_right = scores.argmax(1) == labels
+    differences = _differences(scores, labels)[:, None, None]
+    found = []
+    for layer, mean in zip(graph.layers, means, strict=True):
+        if not differences.shape[-1]:  # a single class
+            found.append(torch.full((len(images), len(MODES), layer.num_units), -torch.inf))
+        elif layer.node not in passed.gradients:
+            found.append(torch.full((len(images), len(MODES), layer.num_units), torch.nan))
+        else:
+            gradient, product = (torch.stack(one[layer.node], -1) for one in (passed.gradients, passed.products))
+            changes = torch.stack([-product, mean.float()[:, None] * gradient - product], 1)
+            least = (differences + changes).amin(-1)
+            size = changes.square().mean(-1).sqrt()
+            found.append(torch.where(is_right[:, None, None], -least, least) / size)
+    return is_right, found
 
 
 class _Replays:
@@ -266,15 +274,13 @@ class _Replays:
 
     Args:
         graph: The graph.
-        removals: How many units are removed in each layer, on all images together.
     """
 
-    def __init__(self, graph: ReplayedGraph, removals: Sequence[int]) -> None:
+    def __init__(self, graph: ReplayedGraph) -> None:
         self.graph = graph
         self.groups: dict[fx.Node, list[int]] = {}  # the layers of each cut
         for number, layer in enumerate(graph.layers):
             self.groups.setdefault(layer.cut, []).append(number)
-        self._removals = {cut: sum(removals[number] for number in group) for cut, group in self.groups.items()}
         self._compiled: dict[fx.Node, CompiledReplay | None] = {}
         self._checked: set[int] = set()
 
@@ -284,7 +290,14 @@ class _Replays:
         return max(REMOVALS_PER_BATCH // 8, min(REMOVALS_PER_BATCH, size // 8 * 8))
 
     def are_right_without(
-        self, number: Tensor, images: Tensor, values: Values, pairs: Tensor, constants: Tensor, classes: Tensor
+        self,
+        number: Tensor,
+        images: Tensor,
+        values: Values,
+        pairs: Tensor,
+        constants: Tensor,
+        classes: Tensor,
+        expected: float,
     ) -> Tensor:
         """Return whether an image is right if the map of a unit is replaced by a constant, (n,) bool.
 
@@ -295,6 +308,7 @@ class _Replays:
             pairs: (n, 2) int64, image and unit.
             constants: (n,).
             classes: (N, 1 + M) int64, from `choose_competitors`.
+            expected: How many units will be removed at this cut, on all images together.
 
         Raises:
             UsageError: The scores are not those of a run of the whole network.
@@ -307,18 +321,18 @@ class _Replays:
         changed = take_images(maps, at)
         first = torch.tensor([one.first_channel for one in layers])
         replace_units(changed, unit + first[number], constants)
-        unchecked = set(number.tolist()) - self._checked
-        if not unchecked:
-            if layer.cut not in self._compiled:
-                self._compiled[layer.cut] = self._compile(layer, changed)
-            if (compiled := self._compiled[layer.cut]) is not None:
-                return compiled.are_right(changed, classes[image])
-        scores = self.graph.replay(layer, changed, values, at)
-        for one in unchecked:
+        for one in set(number.tolist()) - self._checked:
             few = (number == one).nonzero()[:CHECKED, 0]
-            self._check(layers[one], scores[few], images[at[few]], unit[few], constants[few])
-        self._checked |= unchecked
-        return scores.argmax(1).cpu() == classes[image, 0]
+            # With other removals in the same batch, since images must not influence each other.
+            rows = torch.cat([few, torch.arange(min(len(at), BESIDE))])
+            scores = self.graph.replay(layers[one], changed[rows], values, at[rows])[: len(few)]
+            self._check(layers[one], scores, images[at[few]], unit[few], constants[few])
+            self._checked.add(one)
+        if layer.cut not in self._compiled and expected >= COMPILED_FROM:
+            self._compiled[layer.cut] = self._compile(layer, changed)
+        if (compiled := self._compiled.get(layer.cut)) is not None:
+            return compiled.are_right(changed, classes[image])
+        return self.graph.replay(layer, changed, values, at).argmax(1).cpu() == classes[image, 0]
 
     def _check(self, layer: UnitLayer, scores: Tensor, images: Tensor, units: Tensor, constants: Tensor) -> None:
         """Raise UsageError unless a run of the whole network gives the same scores."""
@@ -329,8 +343,8 @@ class _Replays:
             )
 
     def _compile(self, layer: UnitLayer, maps: Tensor) -> CompiledReplay | None:
-        """Return the compiled network after a cut; None if there are few removals, or it cannot be compiled."""
-        if self._removals[layer.cut] < COMPILED_FROM or maps.device.type != "cpu" or maps.dtype != torch.float32:
+        """Return the compiled network after a cut; None if it cannot be compiled."""
+        if maps.device.type != "cpu" or maps.dtype != torch.float32:
             return None
         suffix = self.graph.suffix(layer)
         if suffix is None:
@@ -341,39 +355,82 @@ class _Replays:
             return None
 
 
-def _remove(
-    replays: _Replays,
-    images: Tensor,
-    labels: Tensor,
-    predictions: Tensor,
-    means: Sequence[Tensor],
-    chosen: Sequence[Tensor],
-    sampled: Sequence[Tensor],
-    begin: int,
-    counts: Sequence[Ints],
-) -> int:
-    """Compute the removals of a batch of images and add them to `counts`. Return the changes in the sample."""
-    here = slice(begin, begin + len(images))
-    wanted = [(one[here] | other[here]).nonzero() for one, other in zip(chosen, sampled, strict=True)]
-    needed = [layer for layer, pairs in zip(replays.graph.layers, wanted, strict=True) if len(pairs)]
-    missed = 0
-    with torch.inference_mode():
-        scores, values = replays.graph.run(images, needed)
-        classes = choose_competitors(scores.cpu(), labels)
-        for cut, group in replays.groups.items():
-            found = [F.pad(wanted[number], (1, 0), value=number) for number in group]
-            together = torch.cat(found)
-            for pairs in torch.split(together, replays.batch_size(cut)) if len(together) else ():
-                number, image, mode, unit = pairs.T
-                constants = torch.stack([means[one][k] * m for one, m, k in pairs[:, [0, 2, 3]].tolist()])
-                was = predictions[image] == labels[image]
-                now = replays.are_right_without(number, images, values, pairs[:, [1, 3]], constants, classes)
-                for one in group:
-                    of_layer = number == one
-                    drawn = sampled[one][here][image[of_layer], mode[of_layer], unit[of_layer]]
-                    missed += int((drawn & (was != now)[of_layer]).sum())
-                    for which, changed in enumerate((was & ~now, ~was & now)):
-                        counted = changed & of_layer
-                        place = (mode[counted], unit[counted], labels[image][counted])
-                        np.add.at(counts[one][which], tuple(axis.numpy() for axis in place), 1)
-    return missed
+class _Removal:
+    """The removal of all units, batch by batch.
+
+    Args:
+        graph: The graph.
+        means: Mean activation of each layer's units, (units,).
+        num_classes: Number of classes.
+        num_images: Number of all images.
+        share: The share of removals estimated to change nothing that is computed.
+
+    Attributes:
+        counts: For each layer, the images that are lost and gained, (modes, units, classes) each.
+        computed: Pairs whose estimate was uncertain.
+        estimated: Pairs that were counted as changes without being computed.
+        checks: Estimates in the sample, and wrong ones among them: that nothing changes, and that it changes.
+    """
+
+    def __init__(
+        self, graph: ReplayedGraph, means: Sequence[Tensor], num_classes: int, num_images: int, share: float
+    ) -> None:
+        self._graph, self._means, self._num_images, self._share = graph, means, num_images, share
+        self._replays = _Replays(graph)
+        self._generator = torch.Generator().manual_seed(0)
+        self.counts = [np.zeros((2, len(MODES), layer.num_units, num_classes), np.int64) for layer in graph.layers]
+        self.computed = self.estimated = 0
+        self.checks = np.zeros((2, 2), np.int64)
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Remove all units from a batch of images.
+
+        Args:
+            images: (N, C, H, W).
+            labels: (N,) int64, on the CPU.
+        """
+        was, estimates = _estimate(self._graph, images, labels, self._means)
+        changes = [one > CHANGED_ABOVE for one in estimates]
+        wanted = []
+        for number, (estimate, change) in enumerate(zip(estimates, changes, strict=True)):
+            certain = change | (estimate < UNCHANGED_BELOW)
+            self.computed += int((~certain).sum())
+            share = torch.where(change, CHANGES_SAMPLED * self._share, self._share)
+            drawn = certain & (torch.rand(estimate.shape, generator=self._generator) < share)
+            wanted.append((~certain | drawn).nonzero())
+            counted = (change & ~drawn).nonzero()
+            self.estimated += len(counted)
+            self._count(number, was, labels, counted)
+        needed = [layer for layer, pairs in zip(self._graph.layers, wanted, strict=True) if len(pairs)]
+        with torch.inference_mode():
+            scores, values = self._graph.run(images, needed)
+            classes = choose_competitors(scores.cpu(), labels)
+            for cut, group in self._replays.groups.items():
+                together = torch.cat([F.pad(wanted[number], (1, 0), value=number) for number in group])
+                expected = len(together) / len(images) * self._num_images
+                for pairs in torch.split(together, self._replays.batch_size(cut)) if len(together) else ():
+                    number, image = pairs.T[:2]
+                    constants = torch.stack([self._means[one][k] * m for one, m, k in pairs[:, [0, 2, 3]].tolist()])
+                    now = self._replays.are_right_without(
+                        number, images, values, pairs[:, [1, 3]], constants, classes, expected
+                    )
+                    changed = now != was[image]
+                    for one in group:
+                        of_layer = number == one
+                        places = pairs[of_layer, 1:]
+                        self._check(estimates[one][tuple(places.T)], changed[of_layer])
+                        self._count(one, was, labels, places[changed[of_layer]])
+
+    def _count(self, number: int, was: Tensor, labels: Tensor, places: Tensor) -> None:
+        """Count changes of a layer: (n, 3) int64, image, mode and unit."""
+        image, mode, unit = places.T
+        which = (~was[image]).long()
+        np.add.at(self.counts[number], tuple(one.numpy() for one in (which, mode, unit, labels[image])), 1)
+
+    def _check(self, estimates: Tensor, changed: Tensor) -> None:
+        """Compare the estimates that were certain with what was computed."""
+        for check, certain, wrong in (
+            (self.checks[0], estimates < UNCHANGED_BELOW, changed),
+            (self.checks[1], estimates > CHANGED_ABOVE, ~changed),
+        ):
+            check += [int(certain.sum()), int((certain & wrong).sum())]
