@@ -156,6 +156,9 @@ class Config(BaseModel):
         return network
 
 
+LARGEST_SIZE = 4096  # pixels, of `Preprocess`
+
+
 class Classifier:
     """A network with its class names and preprocessing.
 
@@ -287,7 +290,12 @@ class Classifier:
     @classmethod
     @check_types
     def wrap(
-        cls, network: torch.nn.Module, names: Sequence[str] | None = None, preprocess: Preprocess | None = None
+        cls,
+        network: torch.nn.Module,
+        names: Sequence[str] | None = None,
+        preprocess: Preprocess | None = None,
+        *,
+        size: int | None = None,
     ) -> Self:
         """Return a classifier of a network in memory; the network is not changed, and its parameters are shared.
 
@@ -296,27 +304,42 @@ class Classifier:
             names: The K class names. None: ImageNet's for 1000 classes, else "0", "1", …
             preprocess: Preprocessing of the images. None: that of the network's `pretrained_cfg`, as timm's have; else
                 the mean and standard deviation of ImageNet.
+            size: Height and width of the images, pixels. None: that of the preprocessing; else the first of 224, 32,
+                28, 64, 96, 128, 160, 192, 256, 299, 384 and 512 that the network takes.
 
         Returns:
             The classifier, in evaluation mode.
 
         Raises:
-            UsageError: The network does not compute such logits, or cannot be copied; or the names are not K.
+            UsageError: The network does not compute such logits, cannot be copied, or does not take images of `size`;
+                the names are not K; or `preprocess` has another size than `size`.
         """
+        if size is not None and not 1 <= size <= LARGEST_SIZE:
+            raise UsageError(f"size={size} must be 1 to {LARGEST_SIZE} pixels")
+        if size is not None and preprocess is not None and size != preprocess.size:
+            raise UsageError(f"size={size} differs from size={preprocess.size} of preprocess; give one of them")
         network = external.unwrap_network(network)
-        model = external.open_model(network, sizes=() if preprocess is None else (preprocess.size,))
+        sizes = [one for one in (size, None if preprocess is None else preprocess.size) if one is not None]
+        model = external.open_model(network, sizes=sizes)
+        if size is not None and model.size != size:
+            raise UsageError(
+                f"{model.name} takes images of {model.size}×{model.size} pixels, but not of size={size}; give another "
+                "size, or leave it out"
+            )
         if model.classes < 2:
             raise UsageError(f"{model.name} computes one score; svertka needs one for each class, two or more")
         if names is None:
             names = imagenet.NAMES if model.classes == len(imagenet.NAMES) else tuple(map(str, range(model.classes)))
         if len(names) != model.classes:
             raise UsageError(f"{model.name} computes scores for {model.classes} classes; {len(names)} names are given")
-        if preprocess is None and model.preprocess is None:
-            preprocess = weights.default_preprocess(model, model.name)
+        if preprocess is None:
+            preprocess = model.preprocess or weights.default_preprocess(model, model.name)
+            if size is not None:
+                preprocess = preprocess.model_copy(update={"size": size, "resize": size})
         config = Config(
             model=model.name,
             names=tuple(names),
-            preprocess=preprocess or model.preprocess,
+            preprocess=preprocess,
             builder=model.reference,
         )
         return cls(copy_sharing_parameters(network), config, model)
@@ -330,6 +353,7 @@ class Classifier:
         of_patches: bool = False,
         trust_builder: bool = False,
         precision: str | None = "fp32",
+        size: int | None = None,
     ) -> "Classifier":
         """Return the classifier that the argument `run` of a command means.
 
@@ -340,20 +364,23 @@ class Classifier:
             of_patches: As for `load`.
             trust_builder: As for `load`.
             precision: "fp32", or None to use the optimized network of a run folder, if there is one, on the CPU.
+            size: As for `wrap`. Only for a network.
 
         Returns:
             The classifier, in evaluation mode.
 
         Raises:
-            UsageError: `precision` is neither, or as `load` and `wrap`.
+            UsageError: `precision` is neither; `run` is not a network and `size` is given; or as `load` and `wrap`.
             RunError, FetchError: As `load`; or the file of the optimized network is damaged.
         """
         if precision not in (None, "fp32"):
             raise UsageError(f"precision={shorten(str(precision))} is not known; use fp32, or leave it out")
+        if isinstance(run, torch.nn.Module):
+            return cls.wrap(run, size=size)
+        if size is not None:
+            raise UsageError(f"size={size} is only for an nn.Module; a run takes images of the size it was trained on")
         if isinstance(run, Classifier):
             return run
-        if isinstance(run, torch.nn.Module):
-            return cls.wrap(run)
         classifier = cls.load(run, device, of_patches=of_patches, trust_builder=trust_builder)
         here = network_device(classifier.network) in (None, torch.device("cpu"))
         if precision is None and here and (folder := parse_path(run)).is_dir():

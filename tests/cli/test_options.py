@@ -25,6 +25,7 @@ PRINTING = {"as_json", "as_csv"}  # how the command line prints a result
 DIFFERENT = {
     "check": {"apply", "write"},  # curation.apply_corrections, so that svertka.check changes nothing
     "compare": {"source"},  # the last of RUN RUN... [SOURCE]
+    "evaluate": {"size"},  # of an nn.Module
     "serve": {"ready"},  # a callback; the command line prints the address
     "studio": {"ready"},
     "train": {"resume"},  # svertka.resume, so that svertka.train always needs a source

@@ -11,6 +11,7 @@ from torch import nn
 import svertka
 from svertka import inspection, plot
 from svertka.errors import UsageError
+from svertka.models.published_weights import MEAN, STD
 from svertka.run import Run
 
 
@@ -112,6 +113,27 @@ def test_the_training_is_shown_as_it_was_recorded(run: Run) -> None:
     batch = shown(plot.show_batch(run, count=3, draws=2))
     assert len(batch) == 9
     assert not np.array_equal(batch[0], batch[3])
+
+
+def test_a_network_that_takes_images_of_one_size_only_is_evaluated_on_that_size(run: Run) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 20, 3))
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 20, 3), dtype=np.uint8)
+    source = pixels, np.arange(30) % 3
+    with pytest.raises(UsageError, match="give the size of its images"):
+        plot.confusion(network, source)
+    with pytest.raises(UsageError, match=r"Sequential takes images of 224×224 pixels, but not of size=20;"):
+        plot.confusion(nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3)), source, size=20)
+    with pytest.raises(UsageError, match="size=20 is only for an nn.Module"):
+        plot.confusion(run, source, size=20)
+    with pytest.raises(UsageError, match="size=0 must be 1 to 4096 pixels"):
+        plot.confusion(network, source, size=0)
+    mean, std = torch.tensor([MEAN, STD])[..., None, None]
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    expected = np.zeros((3, 3))
+    np.add.at(expected, (source[1], network(images).argmax(1).numpy()), 1)
+    assert np.allclose(shown(plot.confusion(network, source, size=20))[0], expected / 10)
+    assert svertka.evaluate(network, source, size=20).confusion.tolist() == expected.tolist()
 
 
 def test_what_cannot_be_shown_is_refused_with_a_sentence(network: nn.Module, images: torch.Tensor) -> None:

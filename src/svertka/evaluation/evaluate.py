@@ -63,6 +63,7 @@ def evaluate(
     max_pixels: int | None = None,
     trust_builder: bool = False,
     precision: str | None = None,
+    size: int | None = None,
 ) -> AnyEvaluation:
     """Measure the error of a run, or of the mean of several, on labeled images.
 
@@ -92,6 +93,7 @@ def evaluate(
         trust_builder: As for `Classifier.load`.
         precision: "fp32" to use the weights of a run even if it has an optimized network, which is used on the CPU
             otherwise.
+        size: Height and width of the images that an nn.Module takes, pixels. None: as for `Classifier.wrap`.
 
     Returns:
         Errors, confusion matrix, calibration and mistakes; for several labels or a number, their metrics.
@@ -121,6 +123,7 @@ def evaluate(
         class_names=names,
         trust_builder=trust_builder,
         precision=precision,
+        size=size,
     )
     if file is not None:
         write_report(file, joint.report())
@@ -200,6 +203,7 @@ def evaluate_jointly(
     class_names: ClassNames | None = None,
     trust_builder: bool = False,
     precision: str | None = None,
+    size: int | None = None,
 ) -> JointEvaluation:
     """Evaluate runs on the same images, each by itself and their mean; see `evaluate` for arguments and errors."""
     given = [run] if isinstance(run, str | PathLike | Classifier | nn.Module) else list(run)
@@ -207,7 +211,7 @@ def evaluate_jointly(
         raise UsageError("there is no run to evaluate; name one")
     torch_device, num_threads = choose_device(device), set_threads(threads)
     classifiers = [
-        Classifier.open(one, torch_device, trust_builder=trust_builder, precision=precision) for one in given
+        Classifier.open(one, torch_device, trust_builder=trust_builder, precision=precision, size=size) for one in given
     ]
     torch_device = network_device(classifiers[0].network) or torch_device
     runs, task = [one.origin for one in classifiers], classifiers[0].task

@@ -24,7 +24,7 @@ MAX_NUMBERS = 20  # classes up to which the counts are written into the matrix
 
 
 @check_types
-def confusion(model: Model | Evaluation, source: Source | None = None) -> "Figure":
+def confusion(model: Model | Evaluation, source: Source | None = None, *, size: int | None = None) -> "Figure":
     """Show which classes are predicted as which: rows are true classes, columns predicted ones.
 
     Colors are shares of the row. Up to 20 classes, the counts are written into the cells.
@@ -32,6 +32,7 @@ def confusion(model: Model | Evaluation, source: Source | None = None) -> "Figur
     Args:
         model: A run, any nn.Module that classifies, or the result of `svertka.evaluate`.
         source: Labeled images, as for `svertka.evaluate`. None: the held-out images of the run.
+        size: Height and width of the images that an nn.Module takes, pixels. None: as for `Classifier.wrap`.
 
     Returns:
         The figure.
@@ -41,7 +42,7 @@ def confusion(model: Model | Evaluation, source: Source | None = None) -> "Figur
         RunError: The run is missing or damaged.
         DataError: The source cannot be read or holds classes that the run does not know.
     """
-    evaluation = _evaluated(model, source)
+    evaluation = _evaluated(model, source, size)
     counts, names = evaluation.confusion, [one.name for one in evaluation.per_class]
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.where(totals, totals, 1)
@@ -65,12 +66,13 @@ def confusion(model: Model | Evaluation, source: Source | None = None) -> "Figur
 
 
 @check_types
-def reliability(model: Model | Evaluation, source: Source | None = None) -> "Figure":
+def reliability(model: Model | Evaluation, source: Source | None = None, *, size: int | None = None) -> "Figure":
     """Show how often predictions are right by their confidence, with 95 % intervals; on the diagonal they are honest.
 
     Args:
         model: A run, any nn.Module that classifies, or the result of `svertka.evaluate`.
         source: Labeled images, as for `svertka.evaluate`. None: the held-out images of the run.
+        size: Height and width of the images that an nn.Module takes, pixels. None: as for `Classifier.wrap`.
 
     Returns:
         The figure; the bars below are the number of images.
@@ -80,7 +82,7 @@ def reliability(model: Model | Evaluation, source: Source | None = None) -> "Fig
         RunError: The run is missing or damaged.
         DataError: The source cannot be read or holds classes that the run does not know.
     """
-    evaluation = _evaluated(model, source)
+    evaluation = _evaluated(model, source, size)
     calibration = evaluation.calibration
     if not calibration.bins:
         raise UsageError("there is no image with finite scores, so there is no confidence to show")
@@ -110,13 +112,14 @@ def reliability(model: Model | Evaluation, source: Source | None = None) -> "Fig
 
 
 @check_types
-def top_losses(model: Model, source: Source | None = None, count: int = 12) -> "Figure":
+def top_losses(model: Model, source: Source | None = None, count: int = 12, *, size: int | None = None) -> "Figure":
     """Show the mistakes of which the network was most confident.
 
     Args:
         model: A run, or any nn.Module that classifies.
         source: Labeled images, as for `svertka.evaluate`. None: the held-out images of the run.
         count: The number of images, at most 24.
+        size: Height and width of the images that an nn.Module takes, pixels. None: as for `Classifier.wrap`.
 
     Returns:
         The figure: above each image the predicted class with its probability, and the true class.
@@ -128,7 +131,7 @@ def top_losses(model: Model, source: Source | None = None, count: int = 12) -> "
     """
     if not 1 <= count <= 24:
         raise UsageError(f"count={count} must be 1 to 24")
-    evaluation = _evaluated(model, source)
+    evaluation = _evaluated(model, source, size)
     if not evaluation.mistakes:
         raise UsageError(f"all {evaluation.images:,} images are classified correctly, so there is no mistake to show")
     dataset = _dataset(model, source)
@@ -140,9 +143,9 @@ def top_losses(model: Model, source: Source | None = None, count: int = 12) -> "
     return mosaic(tiles, titles, columns=min(6, len(tiles)), title=title, side=1.3)
 
 
-def _evaluated(model: Model | Evaluation, source: Source | None) -> Evaluation:
+def _evaluated(model: Model | Evaluation, source: Source | None, size: int | None) -> Evaluation:
     """Return the evaluation of a model on `source`, or on the held-out images of its run."""
-    found = model if isinstance(model, Evaluation) else evaluate(model, _source(model, source))
+    found = model if isinstance(model, Evaluation) else evaluate(model, _source(model, source), size=size)
     if not isinstance(found, Evaluation):
         raise UsageError(
             "the run predicts several labels or a number; this figure is of networks that predict one class"
