@@ -889,10 +889,11 @@ def _predict_batches(
                     batch.append({"path": path, **next(described), **precision})
             yield batch
             shown.advance(len(batch))
+    decoding = decoding.with_intensity_range(classifier.preprocess.intensity_range)
     for note in describe_files((image for _, image in inputs), decoding):
         say(note)
     ranges = sample_intensity_ranges((image for _, image in inputs), decoding)
-    if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.intensity_range):
+    if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.deep_range):
         say(f"16-bit images {sentence}")
 
 

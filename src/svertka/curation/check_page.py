@@ -20,7 +20,14 @@ from svertka.escaping import escape_csv_cell, escape_csv_path, escape_undecodabl
 from svertka.evaluation.cross_validation import ERROR, MEAN_ABSOLUTE_ERROR
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
-from svertka.pages.inline_images import PIXEL_DENSITY, crop_central_square, render_image, render_strip, shrink
+from svertka.pages.inline_images import (
+    PIXEL_DENSITY,
+    crop_central_square,
+    render_image,
+    render_strip,
+    show_bands,
+    shrink,
+)
 from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template
 from svertka.progress import progress
@@ -181,7 +188,7 @@ class _Images:
         def read(index: int) -> tuple[int, Pixels | None, Pixels | None]:
             side = SIDE * PIXEL_DENSITY if index in large else THUMBNAIL * PIXEL_DENSITY
             try:
-                pixels = dataset.images.read(index, side)
+                pixels = show_bands(dataset.images.read(index, side))
             except ImageError:
                 return index, None, None
             thumbnail = shrink(crop_central_square(pixels), THUMBNAIL * PIXEL_DENSITY)

@@ -14,6 +14,7 @@ from svertka.curation.confirmed_labels import name_in_source, read_confirmed
 from svertka.curation.dataset_findings import DuplicateGroup, Findings
 from svertka.curation.label_check import LabelFindings, check_labels
 from svertka.curation.unreadable_images import name_unreadable
+from svertka.data.band_detection import find_bands
 from svertka.data.builtin import NAMES
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import hash_names, unwrap_subset
@@ -135,6 +136,7 @@ def check(
     if group is not None:
         dataset = assign_groups(dataset, group)
     dataset = dataset.with_decoding(DecodingOptions.up_to(max_pixels))
+    dataset = dataset.with_intensity_range(find_bands(dataset))
     chosen = _sample(dataset) if fast else range(len(dataset))
     seen, bad = _look_at(dataset, chosen, threads)
     contents = [seen[index].digest if index in seen else b"" for index in range(len(dataset))]
@@ -193,7 +195,8 @@ def check(
     )
     if not labels:
         return findings
-    dataset = dataset.with_intensity_range(findings.intensities and findings.intensities[2])
+    if findings.intensities is not None:
+        dataset = dataset.with_intensity_range(findings.intensities[2])
     found = check_labels(
         dataset,
         contents,
@@ -309,11 +312,9 @@ def _look(images: Images, index: int) -> _Seen:
     content, decoding = images.read_bytes(index), images.decoding
     header = read_header(content, decoding)
     values = measure_intensity_range(content, decoding) if header.deep else None
-    small = make_thumbnail(
-        decode_to_pixels(
-            content, SIDE, decoding.with_intensity_range(None if values is None else choose_intensity_range([values]))
-        )
-    )
+    if values is not None:
+        decoding = decoding.with_intensity_range(choose_intensity_range([values]))
+    small = make_thumbnail(decode_to_pixels(content, SIDE, decoding))
     properties = FileProperties(header.format, 16 if header.deep else 8, header.size)
     wrong = detect_misnamed(images.paths[index], content) if isinstance(images, FileImages) else None
     turned, more = header.orientation != 1, header.has_unused_parts

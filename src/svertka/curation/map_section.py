@@ -15,7 +15,7 @@ from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.parallel_map import map_chunks
 from svertka.errors import ImageError
 from svertka.escaping import escape_undecodable
-from svertka.pages.inline_images import contact_sheet, crop_central_square, enlarge, shrink, to_data_uri
+from svertka.pages.inline_images import contact_sheet, crop_central_square, enlarge, show_bands, shrink, to_data_uri
 from svertka.progress import progress
 from svertka.tasks import Regression
 
@@ -108,7 +108,7 @@ def _read_thumbnails(dataset: Dataset, indices: list[int], side: int, threads: i
     def read(index: int) -> Pixels:
         sheet = np.full((side, side, 3), 128, np.uint8)
         try:
-            small = enlarge(shrink(crop_central_square(dataset.images.read(index, side)), side), side)
+            small = enlarge(shrink(crop_central_square(show_bands(dataset.images.read(index, side))), side), side)
         except ImageError:
             return sheet
         height, width = small.shape[:2]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data import image_io
+from svertka.data.band_ranges import BandRanges
 from svertka.data.file_accounting import FileAccount
 from svertka.data.image_io import DEFAULT, DecodedImage, DecodingOptions, decode_image, read_image_size
 from svertka.data.rgb_conversion import Range
@@ -203,8 +204,8 @@ class Dataset:
         """Return the data set with its files decoded as `decoding` says."""
         return replace(self, images=with_decoding(self.images, decoding))
 
-    def with_intensity_range(self, intensity_range: Range | None) -> "Dataset":
-        """Return the data set as a classifier with this range of 16-bit values sees it."""
+    def with_intensity_range(self, intensity_range: Range | BandRanges | None) -> "Dataset":
+        """Return the data set as a classifier with this range of 16-bit values, or of the values of bands, sees it."""
         return self.with_decoding(get_decoding(self.images).with_intensity_range(intensity_range))
 
     def take(self, indices: Ints) -> "Dataset":

@@ -24,6 +24,7 @@ from svertka.data.image_io import (
     SUFFIXES,
     TURNED,
     DecodingOptions,
+    decode_image,
     measure_intensity_range,
     read_header,
 )
@@ -100,7 +101,7 @@ def prepare_images(
     Args:
         dataset: The images.
         resize: Side to which images are resized, pixels.
-        channels: 1 or 3.
+        channels: 1, 3 or the number of bands.
         pad_to: Pad the squares with zeros to this side, pixels.
         fit, interpolation: How an image becomes square, as in `Preprocess`.
         only: Indices of the wanted images, (n,) int64; the others are not read and get no digest. None for all.
@@ -332,8 +333,13 @@ class _Squares:
         return self.layout.square(select_used_region(rgb, self.layout.fit))
 
     def _survey(self, content: bytes) -> ImageInfo | None:
-        """Return the information on a 16-bit image with the range of its values; None for other images."""
+        """Return the information on a 16-bit image with the range of its values, or on bands; None for other images."""
         header = read_header(content, self.decoding)
+        if self.decoding.bands is not None:  # whether they can be read
+            found = decode_image(content, decoding=self.decoding)
+            return ImageInfo(
+                found.format, (found.pixels.shape[0], found.pixels.shape[1]), True, None, False, found.pixel_limit
+            )
         if not header.deep:
             return None
         intensities = measure_intensity_range(content, self.decoding)
@@ -516,7 +522,7 @@ def _announce(squares: _Squares, store: RecordStore | None, indices: Sequence[in
         with suppress(ImageError):
             height, width = squares.images.size(index)
             used = min(height, width) ** 2 if squares.layout.fit == "crop" else height * width
-            sizes.append(min(3 * used, squares.layout.bytes))
+            sizes.append(min(max(3, squares.layout.channels) * used, squares.layout.bytes))
     report_disk_use("decoded images", len(indices) * float(np.mean(sizes or [squares.layout.bytes])), store)
 
 
@@ -575,7 +581,15 @@ def _bad_header(decoding: DecodingOptions) -> dict[str, object]:
     """Return what decides, besides the content, whether an image is bad."""
     decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "heif": _version_of("pillow-heif")}
     limits = {"pixels": decoding.max_pixels, "memory": decoding.max_memory}
+    if decoding.bands is not None:
+        decoders = {"tifffile": _version_of("tifffile"), "imagecodecs": _version_of("imagecodecs")}
     return {"version": VERSION} | decoders | limits
+
+
+def _bad_file(decoding: DecodingOptions) -> Path:
+    """Return the file of contents that were found bad: what is bad as RGB may be good as bands."""
+    bands = decoding.bands
+    return cache_folder("pictures") / ("bad.json" if bands is None else f"bad-{len(bands)}-{bands.dtype}.json")
 
 
 def _version_of(package: str) -> str | None:
@@ -588,7 +602,7 @@ def _version_of(package: str) -> str | None:
 def _known_bad(decoding: DecodingOptions) -> dict[bytes, str]:
     """Return the contents that were found bad before, and why."""
     try:
-        value = read_json(cache_folder("pictures") / "bad.json", 2**28)
+        value = read_json(_bad_file(decoding), 2**28)
         if value["header"] != _bad_header(decoding):
             return {}
         return {bytes.fromhex(key): str(reason) for key, reason in value["reasons"].items()}
@@ -602,4 +616,4 @@ def _remember_bad(reasons: dict[bytes, str], decoding: DecodingOptions) -> None:
         with lock_file(folder / "lock"):
             known = _known_bad(decoding) | reasons
             value = {"header": _bad_header(decoding), "reasons": {key.hex(): reason for key, reason in known.items()}}
-            write_json(folder / "bad.json", value)
+            write_json(_bad_file(decoding), value)

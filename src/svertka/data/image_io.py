@@ -1,6 +1,7 @@
-"""Decoding of image files to upright RGB pixels; an unreadable file is refused with a short reason."""
+"""Decoding of image files to upright pixels, RGB or bands; an unreadable file is refused with a short reason."""
 
 import io
+import logging
 import re
 import struct
 import sys
@@ -27,11 +28,22 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_jpeg_scans, estimate_decoding_bytes
+from svertka.data import multiband_tiff
+from svertka.data.band_ranges import BandRanges, sample_band_values
+from svertka.data.decode_memory import (
+    STRIP_BYTES,
+    WEBP_BYTES,
+    DecodingBudget,
+    count_jpeg_scans,
+    estimate_decoding_bytes,
+)
+from svertka.data.multiband_tiff import BandLayout, check_bands, decode_bands, read_band_layout
 from svertka.data.rgb_conversion import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, read_regular_file
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of files is told in the errors
 
 PIXEL_LIMIT = 100_000_000
 MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, besides its file
@@ -48,6 +60,7 @@ SLOW = 2**24  # pixels of a PNM file that Pillow decodes in Python, a microsecon
 NOT_INSTALLED = {
     "HEIC": "HEIC needs pillow-heif; run pip install 'svertka[heif]'",
     "AVIF": "AVIF needs a Pillow built with it; run pip install --upgrade Pillow",
+    "bands": multiband_tiff.NOT_INSTALLED,
 }
 
 
@@ -147,12 +160,23 @@ class DecodingOptions:
     Attributes:
         max_pixels: Larger images are refused before they are decoded, except JPEGs that can be decoded at reduced size.
         max_memory: Bytes that decoding may take, including the resulting pixels.
-        intensity_range: 16-bit values that become 0 and 255; None keeps the upper 8 of 16 bits.
+        intensity_range: 16-bit values that become 0 and 255; None keeps the upper 8 of 16 bits. BandRanges: images are
+            TIFF files of these bands, which are not converted to RGB.
     """
 
     max_pixels: int = PIXEL_LIMIT
     max_memory: int = MEMORY_LIMIT
-    intensity_range: Range | None = None
+    intensity_range: Range | BandRanges | None = None
+
+    @property
+    def bands(self) -> BandRanges | None:
+        """The ranges of the bands; None if images are RGB."""
+        return self.intensity_range if isinstance(self.intensity_range, BandRanges) else None
+
+    @property
+    def deep_range(self) -> Range | None:
+        """The 16-bit values of RGB images that become 0 and 255."""
+        return None if isinstance(self.intensity_range, BandRanges) else self.intensity_range
 
     @classmethod
     def up_to(cls, max_pixels: int | None) -> "DecodingOptions":
@@ -167,8 +191,8 @@ class DecodingOptions:
             raise UsageError(f"max_pixels={max_pixels} must be at least 1")
         return cls(max_pixels, max(MEMORY_LIMIT, MEMORY_LIMIT * max_pixels // PIXEL_LIMIT))
 
-    def with_intensity_range(self, intensity_range: Range | None) -> "DecodingOptions":
-        """Return the same with another range of 16-bit values."""
+    def with_intensity_range(self, intensity_range: Range | BandRanges | None) -> "DecodingOptions":
+        """Return the same with another range of 16-bit values, or with bands."""
         return replace(self, intensity_range=intensity_range)
 
 
@@ -180,9 +204,9 @@ class DecodedImage:
     """Decoded image.
 
     Attributes:
-        pixels: (H, W, 3) uint8, RGB.
+        pixels: (H, W, 3) uint8, RGB; or (H, W, C) uint8 of C bands.
         format: One of `DECODERS`.
-        deep: Whether the image has 16 bits per value.
+        deep: Whether the image has 16 bits per value, or bands, so that the pixels depend on the intensity range.
         has_unused_parts: As in `ImageHeader`.
         pixel_limit: The lowest `max_pixels` with which it is decoded.
     """
@@ -200,7 +224,7 @@ def decode_to_pixels(data: bytes, min_side: int | None = None, decoding: Decodin
 
 
 def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOptions = DEFAULT) -> DecodedImage:
-    """Decode the bytes of an image file to RGB, rotated upright as EXIF says.
+    """Decode the bytes of an image file to RGB, or to the bands of `decoding`, rotated upright as EXIF says.
 
     Reads JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000 and PNM; of an animation the first frame. The content
     decides the format. Alpha and transparent colors are composited on white; color profiles are ignored. Thread-safe.
@@ -215,9 +239,11 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOpt
         ImageError: The image cannot be read; the message is the reason. ImageFormatError if it is in none of these
             formats, ImageTooLargeError if it is too large.
     """
+    if decoding.bands is not None:
+        return _decode_multiband(data, decoding, decoding.bands)
     with _image_errors(decoding):
         image, factor, cost, scans, pixel_limit = _plan(data, min_side, decoding)
-        deep = decoding.intensity_range is not None
+        deep = decoding.deep_range is not None
         name, more = detect_format(data) or "", _has_unused_parts(image)
         with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
@@ -230,7 +256,7 @@ def decode_image(data: bytes, min_side: int | None = None, decoding: DecodingOpt
             if isinstance(image, PngImageFile):
                 _check_png(data)
             source = _load(ImageWithRawMode.of(image), data, deep=deep)
-            pixels = _upright(source.pixels(factor, decoding.intensity_range), image)
+            pixels = _upright(source.pixels(factor, decoding.deep_range), image)
             return DecodedImage(pixels, name, source.deep, more, pixel_limit)
 
 
@@ -241,6 +267,8 @@ def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding
         ImageError: The header shows that the image is refused.
     """
     with _image_errors(decoding):
+        if decoding.bands is not None:
+            return _check_band_sizes(_read_layout(data, decoding.bands), decoding)
         if detect_format(data) == "WebP":  # its decoder allocates as soon as it is created
             return _webp_bytes(data, decoding.max_memory)
         return _plan(data, min_side, decoding).cost
@@ -269,7 +297,7 @@ def _plan(data: bytes, min_side: int | None, decoding: DecodingOptions) -> _Plan
     factor = _factor(image, SPARE * (min_side or 0), decoding.max_pixels)
     pixels = _check_size(image, factor, decoding.max_pixels)
     scans = _count_scans(image, data)
-    cost = _check_memory(image, factor, decoding, scans=scans, deep=decoding.intensity_range is not None)
+    cost = _check_memory(image, factor, decoding, scans=scans, deep=decoding.deep_range is not None)
     for_memory = -(-cost * PIXEL_LIMIT // MEMORY_LIMIT) if cost > MEMORY_LIMIT else 0  # as in `DecodingOptions.up_to`
     return _Plan(image, factor, cost, scans, max(pixels, for_memory))
 
@@ -331,7 +359,7 @@ class ImageHeader:
 
     Attributes:
         format: One of `DECODERS`.
-        mode: The mode in Pillow's terms; ";16" marks color with 16 bits per value.
+        mode: The mode in Pillow's terms; ";16" marks color with 16 bits per value. Of bands, their number and type.
         size: (width, height) as stored, pixels.
         orientation: EXIF orientation, 1 to 8.
         deep: Whether the image has 16 bits per value.
@@ -353,6 +381,9 @@ def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader
     Raises:
         ImageError: The header cannot be read.
     """
+    if decoding.bands is not None:
+        layout = _read_layout(data, decoding.bands)
+        return ImageHeader("TIFF", layout.words, (layout.width, layout.height), layout.orientation, deep=True)
     with _image_errors(decoding), _open(data, decoding.max_memory) as image:
         deep = ImageWithRawMode.of(image).deep  # first: Pillow loads a PNG to find its orientation
         orientation = _orientation(image)
@@ -381,7 +412,7 @@ def describe_unused_parts(paths: Sequence[str]) -> str | None:
 
 
 def measure_intensity_range(data: bytes, decoding: DecodingOptions = DEFAULT) -> Range | None:
-    """Return the range that contains nearly all values of a 16-bit image; None for other images.
+    """Return the range that contains nearly all values of a 16-bit image; None for other images, and for bands.
 
     A ten-thousandth of the values may lie below the range and as many above, so that hot pixels of a sensor do not
     count.
@@ -389,6 +420,8 @@ def measure_intensity_range(data: bytes, decoding: DecodingOptions = DEFAULT) ->
     Raises:
         ImageError: The image cannot be read.
     """
+    if decoding.bands is not None:
+        return None
     with _image_errors(decoding):
         image = _open(data, decoding.max_memory)
         source = ImageWithRawMode.of(image)
@@ -412,6 +445,11 @@ def read_image_size(data: bytes, decoding: DecodingOptions = DEFAULT) -> tuple[i
     Raises:
         ImageError: As `decode_to_pixels`, except that damaged pixels may go unnoticed.
     """
+    if decoding.bands is not None:
+        layout = _read_layout(data, decoding.bands)
+        _check_band_sizes(layout, decoding)
+        size = layout.height, layout.width
+        return size[::-1] if layout.orientation in TURNED else size
     with _image_errors(decoding):
         image = _open(data, decoding.max_memory)
         _check_size(image, 1, decoding.max_pixels)
@@ -423,23 +461,23 @@ def read_image_size(data: bytes, decoding: DecodingOptions = DEFAULT) -> tuple[i
         return image.size if _orientation(image) in TURNED else image.size[::-1]
 
 
-def to_rgb(
-    image: Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16], intensity_range: Range | None = None
-) -> Pixels:
-    """Convert an image to RGB.
+def to_rgb(image: Image.Image | npt.NDArray[np.generic], intensity_range: Range | BandRanges | None = None) -> Pixels:
+    """Convert an image to RGB, or to the bands of `intensity_range`.
 
     Args:
         image: A PIL image, which is rotated upright as its EXIF says; or an array (H, W) or (H, W, 1, 3 or 4) of uint8,
-            or (H, W) or (H, W, 1 or 3) of uint16.
+            or (H, W) or (H, W, 1 or 3) of uint16; with bands, an array (H, W, C) of their type.
         intensity_range: 16-bit values that become 0 and 255. None: all 16 bits.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8; (H, W, C) of C bands.
 
     Raises:
         ImageError: The PIL image cannot be read, or the range of its values is unknown.
         UsageError: The array has another shape or dtype.
     """
+    if isinstance(intensity_range, BandRanges):
+        return _array_to_bands(image, intensity_range)
     if isinstance(image, np.ndarray):
         return _array_to_rgb(image, intensity_range)
     decoding = DEFAULT.with_intensity_range(intensity_range)
@@ -479,6 +517,59 @@ def _array_to_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None)
     if channels == 4:
         return composite_on_white(Image.fromarray(shown))
     return np.broadcast_to(shown, (*shown.shape[:2], 3))
+
+
+def _array_to_bands(image: Image.Image | npt.NDArray[np.generic], bands: BandRanges) -> Pixels:
+    array = image if isinstance(image, np.ndarray) else np.asarray(image)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.size == 0 or array.shape[2] != len(bands) or array.dtype != bands.dtype:
+        raise UsageError(
+            f"an image of shape {array.shape} and dtype {array.dtype} cannot be used by a network of "
+            f"{bands.describe()}; give (H, W, {len(bands)}) of dtype {bands.dtype}"
+        )
+    return bands.to_bytes(array)
+
+
+def _read_layout(data: bytes, bands: BandRanges) -> BandLayout:
+    """Return the header of a TIFF; raise ImageError unless it has these bands."""
+    if not data:
+        raise ImageError("empty file")
+    return check_bands(read_band_layout(data), len(bands), bands.dtype)
+
+
+def _check_band_sizes(layout: BandLayout, decoding: DecodingOptions) -> int:
+    """Return the bytes that decoding bands takes; raise ImageTooLargeError if they are too many, or the pixels are."""
+    if layout.decoded_pixels > decoding.max_pixels:
+        raise ImageTooLargeError(
+            f"{format_megapixels(layout.decoded_pixels)} megapixels, more than the limit of "
+            f"{format_megapixels(decoding.max_pixels)}; make it smaller or raise --max-pixels to "
+            f"{-(-layout.decoded_pixels // 10**6)}M"
+        )
+    if (cost := STRIP_BYTES + layout.bytes) > decoding.max_memory:
+        raise ImageTooLargeError(
+            f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
+            f"{format_bytes(decoding.max_memory)}; make it smaller or raise --max-pixels"
+        )
+    return cost
+
+
+def _decode_multiband(data: bytes, decoding: DecodingOptions, bands: BandRanges) -> DecodedImage:
+    layout = _read_layout(data, bands)
+    cost = _check_band_sizes(layout, decoding)
+    for_memory = -(-cost * PIXEL_LIMIT // MEMORY_LIMIT) if cost > MEMORY_LIMIT else 0
+    with _image_errors(decoding), _IN_USE.reserve(cost):
+        pixels = _turn_upright(bands.to_bytes(decode_bands(data, layout), layout.nodata), layout.orientation)
+    return DecodedImage(pixels, "TIFF", deep=True, pixel_limit=max(layout.decoded_pixels, for_memory))
+
+
+def sample_bands(data: bytes, layout: BandLayout, decoding: DecodingOptions = DEFAULT) -> npt.NDArray[np.float64]:
+    """Return the values of some pixels of a TIFF, (n, C) float64, evenly spread; NaN without data.
+
+    Raises:
+        ImageError: The image cannot be read.
+    """
+    with _image_errors(decoding), _IN_USE.reserve(_check_band_sizes(layout, decoding)):
+        return sample_band_values(decode_bands(data, layout), layout.nodata)
 
 
 def _open(data: bytes, max_memory: int) -> ImageFile:
@@ -688,7 +779,10 @@ def _decode_jpeg(data: bytes, image: JpegImageFile, factor: int) -> Pixels | Non
 
 def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
     """Rotate and mirror `pixels` as the EXIF orientation of `image` says."""
-    orientation = _orientation(image)
+    return _turn_upright(pixels, _orientation(image))
+
+
+def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     if orientation in TURNED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

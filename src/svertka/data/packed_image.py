@@ -23,7 +23,7 @@ class SquareSettings:
 
     Attributes:
         resize: Side to which the region is resized, pixels.
-        channels: 1 or 3.
+        channels: 1, 3 or the number of bands.
         side: Side of the padded square, pixels.
         fit, interpolation: How an image becomes square, as in `Preprocess`.
     """
@@ -74,7 +74,8 @@ class PackedImage:
 
     Attributes:
         info: What is known of the image.
-        pixels: (h, w, 1 or 3) uint8: the square or, if `own_size`, the region that the square is made from.
+        pixels: (h, w, C) uint8, one channel if RGB is gray: the square or, if `own_size`, the region that the square
+            is made from.
         own_size: Whether the region is stored.
     """
 
@@ -96,7 +97,8 @@ class PackedImage:
         """Return the square (S, S, C) uint8, bit for bit that of the whole image."""
         if not self.own_size:
             return np.broadcast_to(self.pixels, layout.shape)
-        return layout.square(np.broadcast_to(self.pixels, (*self.pixels.shape[:2], 3)))
+        height, width, channels = self.pixels.shape
+        return layout.square(np.broadcast_to(self.pixels, (height, width, 3 if channels == 1 else channels)))
 
     def pack(self) -> Pixels:
         """Return the header and the pixels as bytes, (n,) uint8."""

@@ -42,7 +42,9 @@ SMALL = SimilarityThreshold(distance=4, correlation=0.995)
 
 
 def make_thumbnail(pixels: Pixels) -> Pixels:
-    """Squeeze an image (H, W, 1 or 3) uint8 to a grayscale square, (SIDE, SIDE) uint8."""
+    """Squeeze an image (H, W, C) uint8 to a grayscale square, (SIDE, SIDE) uint8; of bands, their mean."""
+    if pixels.shape[2] not in (1, 3):
+        pixels = np.rint(pixels.mean(axis=2, dtype=np.float32, keepdims=True)).astype(np.uint8)
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
     reduced = min(image.size) >= SIDE
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX if reduced else Image.Resampling.BILINEAR))

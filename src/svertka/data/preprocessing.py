@@ -11,12 +11,14 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from svertka.conv import native_byte_normalization
+from svertka.data.band_ranges import BandRanges
 from svertka.data.dataset import IndexedImage, Pixels
 from svertka.data.image_io import DEFAULT, DecodingOptions, check_pixel_count, decode_to_pixels, read_image_file, to_rgb
+from svertka.data.rgb_conversion import Range, shades_to_16_bit
 from svertka.errors import ImageError, UsageError
 
 AT_ONCE = 2**18  # values that are normalized at a time: 1 MB
-ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
+ImageLike = str | Path | Image.Image | npt.NDArray[np.generic]
 Fit = Literal["crop", "pad", "squeeze"]
 FITS: tuple[Fit, ...] = ("crop", "pad", "squeeze")
 Interpolation = Literal["bilinear", "bicubic"]
@@ -35,7 +37,8 @@ class Preprocess(BaseModel):
         fit: How an image becomes square: "crop" takes the central square; "pad" adds black above and below, or left and
             right; "squeeze" changes the proportions.
         interpolation: The filter that resizes, with antialiasing.
-        intensity_range: 16-bit values that become 0 and 255. None: 0 and 65535.
+        intensity_range: 16-bit values that become 0 and 255. None: 0 and 65535. BandRanges: images have these bands,
+            which are the channels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,17 +49,19 @@ class Preprocess(BaseModel):
     std: tuple[float, ...] = Field(description="one value per channel, in units of full scale")
     fit: Fit = Field(default="crop", description="how an image becomes square")
     interpolation: Interpolation = Field(default="bilinear", description="the filter that resizes, with antialiasing")
-    intensity_range: tuple[int, int] | None = Field(
-        default=None, description="16-bit values that become 0 and 255; None: 0 and 65535"
+    intensity_range: tuple[int, int] | BandRanges | None = Field(
+        default=None, description="16-bit values that become 0 and 255, or those of each band; None: 0 and 65535"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
-            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; both need 1 or both 3")
+        bands = self.bands
+        if len(self.std) != len(self.mean) or len(self.mean) not in ((1, 3) if bands is None else (len(bands),)):
+            needed = "both need 1 or both 3" if bands is None else f"both need the {len(bands)} of the bands"
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; {needed}")
         if min(self.std) <= 0:
             raise ValueError(f"std={min(self.std)} must be above 0")
-        low, high = self.intensity_range or (0, 1)
+        low, high = self.deep_range or (0, 1)
         if not 0 <= low < high <= 65535:
             raise ValueError(
                 f"intensity_range={self.intensity_range} must be two values of 0 to 65535, the lower first"
@@ -71,8 +76,23 @@ class Preprocess(BaseModel):
 
     @property
     def channels(self) -> int:
-        """Number of channels: 1 (grayscale) or 3 (RGB)."""
+        """Number of channels: 1 (grayscale), 3 (RGB), or that of the bands."""
         return len(self.mean)
+
+    @property
+    def bands(self) -> BandRanges | None:
+        """The ranges of the bands; None if images are RGB."""
+        return self.intensity_range if isinstance(self.intensity_range, BandRanges) else None
+
+    @property
+    def deep_range(self) -> Range | None:
+        """The 16-bit values of RGB images that become 0 and 255; None: 0 and 65535."""
+        return None if isinstance(self.intensity_range, BandRanges) else self.intensity_range
+
+    @property
+    def color(self) -> str:
+        """What the channels are: gray, RGB, or the number and type of the bands."""
+        return self.bands.describe() if self.bands is not None else "gray" if self.channels == 1 else "RGB"
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -111,12 +131,16 @@ class Preprocess(BaseModel):
         return f"{resized}, " + (f"its middle {self.size}" if self.resize > self.size else f"zeros up to {self.size}")
 
     def read(self, data: bytes, decoding: DecodingOptions = DEFAULT) -> Pixels:
-        """Decode the bytes of a file to (H, W, 3) uint8, RGB, as `square` takes it.
+        """Decode the bytes of a file to (H, W, 3) uint8, RGB, or to its bands, as `square` takes it.
 
         Raises:
             ImageError: The image cannot be read within the limits of `decoding`.
         """
         return decode_to_pixels(data, self.resize, decoding.with_intensity_range(self.intensity_range))
+
+    def to_file_values(self, pixels: Pixels) -> npt.NDArray[np.generic]:
+        """Return values as files have them that become `pixels`, (H, W, 3) or of bands: `pixels` if those are bytes."""
+        return shades_to_16_bit(pixels, self.deep_range) if self.bands is None else self.bands.to_values(pixels)
 
     def normalize(
         self, squares: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format
@@ -205,7 +229,7 @@ def parse_fit_mode(fit: str | None, boxed: bool) -> Fit | None:
 def load_rgb_image(
     image: ImageLike | IndexedImage, min_side: int | None = None, decoding: DecodingOptions = DEFAULT
 ) -> Pixels:
-    """Return an image as (H, W, 3) uint8, RGB.
+    """Return an image as (H, W, 3) uint8, RGB, or (H, W, C) of the bands of `decoding`.
 
     Args:
         image: A path, a PIL image, an array or an image in a shard.
@@ -244,14 +268,14 @@ def resize_to_square(
     fit: Fit = "crop",
     interpolation: Interpolation = "bilinear",
 ) -> Pixels:
-    """Resize a region (H, W, 3) uint8 to a square, with antialiasing.
+    """Resize a region (H, W, 3) uint8, or one of bands, to a square, with antialiasing.
 
     Pixels outside the region have no influence. Grayscale is computed after resizing.
 
     Args:
         used: The region, as `select_used_region` returns it.
         resize: Side of the square, pixels.
-        channels: 1 or 3.
+        channels: 1 to make RGB gray; else those of the region.
         pad_to: Pad with zeros to this side, pixels.
         fit: "pad" keeps the proportions, in a black square.
         interpolation: The filter.
@@ -315,6 +339,6 @@ def resize_image(
         batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
         filtered = functional.interpolate(batch, (height, width), mode=interpolation, antialias=True)
         pixels = filtered.permute(0, 2, 3, 1)[0].numpy()
-    if channels == 1:
+    if channels == 1 and pixels.shape[2] == 3:
         pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
     return pixels

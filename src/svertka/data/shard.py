@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from svertka.data.band_detection import find_bands
 from svertka.data.content_hash import hash_images
 from svertka.data.dataset import BAD_SHARE, PARTS, Dataset, Ints
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
@@ -135,6 +136,7 @@ def shard(
     dataset = open_source(source, to_train=False, columns=columns).with_decoding(DecodingOptions.up_to(max_pixels))
     if group is not None:
         dataset = assign_groups(dataset, group)
+    dataset = dataset.with_intensity_range(find_bands(dataset))
     digests, bad = hash_images(dataset.images, num_threads)
     good = np.array([index for index in range(len(dataset)) if index not in bad], np.int64)
     unreadable = [f"{dataset.images.name(index)}: {reason}" for index, reason in bad.items()]

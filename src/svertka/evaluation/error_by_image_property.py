@@ -108,7 +108,9 @@ def errors_by_property(
 
 
 def measure_image_properties(picture: Pixels) -> tuple[float, float, float]:
-    """Return brightness (%), shorter side (pixels) and sharpness (gray levels) of an image (H, W, 1 | 3) uint8."""
+    """Return brightness (%), shorter side (pixels) and sharpness (gray levels) of an image (H, W, C) uint8."""
+    if picture.shape[2] not in (1, 3):
+        picture = np.rint(picture.mean(axis=2, dtype=np.float32, keepdims=True)).astype(np.uint8)
     gray = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
     shorter = min(gray.size)
     brightness = 100 * float(np.asarray(gray).mean()) / 255

@@ -187,11 +187,11 @@ def _near_duplicates(
 def _other_intensities(pictures: Images, deep: list[int], preprocess: Preprocess) -> str | None:
     """Return a sentence if the 16-bit images at `deep` have another intensity range than `preprocess`."""
     files, where = unwrap_subset(pictures)
-    if not deep or not isinstance(files, FileImages):
+    if not deep or preprocess.bands is not None or not isinstance(files, FileImages):
         return None
     some = deep[:: -(-len(deep) // MEASURED)]
     ranges = [measure_intensity_range(files.read_bytes(int(where[index])), files.decoding) for index in some]
-    said = describe_intensity_mismatch([one for one in ranges if one is not None], preprocess.intensity_range)
+    said = describe_intensity_mismatch([one for one in ranges if one is not None], preprocess.deep_range)
     return said and f"{format_image_count(len(deep))} judged have 16 bits and {said}"
 
 
@@ -253,7 +253,7 @@ def compute_content_hash(image: ImageLike | IndexedImage, manifest: Manifest | N
     elif isinstance(image, str | PathLike):
         images = FileImages(Path(), [fspath(image)])
     elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        images = ArrayImages(np.ascontiguousarray(image)[None], "")
+        images = ArrayImages(np.ascontiguousarray(image, np.uint8)[None], "")
     if images is None:
         return b""
     if manifest is None or not manifest.by_name:

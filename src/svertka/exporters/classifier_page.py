@@ -178,6 +178,11 @@ def _is_unknown(classifier: Classifier, scored: ScoredNetwork, image: Tensor) ->
 
 def require_page_support(classifier: Classifier) -> None:
     """Raise UsageError unless `classifier` reads images that browsers can read."""
+    if (bands := classifier.preprocess.bands) is not None:
+        raise UsageError(
+            f"{classifier.origin} reads images of {bands.describe()}, which browsers cannot read; export it with --to "
+            "model.onnx, or use svertka serve"
+        )
     if classifier.preprocess.intensity_range is not None:
         raise UsageError(
             f"{classifier.origin} reads 16-bit images, of which browsers give pages 8 bits; export it with --to "

@@ -15,6 +15,7 @@ from torch import nn
 
 from svertka.classifier import WEIGHTS, Classifier
 from svertka.compiler.calibration_batches import MIN_IMAGES, describe_few_images
+from svertka.data.band_ranges import BandRanges
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import DecodingOptions
 from svertka.data.prediction_inputs import expand_inputs, load_pixels
@@ -225,7 +226,7 @@ def _make_page_model(
     folder = _find_folder(run)
     if images or precision != "int8" or folder is None or not Run(folder).training.exists():
         shown = _read_images(images, None) if images else _read_training_images(classifier.origin, None)
-        prepared = torch.stack([classifier.preprocess(one) for one in shown])
+        prepared = torch.stack([classifier.preprocess(classifier.preprocess.to_file_values(one)) for one in shown])
     else:
         dataset = open_images_of_run(folder, None, None)
         prepared, _ = RunImages(classifier, dataset, set_threads(None), None).load("val", MAX_INT8_IMAGES)
@@ -276,15 +277,17 @@ def _make_int8_model(
         return convert_to_int8_onnx(
             classifier,
             prepared,
-            checked=torch.stack([classifier.preprocess(one) for one in shown]) if images else prepared,
+            checked=torch.stack([classifier.preprocess(classifier.preprocess.to_file_values(one)) for one in shown])
+            if images
+            else prepared,
             float_layers=frozenset() if folder is None else list_float_layers(folder, folder / WEIGHTS),
             preprocessing=preprocessing,
             pictures=shown,
         )
 
 
-def _read_images(images: Sequence[ImageLike], intensity_range: Range | None) -> list[Pixels]:
-    """Return the first `MAX_CHECKED_IMAGES` of `images` at full size, (H, W, 3) uint8."""
+def _read_images(images: Sequence[ImageLike], intensity_range: Range | BandRanges | None) -> list[Pixels]:
+    """Return the first `MAX_CHECKED_IMAGES` of `images` at full size, (H, W, 3) uint8, or of bands."""
     found, reasons = [], []
     for name, image in islice(expand_inputs(images), MAX_CHECKED_IMAGES):
         try:
@@ -299,7 +302,7 @@ def _read_images(images: Sequence[ImageLike], intensity_range: Range | None) -> 
     return found
 
 
-def _read_training_images(run: str | PathLike[str], intensity_range: Range | None) -> list[Pixels]:
+def _read_training_images(run: str | PathLike[str], intensity_range: Range | BandRanges | None) -> list[Pixels]:
     """Return up to `MAX_CHECKED_IMAGES` images of the source of `run`, evenly spread over it, (H, W, 3) uint8."""
     try:
         source = str(Run(run).settings()["source"])

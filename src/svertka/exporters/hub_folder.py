@@ -156,15 +156,19 @@ def _unseen(classifier: Classifier) -> list[str]:
     lines = []
     if one.fit == "crop":
         lines.append("- It sees only the central square of an image.")
-    if one.intensity_range is not None:
-        low, high = one.intensity_range
+    if one.bands is not None:
+        lines.append(
+            f"- It reads TIFF files of {one.bands.describe()}, in the order and with the units of the training images."
+        )
+    if one.deep_range is not None:
+        low, high = one.deep_range
         lines.append(f"- In 16-bit images {low} is black and {high} is white, as in the training images.")
     return lines
 
 
 def _how(classifier: Classifier, folder: str) -> list[str]:
     one = classifier.preprocess
-    color = "gray (ITU-R 601 luma)" if one.channels == 1 else "RGB"
+    color = "gray (ITU-R 601 luma)" if one.color == "gray" else one.color
     return [
         *_literal(["pip install svertka", format_command("predict", Path(f"{folder}/"), "image.jpg")]),
         "",

@@ -20,7 +20,6 @@ from svertka.compiler.packing import separate_shared_weights
 from svertka.compiler.quantization import quantize_network, unfuse_gates
 from svertka.compiler.reference import run_reference
 from svertka.data.dataset import Pixels
-from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ExportMismatchError, UsageError
 from svertka.evaluation.run_images import spread_evenly
 from svertka.exporters.onnx import (
@@ -281,9 +280,9 @@ def _check_preprocessing(
     """Raise ExportMismatchError unless the preprocessing of the file leads to the predictions of svertka's."""
     same, task = 0.0, classifier.task
     for picture in pictures:
-        values = shades_to_16_bit(picture, classifier.preprocess.intensity_range)
+        values = classifier.preprocess.to_file_values(picture)
         found, *_ = whole.run(None, {PICTURES: values[None]})
-        wanted, *_ = inner.run(None, {IMAGES: classifier.preprocess(picture)[None].numpy()})
+        wanted, *_ = inner.run(None, {IMAGES: classifier.preprocess(values)[None].numpy()})
         same += measure_agreement(task, torch.from_numpy(found), task.activate(torch.from_numpy(wanted)))
     if same < LEAST_AGREEMENT * len(pictures):
         raise ExportMismatchError(

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
-from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ExportMismatchError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 from svertka.graph.network_copy import copy_network
@@ -44,11 +43,11 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
     """Return `classifier` as an ONNX model in float32.
 
     It maps `images`, (N, C, size, size) float32, to `logits`, (N, K). With `preprocessing` it maps `pictures`,
-    (N, H, W, 3) RGB of any size, to `probabilities`, (N, K); they are uint8, or uint16 if the classifier has an
-    intensity range. A network of a number then computes `numbers`, (N, 1). If the classifier is calibrated, two more
-    outputs follow `probabilities`: `unknown_score`, (N,) float32, and `unknown`, (N,) bool, whether the score exceeds
-    the threshold. The metadata has `names`, `preprocess` and, unless images have one class, `task` as JSON, `model`,
-    and `input`, a sentence; and `unknown_threshold` with these outputs.
+    (N, H, W, 3) RGB or (N, H, W, C) of bands, of any size, to `probabilities`, (N, K); they are uint8, or uint16 if
+    the classifier has an intensity range, or of the type of the bands. A network of a number then computes `numbers`,
+    (N, 1). If the classifier is calibrated, two more outputs follow `probabilities`: `unknown_score`, (N,) float32, and
+    `unknown`, (N,) bool, whether the score exceeds the threshold. The metadata has `names`, `preprocess` and, unless
+    images have one class, `task` as JSON, `model`, and `input`, a sentence; and `unknown_threshold` with these outputs.
     """
     model = trace_with_score(classifier) if preprocessing else trace_network(copy_float_network(classifier), classifier)
     return complete_model(model, classifier, preprocessing=preprocessing)
@@ -147,12 +146,12 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
     scored = copy_with_score(network, classifier) if gives_score else None
     largest = 0.0
     for some in _batches(pictures):
-        images = torch.stack([classifier.preprocess(picture) for picture in some])
+        values = [classifier.preprocess.to_file_values(picture) for picture in some]
+        images = torch.stack([classifier.preprocess(one) for one in values])
         with torch.inference_mode():
             logits = network(images)
         if inside:
             wanted = classifier.task.activate(logits).numpy()
-            values = [shades_to_16_bit(picture, classifier.preprocess.intensity_range) for picture in some]
             twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # alone and in a batch
             outputs = [session.run(None, {PICTURES: pair}) for pair in twice]
             found = np.concatenate([one[0][-1:] for one in outputs])
@@ -263,20 +262,25 @@ def _prepend_preprocessing(model: ModelProto, entry: PreprocessingGraph, task: A
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.initializer.extend(entry.constants)
-    graph.input.append(helper.make_tensor_value_info(PICTURES, entry.element_type, ["N", "H", "W", 3]))
+    graph.input.append(helper.make_tensor_value_info(PICTURES, entry.element_type, ["N", "H", "W", entry.channels]))
     graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", classes]))
 
 
 def _describe_input(classifier: Classifier, *, preprocessing: bool) -> str:
     one = classifier.preprocess
     if preprocessing:
-        known = one.intensity_range
+        if one.bands is not None:
+            return (
+                f"pictures: (N, H, W, {one.channels}) {one.bands.dtype}, the bands as in the training images, upright, "
+                "of any size; all N of the same"
+            )
+        known = one.deep_range
         bits = "uint8" if known is None else f"uint16 ({known[0]} is black, {known[1]} white)"
         return f"pictures: (N, H, W, 3) {bits}, RGB, upright, of any size; all N of the same"
-    color = "gray" if one.channels == 1 else "RGB"
+    scaled = "" if one.bands is None else ", to which the ranges of the metadata map the values"
     return (
-        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {color}: {one.describe()}, "
-        "(x / 255 - mean) / std of bytes x"
+        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {one.color}: {one.describe()}, "
+        f"(x / 255 - mean) / std of bytes x{scaled}"
     )
 
 

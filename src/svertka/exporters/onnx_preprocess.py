@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from svertka.data.band_ranges import BandRanges
 from svertka.data.preprocessing import Interpolation, Preprocess
 from svertka.data.rgb_conversion import intensity_to_shade_factors
 
@@ -25,15 +26,20 @@ LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 in units of 2⁻¹⁶, as Pillow 
 class PreprocessingGraph:
     """`nodes` and `constants` that map `pictures`, (N, H, W, 3) RGB, to `images`, (N, C, size, size) float32.
 
-    `element_type`: uint8, or uint16 if the preprocessing has an intensity range.
+    `element_type`: uint8, or uint16 if the preprocessing has an intensity range, or the type of the bands. `channels`:
+    those of `pictures`, 3 or the number of bands.
     """
 
     def __init__(self, preprocess: Preprocess, pictures: str, images: str) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
-        self.element_type = TensorProto.UINT8 if preprocess.intensity_range is None else TensorProto.UINT16
-        if preprocess.intensity_range is not None:
-            pictures = self._shades(pictures, *preprocess.intensity_range)
+        self.element_type = TensorProto.UINT8 if preprocess.deep_range is None else TensorProto.UINT16
+        self.channels = 3 if preprocess.bands is None else preprocess.channels
+        if preprocess.deep_range is not None:
+            pictures = self._shades(pictures, *preprocess.deep_range)
+        if preprocess.bands is not None:
+            self.element_type = helper.np_dtype_to_tensor_dtype(np.dtype(preprocess.bands.dtype))
+            pictures = self._bytes(pictures, preprocess.bands)
         used = self._central_square(pictures) if preprocess.fit == "crop" else pictures
         planes = self._node("Transpose", [used], perm=[0, 3, 1, 2])
         if preprocess.fit == "pad":
@@ -43,7 +49,7 @@ class PreprocessingGraph:
         else:
             side = self._whole([preprocess.resize])
             square = self._resized(planes, side, side, preprocess.interpolation)
-        colored = self._gray(square) if preprocess.channels == 1 else square
+        colored = self._gray(square) if self.channels > preprocess.channels else square
         self._normalized(self._fitted(colored, preprocess), preprocess, images)
 
     def _shades(self, pictures: str, low: int, high: int) -> str:
@@ -53,6 +59,17 @@ class PreprocessingGraph:
         factor, offset, divisor = intensity_to_shade_factors((low, high))
         scaled = self._node("Add", [self._node("Mul", [values, self._int32(factor)]), self._int32(offset)])
         return self._node("Cast", [self._node("Div", [scaled, self._int32(divisor)])], to=TensorProto.UINT8)
+
+    def _bytes(self, pictures: str, bands: BandRanges) -> str:
+        """Map values to (N, H, W, C) uint8 in float64, as `BandRanges.to_bytes` does; NaN becomes 0."""
+        low, high = np.array(bands.bands, np.float64).T
+        values = self._as_double(pictures)
+        scaled = self._node(
+            "Mul", [self._node("Sub", [values, self._constant(low)]), self._constant(255 / (high - low))]
+        )
+        known = self._node("Where", [self._node("IsNaN", [scaled]), self._double(0), scaled])
+        clipped = self._node("Min", [self._node("Max", [known, self._double(0)]), self._double(255)])
+        return self._node("Cast", [self._node("Round", [clipped])], to=TensorProto.UINT8)
 
     def _central_square(self, pictures: str) -> str:
         """Crop to (N, S, S, 3), S the shorter side."""

@@ -18,7 +18,7 @@ from svertka.data.dataset import Pixels
 from svertka.files import os_error_to_storage_error, write_atomic
 from svertka.localization.heatmap import HeatMap, Region
 from svertka.pages.html_page import render_page
-from svertka.pages.inline_images import shrink
+from svertka.pages.inline_images import show_bands, shrink
 from svertka.pages.number_format import count_with_noun, format_percent
 from svertka.pages.templates import render_template
 
@@ -129,7 +129,7 @@ def draw_overlay(image: Pixels, heat: HeatMap, found: Region, boxes: tuple[Box, 
     Returns:
         The overlay, (H, W, 3) uint8, reduced to at most 1024 pixels a side.
     """
-    small = shrink(image, MAX_SIDE)
+    small = shrink(show_bands(image), MAX_SIDE)
     height, width = small.shape[:2]
     share = np.asarray(
         Image.fromarray(heat / max(float(heat.max()), 1e-12)).resize((width, height), Image.Resampling.BILINEAR)

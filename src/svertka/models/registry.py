@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from svertka.data.band_ranges import MAX_BANDS
 from svertka.data.preprocessing import Preprocess
 from svertka.device import meta_device
 from svertka.errors import UsageError
@@ -88,7 +89,7 @@ class Model:
             classes, channels, size: None is the paper's value.
 
         Raises:
-            UsageError: `size` is less than `min_size`, `classes` is less than 1, or `channels` is neither 1 nor 3.
+            UsageError: `size` is less than `min_size`, `classes` is less than 1, or `channels` is not 1 to 16.
         """
         classes = self.classes if classes is None else classes
         channels = self.channels if channels is None else channels
@@ -97,8 +98,8 @@ class Model:
             raise UsageError(f"size={size} is too small for {self.name}; use at least {self.min_size} pixels")
         if classes < 1:
             raise UsageError(f"classes={classes} must be at least 1")
-        if channels not in (1, 3):
-            raise UsageError(f"channels={channels} must be 1 (gray) or 3 (RGB)")
+        if not 1 <= channels <= MAX_BANDS:
+            raise UsageError(f"channels={channels} must be 1 (gray), 3 (RGB) or a number of bands up to {MAX_BANDS}")
         return self.builder(classes, channels, size)
 
 

@@ -64,6 +64,36 @@ class LoadedWeights:
             )
         return rows.pop()
 
+    def with_channels(self, channels: int) -> "LoadedWeights":
+        """Return the weights for images of `channels` channels.
+
+        The first convolution gets for each channel the mean of its weights over the channels that it has, scaled so
+        that channels that are all alike give the same outputs.
+
+        Raises:
+            UsageError: The network does not begin with one convolution of the image.
+        """
+        own = self.preprocess.channels
+        if channels == own:
+            return self
+        with meta_device():
+            before, after = (self.model.build(2, count).state_dict() for count in (own, channels))
+        changed = [name for name in before if before[name].shape != after[name].shape and name in self.tensors]
+        shapes = [self.tensors[name].shape for name in changed]
+        if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != own:
+            raise UsageError(
+                f"weights={self.title} are of {own} channels, and {self.model.name} does not begin with one "
+                f"convolution that could be adapted to {channels}; leave out the weights, or take another network"
+            )
+        first = self.tensors[changed[0]]
+        adapted = (first.float().mean(1, keepdim=True) * (own / channels)).to(first.dtype).repeat(1, channels, 1, 1)
+        note = (
+            f"the first convolution is adapted from {own} channels to {channels}: each gets the mean of its weights "
+            f"over the {own}, times {own}/{channels}"
+        )
+        note = "; ".join(filter(None, [self.note, note]))
+        return replace(self, tensors=self.tensors | {changed[0]: adapted}, note=note)
+
     def check(self, network: nn.Module) -> None:
         """Check that the weights fit `network`, except for its number of classes; it may be on the meta device.
 

@@ -18,6 +18,15 @@ PIXEL_DENSITY = 2  # pixels stored per CSS pixel, for high-density screens
 PHOTO_QUALITY = 82  # WebP quality, 0 to 100
 
 
+def show_bands(image: Pixels) -> Pixels:
+    """Return an image (…, C) uint8 of any number of bands as gray or RGB: three or more by the first three, else one.
+
+    Returns:
+        (…, 1 | 3) uint8.
+    """
+    return image if image.shape[-1] in (1, 3) else image[..., : 3 if image.shape[-1] > 3 else 1]
+
+
 def encode_webp(image: Pixels, *, exact: bool, quality: int = PHOTO_QUALITY) -> bytes:
     """Encode `image` (H, W, 1 | 3 | 4) uint8 as a WebP file; `exact` for lossless compression.
 
@@ -35,7 +44,8 @@ def to_data_uri(image: Pixels, *, exact: bool) -> str:
 
 
 def render_image(image: Pixels, side: int, alt: str) -> Markup:
-    """Return an `<img>` of `image` (H, W, 1 | 3) uint8, at most `side` CSS pixels wide and high."""
+    """Return an `<img>` of `image` (H, W, C) uint8, at most `side` CSS pixels wide and high."""
+    image = show_bands(image)
     height, width = image.shape[:2]
     scale = _enlargement(image, side) or side / max(height, width)
     crisp = scale > 1
@@ -51,6 +61,7 @@ def render_strip(images: Sequence[Pixels], side: int, alt: str) -> Markup:
 
     Larger images are cropped to their central squares.
     """
+    images = [show_bands(image) for image in images]
     crisp = all(max(image.shape[:2]) <= side for image in images)
     density = 1 if crisp else PIXEL_DENSITY
     cells = [enlarge(one, side) if crisp else shrink(crop_central_square(one), side * density) for one in images]

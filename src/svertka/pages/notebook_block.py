@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from svertka.pages.inline_images import Pixels, shrink, to_data_uri
+from svertka.pages.inline_images import Pixels, show_bands, shrink, to_data_uri
 from svertka.pages.templates import render_template
 
 MAX_ROWS = 30  # of a table
@@ -82,6 +82,7 @@ class NotebookBlock:
 
 def thumbnail_uri(image: Pixels) -> str:
     """Return a `data:` URI of `image` (H, W, 1 | 3) uint8, reduced to at most 96 pixels a side."""
+    image = show_bands(image)
     return to_data_uri(shrink(image, THUMBNAIL_SIDE), exact=max(image.shape[:2]) <= THUMBNAIL_SIDE)
 
 

@@ -272,7 +272,7 @@ class Worker:
         return self._process.pid
 
     def decode(self, data: bytes | bytearray, settings: DecodingSettings) -> Pixels:
-        """Return the image in `data`, (H, W, 3) uint8 RGB; blocks until it is decoded.
+        """Return the image in `data`, (H, W, 3) uint8 RGB or of its bands; blocks until it is decoded.
 
         Raises:
             ImageError: It cannot be read. TooMuchError, MoreError: It is not within the limits of the process.
@@ -283,10 +283,10 @@ class Worker:
         try:
             _write(self._jobs, JOB.pack(len(text), len(data)) + text)
             _write(self._jobs, data)
-            kind, self.seconds, first, second = ANSWER.unpack(self._read(ANSWER.size))
+            kind, self.seconds, first, second, channels = ANSWER.unpack(self._read(ANSWER.size))
             if kind != AnswerKind.PIXELS:
                 raise ERROR_TYPES[kind](bytes(self._read(first)).decode())
-            return np.frombuffer(self._read(first * second * 3), np.uint8).reshape(first, second, 3)
+            return np.frombuffer(self._read(first * second * channels), np.uint8).reshape(first, second, channels)
         except (OSError, EOFError) as error:
             self.kill()
             status = self._process.wait()

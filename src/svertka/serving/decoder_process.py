@@ -18,23 +18,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from svertka.data.band_ranges import BandRanges, BandType
 from svertka.data.decode_memory import count_jpeg_scans
 from svertka.data.image_io import DecodingOptions, decode_to_pixels, detect_format, estimate_memory, read_header
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError
 from svertka.malloc import give_back_freed_memory
 
 JOB = struct.Struct("<IQ")  # size of the settings in JSON and size of the image in bytes; both follow
-# AnswerKind, CPU seconds, then height and width of the pixels that follow; or bytes of the message that follows, and 0.
-ANSWER = struct.Struct("<BfII")
+# AnswerKind, CPU seconds, then height, width and channels of the pixels that follow; or bytes of the message that
+# follows, and zeros.
+ANSWER = struct.Struct("<BfIIB")
 
 
 class AnswerKind(IntEnum):
-    """Kind of an answer: pixels, (height, width, 3) uint8, or the message of an error."""
+    """Kind of an answer: pixels, (height, width, channels) uint8, or the message of an error."""
 
     PIXELS = 0
     UNREADABLE = 1  # ImageError
@@ -79,22 +81,32 @@ class DecodingSettings(NamedTuple):
         max_pixels: Larger images are refused.
         square: Whether only the central square is needed.
         intensity_range: See `image_io.DecodingOptions`.
+        bands: Type and ranges of `BandRanges`, if images have bands.
     """
 
     min_side: int
     max_pixels: int
     square: bool = True
     intensity_range: tuple[int, int] | None = None
+    bands: tuple[str, tuple[tuple[float, float], ...]] | None = None
+
+    def decoding(self) -> DecodingOptions:
+        """Return how files are decoded."""
+        bands = None
+        if self.bands is not None:  # as JSON gives them
+            dtype, ranges = self.bands
+            bands = BandRanges(cast(BandType, dtype), tuple((low, high) for low, high in ranges))
+        return DecodingOptions.up_to(self.max_pixels).with_intensity_range(bands or self.intensity_range)
 
 
 def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits) -> npt.NDArray[np.uint8]:
-    """Decode the image in `data` to (H, W, 3) uint8 RGB; H equals W if `settings.square`.
+    """Decode the image in `data` to (H, W, 3) uint8 RGB, or to its bands; H equals W if `settings.square`.
 
     Raises:
         ImageError: The image cannot be read.
         LimitExceededError: The image exceeds `limits`.
     """
-    decoding = DecodingOptions.up_to(settings.max_pixels).with_intensity_range(settings.intensity_range)
+    decoding = settings.decoding()
     decoding = replace(decoding, max_memory=min(decoding.max_memory, IMAGE_MEMORY))
     try:
         here = replace(decoding, max_memory=min(decoding.max_memory, int(USABLE_MEMORY * limits.memory)))
@@ -158,10 +170,10 @@ def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seco
         # A client cannot set options of the command line.
         message = re.sub(r" or raise --max-pixels( to \d+M)?", "", str(error)).encode(errors="replace")
         took = time.process_time() - began
-        _write(answers, ANSWER.pack(kind, took, len(message), 0) + message)
+        _write(answers, ANSWER.pack(kind, took, len(message), 0, 0) + message)
     else:
         took = time.process_time() - began
-        _write(answers, ANSWER.pack(AnswerKind.PIXELS, took, *pixels.shape[:2]))
+        _write(answers, ANSWER.pack(AnswerKind.PIXELS, took, *pixels.shape))
         _write(answers, pixels.data.cast("B"))
     return took
 

@@ -21,7 +21,7 @@ from svertka.errors import RunError, UsageError
 from svertka.inspection.atlas.image_data import encode_heatmap_overlay
 from svertka.inspection.atlas.top_units import find_top_units, read_largest_activations_of_atlas
 from svertka.inspection.saliency import grad_cam
-from svertka.pages.inline_images import encode_webp
+from svertka.pages.inline_images import encode_webp, show_bands
 from svertka.run import Run, display_name
 from svertka.serving.decoder_process import DecodingSettings
 
@@ -77,10 +77,12 @@ class ServedModel:
     def decoding(self) -> DecodingSettings:
         """How to decode its images."""
         preprocess = self.classifier.preprocess
-        return DecodingSettings(preprocess.resize, MAX_PIXELS, preprocess.fit == "crop", preprocess.intensity_range)
+        bands = None if preprocess.bands is None else (preprocess.bands.dtype, preprocess.bands.bands)
+        is_square = preprocess.fit == "crop"
+        return DecodingSettings(preprocess.resize, MAX_PIXELS, is_square, preprocess.deep_range, bands)
 
     def prepared(self, pixels: Pixels) -> Tensor:
-        """Preprocess a decoded image, (H, W, 3) uint8, to (C, size, size) float32."""
+        """Preprocess a decoded image, (H, W, 3) uint8 or of bands, to (C, size, size) float32."""
         preprocess = self.classifier.preprocess
         return preprocess.normalize(torch.from_numpy(preprocess.square(pixels)).permute(2, 0, 1)[None])[0]
 
@@ -104,7 +106,7 @@ class ServedModel:
         """Return the input of the network, the Grad-CAM overlay for a class, and the most active units.
 
         Args:
-            pixels: Decoded image, (H, W, 3) uint8.
+            pixels: Decoded image, (H, W, 3) uint8, or of bands.
             label: Index of the class. None: the most probable.
 
         Returns:
@@ -127,7 +129,7 @@ class ServedModel:
             "label": self.classifier.names[label],
             "size": preprocess.size,
             "pixelated": crisp,
-            "image": _data_url(encode_webp(seen, exact=crisp)),
+            "image": _data_url(encode_webp(show_bands(seen), exact=crisp)),
             "heatmap": None,
             "units": [],
         }

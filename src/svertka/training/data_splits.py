@@ -8,6 +8,8 @@ import torch
 
 from svertka import distributed
 from svertka.data.augmentation import Augmentation
+from svertka.data.band_detection import measure_bands
+from svertka.data.band_ranges import BandRanges
 from svertka.data.box_annotations import BACKGROUND, Annotation, check_box_classes, match_to_images, read_boxes
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import hash_in_source, is_identified_by_name
@@ -102,8 +104,8 @@ class DataSplits:
         return find_shards(self.dataset.images)
 
     @property
-    def intensity_range(self) -> Range | None:
-        """The 16-bit values that are black and white in the rows; None: all 16 bits."""
+    def intensity_range(self) -> Range | BandRanges | None:
+        """The 16-bit values that are black and white in the rows, or those of each band; None: all 16 bits."""
         return get_decoding(self.dataset.images).intensity_range
 
     def describe_misnamed(self) -> str | None:
@@ -314,7 +316,8 @@ def decode_and_split(
         threads: Threads for decoding.
         limit: Size limit of the image cache, bytes. None: a share of the free disk.
         turn: Number of the random split.
-        survey: Whether to measure the range of 16-bit values; otherwise it is that of `preprocess`.
+        survey: Whether to measure the range of 16-bit values, or of those of bands; otherwise it is that of
+            `preprocess`.
         boxed: Whether `replace_images_by_patches` follows, which adds a class for background.
         inherited: Content hashes of the images that the weights were trained on before.
         resplit: Returns the parts of a resumed run, given the content hash of each image and the readable indices.
@@ -324,7 +327,8 @@ def decode_and_split(
         DataError: There is only one class, a class has no training images, or more than a tenth of the images cannot
             be read.
     """
-    dataset = dataset.with_intensity_range(preprocess.intensity_range)
+    dataset, bands = dataset.with_intensity_range(preprocess.intensity_range), preprocess.bands
+    survey = survey and not (bands is not None and bands.dtype == "uint8")  # bytes stay as they are
 
     def squares(resize: int, pad_to: int = 0, *, survey: bool = False) -> PreparedImages:
         channels, fit, interpolation = preprocess.channels, preprocess.fit, preprocess.interpolation
@@ -361,6 +365,9 @@ def decode_and_split(
     if ranges:  # decode 16-bit images with the range of the training images
         of_train = [ranges[index] for index in division.indices["train"].tolist() if index in ranges]
         dataset = dataset.with_intensity_range(choose_intensity_range(of_train))
+    elif survey and bands is not None:
+        dataset = dataset.with_intensity_range(measure_bands(dataset, bands, division.indices["train"]))
+    if ranges or (survey and bands is not None):
         prepared = squares(preprocess.resize, preprocess.size)
     for_crops = prepared if stored_side == preprocess.side else squares(stored_side)
     fingerprint = fingerprint_large_dataset if len(good) > MOST else compute_dataset_fingerprint
@@ -505,7 +512,12 @@ def _describe_unmatched(
 
 
 def choose_input_size_and_channels(
-    dataset: Dataset, model: Model, size: int | None, weights: Preprocess | None = None, fit: Fit = "crop"
+    dataset: Dataset,
+    model: Model,
+    size: int | None,
+    weights: Preprocess | None = None,
+    fit: Fit = "crop",
+    bands: BandRanges | None = None,
 ) -> tuple[int, int, int]:
     """Choose the input of a network for these images.
 
@@ -516,13 +528,15 @@ def choose_input_size_and_channels(
             images.
         weights: The preprocessing that the weights expect. None: fresh weights.
         fit: How images are made square. Images that are not cropped to a square are not cropped afterwards either.
+        bands: The bands of the images, which are the channels. None: gray or RGB.
 
     Returns:
         Height and width of the input, side of the square that it is cropped from, and number of channels.
     """
     if weights is not None:
         size, proportion = size or weights.size, weights.resize / weights.size
-        return size, round(size * proportion) if fit == "crop" else size, weights.channels
+        channels = weights.channels if bands is None else len(bands)
+        return size, round(size * proportion) if fit == "crop" else size, channels
     array = dataset.images.array if isinstance(dataset.images, ArrayImages) else None
     if (
         model.mean is not None or model.reference is not None
@@ -531,7 +545,7 @@ def choose_input_size_and_channels(
     else:
         channels = 3 if array is None else array.shape[3]
         native = DEFAULT_SIZE if array is None else max(min(DEFAULT_SIZE, *array.shape[1:3]), model.min_size)
-    size = size or native
+    size, channels = size or native, channels if bands is None else len(bands)
     return size, model.resize_for(size) if fit == "crop" else size, channels
 
 
@@ -557,8 +571,10 @@ def add_training_statistics(
         measured = shuffle(np.random.default_rng((seed, 0)), measured)[:MEASURED]
     statistics = measure_statistics(parts.train_rows, measured)
     mean, std = statistics.mean, statistics.std
-    if given is not None:
+    if given is not None and (given.bands is not None or preprocess.bands is None):
         mean, std = given.mean, given.std
+    elif preprocess.bands is not None:
+        pass  # neither weights nor papers know these bands
     elif facts.mean is not None and facts.std is not None:
         mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
     elif recipe.normalize == "mean":

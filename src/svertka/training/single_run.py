@@ -17,7 +17,9 @@ from torch import nn
 from svertka import distributed
 from svertka.classifier import Classifier, read_initial_weights, read_model_of_run
 from svertka.conv.accelerate import accelerate
-from svertka.data.augmentation import merge_augmentations
+from svertka.data.augmentation import RandAugment, TrivialAugment, merge_augmentations
+from svertka.data.band_detection import find_bands
+from svertka.data.band_ranges import BandRanges
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.gpu_jpeg import check_gpu_decoding
 from svertka.data.groups_by_filename_regex import assign_groups
@@ -334,6 +336,11 @@ def _choose_backbone(options: TrainingOptions, dataset: Dataset, threads: int, b
             f"model=auto compares pretrained networks as they are, and {contradicted[0]} asks for another; leave "
             "out one of the two"
         )
+    if (bands := find_bands(dataset)) is not None:
+        raise UsageError(
+            f"model=auto compares networks on RGB images, and {dataset.source} has {bands.describe()}; leave it out, "
+            "or name a network"
+        )
     weights = read_initial_weights(registry.find_model(BACKBONE[0]), BACKBONE[1])
     parts = decode_and_split(
         dataset,
@@ -408,13 +415,15 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     start = None if resolved.start_from is None else read_initial_weights(model, resolved.start_from)
     given = model.preprocess if start is None else start.preprocess
     fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
-    side, resize, channels = choose_input_size_and_channels(dataset, model, options.size, given, fit)
+    bands = _find_bands(dataset, given, resolved.recipe, boxes)
+    side, resize, channels = choose_input_size_and_channels(dataset, model, options.size, given, fit, bands)
     with meta_device():  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
     check_task_outputs(dataset, unmade, model.name)
     if model.reference is not None:
         _check_classes(unmade, model, dataset, (1, channels, side, side))
     if start is not None:
+        start = start.with_channels(channels)
         start.check(unmade)
     unmeasured = Preprocess(
         size=side,
@@ -423,6 +432,7 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         std=(1.0,) * channels,
         fit=fit,
         interpolation="bilinear" if given is None else given.interpolation,
+        intensity_range=bands,
     )
     stored = stored_side_for_crops(unmeasured, resolved.recipe.augmentations)
     parts = decode_and_split(
@@ -434,7 +444,7 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
         threads=threads,
         limit=options.cache_limit,
         turn=options.split_seed or 0,
-        survey=True,
+        survey=given is None or given.bands is None,
         boxed=boxes is not None,
         inherited=_trained_on_before(resolved.start_from),
     )
@@ -474,6 +484,31 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
             ),
         ],
     )
+
+
+def _find_bands(dataset: Dataset, given: Preprocess | None, recipe: Recipe, boxes: str | None) -> BandRanges | None:
+    """Return the bands of the images, with the ranges that the weights expect, if they are of bands; None for RGB.
+
+    Raises:
+        UsageError: The weights are of other bands, or the training needs RGB.
+    """
+    bands = find_bands(dataset)
+    expected = None if given is None else given.bands
+    if expected is not None and (bands is None or (bands.dtype, len(bands)) != (expected.dtype, len(expected))):
+        found = "gray or RGB" if bands is None else bands.describe()
+        raise UsageError(
+            f"the weights are of images with {expected.describe()}, and those of {dataset.source} are {found}; start "
+            "from other weights"
+        )
+    if bands is not None and boxes is not None:
+        raise UsageError(f"boxes={boxes} needs RGB images, and {dataset.source} has {bands.describe()}; leave it out")
+    of_colors = [one.kind for one in recipe.augmentations if isinstance(one, RandAugment | TrivialAugment)]
+    if bands is not None and of_colors:
+        raise UsageError(
+            f"augmentation {of_colors[0]} changes RGB images, and {dataset.source} has {bands.describe()}; give "
+            "--auto-augment none"
+        )
+    return bands if expected is None else expected
 
 
 def _leaves_head_open(resolved: ResolvedOptions) -> bool:

@@ -3,6 +3,7 @@
 import torch
 
 from svertka.classifier import Classifier
+from svertka.data.band_ranges import TAIL, BandRanges
 from svertka.data.box_annotations import BACKGROUND
 from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.metrics import Evaluation
@@ -10,6 +11,7 @@ from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.task_metrics import AnyEvaluation
 from svertka.graph.summary import measure_network_size
 from svertka.models.registry import Model
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import format_duration
 from svertka.run import Run
 from svertka.training.config import RunSettings
@@ -65,7 +67,7 @@ def describe_training(
     recipe, preprocess = settings.recipe, classifier.preprocess
     names = classifier.config.of_whole_images().names
     size = measure_network_size(classifier.network, preprocess.input_shape)
-    color = "gray" if preprocess.channels == 1 else "RGB"
+    color = preprocess.color if preprocess.bands is None else f"of {count_with_noun(len(preprocess.bands), 'band')}"
     fit = {"crop": "", "pad": ", padded", "squeeze": ", squeezed"}[preprocess.fit]
     sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)
     left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
@@ -80,8 +82,8 @@ def describe_training(
         ("data", f"{settings.source}: {sizes}; {classifier.task.describe_names(names)}{left_out}"),
         (
             "network",
-            f"{settings.model}, {preprocess.size}×{preprocess.size} {color}{fit}, {size.parameters:,} parameters, "
-            f"{size.multiply_adds:,} multiply-adds",
+            f"{settings.model}, {preprocess.size}×{preprocess.size} {color}{fit}, "
+            f"{size.parameters:,} parameters, {size.multiply_adds:,} multiply-adds",
         ),
         ("recipe", f"{settings.recipe_name}: {f'{recipe.head} head, without steps' if recipe.is_computed else steps}"),
         # As recorded, since a model card may be written on another machine.
@@ -109,9 +111,22 @@ def describe_training(
             ),
         )
         lines.insert(2, ("errors", "of patches during training; of whole images at the end, as in svertka evaluate"))
-    if preprocess.intensity_range is not None:
-        black, white = preprocess.intensity_range
+    if preprocess.bands is not None:
+        lines.insert(1, ("bands", _describe_bands(preprocess.bands)))
+    elif preprocess.deep_range is not None:
+        black, white = preprocess.deep_range
         lines.insert(1, ("16 bits", f"{black:,} is black and {white:,} is white, as in the training images"))
     if seconds is not None:
         lines.append(("time", f"about {format_duration(seconds)}"))
     return lines
+
+
+def _describe_bands(bands: BandRanges) -> str:
+    """Return number and type of the bands, and which values become 0 and 255."""
+    if bands == BandRanges.of_bytes(len(bands)):
+        return bands.describe()
+    low, high = bands.bands[0]
+    return (
+        f"{bands.describe()}; of each, the middle {1 - 2 * TAIL:.0%} of the values in the training images become 0 to "
+        f"255: in the first, {low:,.6g} to {high:,.6g}"
+    )

@@ -20,6 +20,7 @@ from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import format_command, join_first, to_printable
 from svertka.evaluation.evaluation_scope import NAMED, PART_ADJECTIVES, EvaluationScope, format_image_count
 from svertka.evaluation.held_out import select_held_out_images
+from svertka.pages.inline_images import show_bands
 from svertka.run import Run, open_source_as_in_training
 
 BATCH_SIZE = 32  # images; a larger batch would determine peak memory
@@ -104,8 +105,8 @@ class AtlasInputs:
         return self.classifier.preprocess.normalize(squares)
 
     def pixels(self, indices: Ints) -> Pixels:
-        """Return the same images before normalization, (N, size, size, 1 | 3) uint8."""
-        squares = self.rows[self.indices[indices]]
+        """Return the same images before normalization as they are shown, (N, size, size, 1 | 3) uint8."""
+        squares: Pixels = show_bands(self.rows[self.indices[indices]])
         offset = (squares.shape[1] - self.image_size) // 2
         return squares[:, offset : offset + self.image_size, offset : offset + self.image_size]
 

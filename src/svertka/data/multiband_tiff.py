@@ -1,0 +1,192 @@
+"""TIFF files of any number of bands, such as satellites and multispectral cameras give: headers and values."""
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from svertka.data.band_ranges import BAND_TYPES, MAX_BANDS, Values
+from svertka.errors import ImageError
+
+NOT_INSTALLED = "TIFF files of several bands need tifffile; run pip install 'svertka[bands]'"
+
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _STRIPS, _ORIENTATION, _BANDS = 256, 257, 258, 262, 273, 274, 277
+_TILE_WIDTH, _TILE_LENGTH, _TILES, _EXTRA, _SAMPLE_FORMAT, _NODATA = 322, 323, 324, 338, 339, 42113
+_READ = {
+    _WIDTH,
+    _HEIGHT,
+    _BITS,
+    _PHOTOMETRIC,
+    _ORIENTATION,
+    _BANDS,
+    _TILE_WIDTH,
+    _TILE_LENGTH,
+    _EXTRA,
+    _SAMPLE_FORMAT,
+    _NODATA,
+}
+_FIELDS = {1: "B", 2: "s", 3: "H", 4: "I", 16: "Q"}  # types of a tag's values
+MAX_TAGS, MAX_VALUES = 4096, 65536  # of a directory, and of a tag
+
+_GRAY, _RGB, _UNKNOWN, _NOT_COMPRESSED = (0, 1), 2, 0, 1  # values of _PHOTOMETRIC, _EXTRA and _COMPRESSION
+_KINDS = {1: "uint", 2: "int", 3: "float"}  # of _SAMPLE_FORMAT
+_WORDS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point values", 5: "complex integers"}
+
+
+@dataclass(frozen=True)
+class BandLayout:
+    """What the header of a TIFF states.
+
+    Attributes:
+        height, width: Size as stored, pixels.
+        count: Number of bands.
+        dtype: Type of the values, one of `BAND_TYPES`; None if they are of another one.
+        words: Number and type of the bands in words.
+        is_color: Whether the bands are gray or colors, with or without alpha, as Pillow reads them.
+        orientation: As in EXIF, 1 to 8.
+        nodata: The value of pixels without data, as GDAL writes it; None if there is none.
+        decoded_pixels: Pixels of the image or of one tile, whichever are more.
+    """
+
+    height: int
+    width: int
+    count: int
+    dtype: str | None
+    words: str
+    is_color: bool
+    orientation: int
+    nodata: float | None
+    decoded_pixels: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that decoding takes at most: the values, the segment that is being unpacked, and the result."""
+        size = 8 if self.dtype is None else np.dtype(self.dtype).itemsize
+        return self.decoded_pixels * (self.count * (3 * size + 1) + 16)
+
+
+def read_band_layout(data: bytes) -> BandLayout | None:
+    """Return what the header of a TIFF states; None if there is none, or it is damaged."""
+    try:
+        tags = _read_first_directory(data)
+        if not tags.keys() & {_STRIPS, _TILES}:  # truncated before its last entries
+            return None
+        return _read_tags(tags)
+    except (struct.error, KeyError, IndexError, ValueError, OverflowError, UnicodeDecodeError):  # damaged
+        return None
+
+
+def _read_first_directory(data: bytes) -> dict[int, Any]:
+    """Return the tags in `_READ` of the first directory of a TIFF or BigTIFF, as tuples of numbers or strings."""
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    is_big = {42: False, 43: True}[struct.unpack(f"{order}H", data[2:4])[0]]
+    offset, entry, counted = ("Q", "HHQ8s", "Q") if is_big else ("I", "HHI4s", "H")
+    start = struct.unpack(f"{order}{offset}", data[8:16] if is_big else data[4:8])[0]
+    head = struct.calcsize(f"{order}{counted}")
+    number = struct.unpack(f"{order}{counted}", data[start : start + head])[0]
+    size = struct.calcsize(f"{order}{entry}")
+    tags: dict[int, Any] = {}
+    for at in range(start + head, start + head + min(number, MAX_TAGS) * size, size):
+        tag, kind, count, inline = struct.unpack(f"{order}{entry}", data[at : at + size])
+        letter = _FIELDS.get(kind)
+        if tag in (_STRIPS, _TILES):
+            tags[tag] = ()
+        if tag not in _READ or letter is None or count > MAX_VALUES:
+            continue
+        length = struct.calcsize(f"{order}{count}{letter}")
+        if length > len(inline):
+            place = struct.unpack(f"{order}{offset}", inline)[0]
+            inline = data[place : place + length]
+        values = struct.unpack(f"{order}{count}{letter}", inline[:length])
+        tags[tag] = values[0].decode("latin-1") if letter == "s" else values
+    return tags
+
+
+def _read_tags(tags: dict[int, Any]) -> BandLayout:
+    def one(tag: int, default: int | None = None) -> int:
+        values = tags[tag] if default is None else tags.get(tag, (default,))
+        return int(values[0])
+
+    bits, kinds = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
+    count, width, height = one(_BANDS, len(bits)), one(_WIDTH), one(_HEIGHT)
+    dtype = f"{_KINDS.get(kinds[0], '')}{bits[0]}"
+    is_one_type = len(set(bits)) == 1 == len(set(kinds)) and dtype in BAND_TYPES
+    sizes = "/".join(map(str, sorted(set(bits))))
+    words = f"{count} band{'' if count == 1 else 's'} of {sizes}-bit {_WORDS.get(kinds[0], 'values of unknown kind')}"
+    extra, photometric = tags.get(_EXTRA, ()), one(_PHOTOMETRIC, 1)
+    if photometric in _GRAY:
+        is_color = count == 1 and dtype not in ("float16", "float32", "float64", "int8")
+        is_color = is_color or (count == 2 and bool(extra) and _UNKNOWN not in extra)
+    else:
+        is_color = kinds[0] == 1 and (photometric != _RGB or count <= 4)
+    tile = one(_TILE_WIDTH, 1) * one(_TILE_LENGTH, 1)
+    orientation = one(_ORIENTATION, 1)
+    return BandLayout(
+        height=height,
+        width=width,
+        count=count,
+        dtype=dtype if is_one_type else None,
+        words=words,
+        is_color=is_color or not is_one_type,
+        orientation=orientation if orientation in range(1, 9) else 1,
+        nodata=_read_nodata(tags.get(_NODATA)),
+        decoded_pixels=max(width * height, tile),
+    )
+
+
+def _read_nodata(text: object) -> float | None:
+    try:
+        value = float(str(text).strip("\0 "))
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def check_bands(layout: BandLayout | None, count: int, dtype: str) -> BandLayout:
+    """Return `layout` unchanged.
+
+    Raises:
+        ImageError: It is not that of a TIFF of `count` bands of `dtype`.
+    """
+    wanted = f"the others have {count} band{'' if count == 1 else 's'} of {dtype}"
+    if layout is None:
+        raise ImageError(f"no TIFF of several bands, or a damaged one, while {wanted}; remove it or save it like them")
+    if layout.count != count or layout.dtype != dtype:
+        limit = f" (at most {MAX_BANDS} can be used)" if layout.count > MAX_BANDS else ""
+        raise ImageError(f"{layout.words}{limit}, while {wanted}; remove it or save it like them")
+    if min(layout.height, layout.width) < 1:
+        raise ImageError("no pixels")
+    return layout
+
+
+def decode_bands(data: bytes, layout: BandLayout) -> Values:
+    """Return the values of the first page of a TIFF, (H, W, C), as they are stored.
+
+    Raises:
+        ImageError: tifffile, or the decoder of the compression, is not installed, or values are missing.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ImageError(NOT_INSTALLED) from error
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        assert isinstance(page, tifffile.TiffPage)
+        stored = [(at, count) for at, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count]
+        expected = layout.height * layout.width * layout.count * np.dtype(str(layout.dtype)).itemsize
+        is_short = page.compression == _NOT_COMPRESSED and sum(count for _, count in stored) < expected
+        if len(stored) < int(np.prod(page.chunked)) or is_short or any(at + count > len(data) for at, count in stored):
+            raise ImageError("truncated")
+        try:
+            values: Values = page.asarray(maxworkers=1)
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                name = tifffile.COMPRESSION(page.compression).name
+                raise ImageError(f"{name} needs imagecodecs; run pip install 'svertka[bands]'") from error
+            raise
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and layout.count > 1:
+            values = np.moveaxis(values, 0, -1)
+    values = values.reshape(layout.height, layout.width, layout.count)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

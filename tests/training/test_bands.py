@@ -1,0 +1,114 @@
+"""Training on images of several bands, and predictions of the run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import svertka
+from svertka.classifier import Classifier
+from svertka.data.band_detection import find_bands
+from svertka.data.source_opener import open_source
+from svertka.errors import UsageError
+from svertka.models.published_weights import BACKBONE
+from svertka.models.registry import find_model
+from svertka.models.weights import read_pretrained_weights
+
+tifffile = pytest.importorskip("tifffile")
+
+COUNT, SIDE = 5, 28
+
+
+def write_tiff(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", metadata=None, compression="zlib")
+
+
+def multispectral_folder(root, images=12, seed=2):
+    """Two classes that differ in band 3 alone, 5 bands of 16 bits."""
+    rng = np.random.default_rng(seed)
+    for label, name in enumerate(("bare", "green")):
+        for number in range(images):
+            values = rng.normal(3000, 200, (SIDE, SIDE, COUNT))
+            values[..., 3] += 2000 * label
+            write_tiff(root / name / f"{number:02}.tif", values.astype(np.uint16))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = multispectral_folder(tmp_path_factory.mktemp("bands") / "set")
+    write_tiff(folder / "green" / "odd.tif", np.ones((SIDE, SIDE, 4), np.uint16))
+    output = tmp_path_factory.mktemp("bands") / "run"
+    run = svertka.train(folder, model="lenet5", size=32, epochs=3, val=0.25, output=output, threads=1, seed=1)
+    return run, folder
+
+
+def test_the_number_of_bands_and_their_ranges_are_stored_with_the_run(trained):
+    run, folder = trained
+    preprocess = json.loads((run.folder / "config.json").read_text())["preprocess"]
+    assert len(preprocess["mean"]) == len(preprocess["std"]) == COUNT
+    assert preprocess["intensity_range"]["dtype"] == "uint16"
+    usual = np.concatenate([tifffile.imread(path).reshape(-1, COUNT) for path in folder.glob("*/[0-9]*.tif")])
+    for band, (low, high) in enumerate(preprocess["intensity_range"]["bands"]):
+        assert np.quantile(usual[:, band], 0.001) < low < np.quantile(usual[:, band], 0.02)
+        assert np.quantile(usual[:, band], 0.98) < high < np.quantile(usual[:, band], 0.999)
+
+
+def test_a_file_with_other_bands_is_left_out_by_name(trained):
+    (bad,) = json.loads((trained[0].folder / "training.json").read_text())["bad"]
+    assert bad["path"].endswith("odd.tif")
+    assert bad["reason"] == (
+        "4 bands of 16-bit unsigned integers, while the others have 5 bands of uint16; remove it or save it like them"
+    )
+
+
+def test_predictions_are_those_of_the_network_on_the_scaled_bands(trained):
+    run, folder = trained
+    classifier = Classifier.load(run.folder)
+    preprocess = classifier.preprocess
+    paths = [folder / "bare" / "01.tif", folder / "green" / "02.tif"]
+    found = svertka.predict(run.folder, *paths, precision="fp32", threads=1)
+    low, high = np.array(preprocess.intensity_range.bands).T
+    for path, one in zip(paths, found, strict=True):
+        values = tifffile.imread(path)
+        pixels = np.rint(np.clip((values - low) / (high - low) * 255, 0, 255)).astype(np.uint8)
+        square = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        resized = torch.nn.functional.interpolate(square, (preprocess.resize,) * 2, mode="bilinear", antialias=True)
+        pad = (preprocess.size - preprocess.resize) // 2
+        mean, std = (torch.tensor(some).view(1, -1, 1, 1) for some in (preprocess.mean, preprocess.std))
+        inputs = (torch.nn.functional.pad(resized, (pad,) * 4) / 255 - mean) / std
+        with torch.inference_mode():
+            wanted = classifier.network(inputs).softmax(1)[0]
+        by_name = {label["name"]: label["probability"] for label in one["labels"]}
+        assert [by_name[name] for name in classifier.names] == pytest.approx(wanted.tolist(), abs=0.02)
+        in_memory = svertka.predict(run.folder, values, precision="fp32", threads=1)[0]
+        assert in_memory["labels"] == one["labels"]
+
+
+def test_the_run_is_evaluated_and_refuses_other_images(trained, tmp_path):
+    run, _ = trained
+    new = multispectral_folder(tmp_path / "new", images=3, seed=3)
+    assert svertka.evaluate(run.folder, new, threads=1).images == 6
+    with pytest.raises(UsageError, match=r"cannot be used by a network of 5 bands, 16 bit; give \(H, W, 5\) of dtype"):
+        svertka.predict(run.folder, np.zeros((8, 8, 3), np.uint8), threads=1)
+
+
+def test_a_folder_of_gray_or_rgb_tiff_files_has_no_bands(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        write_tiff(tmp_path / name / "deep.tif", rng.integers(0, 65536, (8, 8)).astype(np.uint16))
+        tifffile.imwrite(tmp_path / name / "rgb.tif", rng.integers(0, 256, (8, 8, 3), np.uint8), photometric="rgb")
+    assert find_bands(open_source(tmp_path)) is None
+
+
+def test_pretrained_weights_are_adapted_to_bands_alike():
+    weights = read_pretrained_weights(find_model(BACKBONE[0]), BACKBONE[1])
+    adapted = weights.with_channels(6)
+    (name,) = [name for name in weights.tensors if weights.tensors[name].shape != adapted.tensors[name].shape]
+    gray = torch.rand(1, 1, 16, 16)
+    wanted = torch.nn.functional.conv2d(gray.expand(1, 3, 16, 16), weights.tensors[name].float())
+    found = torch.nn.functional.conv2d(gray.expand(1, 6, 16, 16), adapted.tensors[name].float())
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert "adapted from 3 channels to 6" in adapted.note
