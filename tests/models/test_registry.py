@@ -89,7 +89,7 @@ def test_lenet5_is_given_what_the_paper_gives_it():
     [
         ({"size": 15}, "size=15 is too small for lenet5; use at least 16 pixels"),
         ({"classes": 0}, "classes=0 must be at least 1"),
-        ({"channels": 4}, r"channels=4 must be 1 \(gray\) or 3 \(RGB\)"),
+        ({"channels": 17}, r"channels=17 must be 1 \(gray\), 3 \(RGB\) or a number of bands up to 16"),
     ],
 )
 def test_what_cannot_be_built_is_said(arguments, said):
