@@ -265,37 +265,56 @@ Size check(const BatchNorm& shape) {
     return product({shape.pixels, shape.channels});
 }
 
-void batch_norm(const BatchNorm& shape, nb::handle input, nb::handle weight, nb::handle bias, nb::handle output,
-                nb::handle mean, nb::handle variance, int threads) {
-    const Size all = check(shape), channels = shape.channels;
-    require_between("threads", threads, 1, max_threads);
-    const float* from = Tensor("input", input).numbers<float>(all);
-    const float* factors = Tensor("weight", weight).numbers<float>(channels);
-    const float* summands = Tensor("bias", bias).numbers<float>(channels);
-    float* to = Tensor("output", output).numbers<float>(all);
-    float* means = Tensor("mean", mean).numbers<float>(channels);
-    float* variances = Tensor("variance", variance).numbers<float>(channels);
-    const nb::gil_scoped_release unlocked;
-    used->training.batch_norm(shape, from, factors, summands, to, means, variances, threads);
+void check_residual(const BatchNorm& shape) {
+    require(shape.activation == Activation::none, "a residual is added before limits, not before an activation function");
 }
 
-void batch_norm_gradients(const BatchNorm& shape, nb::handle gradient, nb::handle input, nb::handle weight, nb::handle bias,
-                          nb::handle mean, nb::handle variance, nb::handle input_gradient, nb::handle weight_gradient,
+void batch_norm(const BatchNorm& shape, nb::handle input, nb::handle weight, nb::handle bias, nb::handle residual,
+                nb::handle output, nb::handle mean, nb::handle variance, int threads) {
+    const Size all = check(shape), channels = shape.channels;
+    require_between("threads", threads, 1, max_threads);
+    if (!residual.is_none()) check_residual(shape);
+    const Tensor from("input", input);
+    const float* factors = Tensor("weight", weight).numbers<float>(channels);
+    const float* summands = Tensor("bias", bias).numbers<float>(channels);
+    float* means = Tensor("mean", mean).numbers<float>(channels);
+    float* variances = Tensor("variance", variance).numbers<float>(channels);
+    const auto compute = [&]<class Number>(bool narrow) {
+        const Number* images = from.numbers<Number>(all);
+        const Number* added = Tensor("residual", residual).numbers_if_any<Number>(all);
+        Number* to = Tensor("output", output).numbers<Number>(all);
+        const nb::gil_scoped_release unlocked;
+        used->training.batch_norm(shape, images, factors, summands, added, to, means, variances, narrow, threads);
+    };
+    from.is_bfloat16() ? compute.operator()<BFloat16>(true) : compute.operator()<float>(false);
+}
+
+void batch_norm_gradients(const BatchNorm& shape, nb::handle gradient, nb::handle input, nb::handle output,
+                          nb::handle weight, nb::handle bias, nb::handle mean, nb::handle variance,
+                          nb::handle input_gradient, nb::handle residual_gradient, nb::handle weight_gradient,
                           nb::handle bias_gradient, int threads) {
     const Size all = check(shape), channels = shape.channels;
     require_between("threads", threads, 1, max_threads);
-    const float* of = Tensor("gradient", gradient).numbers<float>(all);
-    const float* from = Tensor("input", input).numbers<float>(all);
+    const bool has_residual = !residual_gradient.is_none();
+    if (has_residual) check_residual(shape);
+    const Tensor from("input", input);
     const float* factors = Tensor("weight", weight).numbers<float>(channels);
     const float* summands = Tensor("bias", bias).numbers<float>(channels);
     const float* means = Tensor("mean", mean).numbers<float>(channels);
     const float* variances = Tensor("variance", variance).numbers<float>(channels);
-    float* to = Tensor("input_gradient", input_gradient).numbers<float>(all);
     float* of_weight = Tensor("weight_gradient", weight_gradient).numbers<float>(channels);
     float* of_bias = Tensor("bias_gradient", bias_gradient).numbers<float>(channels);
-    const nb::gil_scoped_release unlocked;
-    used->training.batch_norm_gradients(shape, of, from, factors, summands, means, variances, to, of_weight, of_bias,
-                                        threads);
+    const auto compute = [&]<class Number>(bool narrow) {
+        const Number* images = from.numbers<Number>(all);
+        const Number* upstream = Tensor("gradient", gradient).numbers<Number>(all);
+        const Number* results = has_residual ? Tensor("output", output).numbers<Number>(all) : nullptr;
+        Number* to = Tensor("input_gradient", input_gradient).numbers<Number>(all);
+        Number* of_residual = Tensor("residual_gradient", residual_gradient).numbers_if_any<Number>(all);
+        const nb::gil_scoped_release unlocked;
+        used->training.batch_norm_gradients(shape, upstream, images, results, factors, summands, means, variances, to,
+                                            of_residual, of_weight, of_bias, narrow, threads);
+    };
+    from.is_bfloat16() ? compute.operator()<BFloat16>(true) : compute.operator()<float>(false);
 }
 
 void normalize_bytes(Size batch, Size height, Size width, Size image_step, Size row_step, nb::handle input, nb::handle mean,
@@ -424,10 +443,11 @@ NB_MODULE(_kernels, module) {
     nb::class_<BatchNorm>(module, "BatchNorm")
         .def(nb::init<Size, Size, float, Activation, float, float>(), "pixels"_a, "channels"_a, "epsilon"_a, "activation"_a,
              "low"_a, "high"_a);
-    module.def("batch_norm", batch_norm, "shape"_a, "input"_a, "weight"_a, "bias"_a, "output"_a, "mean"_a, "variance"_a,
-               "threads"_a);
-    module.def("batch_norm_gradients", batch_norm_gradients, "shape"_a, "gradient"_a, "input"_a, "weight"_a, "bias"_a,
-               "mean"_a, "variance"_a, "input_gradient"_a, "weight_gradient"_a, "bias_gradient"_a, "threads"_a);
+    module.def("batch_norm", batch_norm, "shape"_a, "input"_a, "weight"_a, "bias"_a, "residual"_a.none(), "output"_a,
+               "mean"_a, "variance"_a, "threads"_a);
+    module.def("batch_norm_gradients", batch_norm_gradients, "shape"_a, "gradient"_a, "input"_a, "output"_a.none(),
+               "weight"_a, "bias"_a, "mean"_a, "variance"_a, "input_gradient"_a, "residual_gradient"_a.none(),
+               "weight_gradient"_a, "bias_gradient"_a, "threads"_a);
     module.def("grouped_weight_gradient", grouped_weight_gradient, "shape"_a, "groups"_a, "gradient"_a, "input"_a,
                "result"_a, "threads"_a);
     module.def("depthwise_input_gradient", depthwise_input_gradient, "shape"_a, "gradient"_a, "weights"_a, "result"_a,

@@ -1,5 +1,6 @@
-// Batch normalization and the activation function after it, in training: statistics in one pass over the images, the
-// results in another; two passes again for the gradients, in which the activation's input is computed once more.
+// Batch normalization, the residual and the activation function after it, in training: statistics in one pass over the
+// images, the results in another; two passes again for the gradients, in which the activation's input is computed once more,
+// or with a residual the result is read.
 #include <omp.h>
 
 #include <cmath>
@@ -25,6 +26,8 @@ ALWAYS_INLINE Vector derivative(Vector x) {
         const Vector inside = x * (1.0f / 3.0f) + 0.5f;
         return x < -3.0f ? Vector{} : x > 3.0f ? 1.0f - Vector{} : inside;
     }
+    if constexpr (activation == Activation::gelu)  // Φ(x) + x · φ(x)
+        return 0.5f + 0.5f * error_function(x * 0.7071067812f) + x * 0.3989422804f * exponential(-0.5f * x * x);
     return 1.0f - Vector{};
 }
 
@@ -34,6 +37,8 @@ void with_kind(Activation activation, Function function) {
         function(std::integral_constant<Activation, Activation::silu>());
     else if (activation == Activation::hard_swish)
         function(std::integral_constant<Activation, Activation::hard_swish>());
+    else if (activation == Activation::gelu)
+        function(std::integral_constant<Activation, Activation::gelu>());
     else
         function(std::integral_constant<Activation, Activation::none>());
 }
@@ -42,9 +47,12 @@ struct Range {
     Index first, last;
 };
 
+// Images consist of `Number`s.
+template <class Number>
 struct Pass {
     const BatchNorm& shape;
-    const float *input, *weight, *bias;
+    const Number* input;
+    const float *weight, *bias;
     int threads;
     Index rows = max(min(room / shape.channels, 256), 8), blocks = ceil_div(shape.pixels, rows);
 
@@ -62,7 +70,7 @@ struct Pass {
             const double before = static_cast<double>(first - pixels.first), all = before + static_cast<double>(count);
             for (Index channel = 0; channel < channels; channel += lanes) {
                 const Index left = channels - channel;
-                const float* const from = input + first * channels + channel;
+                const Number* const from = input + first * channels + channel;
                 Vector sums[4] = {}, deviations[4] = {};
                 Index row = 0;
                 for (; row + 4 <= count; row += 4)
@@ -98,15 +106,24 @@ struct Pass {
         }
     }
 
+    // `residual` may be null.
     template <Activation activation>
-    void normalize(Range pixels, const float* scale, const float* shift, float* output) const {
+    void normalize(Range pixels, const float* scale, const float* shift, const Number* residual, Number* output) const {
+        residual ? normalize_with<activation, true>(pixels, scale, shift, residual, output)
+                 : normalize_with<activation, false>(pixels, scale, shift, residual, output);
+    }
+
+    template <Activation activation, bool adds>
+    void normalize_with(Range pixels, const float* scale, const float* shift, const Number* residual,
+                        Number* output) const {
         const Index channels = shape.channels;
         const float low = shape.low, high = shape.high;
         for (Index pixel = pixels.first; pixel < pixels.last; ++pixel)
             for (Index channel = 0; channel < channels; channel += lanes) {
                 const Index place = pixel * channels + channel, left = channels - channel;
-                const Vector line = load_up_to(input + place, left) * load_up_to(scale + channel, left) +
-                                    load_up_to(shift + channel, left);
+                Vector line = load_up_to(input + place, left) * load_up_to(scale + channel, left) +
+                              load_up_to(shift + channel, left);
+                if constexpr (adds) line += load_up_to(residual + place, left);
                 store_up_to(output + place, clamp(activate<activation>(line, 0), low, high), left);
             }
     }
@@ -121,21 +138,46 @@ struct Pass {
 
     // The sums of the gradients, and of their products with deviations from the mean, of the pixels of one thread.
     template <Activation activation>
-    void add_up(Range pixels, const float* gradient, const float* mean, const float* scale, const float* shift, double* sums,
-                double* products) const {
+    void add_up(Range pixels, const Number* gradient, const float* mean, const float* scale, const float* shift,
+                double* sums, double* products) const {
+        add_up_with(pixels, mean, sums, products, [=, this](Index channel, Index left) __attribute__((always_inline)) {
+            const Vector factor = load_up_to(scale + channel, left), summand = load_up_to(shift + channel, left);
+            return [=, this](Index place, Vector x) __attribute__((always_inline)) {
+                return before_activation<activation>(load_up_to(gradient + place, left), x, factor, summand);
+            };
+        });
+    }
+
+    // The same after a residual was added: `output` shows which results were limited, and the gradients of the others are
+    // stored to `kept`.
+    void add_up_after_residual(Range pixels, const Number* gradient, const Number* output, const float* mean, Number* kept,
+                               double* sums, double* products) const {
+        const float low = shape.low, high = shape.high;
+        add_up_with(pixels, mean, sums, products, [=](Index, Index left) __attribute__((always_inline)) {
+            return [=](Index place, Vector) __attribute__((always_inline)) {
+                const Vector result = load_up_to(output + place, left);
+                const Vector upstream = result <= low || result >= high ? Vector{} : load_up_to(gradient + place, left);
+                store_up_to(kept + place, upstream, left);
+                return upstream;
+            };
+        });
+    }
+
+    // `make`(channel, left) returns a function of (place, x), the gradients before the activation function.
+    template <class Make>
+    ALWAYS_INLINE void add_up_with(Range pixels, const float* mean, double* sums, double* products, Make make) const {
         const Index channels = shape.channels;
         for (Index channel = 0; channel < channels; ++channel) sums[channel] = products[channel] = 0;
         for (Index first = pixels.first; first < pixels.last; first += rows) {
             const Index last = min(first + rows, pixels.last);
             for (Index channel = 0; channel < channels; channel += lanes) {
                 const Index left = channels - channel;
-                const Vector center = load_up_to(mean + channel, left), factor = load_up_to(scale + channel, left),
-                             summand = load_up_to(shift + channel, left);
+                const Vector center = load_up_to(mean + channel, left);
+                const auto upstream_at = make(channel, left);
                 Vector sum[2] = {}, product[2] = {};
                 const auto add = [&](Index number, Index pixel) __attribute__((always_inline)) {
-                    const Vector x = load_up_to(input + pixel * channels + channel, left);
-                    const Vector upstream = before_activation<activation>(
-                        load_up_to(gradient + pixel * channels + channel, left), x, factor, summand);
+                    const Index place = pixel * channels + channel;
+                    const Vector x = load_up_to(input + place, left), upstream = upstream_at(place, x);
                     sum[number] += upstream;
                     product[number] += upstream * (x - center);
                 };
@@ -155,16 +197,18 @@ struct Pass {
         }
     }
 
-    template <Activation activation>
-    void input_gradient(Range pixels, const float* gradient, const float* scale, const float* shift, const float* slope,
-                        const float* offset, float* result) const {
+    // `gradient`: after the activation function, or before it, if `activation` is none and nothing is `limited`.
+    template <Activation activation, bool limited>
+    void input_gradient(Range pixels, const Number* gradient, const float* scale, const float* shift, const float* slope,
+                        const float* offset, Number* result) const {
         const Index channels = shape.channels;
         for (Index pixel = pixels.first; pixel < pixels.last; ++pixel)
             for (Index channel = 0; channel < channels; channel += lanes) {
                 const Index place = pixel * channels + channel, left = channels - channel;
                 const Vector x = load_up_to(input + place, left), factor = load_up_to(scale + channel, left);
-                const Vector upstream = before_activation<activation>(load_up_to(gradient + place, left), x, factor,
-                                                                               load_up_to(shift + channel, left));
+                Vector upstream = load_up_to(gradient + place, left);
+                if constexpr (activation != Activation::none || limited)
+                    upstream = before_activation<activation>(upstream, x, factor, load_up_to(shift + channel, left));
                 store_up_to(result + place,
                             upstream * factor - x * load_up_to(slope + channel, left) - load_up_to(offset + channel, left),
                             left);
@@ -172,11 +216,10 @@ struct Pass {
     }
 };
 
-}  // namespace
-
-void batch_norm(const BatchNorm& shape, const float* input, const float* weight, const float* bias, float* output, float* mean,
-                float* variance, int threads) {
-    const Pass pass{shape, input, weight, bias, threads};
+template <class Number>
+void compute(const BatchNorm& shape, const Number* input, const float* weight, const float* bias, const Number* residual,
+             Number* output, float* mean, float* variance, int threads) {
+    const Pass<Number> pass{shape, input, weight, bias, threads};
     const Index channels = shape.channels;
     float* const memory = scratch(4 * channels * threads + 3 * channels);
     const auto moments = reinterpret_cast<double*>(memory);  // of each thread: means, sums of squares
@@ -208,14 +251,17 @@ void batch_norm(const BatchNorm& shape, const float* input, const float* weight,
             }
             pass.find_line(mean, inverse, scale, shift);
         }
-        with_kind(shape.activation, [&](auto kind) { pass.normalize<kind>(own, scale, shift, output); });
+        with_kind(shape.activation,
+                  [&](auto kind) { pass.template normalize<kind>(own, scale, shift, residual, output); });
     }
 }
 
-void batch_norm_gradients(const BatchNorm& shape, const float* gradient, const float* input, const float* weight,
-                          const float* bias, const float* mean, const float* variance, float* input_gradient,
-                          float* weight_gradient, float* bias_gradient, int threads) {
-    const Pass pass{shape, input, weight, bias, threads};
+template <class Number>
+void compute_gradients(const BatchNorm& shape, const Number* gradient, const Number* input, const Number* output,
+                       const float* weight, const float* bias, const float* mean, const float* variance,
+                       Number* input_gradient, Number* residual_gradient, float* weight_gradient, float* bias_gradient,
+                       int threads) {
+    const Pass<Number> pass{shape, input, weight, bias, threads};
     const Index channels = shape.channels;
     float* const memory = scratch(4 * channels * threads + 5 * channels);
     const auto sums = reinterpret_cast<double*>(memory);  // of each thread: gradients, products
@@ -230,7 +276,10 @@ void batch_norm_gradients(const BatchNorm& shape, const float* gradient, const f
         const int number = omp_get_thread_num();
         const Range own = pass.part(number);
         double* const of = sums + 2 * channels * number;
-        pass.add_up<kind>(own, gradient, mean, scale, shift, of, of + channels);
+        if (residual_gradient)
+            pass.add_up_after_residual(own, gradient, output, mean, residual_gradient, of, of + channels);
+        else
+            pass.template add_up<kind>(own, gradient, mean, scale, shift, of, of + channels);
 #pragma omp barrier
 #pragma omp single
         for (Index channel = 0; channel < channels; ++channel) {
@@ -246,8 +295,35 @@ void batch_norm_gradients(const BatchNorm& shape, const float* gradient, const f
             slope[channel] = static_cast<float>(steep);
             offset[channel] = static_cast<float>(sum / pixels * scale[channel] - steep * mean[channel]);
         }
-        pass.input_gradient<kind>(own, gradient, scale, shift, slope, offset, input_gradient);
+        if (residual_gradient)
+            pass.template input_gradient<Activation::none, false>(own, residual_gradient, scale, shift, slope, offset,
+                                                                  input_gradient);
+        else
+            pass.template input_gradient<kind, true>(own, gradient, scale, shift, slope, offset, input_gradient);
     });
+}
+
+}  // namespace
+
+void batch_norm(const BatchNorm& shape, const void* input, const float* weight, const float* bias, const void* residual,
+                void* output, float* mean, float* variance, bool narrow, int threads) {
+    const auto run = [&]<class Number>(const Number* images) {
+        compute(shape, images, weight, bias, static_cast<const Number*>(residual), static_cast<Number*>(output), mean,
+                variance, threads);
+    };
+    narrow ? run(static_cast<const BFloat16*>(input)) : run(static_cast<const float*>(input));
+}
+
+void batch_norm_gradients(const BatchNorm& shape, const void* gradient, const void* input, const void* output,
+                          const float* weight, const float* bias, const float* mean, const float* variance,
+                          void* input_gradient, void* residual_gradient, float* weight_gradient, float* bias_gradient,
+                          bool narrow, int threads) {
+    const auto run = [&]<class Number>(const Number* images) {
+        compute_gradients(shape, static_cast<const Number*>(gradient), images, static_cast<const Number*>(output), weight,
+                          bias, mean, variance, static_cast<Number*>(input_gradient),
+                          static_cast<Number*>(residual_gradient), weight_gradient, bias_gradient, threads);
+    };
+    narrow ? run(static_cast<const BFloat16*>(input)) : run(static_cast<const float*>(input));
 }
 
 }  // namespace svertka::INSTRUCTIONS

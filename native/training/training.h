@@ -1,5 +1,5 @@
 // What training needs beside the kernels of inference: weights packed in every step, gradients, and batch normalization.
-// float32, channels-last. Sizes are not checked.
+// float32, batch normalization also bfloat16; channels-last. Sizes are not checked.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 namespace svertka {
 
-// Batch normalization of (pixels, channels), then an activation function (none, SiLU or hard swish), or limits.
+// Batch normalization of (pixels, channels), then an activation function (none, SiLU, hard swish or GELU), or limits.
 struct BatchNorm {
     std::ptrdiff_t pixels, channels;
     float epsilon;
@@ -35,14 +35,16 @@ struct Training {
     void (*depthwise_input_gradient)(const Window&, const float* gradient, const float* weights, float* result,
                                      int threads);
 
-    // Of the batch: mean and variance, (channels), and the result.
-    void (*batch_norm)(const BatchNorm&, const float* input, const float* weight, const float* bias, float* output,
-                       float* mean, float* variance, int threads);
+    // Of the batch: mean and variance, (channels), and the result. `residual`: added before the limits, without an
+    // activation function, or null. `narrow`: whether images consist of bfloat16.
+    void (*batch_norm)(const BatchNorm&, const void* input, const float* weight, const float* bias, const void* residual,
+                       void* output, float* mean, float* variance, bool narrow, int threads);
 
-    // From the gradient of its result.
-    void (*batch_norm_gradients)(const BatchNorm&, const float* gradient, const float* input, const float* weight,
-                                 const float* bias, const float* mean, const float* variance, float* input_gradient,
-                                 float* weight_gradient, float* bias_gradient, int threads);
+    // From the gradient of its result. `output`: the result, if there is a `residual_gradient`, else both are null.
+    void (*batch_norm_gradients)(const BatchNorm&, const void* gradient, const void* input, const void* output,
+                                 const float* weight, const float* bias, const float* mean, const float* variance,
+                                 void* input_gradient, void* residual_gradient, float* weight_gradient,
+                                 float* bias_gradient, bool narrow, int threads);
 };
 
 // One set of declarations per instruction set; defined in the files beside this one.
@@ -52,9 +54,10 @@ struct Training {
     void direct_weight_gradient(const Window&, const float*, const float*, float*, int);                               \
     void grouped_weight_gradient(const Window&, std::ptrdiff_t, const float*, const float*, float*, int);              \
     void depthwise_input_gradient(const Window&, const float*, const float*, float*, int);                             \
-    void batch_norm(const BatchNorm&, const float*, const float*, const float*, float*, float*, float*, int);           \
-    void batch_norm_gradients(const BatchNorm&, const float*, const float*, const float*, const float*, const float*,  \
-                              const float*, float*, float*, float*, int);                                              \
+    void batch_norm(const BatchNorm&, const void*, const float*, const float*, const void*, void*, float*, float*,     \
+                    bool, int);                                                                                        \
+    void batch_norm_gradients(const BatchNorm&, const void*, const void*, const void*, const float*, const float*,     \
+                              const float*, const float*, void*, void*, float*, float*, bool, int);                    \
     inline Training training_functions() {                                                                             \
         return {direct_pack,                                                                                           \
                 direct_weight_gradient,                                                                                \

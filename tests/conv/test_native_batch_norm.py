@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from svertka.conv import native_batch_norm, native_support
-from svertka.conv.accelerate import accelerate, restore
+from svertka.conv.accelerate import accelerate, normalize_and_activate, restore
 from svertka.conv.native_batch_norm import ACTIVATIONS, can_normalize
+from svertka.models.registry import find_model
 
 pytestmark = pytest.mark.skipif(native_support.why_not() is not None, reason=str(native_support.why_not()))
 
@@ -25,7 +26,8 @@ def with_activation(channels, kind, **settings):
     with torch.no_grad():
         layer.weight.normal_()
         layer.bias.normal_()
-    return nn.Sequential(layer, *([] if kind is None else [kind(inplace=True)]))
+    activation = [] if kind is None else [kind()] if kind is nn.GELU else [kind(inplace=True)]
+    return nn.Sequential(layer, *activation)
 
 
 def run(network, x, upstream):
@@ -195,12 +197,141 @@ def test_the_kernels_check_their_tensors():
     sizes = kernels.BatchNorm(5, 4, 1e-5, kernels.Activation.NONE, 0.0, 1.0)
     x, vector = torch.zeros(20), torch.zeros(4)
     with pytest.raises(ValueError, match="input holds 19 numbers; these sizes need 20"):
-        kernels.batch_norm(sizes, x[1:].clone(), vector, vector, x, vector, vector, 1)
+        kernels.batch_norm(sizes, x[1:].clone(), vector, vector, None, x, vector, vector, 1)
     with pytest.raises(ValueError, match="mean holds 3 numbers"):
-        kernels.batch_norm(sizes, x, vector, vector, x, vector[1:].clone(), vector, 1)
+        kernels.batch_norm(sizes, x, vector, vector, None, x, vector[1:].clone(), vector, 1)
+    with pytest.raises(ValueError, match="residual holds 19 numbers"):
+        kernels.batch_norm(sizes, x, vector, vector, x[1:].clone(), x, vector, vector, 1)
+    with pytest.raises(TypeError, match="output must be bfloat16"):
+        kernels.batch_norm(sizes, x.bfloat16(), vector, vector, None, x, vector, vector, 1)
+    vectors, short = (vector, vector, vector, vector), vector[1:].clone()
     with pytest.raises(ValueError, match="bias_gradient holds 3 numbers"):
-        kernels.batch_norm_gradients(sizes, x, x, vector, vector, vector, vector, x, vector, vector[1:].clone(), 1)
+        kernels.batch_norm_gradients(sizes, x, x, None, *vectors, x, None, vector, short, 1)
+    with pytest.raises(TypeError, match="output is missing"):
+        kernels.batch_norm_gradients(sizes, x, x, None, *vectors, x, x, vector, vector, 1)
+    none = kernels.BatchNorm(5, 0, 1e-5, kernels.Activation.NONE, 0.0, 1.0)
     with pytest.raises(ValueError, match="channels=0 must be from 1"):
-        kernels.batch_norm(
-            kernels.BatchNorm(5, 0, 1e-5, kernels.Activation.NONE, 0.0, 1.0), x, vector, vector, x, vector, vector, 1
-        )
+        kernels.batch_norm(none, x, vector, vector, None, x, vector, vector, 1)
+    silu = kernels.BatchNorm(5, 4, 1e-5, kernels.Activation.SILU, 0.0, 1.0)
+    with pytest.raises(ValueError, match="a residual is added before limits"):
+        kernels.batch_norm(silu, x, vector, vector, x, x, vector, vector, 1)
+
+
+class Block(nn.Module):
+    """Batch normalization, a sum with a second input, and an activation function, as in a residual network."""
+
+    def __init__(self, channels, kind):
+        super().__init__()
+        self.norm, self.activation = with_activation(channels, kind)
+
+    def forward(self, x, residual):
+        return normalize_and_activate(self.norm, self.activation, x, residual)
+
+
+def run_block(block, x, residual, upstream):
+    """The result, all gradients and the statistics."""
+    x, residual = (one.clone(memory_format=torch.preserve_format).requires_grad_() for one in (x, residual))
+    result = block(x, residual)
+    result.backward(upstream)
+    return [result.detach(), x.grad, residual.grad, *(one.grad for one in block.parameters()), *block.buffers()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(nn.ReLU, torch.float32), (nn.ReLU6, torch.float32), (nn.ReLU, torch.bfloat16)], ids=str
+)
+def test_a_residual_is_added_by_the_same_kernel(kind, dtype, instructions, monkeypatch):
+    monkeypatch.setattr(native_batch_norm, "MIN_VALUES", 1)
+    calls = []
+    monkeypatch.setattr(native_support.kernels, "batch_norm", counted(native_support.kernels.batch_norm, calls))
+    for seed, shape in enumerate(SHAPES):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1 + seed % 3)
+        block, upstream = Block(shape[1], kind), draw(shape, 0.0).to(dtype)
+        x, residual = draw(shape, 2.0).to(dtype), draw(shape, 1.0).to(dtype)
+        exact = run_block(copy.deepcopy(block).double(), x.double(), residual.double(), upstream.double())
+        found = run_block(accelerate(block), x, residual, upstream)
+        assert [one.dtype for one in found] == [dtype] * 3 + [torch.float32] * 4 + [torch.int64]
+        assert_near(found, exact, dtype)
+    assert len(calls) == len(SHAPES)
+
+
+def assert_near(found, exact, dtype):
+    """Compare with float64: each number in float32, the root mean square error in bfloat16.
+
+    Half a unit in the last place of bfloat16 is 0.2 to 0.4 %.
+    """
+    for one, other in zip(found, exact, strict=True):
+        if one.dtype == torch.bfloat16:
+            error = (one.double() - other).square().mean().sqrt() / other.square().mean().sqrt()
+            assert error < 0.006
+        else:
+            slack = 3e-5 if dtype == torch.float32 else 4e-3
+            torch.testing.assert_close(
+                one.double(), other.double(), rtol=0, atol=slack * max(float(other.abs().max()), 1)
+            )
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS, ids=str)
+def test_bfloat16_images_have_float32_statistics(kind, instructions, monkeypatch):
+    monkeypatch.setattr(native_batch_norm, "MIN_VALUES", 1)
+    calls = []
+    monkeypatch.setattr(native_support.kernels, "batch_norm", counted(native_support.kernels.batch_norm, calls))
+    for seed, shape in enumerate(SHAPES):
+        torch.manual_seed(seed)
+        network, x = with_activation(shape[1], kind), draw(shape, 5.0).bfloat16()
+        upstream = torch.randn_like(x)
+        exact = run(copy.deepcopy(network).double(), x.double(), upstream.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = run(accelerate(network), x, upstream)
+        assert [one.dtype for one in found] == [torch.bfloat16] * 2 + [torch.float32] * 4 + [torch.int64]
+        assert_near(found, exact, torch.bfloat16)
+    assert len(calls) == len(SHAPES)
+
+
+def test_gradients_of_a_sum_can_be_derived_again():
+    torch.manual_seed(0)
+    block, x, residual = Block(16, nn.ReLU), draw((4, 16, 16, 17), 0.0), draw((4, 16, 16, 17), 0.0)
+
+    def penalty(block, *inputs):
+        inputs = [one.clone(memory_format=torch.preserve_format).requires_grad_() for one in inputs]
+        gradients = torch.autograd.grad(block(*inputs).pow(3).sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(one.square().sum() for one in gradients), (*inputs, *block.parameters()))
+
+    exact = penalty(copy.deepcopy(block).double(), x.double(), residual.double())
+    for one, other in zip(penalty(accelerate(block), x, residual), exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+def test_who_looks_into_a_block_sees_what_pytorch_computes():
+    torch.manual_seed(0)
+    block, x, residual = Block(16, nn.ReLU), draw((4, 16, 16, 17), 0.0), draw((4, 16, 16, 17), 0.0)
+    expected = copy.deepcopy(block).norm(x)
+    accelerate(block)
+    seen = []
+    handle = block.norm.register_forward_hook(lambda _, __, result: seen.append(result.clone()))
+    torch.testing.assert_close(block(x, residual), (expected + residual).relu(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+    handle.remove()
+    block.activation = nn.GELU("tanh")  # the kernels have the exact one
+    expected = torch.nn.functional.gelu(expected + residual, approximate="tanh")
+    torch.testing.assert_close(block(x, residual), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(block(x.mul(2), residual[:1]), block(x.mul(2), residual[:1].expand_as(x)))  # a broadcast sum
+
+
+def test_a_residual_network_adds_its_shortcuts_in_the_kernels(monkeypatch):
+    torch.manual_seed(0)
+    network = find_model("resnet20").build().to(memory_format=torch.channels_last)
+    x, residuals, compute = draw((4, 3, 32, 32), 0.0), [], native_support.kernels.batch_norm
+    monkeypatch.setattr(
+        native_support.kernels, "batch_norm", lambda *all_: residuals.append(all_[4] is not None) or compute(*all_)
+    )
+    found, exact = accelerate(copy.deepcopy(network)), network.double()
+    for layer in found.modules():
+        if isinstance(layer, nn.Conv2d):
+            restore(layer)  # only normalization is tested here
+    for one, images in ((found, x), (exact, x.double())):
+        one(images).square().sum().backward()
+    assert (len(residuals), sum(residuals)) == (19, 9)
+    for one, other in zip(found.parameters(), exact.parameters(), strict=True):
+        error = (one.grad.double() - other.grad).norm() / other.grad.norm()
+        assert error < 1e-3

@@ -166,6 +166,7 @@ def batch_norm(
     input: Tensor,  # noqa: A002 - the kernels' own name
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None,
     output: Tensor,
     mean: Tensor,
     variance: Tensor,
@@ -175,11 +176,13 @@ def batch_norm_gradients(
     shape: BatchNorm,
     gradient: Tensor,
     input: Tensor,  # noqa: A002 - the kernels' own name
+    output: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
     variance: Tensor,
     input_gradient: Tensor,
+    residual_gradient: Tensor | None,
     weight_gradient: Tensor,
     bias_gradient: Tensor,
     threads: int,

@@ -7,8 +7,9 @@ their own, such as layers with standardized weights or "same" padding, run it; o
 replaced. PyTorch's method is called while a network is traced or exported, and for settings that `conv2d` does not
 support.
 
-`forward` of nn.BatchNorm2d is replaced for training. In an nn.Sequential, and in timm's BatchNormAct2d, an activation
-layer after it is computed together with it, unless somebody could see what is between the two: a hook on one of them.
+`forward` of nn.BatchNorm2d is replaced for training. In an nn.Sequential, in timm's BatchNormAct2d and in networks that
+call `normalize_and_activate`, an activation layer after it is computed together with it, unless somebody could see what
+is between the two: a hook on one of them.
 """
 
 import itertools
@@ -99,6 +100,35 @@ def restore(model: Network) -> Network:
         if _is_accelerated(layer):
             delattr(layer, SCRIPTED)
     return model
+
+
+def normalize_and_activate(
+    norm: nn.BatchNorm2d, activation: nn.Module, x: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    """Return activation(norm(x) + residual), in training with `accelerate` computed by one kernel.
+
+    For the `forward` of networks. Both layers are called if somebody could see what is between them.
+
+    Args:
+        norm: Batch normalization.
+        activation: The activation layer after it.
+        x: Images, (N, C, H, W).
+        residual: Images of the shape of `x`, or None.
+
+    Returns:
+        Images of the shape of `x`.
+    """
+    if not _must_use_pytorch(norm, x, _NORMALIZES, FORWARD) and _is_pair(norm, activation):
+        kind = type(activation)
+        if native_batch_norm.can_normalize(norm, x) and (
+            residual is None or native_batch_norm.can_add(residual, x, kind)
+        ):
+            return native_batch_norm.normalize_and_activate(norm, x, kind, residual)
+    normalized: Tensor = norm(x)
+    if residual is not None:
+        normalized += residual
+    result: Tensor = activation(normalized)
+    return result
 
 
 def _replace(layer: nn.Module, name: str, ours: "partial[Tensor]") -> None:
@@ -400,6 +430,7 @@ def _is_plain_activation(layer: nn.Module) -> bool:
     """Return whether `layer` is an activation layer that the kernels know, and without hooks."""
     return (
         type(layer) in native_batch_norm.ACTIVATIONS
+        and not (isinstance(layer, nn.GELU) and layer.approximate != "none")
         and not vars(layer).keys() & set(METHODS)
         and _is_from_pytorch(type(layer), FORWARD)
         and not torch_internals.has_hooks(layer)

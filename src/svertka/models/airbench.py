@@ -6,6 +6,7 @@ Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", and the 
 import torch
 from torch import nn
 
+from svertka.conv.accelerate import normalize_and_activate
 from svertka.errors import UsageError
 from svertka.layers import Conv2d, Linear
 
@@ -41,9 +42,8 @@ class ConvGroup(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the feature maps at half the size."""
-        x = self.gelu1(self.bn1(self.pool(self.conv1(x))))
-        outputs: torch.Tensor = self.gelu2(self.bn2(self.conv2(x)))
-        return outputs
+        x = normalize_and_activate(self.bn1, self.gelu1, self.pool(self.conv1(x)))
+        return normalize_and_activate(self.bn2, self.gelu2, self.conv2(x))
 
 
 class AirBench(nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from svertka.conv.accelerate import normalize_and_activate
 from svertka.errors import UsageError
 from svertka.layers import Conv2d, Linear
 
@@ -107,8 +108,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the residual, plus the input where there is a shortcut."""
-        expanded = self.relu0(self.bn0(self.expand_conv(x))) if self.has_expansion else x
-        filtered = self.relu1(self.bn1(self.depthwise_conv(self.pad(expanded))))
+        expanded = normalize_and_activate(self.bn0, self.relu0, self.expand_conv(x)) if self.has_expansion else x
+        filtered = normalize_and_activate(self.bn1, self.relu1, self.depthwise_conv(self.pad(expanded)))
         residual: torch.Tensor = self.bn2(self.project_conv(filtered))
         return x + self.stochastic_depth(residual) if self.has_shortcut else residual
 
@@ -152,9 +153,9 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""
-        x = self.relu0(self.bn0(self.conv_stem(self.pad(x))))
+        x = normalize_and_activate(self.bn0, self.relu0, self.conv_stem(self.pad(x)))
         x = self.blocks(x)
-        x = self.relu1(self.bn1(self.conv_head(x)))
+        x = normalize_and_activate(self.bn1, self.relu1, self.conv_head(x))
         logits: torch.Tensor = self.fc(self.dropout(self.flatten(self.avgpool(x))))
         return logits
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from svertka.conv.accelerate import normalize_and_activate
 from svertka.conv_shape import SMALL
 from svertka.layers import Conv2d, Linear
 from svertka.models.initialization import init_weights
@@ -73,12 +74,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """relu(residual + shortcut)."""
-        residual = self.relu1(self.bn1(self.conv1(x)))
-        residual = self.bn2(self.conv2(residual))
-        if self.downsample is not None:
-            residual += self.downsample(x)
-        outputs: torch.Tensor = self.relu2(residual)
-        return outputs
+        residual = normalize_and_activate(self.bn1, self.relu1, self.conv1(x))
+        shortcut = None if self.downsample is None else self.downsample(x)
+        return normalize_and_activate(self.bn2, self.relu2, self.conv2(residual), shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -106,13 +104,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """relu(residual + shortcut)."""
-        residual = self.relu1(self.bn1(self.conv1(x)))
-        residual = self.relu2(self.bn2(self.conv2(residual)))
-        residual = self.bn3(self.conv3(residual))
-        if self.downsample is not None:
-            residual += self.downsample(x)
-        outputs: torch.Tensor = self.relu3(residual)
-        return outputs
+        residual = normalize_and_activate(self.bn1, self.relu1, self.conv1(x))
+        residual = normalize_and_activate(self.bn2, self.relu2, self.conv2(residual))
+        shortcut = None if self.downsample is None else self.downsample(x)
+        return normalize_and_activate(self.bn3, self.relu3, self.conv3(residual), shortcut)
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -180,7 +175,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(normalize_and_activate(self.bn1, self.relu, self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: torch.Tensor = self.fc(self.flatten(self.avgpool(x)))
         return logits
@@ -215,7 +210,7 @@ class CIFARResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = normalize_and_activate(self.bn1, self.relu, self.conv1(x))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: torch.Tensor = self.linear(self.flatten(self.avgpool(x)))
         return logits
