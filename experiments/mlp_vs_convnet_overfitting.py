@@ -85,7 +85,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
             axes.set(title=f"{network}: {count(network):,} parameters", xlabel="pass", ylabel="error, %", ylim=(0, 62))
             axes.set_xticks(range(1, PASSES[network] + 1, 1 + PASSES[network] // 10))
             axes.legend(loc=(0.4, 0.28))
-            for passed in [epochs for epochs in SHOWN if epochs <= PASSES[network]]:
+            for passed in sorted({line["epoch"] for line in own} & {*SHOWN}):
                 at = [line for line in own if line["epoch"] == passed]
                 learned, held = ([line[key] for line in at] for key in ("train_error", "val_error"))
                 gaps = [one - other for one, other in zip(held, learned, strict=True)]

@@ -1,5 +1,6 @@
 """The experiments' scripts run, and draw the figures in docs/ from the numbers that are kept beside them."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -10,11 +11,18 @@ ROOT = Path(__file__).parents[2] / "experiments"
 TEXTS = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.py"))}
 SCRIPTS = [path for path, text in TEXTS.items() if "__main__" in text]
 DRAWN = [path for path in SCRIPTS if "--draw" in TEXTS[path]]
+# The name of the stored numbers and of the figure; ilsvrc_depth_vs_error has no numbers of its own.
+NAMES = {
+    path: named[1] if (named := re.search(r'main\(__doc__, "(\w+)"', TEXTS[path])) else path.stem for path in DRAWN
+}
 KEPT = [
-    path for path in DRAWN if path.stem == "ilsvrc_depth_vs_error" or (ROOT / "metrics" / f"{path.stem}.jsonl").exists()
+    path
+    for path, name in NAMES.items()
+    if name == "ilsvrc_depth_vs_error" or (ROOT / "metrics" / f"{name}.jsonl").exists()
 ]
 # Their figures show photographs, which are not stored: only the table can be printed again.
 OF_PICTURES = ("unit_visualization",)
+DEAR = ("mlp_vs_convnet_overfitting",)  # it counts the parameters of large networks
 
 
 @pytest.fixture
@@ -36,12 +44,16 @@ def test_explains_itself(
     assert f"python experiments/{script.name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", KEPT, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(path, marks=pytest.mark.large if path.stem in DEAR else ()) for path in KEPT],
+    ids=lambda path: path.stem,
+)
 def test_draws_from_what_is_kept(
     script: Path, figures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--draw"])
     runpy.run_path(str(script), run_name="__main__")
     if script.stem not in OF_PICTURES:
-        assert (figures / f"{script.stem}.png").stat().st_size > 10_000
+        assert (figures / f"{NAMES[script]}.png").stat().st_size > 10_000
     assert "|---|" in capsys.readouterr().out
