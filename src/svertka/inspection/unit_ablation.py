@@ -258,7 +258,7 @@ def _estimate(
     for layer, mean in zip(graph.layers, means, strict=True):
         if not differences.shape[-1]:  # a single class
             found.append(torch.full((len(images), len(MODES), layer.num_units), -torch.inf))
-        elif layer.node not in passed.gradients:
+        elif len(passed.gradients.get(layer.node, ())) < differences.shape[-1]:
             found.append(torch.full((len(images), len(MODES), layer.num_units), torch.nan))
         else:
             gradient, product = (torch.stack(one[layer.node], -1) for one in (passed.gradients, passed.products))
