@@ -43,7 +43,7 @@ from svertka.data.loader import Batch, BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.data.sharded_images import LANES, find_shards, open_shards
 from svertka.device import autocast, choose_device, describe_device, set_memory_format
-from svertka.errors import Interrupted
+from svertka.errors import Interrupted, UsageError
 from svertka.inspection import top_patches
 from svertka.models.registry import find_model
 from svertka.training.recipe import Recipe
@@ -279,7 +279,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--tiny", action="store_true", help="check the script; the numbers mean nothing")
     options = parser.parse_args()
-    device, sizes = choose_device(options.device), Sizes(tiny=options.tiny)
+    try:
+        device = choose_device(options.device)
+    except UsageError as error:
+        sys.exit(f"{error}; --device cpu --tiny checks the script without a GPU")
+    sizes = Sizes(tiny=options.tiny)
     began = time.perf_counter()
     found: dict[str, Any] = {"device": describe_device(device), "torch": torch.__version__, "tiny": sizes.tiny}
     for name in options.only:

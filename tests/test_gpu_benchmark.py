@@ -26,3 +26,12 @@ def test_the_parts_run_and_print_json(
     if "resume" in parts:
         assert found["resume"] == {"stopped": True, "is_exact": True, "largest_difference": 0.0}
         assert found["ddp"]["losses"]["ddp"] == found["ddp"]["losses"]["alone"]
+
+
+def test_a_missing_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cuda:99"])
+    import gpu
+
+    with pytest.raises(SystemExit, match="cuda:99 is not on this machine.*--device cpu --tiny checks the script"):
+        gpu.main()

@@ -19,6 +19,7 @@ from svertka.data.split_names import find_split_name
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.escaping import join_first
 from svertka.files import cache_folder, format_bytes
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import progress, say
 from svertka.text_width import shorten
 
@@ -65,8 +66,8 @@ def scan_shards(
     except (StorageError, DataError):
         pass  # it cannot be kept, or is damaged: the shards are read again
     say(
-        f"{location.source} has no index; reading {len(names):,} shards once ({format_bytes(sum(sizes))}); "
-        "svertka shard writes shards that have one"
+        f"{location.source} has no index; reading {count_with_noun(len(names), 'shard')} once "
+        f"({format_bytes(sum(sizes))}); svertka shard writes shards that have one"
     )
     with ThreadPoolExecutor(THREADS) as pool, progress("indexing", len(names), "shards") as shown:
         found = []
@@ -134,8 +135,8 @@ def _scan(location: ShardLocation, name: str, size: int) -> list[_Sample]:
     unlabeled = [sample.key for sample in whole if sample.label is None]
     if unlabeled:
         raise DataError(
-            f"{what} has {len(unlabeled):,} images without a label ({join_first(unlabeled)}); each needs a .cls file, "
-            "or a .json file with the key label"
+            f"{what} has {count_with_noun(len(unlabeled), 'image')} without a label ({join_first(unlabeled)}); each "
+            "needs a .cls file, or a .json file with the key label"
         )
     if not whole:
         raise DataError(f"{what} has no images; shards hold .jpg, .png or .webp files with .cls files of the same name")
