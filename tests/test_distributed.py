@@ -17,6 +17,7 @@ from PIL import Image
 import svertka
 from ranks import PATIENCE, child_processes, run_ranks, start_torchrun, wait_for_end
 from svertka import distributed
+from svertka.distributed import _first_sentence
 from svertka.errors import UsageError
 from svertka.run import Run
 from svertka.tensor_files import read_tensors_and_header
@@ -227,6 +228,12 @@ sys.exit(main())
     _, stderr = wait_for_end(process)
     assert process.returncode != 0
     assert "process 1 of 2 failed: RuntimeError: the second process has no luck" in stderr
+
+
+def test_a_lost_process_is_reported_without_the_advice_of_gloo() -> None:
+    said = "[/pytorch/gloo/pair.cc:553] Read error [127.0.0.1]:17070: Connection reset by peer. This is typically rare."
+    assert _first_sentence(RuntimeError(said)) == "Read error [127.0.0.1]:17070: Connection reset by peer"
+    assert _first_sentence(RuntimeError()) == "RuntimeError"
 
 
 def test_too_little_for_all_processes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

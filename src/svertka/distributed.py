@@ -178,7 +178,7 @@ def _for_all(error: Exception, store: Any) -> Exception:
             if store is not None and (failure := _read(store, FAILURE)):
                 return TrainingError(failure)
         advice = str(error) if isinstance(error, PeerLostError) else "run the same command again"
-        reason = _first_line(error.__cause__ or error)
+        reason = _first_sentence(error.__cause__ or error)
         with record_stop():  # torchrun stops the other processes of this machine meanwhile
             return TrainingError(f"{_name_lost(store)} was lost ({reason}); {advice}")
     if store is None:
@@ -194,9 +194,10 @@ def _for_all(error: Exception, store: Any) -> Exception:
     return type(error)(said) if isinstance(error, SvertkaError) else TrainingError(said)
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the first line of the message of an error, without the place in PyTorch's sources."""
-    return SOURCE_PLACE.sub("", (str(error).splitlines() or [type(error).__name__])[0])
+def _first_sentence(error: BaseException) -> str:
+    """Return the first sentence of the message of an error, without the place in PyTorch's sources and its advice."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return SOURCE_PLACE.sub("", line).split(". ")[0]
 
 
 def rank() -> int:

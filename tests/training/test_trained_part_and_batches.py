@@ -1,5 +1,6 @@
 """Trainings of a part of a network: what stays, that storing features changes nothing, and that stopping does not."""
 
+import copy
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 import svertka
 from svertka.errors import Interrupted, UsageError
@@ -20,7 +22,7 @@ from svertka.run import Run
 from svertka.training.builtin_recipes import find_recipe_by_name
 from svertka.training.computed_initial_head import estimate_head_seconds
 from svertka.training.recipe import Recipe
-from svertka.transfer import logistic_and_nearest_mean_heads
+from svertka.transfer import freeze, logistic_and_nearest_mean_heads
 
 FEW: dict[str, Any] = {"epochs": 2, "batch_size": 32, "threads": 1}
 
@@ -64,6 +66,23 @@ def test_what_is_frozen_stays_to_the_bit(
     assert any(name not in before or not torch.equal(before[name], after[name]) for name in after)
     assert run.settings()["recipe"]["unfreeze"] == options.get("unfreeze", "head")
     assert run.result()["val_error"] is not None
+
+
+@pytest.mark.usefixtures("quiet")
+def test_frozen_layers_are_compiled_once_for_their_timing_the_computed_head_and_training(
+    trained: Run, digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Module] = []
+
+    def compile_counted(network: Module, shape: tuple[int, ...], images: int) -> Module:
+        compiled.append(network)
+        return copy.deepcopy(network)
+
+    monkeypatch.setattr(freeze, "optimize_if_worthwhile", compile_counted)
+    options: dict[str, Any] = {"head": "logistic", "unfreeze": "head", "cache": False, "threads": 1}
+    run = svertka.train(digit_folder, weights=trained, output=tmp_path / "run", **options)
+    assert len(compiled) == 1
+    assert run.settings()["recipe"]["head"] == "logistic"
 
 
 @pytest.mark.sample(1)

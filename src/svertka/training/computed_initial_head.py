@@ -57,7 +57,13 @@ def fits_default_head(classifier: Classifier, recipe: Recipe, images: int) -> bo
     return is_new and images <= FITTED_IMAGES
 
 
-def compute_head(classifier: Classifier, settings: RunSettings, parts: DataSplits, device: torch.device) -> None:
+def compute_head(
+    classifier: Classifier,
+    settings: RunSettings,
+    parts: DataSplits,
+    device: torch.device,
+    frozen: PartiallyFrozen | None = None,
+) -> None:
     """Compute the head of `classifier` from the features of the training images without augmentation, in place.
 
     A head that is then trained with stages below it is computed by logistic regression: a random head would spoil their
@@ -68,6 +74,8 @@ def compute_head(classifier: Classifier, settings: RunSettings, parts: DataSplit
         settings: The settings of the training.
         parts: The images.
         device: The device.
+        frozen: The network in two parts, from `freeze_classifier`. If it ends before the head, it is used, so that its
+            frozen part is compiled only once.
 
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
     """
@@ -76,11 +84,13 @@ def compute_head(classifier: Classifier, settings: RunSettings, parts: DataSplit
     head = _find_head(classifier)
     assert split is not None
     assert isinstance(head, nn.Linear)
-    frozen = split.frozen
+    if frozen is not None and (frozen.first_trainable, frozen.shape) == (split.first_trainable, split.shape):
+        split = frozen
+    prefix = split.frozen
     if settings.accelerate:
         optimize_frozen(split, classifier, parts)
     if settings.cache is None:
-        features = batches.with_images(lambda indices, _: frozen(batches.images(indices, 0)))
+        features = batches.with_images(lambda indices, _: prefix(batches.images(indices, 0)))
     else:
         features = store_features(split, settings, parts, batches, "computing features for the head")
     heads.fit_head(head, partial(_solve, classifier, _solver(settings.recipe)), features)

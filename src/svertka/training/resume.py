@@ -182,7 +182,7 @@ def train_from_checkpoint(
     state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer, average)
     with autotune.pin_choices(extra["convolutions"]):
         if state.step == 0 and needs_computed_head(classifier, recipe):
-            compute_head(classifier, settings, parts, place)
+            compute_head(classifier, settings, parts, place, frozen)
             if average is not None:
                 average.restart()
         inputs = build_training_inputs(classifier, frozen, settings, parts, place)
