@@ -114,6 +114,24 @@ def test_without_time_left_the_choice_is_that_of_the_most_similar_shape(fresh, t
     assert path.read_bytes() == written  # later processes time them
 
 
+def test_a_shape_with_as_many_channels_is_more_similar_than_one_with_as_many_multiplications(fresh, timed):
+    fresh()
+    sizes = {"gemm": (64, 224), "aten": (512, 14)}
+    shapes = {
+        name: ConvShape.of((8, width, side, side), (width, width, 3, 3), padding=1)
+        for name, (width, side) in sizes.items()
+    }
+    layout, threads = torch.contiguous_format, torch.get_num_threads()
+    for name, shape in shapes.items():
+        autotune._chosen[("forward", shape, layout, threads, torch.float32, False)] = name
+    autotune._spent["seconds"] = autotune.TOTAL_BUDGET
+    like = ConvShape.of((8, 512, 28, 28), (512, 512, 3, 3), padding=1)
+    assert like.multiply_adds == shapes["gemm"].multiply_adds
+    found = autotune.select_algorithm("auto", "forward", like, torch.zeros(1).expand(like.input))
+    assert found is autotune.aten
+    assert not timed
+
+
 def test_large_batches_are_timed_on_fewer_images(fresh, timed):
     fresh()
     large = ConvShape.of((64, 64, 56, 56), (64, 64, 3, 3), padding=1)

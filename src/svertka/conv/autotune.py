@@ -416,8 +416,13 @@ def _find_similar(key: Key) -> str | None:
         depth = shape.in_channels // shape.groups
         return one_pass, *rest, shape.kernel, shape.stride, shape.dilation, shape.groups == 1, depth == 1
 
+    def sizes(shape: ConvShape) -> tuple[int, ...]:
+        pixels = max(shape.batch, 1) * shape.out_height * shape.out_width
+        return shape.in_channels // shape.groups, shape.out_channels, pixels
+
     def distance(other: Key) -> float:
-        return abs(log(other[1].multiply_adds / key[1].multiply_adds))
+        # Layers of one network have about as many multiplications, but not as many channels.
+        return sum(abs(log(size / own)) for size, own in zip(sizes(other[1]), sizes(shape), strict=True))
 
     _, shape, _, _, dtype, _ = key
     alike = [other for other in _chosen if kind(other) == kind(key)]
