@@ -18,10 +18,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import svertka
-from svertka.classifier import Classifier
+from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.compiler.accuracy_check import TOLERANCE
+from svertka.data.band_ranges import BandRanges, BandType
 from svertka.data.image_io import decode_to_pixels
+from svertka.data.preprocessing import Fit, Preprocess
 from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.inspection.atlas.classifier_and_images import open_atlas_inputs
 from svertka.models import registry
@@ -359,3 +361,49 @@ def test_the_pictures_are_of_every_kind(pictures: list[Path]) -> None:
     opened = [Image.open(io.BytesIO(path.read_bytes())) for path in pictures]
     assert {one.mode for one in opened} >= {"RGB", "L", "CMYK", "I;16", "RGBA", "P", "LA"}
     assert any(one.getexif().get(0x0112, 1) != 1 for one in opened)
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize(("dtype", "fit"), [("uint16", "crop"), ("float32", "pad"), ("uint8", "squeeze")])
+def test_an_image_of_several_bands_has_one_answer(
+    live: Callable[..., Any], tmp_path: Path, dtype: BandType, fit: Fit
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    random = np.random.default_rng(4)
+    count, top = 5, {"uint8": 255, "uint16": 4000, "float32": 0.4}[dtype]
+    ranges = BandRanges.of_bytes(count) if dtype == "uint8" else BandRanges(dtype, ((0.1 * top, 0.9 * top),) * count)
+    preprocess = Preprocess(
+        size=28, resize=28, mean=(0.4,) * count, std=(0.2,) * count, fit=fit, intensity_range=ranges
+    )
+    torch.manual_seed(0)
+    config = Config(model="mlp", names=("a", "b", "c"), preprocess=preprocess)
+    classifier = Classifier(config.build().eval(), config)
+    paths, arrays = [], []
+    for number, (height, width) in enumerate([(28, 28), (60, 40), (33, 90), (20, 25), (41, 41), (70, 30)]):
+        arrays.append((random.random((height, width, count)) * top).astype(dtype))
+        paths.append(tmp_path / f"{number}.tif")
+        tifffile.imwrite(paths[-1], arrays[-1], photometric="minisblack", planarconfig="contig", metadata=None)
+    images = torch.stack([classifier.preprocess(path) for path in paths])
+    spread_logits(classifier, list(images))
+    with torch.inference_mode():
+        wanted = classifier.network(images).softmax(1).numpy()
+    folder = tmp_path / "run"
+    classifier.save(folder)
+
+    def probabilities(found: Any) -> Any:
+        rows = [{one["name"]: one["probability"] for one in entry["labels"]} for entry in found]
+        return np.array([[row[name] for name in classifier.names] for row in rows])
+
+    assert np.abs(probabilities(svertka.predict(folder, *paths, device="cpu")) - wanted).max() <= 1e-5
+    assert np.abs(probabilities(svertka.predict(folder, *arrays, device="cpu")) - wanted).max() <= 1e-5
+    session = onnxruntime.InferenceSession(convert_to_onnx(classifier, preprocessing=True).SerializeToString())
+    for array, row in zip(arrays, wanted, strict=True):
+        (found,) = session.run(["probabilities"], {"pictures": array[None]})
+        assert np.abs(found[0] - row).max() <= 1e-3
+    with live(ServedModel(folder, CPU)) as server:
+        answers = [entry for path in paths for entry in server.ask("POST", "/predict", path.read_bytes()).json()]
+        explained = server.ask("POST", "/explain", paths[0].read_bytes())
+        refused = server.ask("POST", "/predict", b"\x89PNG\r\n\x1a\n" + bytes(60)).json()
+    assert np.abs(probabilities(answers) - wanted).max() <= TOLERANCE
+    assert explained.status == 200
+    assert "no TIFF of several bands" in json.dumps(refused)
