@@ -103,14 +103,14 @@ def test_bands_are_rotated_upright():
 
 def test_files_unlike_the_others_are_refused_with_what_they_have():
     values = RNG.integers(0, 65536, (9, 7, 13)).astype(np.uint16)
-    wanted = ", while the others have 13 bands of uint16; remove it or save it like them"
+    wanted = ", where 13 bands of uint16 are expected; remove it or save it like the training images"
     assert refusal(by_hand(values[..., :12])) == f"12 bands of 16-bit unsigned integers{wanted}"
     assert refusal(by_hand(values.astype(np.uint8))) == f"13 bands of 8-bit unsigned integers{wanted}"
     assert refusal(by_hand(values.astype(np.float32))) == f"13 bands of 32-bit floating-point values{wanted}"
     seventeen = np.zeros((9, 7, 17), np.uint16)
-    assert "17 bands of 16-bit unsigned integers (at most 16 can be used), while" in refusal(by_hand(seventeen))
+    assert "17 bands of 16-bit unsigned integers (at most 16 can be used), where" in refusal(by_hand(seventeen))
     assert refusal(by_hand(values, t277=0)).startswith("0 bands of 16-bit")
-    assert refusal(b"\x89PNG\r\n\x1a\n").startswith("no TIFF of several bands, or a damaged one, while")
+    assert refusal(b"\x89PNG\r\n\x1a\n").startswith("no TIFF of several bands, or a damaged one, where")
     assert refusal(b"") == "empty file"
 
 

@@ -60,7 +60,8 @@ def test_a_file_with_other_bands_is_left_out_by_name(trained):
     (bad,) = json.loads((trained[0].folder / "training.json").read_text())["bad"]
     assert bad["path"].endswith("odd.tif")
     assert bad["reason"] == (
-        "4 bands of 16-bit unsigned integers, while the others have 5 bands of uint16; remove it or save it like them"
+        "4 bands of 16-bit unsigned integers, where 5 bands of uint16 are expected; remove it or save it like the "
+        "training images"
     )
 
 
@@ -93,6 +94,29 @@ def test_the_run_is_evaluated_and_refuses_other_images(trained, tmp_path):
     assert svertka.evaluate(run.folder, new, threads=1).images == 6
     with pytest.raises(UsageError, match=r"cannot be used by a network of 5 bands, 16 bit; give \(H, W, 5\) of dtype"):
         svertka.predict(run.folder, np.zeros((8, 8, 3), np.uint8), threads=1)
+
+
+def test_shards_keep_the_values_of_bands(tmp_path):
+    folder = multispectral_folder(tmp_path / "set", images=4)
+    svertka.shard(folder, tmp_path / "shards", threads=1)
+    written, stored = open_source(folder), open_source(tmp_path / "shards")
+    bands = find_bands(stored)
+    assert (bands.dtype, len(bands)) == ("uint16", COUNT)
+    written, stored = written.with_intensity_range(bands), stored.with_intensity_range(bands)
+    wanted = {written.images.digest(index): written.images.read(index) for index in range(len(written))}
+    assert len(stored) == len(wanted) == 8
+    for index in range(len(stored)):
+        assert np.array_equal(stored.images.read(index), wanted[stored.images.digest(index)])
+
+
+def test_what_needs_rgb_is_refused(trained):
+    run, folder = trained
+    with pytest.raises(UsageError, match=r"model=auto compares networks on RGB images, and .* has 5 bands, 16 bit"):
+        svertka.train(folder, model="auto", output=folder / "run", threads=1)
+    with pytest.raises(UsageError, match=r"rand_augment changes RGB images, and .* has 5 bands, 16 bit; give --auto"):
+        svertka.train(folder, model="lenet5", auto_augment="rand", output=folder / "run", threads=1)
+    with pytest.raises(UsageError, match=r"reads images of 5 bands, 16 bit, which browsers cannot read; export it"):
+        svertka.export(run.folder, folder / "page.html")
 
 
 def test_a_folder_of_gray_or_rgb_tiff_files_has_no_bands(tmp_path):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import ExifTags, Image, TiffImagePlugin, features
+from PIL import ExifTags, Image, features
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -43,7 +43,8 @@ from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, Usa
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, read_regular_file
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of files is told in the errors
+for _library in ("PIL", "tifffile"):  # what they log of files is told in the errors
+    logging.getLogger(_library).addHandler(logging.NullHandler())
 
 PIXEL_LIMIT = 100_000_000
 MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, besides its file
@@ -665,20 +666,8 @@ def _without_text(png: bytes) -> bytes:
 
 def _bands_of_tiff(data: bytes) -> str | None:
     """Return a description of a TIFF's bands; None if they are not declared."""
-    try:
-        directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
-        file = io.BytesIO(data)
-        file.seek(directory.next)
-        directory.load(file)
-        bits = directory[_BITS]
-        number = int(directory.get(_BANDS, len(bits)))
-        if not directory.keys() & {_STRIPS, _TILES}:  # truncated before its last entries
-            return None
-        kinds = {1: "unsigned integers", 2: "signed integers", 3: "floating-point values", 5: "complex integers"}
-        kind = kinds.get(directory.get(_SAMPLE_FORMAT, (1,))[0], "values of unknown kind")
-        return f"{number} {'band' if number == 1 else 'bands'} of {'/'.join(map(str, sorted(set(bits))))}-bit {kind}"
-    except Exception:  # a damaged directory
-        return None
+    layout = read_band_layout(data)
+    return None if layout is None else layout.words
 
 
 def _factor(image: ImageFile, least: int, limit: int) -> int:

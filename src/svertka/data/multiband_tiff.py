@@ -150,12 +150,15 @@ def check_bands(layout: BandLayout | None, count: int, dtype: str) -> BandLayout
     Raises:
         ImageError: It is not that of a TIFF of `count` bands of `dtype`.
     """
-    wanted = f"the others have {count} band{'' if count == 1 else 's'} of {dtype}"
+    wanted = (
+        f"where {count} band{' of' if count == 1 else 's of'} {dtype} {'is' if count == 1 else 'are'} expected; "
+        "remove it or save it like the training images"
+    )
     if layout is None:
-        raise ImageError(f"no TIFF of several bands, or a damaged one, while {wanted}; remove it or save it like them")
+        raise ImageError(f"no TIFF of several bands, or a damaged one, {wanted}")
     if layout.count != count or layout.dtype != dtype:
         limit = f" (at most {MAX_BANDS} can be used)" if layout.count > MAX_BANDS else ""
-        raise ImageError(f"{layout.words}{limit}, while {wanted}; remove it or save it like them")
+        raise ImageError(f"{layout.words}{limit}, {wanted}")
     if min(layout.height, layout.width) < 1:
         raise ImageError("no pixels")
     return layout

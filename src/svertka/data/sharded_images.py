@@ -94,10 +94,10 @@ class ShardImages(EncodedImages):
         """Return the decoded image.
 
         Raises:
-            ImageError: It cannot be decoded, or has 16 bits per value.
+            ImageError: It cannot be decoded, or is RGB of 16 bits per value.
         """
         image = super().decode(index, min_side)
-        if image.deep:
+        if image.deep and self.decoding.bands is None:
             raise ImageError("it has 16 bits per value, and shards hold 8; train on the files themselves")
         return image
 
