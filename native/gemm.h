@@ -82,14 +82,14 @@ ALWAYS_INLINE void each_sum(Function function) {
         for (int half = 0; half < vectors; ++half) function(row, half);
 }
 
-// Σ_k A[row][k] · B[k][column] for `count` ≤ MR rows and NR columns, stored to C at row · NR as
+// Σ_k A[row][k] · B[k][column] for `count` ≤ MR rows and `vectors` of NR columns, stored to C at row · NR as
 // floats, or added to it if `add`.
-template <int count, Index row_stride, Index step_stride, class Factor>
+template <int count, Index row_stride, Index step_stride, int vectors = 2, class Factor>
 void block_product(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, float* c, Index depth,
                    bool add) {
-    SumOf<Factor> sums[count][2] = {};
+    SumOf<Factor> sums[count][vectors] = {};
     add_products<row_stride, step_stride>(sums, a, chunk, b, b_stride, second, depth);
-    each_sum<count, 2>([&](int row, int half) __attribute__((always_inline)) {
+    each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
         float* to = c + row * NR + half * lanes;
         const Vector sum = __builtin_convertvector(sums[row][half], Vector);
         store(to, add ? load(to) + sum : sum);
@@ -97,14 +97,14 @@ void block_product(const Factor* a, Index chunk, const Factor* b, Index b_stride
 }
 
 // The same for a row count known only at run time.
-template <Index row_stride, Index step_stride, int max_rows = MR, class Factor>
+template <Index row_stride, Index step_stride, int vectors = 2, int max_rows = MR, class Factor>
 ALWAYS_INLINE void product(Index count, const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second,
                            float* c, Index depth, bool add) {
     if constexpr (max_rows > 1) {
         if (count < max_rows)
-            return product<row_stride, step_stride, max_rows - 1>(count, a, chunk, b, b_stride, second, c, depth, add);
+            return product<row_stride, step_stride, vectors, max_rows - 1>(count, a, chunk, b, b_stride, second, c, depth, add);
     }
-    block_product<max_rows, row_stride, step_stride>(a, chunk, b, b_stride, second, c, depth, add);
+    block_product<max_rows, row_stride, step_stride, vectors>(a, chunk, b, b_stride, second, c, depth, add);
 }
 
 }  // namespace svertka::INSTRUCTIONS

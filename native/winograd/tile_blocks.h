@@ -52,9 +52,19 @@ struct TileBlocks {
     // Where tile `index` of its block begins: (frequency, register block, group of channels, row of the block, lane).
     Factor* row_of(Index index, Factor* to) const { return to + (index / MR * groups * MR + index % MR) * lanes; }
 
-    // Computes the 36 products of a block and one panel's weights for inputs `first` to `last`.
-    void multiply(Range here, const Factor* transformed_tiles, const Factor* transformed_weights, Index first, Index last,
-                  float* products) const {
+    // Computes the 36 products of a block and the weights of panel `number` for inputs `first` to `last`. The second vector
+    // of a panel without so many outputs is left out.
+    void multiply(Range here, const Factor* transformed_tiles, const Factor* transformed_weights, Index number, Index first,
+                  Index last, float* products) const {
+        if (out_channels - number * NR > lanes)
+            multiply_vectors<2>(here, transformed_tiles, transformed_weights, first, last, products);
+        else
+            multiply_vectors<1>(here, transformed_tiles, transformed_weights, first, last, products);
+    }
+
+    template <int vectors>
+    void multiply_vectors(Range here, const Factor* transformed_tiles, const Factor* transformed_weights, Index first,
+                          Index last, float* products) const {
         const Index begin = first / several, end = ceil_div(last, several);
         for (Index frequency = 0; frequency < frequencies; ++frequency) {
             const Factor* a = transformed_tiles + frequency * tile_stride;
@@ -64,7 +74,7 @@ struct TileBlocks {
             for (Index input = begin; input < end; input += KC, b += KC * NR)
                 for (Index tile = needed.first, next; tile < needed.last; tile = next) {
                     next = min((tile / MR + 1) * MR, needed.last);
-                    product<lanes, 1>(next - tile,
+                    product<lanes, 1, vectors>(next - tile,
                                       a + (tile / MR * groups * MR + tile % MR) * lanes + input * MR,
                                       MR * lanes, b, NR, lanes, c + tile * NR, min(KC, end - input),
                                       input > 0);
@@ -122,7 +132,7 @@ void compute_blocks(Pass& pass, Index of_padding, Index of_room, int threads) {
                     for (Index first = 0, last; first < blocks.in_channels; first = last) {
                         last = min(first + blocks.depth, blocks.in_channels);
                         pass.transform_weights(number, first, last, room, transformed_weights);
-                        blocks.multiply(here, transformed_tiles, transformed_weights, first, last, products);
+                        blocks.multiply(here, transformed_tiles, transformed_weights, number, first, last, products);
                     }
                     store_block(here, products, number);
                 }
@@ -138,8 +148,8 @@ void compute_blocks(Pass& pass, Index of_padding, Index of_room, int threads) {
                 for (Index index = here.first; index < here.last; ++index)
                     pass.transform_input(tiles[index], index - start, transformed_tiles);
                 for (Index number = 0; number < blocks.panels; ++number) {
-                    blocks.multiply(here, transformed_tiles, transformed_weights + number * of_weights, 0, blocks.depth,
-                                    products);
+                    blocks.multiply(here, transformed_tiles, transformed_weights + number * of_weights, number, 0,
+                                    blocks.depth, products);
                     store_block(here, products, number);
                 }
             }

@@ -80,9 +80,11 @@ struct Pass {
             for (Index output = first; output < last; output += height) {
                 const Factor* a = gradients + frequency * gradient_stride +
                                   (output / lanes * steps + begin) * lanes + output % lanes;
-                block_product<height, 1, lanes>(a, lanes * lanes, b, NR, lanes,
-                                                products + frequency * product_stride + (output - first) * NR,
-                                                end - begin, false);
+                float* const c = products + frequency * product_stride + (output - first) * NR;
+                if (input.channels - number * NR > lanes)  // else the panel's second vector is left out
+                    block_product<height, 1, lanes>(a, lanes * lanes, b, NR, lanes, c, end - begin, false);
+                else
+                    block_product<height, 1, lanes, 1>(a, lanes * lanes, b, NR, lanes, c, end - begin, false);
             }
         }
     }
