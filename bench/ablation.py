@@ -5,10 +5,10 @@
 The network with ImageNet weights classifies photographs of `cats-dogs`, evenly spaced among all. The class of each is
 the one that the network predicts, so that every change of a prediction counts. The time of `ablate_units`, as wall time
 and as CPU time of all threads, includes compiling, which happens once per layer; the projection to `--total` images
-counts it once. With fewer images, fewer estimates are checked, and fewer removals suffice for compiling, in proportion
-to their numbers in `--total`. The exit code is 1 if, without estimates, the most important units of two layers change
-other numbers of predictions of 8 photographs than whole forward passes in which a hook zeroes the unit. Needs
-SVERTKA_DATA.
+counts it once. With fewer images, fewer estimates are checked, fewer removals suffice for compiling, and less time is
+left for certain estimates, in proportion to the number of images. The exit code is 1 if, without estimates, the most
+important units of two layers change other numbers of predictions of 8 photographs than whole forward passes in which a
+hook zeroes the unit. Needs SVERTKA_DATA.
 """
 
 import argparse
@@ -100,6 +100,7 @@ def main() -> int:
     part = len(images) / options.total
     unit_ablation.SAMPLE = options.sample if options.sample is not None else round(unit_ablation.SAMPLE * part)
     unit_ablation.COMPILED_FROM = round(unit_ablation.COMPILED_FROM * part)
+    unit_ablation.SECONDS *= part
     network = classifier.network.eval()
     with torch.no_grad():
         labels = torch.cat([network(some).argmax(1) for some in torch.split(images, 8)])

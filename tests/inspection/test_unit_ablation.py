@@ -173,6 +173,7 @@ def test_estimates_decide_where_the_network_is_linear_after_a_layer(monkeypatch:
         before = network(images).argmax(1)
     labels = torch.where(torch.arange(60) % 3 == 0, before.roll(1), before)
     monkeypatch.setattr(unit_ablation, "SAMPLE", 0)
+    monkeypatch.setattr(unit_ablation, "SECONDS", 0)
     found = ablate_units(network, lambda: [(images, labels)], 8)
     winners = set()
     for mode, constants in enumerate((torch.zeros(24), maps.mean((0, 2, 3)))):
@@ -209,12 +210,31 @@ def test_the_check_of_the_estimates_finds_wrong_ones(monkeypatch: pytest.MonkeyP
     whole = ablate_units(network, lambda: [(images, labels)], 8)
     monkeypatch.undo()
     monkeypatch.setattr(unit_ablation, "_estimate", negate)
+    monkeypatch.setattr(unit_ablation, "SECONDS", 0)
     monkeypatch.setattr(unit_ablation, "SAMPLE", 10_000)
     found = ablate_units(network, lambda: [(images, labels)], 8)
     assert found.estimated == 0
     assert found.changed.wrong == found.changed.sampled > 1000
     assert found.unchanged.wrong == found.unchanged.sampled > 10
     assert [one.lost.tolist() for one in found.layers] == [one.lost.tolist() for one in whole.layers]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_as_many_removals_are_computed_as_the_time_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    network, images = Branches().eval(), torch.randn(20, 3, 8, 8)
+    monkeypatch.setattr(unit_ablation, "SAMPLE", 0)
+
+    def ablate(seconds: float) -> Ablation:
+        monkeypatch.setattr(unit_ablation, "SECONDS", seconds)
+        return ablate_units(network, lambda: [(images, torch.arange(20) % 4)], 4)
+
+    few, some, every = (ablate(seconds) for seconds in (0, 0.012, 30))
+    assert few.computed < some.computed < every.computed == every.pairs
+    assert every.estimated == 0
+    compute_every_removal(monkeypatch)
+    exact = ablate(0)
+    assert [one.lost.tolist() for one in every.layers] == [one.lost.tolist() for one in exact.layers]
 
 
 def test_compiled_replays_do_not_depend_on_the_compared_classes() -> None:
@@ -306,8 +326,11 @@ def without(network: nn.Sequential, layer: int, unit: int, constant: float) -> n
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_planted_shortcut_is_found_and_removed(large_count: Callable[[int, int], int]) -> None:
+def test_a_planted_shortcut_is_found_and_removed(
+    large_count: Callable[[int, int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A red corner in one class is found by the unit that the class needs, and removing its units restores accuracy."""
+    monkeypatch.setattr(unit_ablation, "SECONDS", 0)  # with estimates
     for seed in range(large_count(1, 20)):
         torch.manual_seed(seed)
         images, labels = noisy_digits(seed)

@@ -216,6 +216,10 @@ class ReplayedGraph:
         """Return the size of the largest value that a replay of one image computes."""
         return max(1, round(max(self._flow.num_bytes[node] for node in (layer.cut, *(one for one, _ in layer.steps)))))
 
+    def bytes_of_replay(self, layer: UnitLayer) -> int:
+        """Return the size of all values that a replay of one image computes."""
+        return max(1, round(sum(self._flow.num_bytes[node] for node in (layer.cut, *(one for one, _ in layer.steps)))))
+
     def suffix(self, layer: UnitLayer) -> fx.GraphModule | None:
         """Return the network from a layer's cut to the scores as a module; None if it reads other values, too."""
         if layer.frontier or any(self._flow.writes[node] & self._flow.blocks[layer.cut] for node, _ in layer.steps):

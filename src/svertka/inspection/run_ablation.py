@@ -88,9 +88,11 @@ class AblatedRun:
             The counts, and how often the estimates are wrong.
         """
         one = self.ablation
+        share = one.computed / max(1, one.pairs)
+        which = "all" if one.computed == one.pairs else f"the {share:.1%} with the least certain estimates"
         found = [
-            f"{self.units:,} units were removed one at a time, on {self.images:,} images; the "
-            f"{one.computed / max(1, one.pairs):.1%} of {one.pairs:,} removals with uncertain estimates were computed"
+            f"{self.units:,} units were removed one at a time, on {self.images:,} images; of {one.pairs:,} removals, "
+            f"{which} were computed"
         ]
         for check, text in (
             (one.unchanged, "to change nothing"),

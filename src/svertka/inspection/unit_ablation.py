@@ -4,9 +4,10 @@ A unit is removed by replacing its feature map with a constant: with 0, or with 
 Most removals leave an image right or wrong, as it was. Backward passes estimate for all units how the differences
 between the score of an image's class and the highest other scores would change. The image is right without the unit if
 all differences are positive then. The estimate is uncertain if the least of them is close to 0, compared with the size
-of the changes: these pairs of image and unit are computed exactly, from the layer on. For the others, the estimate
-decides. A random sample of them is computed, too, and tells how often it was wrong. If a layer has many pairs to
-compute, the part of the network after it is compiled.
+of the changes: these pairs of image and unit are computed exactly, from the layer on, and as many others as about half
+a minute allows, which are all of a small network. For the rest, the estimate decides. A random sample of it is
+computed, too, and tells how often the estimate was wrong. If a layer has many pairs to compute, the part of the network
+after it is compiled.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,8 @@ ESTIMATED_CLASSES = 8  # whose differences from the score of the image's class a
 # The least difference without the unit, with the sign that a change gives it, as a multiple of the root mean square
 # change of all differences: between these bounds, the removal is computed.
 UNCHANGED_BELOW, CHANGED_ABOVE = -0.4, 0.7
+SECONDS = 30.0  # in which as many other removals are computed, the least certain first
+SECONDS_PER_REMOVAL, BYTES_PER_SECOND = 2e-5, 1.5e9  # what a replay takes, roughly; a measured time would vary
 SAMPLE = 2000  # removals that are estimated to change nothing and computed to check the estimate
 CHANGES_SAMPLED = 20  # how many times as large a share of those estimated to change an image is computed
 REMOVALS_PER_BATCH = 64
@@ -367,7 +370,7 @@ class _Removal:
 
     Attributes:
         counts: For each layer, the images that are lost and gained, (modes, units, classes) each.
-        computed: Pairs whose estimate was uncertain.
+        computed: Pairs that were computed because their estimate was uncertain.
         estimated: Pairs that were counted as changes without being computed.
         checks: Estimates in the sample, and wrong ones among them: that nothing changes, and that it changes.
     """
@@ -390,14 +393,14 @@ class _Removal:
             labels: (N,) int64, on the CPU.
         """
         was, estimates = _estimate(self._graph, images, labels, self._means)
-        changes = [one > CHANGED_ABOVE for one in estimates]
+        uncertain = self._find_uncertain(estimates, SECONDS * len(images) / self._num_images)
         wanted = []
-        for number, (estimate, change) in enumerate(zip(estimates, changes, strict=True)):
-            certain = change | (estimate < UNCHANGED_BELOW)
-            self.computed += int((~certain).sum())
+        for number, (estimate, chosen) in enumerate(zip(estimates, uncertain, strict=True)):
+            change = ~chosen & (estimate > 0)
+            self.computed += int(chosen.sum())
             share = torch.where(change, CHANGES_SAMPLED * self._share, self._share)
-            drawn = certain & (torch.rand(estimate.shape, generator=self._generator) < share)
-            wanted.append((~certain | drawn).nonzero())
+            drawn = ~chosen & (torch.rand(estimate.shape, generator=self._generator) < share)
+            wanted.append((chosen | drawn).nonzero())
             counted = (change & ~drawn).nonzero()
             self.estimated += len(counted)
             self._count(number, was, labels, counted)
@@ -418,7 +421,8 @@ class _Removal:
                     for one in group:
                         of_layer = number == one
                         places = pairs[of_layer, 1:]
-                        self._check(estimates[one][tuple(places.T)], changed[of_layer])
+                        at = tuple(places.T)
+                        self._check(estimates[one][at][~uncertain[one][at]], changed[of_layer][~uncertain[one][at]])
                         self._count(one, was, labels, places[changed[of_layer]])
 
     def _count(self, number: int, was: Tensor, labels: Tensor, places: Tensor) -> None:
@@ -427,10 +431,32 @@ class _Removal:
         which = (~was[image]).long()
         np.add.at(self.counts[number], tuple(one.numpy() for one in (which, mode, unit, labels[image])), 1)
 
+    def _find_uncertain(self, estimates: Sequence[Tensor], seconds: float) -> list[Tensor]:
+        """Return which removals are computed: those between the bounds, and the least certain others.
+
+        Args:
+            estimates: For each layer, (N, modes, units).
+            seconds: Time for all that are computed, if those between the bounds do not take longer.
+        """
+        distances = [
+            torch.where(one < 0, one / UNCHANGED_BELOW, one / CHANGED_ABOVE).nan_to_num(0.0, torch.inf)
+            for one in estimates
+        ]
+        costs = [
+            torch.full(one.shape, SECONDS_PER_REMOVAL + self._graph.bytes_of_replay(layer) / BYTES_PER_SECOND).flatten()
+            for layer, one in zip(self._graph.layers, estimates, strict=True)
+        ]
+        together = torch.cat([one.flatten() for one in distances])
+        order = together.argsort(stable=True)
+        is_chosen = together <= 1
+        is_chosen[order[torch.cat(costs)[order].cumsum(0) <= seconds]] = True
+        parts = is_chosen.split([one.numel() for one in distances])  # type: ignore[no-untyped-call]
+        return [part.view(one.shape) for part, one in zip(parts, distances, strict=True)]
+
     def _check(self, estimates: Tensor, changed: Tensor) -> None:
-        """Compare the estimates that were certain with what was computed."""
-        for check, certain, wrong in (
-            (self.checks[0], estimates < UNCHANGED_BELOW, changed),
-            (self.checks[1], estimates > CHANGED_ABOVE, ~changed),
+        """Compare estimates that decided with what was computed."""
+        for check, decided, wrong in (
+            (self.checks[0], estimates <= 0, changed),
+            (self.checks[1], estimates > 0, ~changed),
         ):
-            check += [int(certain.sum()), int((certain & wrong).sum())]
+            check += [int(decided.sum()), int((decided & wrong).sum())]
