@@ -88,8 +88,8 @@ class AblatedRun:
             The counts, and how often the estimates are wrong.
         """
         one = self.ablation
-        share = one.computed / max(1, one.pairs)
-        which = "all" if one.computed == one.pairs else f"the {share:.1%} with the least certain estimates"
+        part = f"the {one.computed / max(1, one.pairs):.1%} with the least certain estimates"
+        which = "all" if one.computed == one.pairs else part
         found = [
             f"{self.units:,} units were removed one at a time, on {self.images:,} images; of {one.pairs:,} removals, "
             f"{which} were computed"
