@@ -10,6 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import svertka
+from svertka.graph.summary import Layer
+from svertka.inspection.activations import list_layers
+from svertka.training import health
 from svertka.training.builtin_recipes import find_recipe_by_name
 from svertka.training.health import (
     are_all_the_same,
@@ -300,3 +304,19 @@ def test_dead_units_that_training_does_not_change_are_left_out() -> None:
     assert set(measure_dead_units(network, images)) == {"3"}
     network.requires_grad_(False)
     assert measure_dead_units(network, images) == {}
+
+
+def test_layers_are_listed_once_for_the_time_estimate_and_once_for_all_epochs(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[tuple[int, ...]] = []
+
+    def list_counted(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
+        listed.append(shape)
+        return list_layers(network, shape)
+
+    monkeypatch.setattr(health, "list_layers", list_counted)
+    options: dict[str, Any] = {"model": "lenet5", "size": 32, "epochs": 3, "val": 0.2, "lr": 1e-3, "threads": 1}
+    run = svertka.train(digit_folder, output=tmp_path / "run", **options)
+    assert listed == [(1, 1, 32, 32)] * 2
+    assert [len(entry["dead"]) for entry in run.history() if entry["kind"] == "epoch"] == [6, 6, 6]

@@ -320,8 +320,20 @@ def find_constant_scores(network: nn.Module, images: torch.Tensor) -> list[int]:
     return torch.nonzero(scores.amax(0) - scores.amin(0) <= CONSTANT).flatten().tolist()
 
 
+def list_measured_layers(network: nn.Module, images: torch.Tensor) -> list[Layer]:
+    """Return the layers of `network` for `images` (B, …); [] if it cannot be traced, or dead units are not measured."""
+    if len(images) < DEAD_IMAGES:
+        return []
+    try:
+        return list_layers(network, (1, *images.shape[1:]))
+    except UsageError:
+        return []
+
+
 @torch.no_grad()
-def measure_dead_units(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
+def measure_dead_units(
+    network: nn.Module, images: torch.Tensor, known: Sequence[Layer] | None = None
+) -> dict[str, float]:
     """Return the share of units (channels) of each activation function whose output never changes, by name.
 
     Activation functions that depend on no parameter with `requires_grad` are left out: training does not change them.
@@ -329,16 +341,15 @@ def measure_dead_units(network: nn.Module, images: torch.Tensor) -> dict[str, fl
     Args:
         network: The network; its mode is restored.
         images: Images or features (B, …). With fewer than `DEAD_IMAGES`, nothing is measured.
+        known: Its layers, from `list_measured_layers` for such images. None: they are listed here.
 
     Returns:
         The shares, for the activation functions whose channels are known; {} if the network cannot be traced.
     """
     if len(images) < DEAD_IMAGES:
         return {}
-    try:
-        known = list_layers(network, (1, *images.shape[1:]))
-    except UsageError:
-        return {}
+    if known is None:
+        known = list_measured_layers(network, images)
     # Where channels are neither those of maps nor the only axis, it is unknown what the units are.
     watched = [layer for layer in known if is_activation_function(layer) and (layer.maps or len(layer.shape) == 2)]
     if not watched:

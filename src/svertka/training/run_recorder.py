@@ -14,6 +14,7 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import Interrupted
 from svertka.evaluation.evaluate import evaluate_network
+from svertka.graph.summary import Layer
 from svertka.progress import Progress, format_duration
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest, record_stop
@@ -78,6 +79,7 @@ class Recorder(Callback):
         self._marked = self._saved = time.monotonic()
         self._save_time = 0.0
         self._checked_early = bool(self._epochs)  # scores may die within the first steps
+        self._layers: list[Layer] | None = None  # of the network that is checked, once they are known
 
     @property
     def network(self) -> nn.Module:
@@ -293,7 +295,9 @@ class Recorder(Callback):
         network, images = self._probe()
         if health.are_all_the_same(images):  # which says nothing about the network
             return {"dead": {}, "constant_scores": []}
-        dead = health.measure_dead_units(network, images)
+        if self._layers is None:
+            self._layers = health.list_measured_layers(network, images)
+        dead = health.measure_dead_units(network, images, self._layers)
         if network is not self.network:  # the functions of a part have other names than those of the whole
             modules = dict(self.network.named_modules())
             dead = {name: share for name, share in dead.items() if name in modules}

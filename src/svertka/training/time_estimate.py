@@ -25,7 +25,7 @@ from svertka.progress import format_duration
 from svertka.tasks import SINGLE_LABEL, AnyTask
 from svertka.tensor_files import write_tensors
 from svertka.training.config import FeatureCacheSettings
-from svertka.training.health import PROBED, find_constant_scores, measure_dead_units
+from svertka.training.health import PROBED, find_constant_scores, list_measured_layers, measure_dead_units
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, take_step
 from svertka.transfer.feature_cache import feature_batch_size
@@ -266,11 +266,12 @@ def time_epoch_end(network: nn.Module, trained: nn.Module, batch: Batch, folder:
         folder: An existing folder on the disk of the run.
     """
     some = batch.images[:PROBED]
+    known = list_measured_layers(trained, some)
 
     def end_epoch() -> None:
         with tempfile.TemporaryDirectory(prefix=".svertka.", dir=folder) as scratch:
             write_tensors(Path(scratch) / WEIGHTS, network.state_dict())
-        measure_dead_units(trained, some)
+        measure_dead_units(trained, some, known)
         find_constant_scores(trained, some)
 
     return _median_seconds(end_epoch)
