@@ -29,3 +29,23 @@ print(faults() - before)
         for setting in ("", "keep_freed_memory()")
     )
     assert given_back > 20 * kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_memory_that_one_thread_freed_serves_the_next_one() -> None:
+    script = """
+import resource, threading, torch
+from svertka.malloc import keep_freed_memory
+keep_freed_memory()
+def work():
+    batches = [torch.ones(2**23) for _ in range(3)]  # 32 MB each
+for number in range(40):
+    if number == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert int(done.stdout) < 50_000  # pages, of 737,280 that the tensors take
