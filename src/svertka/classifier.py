@@ -326,6 +326,11 @@ class Classifier:
                 f"{model.name} takes images of {model.size}×{model.size} pixels, but not of size={size}; give another "
                 "size, or leave it out"
             )
+        if model.channels not in (1, 3) and (preprocess is None or preprocess.bands is None):
+            raise UsageError(
+                f"{model.name} takes images of {model.channels} channels; give a preprocess whose intensity_range is "
+                f"BandRanges of {model.channels} bands"
+            )
         if model.classes < 2:
             raise UsageError(f"{model.name} computes one score; svertka needs one for each class, two or more")
         if names is None:
@@ -756,7 +761,8 @@ def predict(
     classifier = Classifier.open(run, torch_device, trust_builder=trust_builder, precision=precision)
     inputs, decoding = list_inputs(images), DecodingOptions.up_to(max_pixels)
     batches = _predict_batches(classifier, inputs, decoding, workers, top, sets)
-    return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
+    shown = decoding.with_intensity_range(classifier.preprocess.intensity_range)
+    return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], shown)
 
 
 class Predictions(list[dict[str, Any]]):

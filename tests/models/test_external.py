@@ -239,10 +239,7 @@ UNUSABLE: dict[str, tuple[Any, str]] = {
         "Sequential has a lazy layer (2.weight), which has no weights yet; run it on an image first",
     ),
     "half precision": (small().half(), "Sequential has float16 parameters (0.weight); svertka needs float32"),
-    "four channels": (
-        small(3, channels=4),
-        "Sequential takes images of 4 channels; svertka's have 1 (gray) or 3 (RGB)",
-    ),
+    "17 channels": (small(3, channels=17), "Sequential takes images of 17 channels; svertka's have up to 16"),
     "a function that fails": (lambda classes: classes["x"], "(TypeError: 'int' object is not subscriptable)"),
     "a function of nothing": (lambda: small(), "fails for 3 classes (TypeError:"),
     "a function that returns a number": (lambda classes: classes, "returns an object of type int; it must take"),

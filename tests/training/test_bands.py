@@ -1,6 +1,7 @@
 """Training on images of several bands, and predictions of the run."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 import svertka
 from svertka.classifier import Classifier
 from svertka.data.band_detection import find_bands
+from svertka.data.band_ranges import BandRanges
+from svertka.data.preprocessing import Preprocess
 from svertka.data.source_opener import open_source
 from svertka.errors import UsageError
 from svertka.models.published_weights import BACKBONE
@@ -94,6 +97,33 @@ def test_the_run_is_evaluated_and_refuses_other_images(trained, tmp_path):
     assert svertka.evaluate(run.folder, new, threads=1).images == 6
     with pytest.raises(UsageError, match=r"cannot be used by a network of 5 bands, 16 bit; give \(H, W, 5\) of dtype"):
         svertka.predict(run.folder, np.zeros((8, 8, 3), np.uint8), threads=1)
+
+
+def own_network(classes, channels=COUNT):
+    layers = torch.nn.Conv2d(channels, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(4, classes))
+
+
+def test_networks_of_bands_are_trained_without_the_augmentations_of_rgb(tmp_path, capsys):
+    folder = multispectral_folder(tmp_path / "set", images=4)
+    run = svertka.train(folder, model=own_network, size=16, epochs=1, output=tmp_path / "run", threads=1)
+    assert [one["kind"] for one in run.settings()["recipe"]["augmentations"]] == ["area_crop", "flip", "random_erasing"]
+    assert "left out: augmentation trivial_augment changes RGB images, and" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="Invalid channel dimensions"):
+        svertka.train(folder, model=partial(own_network, channels=4), size=16, output=tmp_path / "other", threads=1)
+
+
+def test_networks_of_bands_refuse_rgb(tmp_path):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8), [0, 0, 0, 1, 1, 1]
+    with pytest.raises(UsageError, match="own_network takes images of 5 channels, and those of .* are gray or RGB"):
+        svertka.train((pixels, labels), model=own_network, output=tmp_path / "run", threads=1)
+    with pytest.raises(UsageError, match="takes images of 5 channels; give a preprocess whose intensity_range is Band"):
+        Classifier.wrap(own_network(3))
+    ranges = BandRanges("uint16", ((0.0, 100.0),) * COUNT)
+    preprocess = Preprocess(size=8, resize=8, mean=(0.5,) * COUNT, std=(0.2,) * COUNT, intensity_range=ranges)
+    wrapped = Classifier.wrap(own_network(3), preprocess=preprocess)
+    values = np.random.default_rng(0).integers(0, 100, (8, 8, COUNT)).astype(np.uint16)
+    assert len(wrapped.predict(values)) == 3
 
 
 def test_shards_keep_the_values_of_bands(tmp_path):

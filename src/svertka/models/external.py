@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.conv.accelerate import restore
+from svertka.data.band_ranges import MAX_BANDS
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import SvertkaError, UsageError
 from svertka.graph.network_copy import copy_network, copy_with_meta_tensors, named_tensors, refuse_lazy_layers
@@ -356,9 +358,8 @@ def _probe(
     _refuse_unusual_parameters(network, name)
     published = preprocess or timm_and_torchvision.timm_preprocess(getattr(network, "pretrained_cfg", None))
     tried = dict.fromkeys((*sizes, *(() if published is None else (published.size,)), *SIZES))
-    channels = _channels(network, name)
     errors: list[UsageError] = []
-    for size in tried:
+    for channels, size in product(_possible_channels(network, name), tried):
         shape = 1, channels, size, size
         try:
             classes = count_classes(network, shape)
@@ -391,14 +392,14 @@ def _refuse_unusual_parameters(network: nn.Module, name: str) -> None:
             raise UsageError(f"{name} has {kind} parameters ({path}); svertka needs float32: call its float()")
 
 
-def _channels(network: nn.Module, name: str) -> int:
-    """Return the number of channels of the first convolution, 1 or 3; 3 without a convolution."""
+def _possible_channels(network: nn.Module, name: str) -> tuple[int, ...]:
+    """Return the numbers of channels that images of `network` may have, by its first convolution, likely ones first."""
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None:
-        return 3
-    if first.in_channels not in (1, 3) and first.in_channels % 3:
-        raise UsageError(f"{name} takes images of {first.in_channels} channels; svertka's have 1 (gray) or 3 (RGB)")
-    return 1 if first.in_channels == 1 else 3
+    count = 3 if first is None else first.in_channels
+    if count > MAX_BANDS and count % 3:
+        raise UsageError(f"{name} takes images of {count} channels; svertka's have up to {MAX_BANDS}")
+    # A convolution of 12 channels may read RGB whose pixels were moved to channels, or images of 12 bands.
+    return tuple(dict.fromkeys([*([] if count % 3 else [3]), *([count] if count <= MAX_BANDS else [])]))
 
 
 def _short_name(target: str) -> str:

@@ -172,8 +172,10 @@ def to_pixels(batch: Tensor, classifier: Classifier | None) -> Pixels:
     else:
         low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
         values = (values - low) / (high - low).clamp_min(1e-12)
+    if values.shape[1] > 3:  # bands, as `inline_images.show_bands` shows them
+        values = values[:, :3]
     if values.shape[1] != 3:
-        values = values.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        values = values[:, :1].expand(-1, 3, -1, -1)
     return np.asarray(values.permute(0, 2, 3, 1))
 
 

@@ -144,9 +144,9 @@ def show_batch(run: RunFolder, count: int = 8, draws: int = 4, seed: int = 0) ->
     folder = _as_run(run)
     classifier, settings = folder.classifier(), folder.settings()
     recipe, side = Recipe.model_validate(settings["recipe"]), int(settings["stored_side"])
-    dataset = open_images_of_run(folder.folder, None, None)
-    chosen = spread_evenly(len(dataset), count)
     preprocess = classifier.preprocess
+    dataset = open_images_of_run(folder.folder, None, None).with_intensity_range(preprocess.intensity_range)
+    chosen = spread_evenly(len(dataset), count)
     stored = preprocess if side == preprocess.side else preprocess.model_copy(update={"resize": side})
     squares = np.stack([stored.square(dataset.images.read(int(index))) for index in chosen])
     batches = [preprocess.normalize(torch.from_numpy(squares).permute(0, 3, 1, 2))]

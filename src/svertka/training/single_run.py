@@ -415,7 +415,9 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     start = None if resolved.start_from is None else read_initial_weights(model, resolved.start_from)
     given = model.preprocess if start is None else start.preprocess
     fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
-    bands = _find_bands(dataset, given, resolved.recipe, boxes)
+    bands = _find_bands(dataset, given, model, boxes)
+    if bands is not None:
+        resolved = _without_rgb_augmentations(resolved, bands)
     side, resize, channels = choose_input_size_and_channels(dataset, model, options.size, given, fit, bands)
     with meta_device():  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
@@ -486,11 +488,12 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     )
 
 
-def _find_bands(dataset: Dataset, given: Preprocess | None, recipe: Recipe, boxes: str | None) -> BandRanges | None:
+def _find_bands(dataset: Dataset, given: Preprocess | None, model: Model, boxes: str | None) -> BandRanges | None:
     """Return the bands of the images, with the ranges that the weights expect, if they are of bands; None for RGB.
 
     Raises:
-        UsageError: The weights are of other bands, or the training needs RGB.
+        UsageError: The weights are of other bands, the network is of bands and the images are not, or the training
+            needs RGB.
     """
     bands = find_bands(dataset)
     expected = None if given is None else given.bands
@@ -500,15 +503,32 @@ def _find_bands(dataset: Dataset, given: Preprocess | None, recipe: Recipe, boxe
             f"the weights are of images with {expected.describe()}, and those of {dataset.source} are {found}; start "
             "from other weights"
         )
+    if bands is None and model.channels not in (1, 3):
+        raise UsageError(
+            f"{model.name} takes images of {model.channels} channels, and those of {dataset.source} are gray or RGB; "
+            "give a network of 1 or 3 channels"
+        )
     if bands is not None and boxes is not None:
         raise UsageError(f"boxes={boxes} needs RGB images, and {dataset.source} has {bands.describe()}; leave it out")
-    of_colors = [one.kind for one in recipe.augmentations if isinstance(one, RandAugment | TrivialAugment)]
-    if bands is not None and of_colors:
-        raise UsageError(
-            f"augmentation {of_colors[0]} changes RGB images, and {dataset.source} has {bands.describe()}; give "
-            "--auto-augment none"
-        )
     return bands if expected is None else expected
+
+
+def _without_rgb_augmentations(resolved: ResolvedOptions, bands: BandRanges) -> ResolvedOptions:
+    """Leave out the augmentations of the default recipe that change RGB images, with a note.
+
+    Raises:
+        UsageError: The options ask for one.
+    """
+    options, recipe = resolved.options, resolved.recipe
+    kept = tuple(one for one in recipe.augmentations if not isinstance(one, RandAugment | TrivialAugment))
+    left_out = [one.kind for one in recipe.augmentations if one not in kept]
+    if not left_out:
+        return resolved
+    why = f"{left_out[0]} changes RGB images, and {resolved.dataset.source} has {bands.describe()}"
+    if options.recipe is not None or options.auto_augment is not None:
+        raise UsageError(f"augmentation {why}; give --auto-augment none")
+    notes = (*resolved.notes, f"left out: augmentation {why}")
+    return replace(resolved, recipe=recipe.with_changes(augmentations=kept), notes=notes)
 
 
 def _leaves_head_open(resolved: ResolvedOptions) -> bool:
