@@ -132,6 +132,13 @@ def test_a_shape_with_as_many_channels_is_more_similar_than_one_with_as_many_mul
     assert not timed
 
 
+def test_small_images_are_timed_on_so_many_that_their_weights_do_not_decide(fresh, timed):
+    fresh()
+    large = ConvShape.of((16, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    autotune.select_algorithm("auto", "forward", large, torch.zeros(1).expand(large.input))
+    assert timed == [("forward", replace(large, batch=9))]  # 441 pixels
+
+
 def test_large_batches_are_timed_on_fewer_images(fresh, timed):
     fresh()
     large = ConvShape.of((64, 64, 56, 56), (64, 64, 3, 3), padding=1)

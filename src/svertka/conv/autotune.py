@@ -49,11 +49,12 @@ MAX_ROUNDS = 25
 TIMING_BUDGET = 0.01  # seconds for all rounds of the fastest algorithm
 TOTAL_BUDGET = 2.0  # seconds of a process for all choices
 TIMED_FLOPS = 4e8  # with more in a pass, fewer images are timed
+TIMED_PIXELS = 400  # of the result, at least: with fewer, preparing the weights decides
 DRAWN = 2**16 + 1  # random numbers of a tensor; not a multiple of its sizes
 CLEAR_RATIO = 0.75  # of PyTorch's time: a winner by so much is not timed again
 MAX_WORKSPACE = 1 << 30  # bytes: an algorithm that needs more beside input and output is not timed
 
-CACHE_FORMAT = 3  # of the cache file; files of another format are ignored
+CACHE_FORMAT = 4  # of the cache file; files of another format are ignored
 CACHE_FILE = "convolutions.json"  # in the cache folder
 
 # Names in caches and checkpoints of earlier versions, and the current ones.
@@ -402,8 +403,9 @@ def _is_clear(tried: dict[str, AlgorithmTiming], winner: str, own: str) -> bool:
 
 def _with_fewer_images(shape: ConvShape, threads: int) -> ConvShape:
     """Return `shape` with as many images as have TIMED_FLOPS, on which the order of algorithms hardly depends."""
-    # With one thread PyTorch computes 1×1 kernels in another way for fewer images than these.
-    least = 16 if threads == 1 and shape.kernel == (1, 1) else 1
+    least = ceil(TIMED_PIXELS / max(shape.out_height * shape.out_width, 1))
+    if threads == 1 and shape.kernel == (1, 1):
+        least = max(least, 16)  # with fewer images, PyTorch computes 1×1 kernels in another way
     of_image = 2 * shape.multiply_adds / max(shape.batch, 1)
     return replace(shape, batch=min(shape.batch, max(least, ceil(TIMED_FLOPS / of_image))))
 
