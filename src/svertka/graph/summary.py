@@ -155,15 +155,27 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     Raises:
         UsageError: The network cannot run on such an input, or makes decisions based on values.
     """
+    return Trace(tuple(_LayerAnalysis(capture_layers(network, shape), shape).layers()))
+
+
+def capture_layers(network: nn.Module, shape: tuple[int, ...]) -> "LayerCapture":
+    """Return the operations of `network` in inference, and the outputs of its layers.
+
+    Args and errors are those of `trace`.
+    """
     twin, named = copy_with_meta_tensors(network, hooks=False)
-    capture = _LayerCapture(network, twin, named, dict(named_tensors(network)))
+    capture = LayerCapture(network, twin, named, dict(named_tensors(network)))
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     capture.run(shape, next(floating, None))
-    return Trace(tuple(_LayerAnalysis(capture, shape).layers()))
+    return capture
 
 
-class _LayerCapture(GraphCapture):  # type: ignore[no-untyped-call]
-    """A capture in which every operation has a rule for receptive fields and every layer has its own output."""
+class LayerCapture(GraphCapture):  # type: ignore[no-untyped-call]
+    """A capture in which every operation has a rule for receptive fields and every layer has its own output.
+
+    Attributes:
+        outputs: Shape and number of each layer's first output tensor; None for a tensor that does not depend on images.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -223,7 +235,7 @@ class _Draft:
 class _LayerAnalysis:
     """Derives the layers of a capture from its operations."""
 
-    def __init__(self, capture: _LayerCapture, shape: tuple[int, ...]) -> None:
+    def __init__(self, capture: LayerCapture, shape: tuple[int, ...]) -> None:
         self._capture = capture
         self._image = LayerCallKey(INPUT, INPUT, None, is_module=False)
         self._drafts = {call: _Draft() for call in capture.layers if call.is_module}

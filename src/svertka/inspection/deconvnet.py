@@ -13,6 +13,9 @@ image, and transposed, which is its derivative:
   not mention it, although the authors' network contains it.
 - *other activation functions*, such as SiLU or tanh: multiplied by the slope at the input.
 
+Many projections in float32 on the CPU are computed by a compiled backward pass (`compiled_deconvnet`), others by
+autograd on crops of the images.
+
 Source: Zeiler & Fergus 2014, "Visualizing and understanding convolutional networks", §2.1.
 """
 
@@ -47,6 +50,7 @@ from svertka.inspection.checked_forward_pass import (
     to_floating_point_images,
     unwrap_compiled,
 )
+from svertka.inspection.compiled_deconvnet import CompiledDeconvnet
 from svertka.inspection.stride_aligned_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.text_width import shorten
 from svertka.type_checking import check_types
@@ -55,6 +59,7 @@ Indices = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer
 ForwardFunction = Callable[[Tensor], Tensor]
 
 PIXELS_PER_BATCH = 200_000  # of all crops in a batch; a batch of twice as many does not fit in the CPU's caches
+MIN_COMPILED = 32  # projections for which a compiled backward pass is worth the second that compiling takes
 FULL_CONTRAST_RMS = 4  # root mean squares at which contrast is full
 CROP_TOLERANCE = 1e-3  # of the largest value; rounding differences between a crop and the whole image are far smaller
 
@@ -82,6 +87,8 @@ class Deconvnet:
         self._network = unwrap_compiled(network)
         self._known, self._shape = list_layers(self._network, shape), tuple(shape[1:])
         self._supports_crops: dict[str, bool] = {}
+        self._is_right: dict[str, bool] = {}  # whether compiled projections of a layer are those by autograd
+        self._compiled = CompiledDeconvnet(self._network, (1, *self._shape))
 
     def project(
         self,
@@ -106,19 +113,42 @@ class Deconvnet:
         # Tensors made in inference mode do not support gradients.
         with torch.inference_mode(False), hook_layers(self._network, [], {}):
             images = to_floating_point_images(self._network, prepare_input(self._network, images).detach())
-        with torch.inference_mode(False), torch.enable_grad(), self._forward_to(observed) as run:
-            if positions is None:
+        if positions is None:
+            with torch.inference_mode(False), self._forward_to(observed) as run:
                 chosen = _strongest_positions(run, images, which, channels)
-            else:
-                chosen = np.broadcast_to(_to_integers(positions), (len(channels), 2))
-                for axis, count, name in zip(chosen.T, size, ("row", "column"), strict=True):
-                    _check_range(f"a {name} of layer {layer}", axis, count)
-            crop_jobs = CropJobs(which, channels, *crops_for_positions(observed, chosen))
+        else:
+            chosen = np.broadcast_to(_to_integers(positions), (len(channels), 2))
+            for axis, count, name in zip(chosen.T, size, ("row", "column"), strict=True):
+                _check_range(f"a {name} of layer {layer}", axis, count)
+        if len(channels) >= MIN_COMPILED and self._compiled.supports(observed, images):
+            projections = self._project_compiled(observed, images, which, channels, chosen)
+            if projections is not None:
+                return projections
+        crop_jobs = CropJobs(which, channels, *crops_for_positions(observed, chosen))
+        with torch.inference_mode(False), torch.enable_grad(), self._forward_to(observed) as run:
             jobs = self._crops_or_whole_images(run, observed, images, crop_jobs, chosen)
-            found: dict[int, Projection] = {}
-            for turns in jobs.batches(PIXELS_PER_BATCH):
-                found |= _project_batch(self._network, run, images, jobs, turns)
-        return [found[job] for job in range(len(channels))]
+            return self._project_jobs(run, images, jobs)
+
+    def _project_compiled(
+        self, layer: Layer, images: Tensor, which: Ints, channels: Ints, positions: Ints
+    ) -> list[Projection] | None:
+        """Return the projections by a compiled backward pass; None if one of them differs from that by autograd."""
+        with torch.inference_mode(False), torch.no_grad():
+            found = [Projection(*one) for one in self._compiled.project(images, layer, channels, positions, which)]
+        if layer.name not in self._is_right:
+            job = [int(np.argmax([float(one.pixels.abs().sum()) for one in found]))]
+            whole = CropJobs(which[job], channels[job], np.array([[0, 0, *images.shape[2:]]]), positions[job])
+            with torch.inference_mode(False), torch.enable_grad(), self._forward_to(layer) as run:
+                (expected,) = self._project_jobs(run, images, whole)
+            self._is_right[layer.name] = _are_close(found[job[0]], expected.pixels)
+        return found if self._is_right[layer.name] else None
+
+    def _project_jobs(self, run: ForwardFunction, images: Tensor, jobs: CropJobs) -> list[Projection]:
+        """Return the projections by autograd, in the order of the jobs."""
+        found: dict[int, Projection] = {}
+        for turns in jobs.batches(PIXELS_PER_BATCH):
+            found |= _project_batch(self._network, run, images, jobs, turns)
+        return [found[job] for job in range(len(jobs.units))]
 
     @contextmanager
     def _forward_to(self, layer: Layer) -> Iterator[ForwardFunction]:
@@ -301,6 +331,15 @@ def _project_batch(
             top, left, _, _ = jobs.crops[job].tolist()
             found[int(job)] = Projection(pixels[crop], top, left)
     return found
+
+
+def _are_close(found: Projection, expected: Tensor) -> bool:
+    """Return whether a projection is that on the whole image, except for rounding."""
+    pixels = expected.clone()
+    pixels[:, found.top : found.top + found.pixels.shape[1], found.left : found.left + found.pixels.shape[2]] -= (
+        found.pixels
+    )
+    return bool(pixels.abs().max() <= CROP_TOLERANCE * expected.abs().max())
 
 
 @torch.no_grad()
