@@ -24,9 +24,16 @@ from svertka.calibration_file import CalibrationRecord, RunCalibration, read_cal
 from svertka.compiler.optimize import Optimized, optimize_if_worthwhile
 from svertka.conformal_sets import check_coverage, count_in_set
 from svertka.data import imagenet
+from svertka.data.band_ranges import describe_band_mismatch
 from svertka.data.image_io import DEFAULT, DecodingOptions
 from svertka.data.pixel_statistics import describe_intensity_mismatch
-from svertka.data.prediction_inputs import Input, describe_files, list_inputs, sample_intensity_ranges
+from svertka.data.prediction_inputs import (
+    Input,
+    describe_files,
+    list_inputs,
+    sample_intensity_ranges,
+    sample_shares_outside,
+)
 from svertka.data.preprocessing import ImageLike, Preprocess, load_rgb_image
 from svertka.device import (
     choose_device,
@@ -62,7 +69,8 @@ from svertka.text_width import shorten
 from svertka.type_checking import check_types
 from svertka.unknown_score import ScoredNetwork, add_unknown_score
 
-FORMAT = 2  # of config.json with a calibration; without one it is 1. A reader refuses what is newer
+FORMAT = 3  # of config.json of bands; a reader refuses what is newer
+CALIBRATED_FORMAT = 2  # with a calibration; without one it is 1
 BATCH_SIZE = 64  # images
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -98,6 +106,8 @@ class Config(BaseModel):
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit `builder`, `calibration` and `task` if they say nothing, so that earlier versions read the file, too."""
         fields: dict[str, Any] = dump(self)
+        if self.preprocess.bands is not None:
+            fields["format"] = FORMAT
         unsaid = {"builder": None, "calibration": None, "task": SINGLE_LABEL.model_dump()}
         return {name: value for name, value in fields.items() if name not in unsaid or value != unsaid[name]}
 
@@ -125,7 +135,7 @@ class Config(BaseModel):
 
     def with_calibration(self, record: CalibrationRecord | None) -> Self:
         """Return the config with another calibration, or without one."""
-        return self.model_copy(update={"calibration": record, "format": 1 if record is None else FORMAT})
+        return self.model_copy(update={"calibration": record, "format": 1 if record is None else CALIBRATED_FORMAT})
 
     def find_model(self, folder: Path, *, trust_builder: bool = False) -> registry.Model:
         """Return the model that builds the network of a run in `folder`.
@@ -901,6 +911,10 @@ def _predict_batches(
     ranges = sample_intensity_ranges((image for _, image in inputs), decoding)
     if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.deep_range):
         say(f"16-bit images {sentence}")
+    if classifier.preprocess.bands is not None and (
+        sentence := describe_band_mismatch(sample_shares_outside((image for _, image in inputs), decoding))
+    ):
+        say(sentence)
 
 
 def _preprocess_or_error(preprocess: Preprocess, decoding: DecodingOptions, image: Input) -> torch.Tensor | str:

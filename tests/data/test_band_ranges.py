@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from svertka.data.band_ranges import BandRanges, choose_band_ranges, sample_band_values
-from svertka.data.preprocessing import Preprocess
+from svertka.data.band_ranges import BandRanges, choose_band_ranges, describe_band_mismatch, sample_band_values
+from svertka.data.preprocessing import Preprocess, resize_image
 
 RNG = np.random.default_rng(1)
 
@@ -36,6 +36,28 @@ def test_the_range_leaves_out_outliers_and_pixels_without_data():
         low, high = ranges.bands[band]
         assert np.quantile(usual, 0.001) < low < np.quantile(usual, 0.02)
         assert np.quantile(usual, 0.98) < high < np.quantile(usual, 0.9999)
+
+
+def test_values_far_from_those_of_the_training_images_are_told():
+    ranges = BandRanges("float32", ((0.0, 0.4), (0.1, 0.5)))
+    like = RNG.uniform(0.1, 0.4, (90, 2))
+    scaled = like * 10_000
+    scaled[:9] = np.nan
+    shares = [ranges.measure_share_outside(one) for one in (like, scaled, np.full((3, 2), np.nan))]
+    assert shares == [0, 1, 0]
+    assert describe_band_mismatch(shares) is describe_band_mismatch([]) is None
+    assert describe_band_mismatch([1, 1, 0]).startswith("100% of the values of the bands lie outside of the ranges of")
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 13])
+def test_bands_are_resized_as_one_by_one(count):
+    pixels = RNG.integers(0, 256, (31, 44, count)).astype(np.uint8)
+    for height, width in ((20, 20), (64, 50)):
+        resized = resize_image(pixels, height, width, count)
+        for band in range(count):
+            assert np.array_equal(
+                resized[..., band : band + 1], resize_image(pixels[..., band : band + 1], height, width, 1)
+            )
 
 
 def test_bytes_stay_and_a_constant_band_has_a_range():

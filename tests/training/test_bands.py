@@ -50,7 +50,9 @@ def trained(tmp_path_factory):
 
 def test_the_number_of_bands_and_their_ranges_are_stored_with_the_run(trained):
     run, folder = trained
-    preprocess = json.loads((run.folder / "config.json").read_text())["preprocess"]
+    config = json.loads((run.folder / "config.json").read_text())
+    preprocess = config["preprocess"]
+    assert config["format"] == 3  # earlier versions refuse it
     assert len(preprocess["mean"]) == len(preprocess["std"]) == COUNT
     assert preprocess["intensity_range"]["dtype"] == "uint16"
     usual = np.concatenate([tifffile.imread(path).reshape(-1, COUNT) for path in folder.glob("*/[0-9]*.tif")])
@@ -89,6 +91,14 @@ def test_predictions_are_those_of_the_network_on_the_scaled_bands(trained):
         assert [by_name[name] for name in classifier.names] == pytest.approx(wanted.tolist(), abs=0.02)
         in_memory = svertka.predict(run.folder, values, precision="fp32", threads=1)[0]
         assert in_memory["labels"] == one["labels"]
+
+
+def test_images_in_other_units_are_told(trained, tmp_path, capsys):
+    run, folder = trained
+    path = tmp_path / "scaled.tif"
+    write_tiff(path, tifffile.imread(folder / "bare" / "01.tif") * 10)
+    svertka.predict(run.folder, path, threads=1)
+    assert "100% of the values of the bands lie outside of the ranges of the training images" in capsys.readouterr().err
 
 
 def test_the_run_is_evaluated_and_refuses_other_images(trained, tmp_path):

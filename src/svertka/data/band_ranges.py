@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 MAX_BANDS = 16
 TAIL = 0.005  # of the values of a band may lie below its range, and as many above
+MISMATCH = 0.5  # share of values outside of the ranges from which on a sentence says so
 SAMPLED_PIXELS = 4096  # of an image, by which its values are measured
 
 Pixels = npt.NDArray[np.uint8]
@@ -73,6 +74,12 @@ class BandRanges:
                 pixels[..., band][plane == nodata] = 0
         return pixels
 
+    def measure_share_outside(self, sample: npt.NDArray[np.float64]) -> float:
+        """Return the share of values (n, C), as `sample_band_values` returns them, that lie outside of the ranges."""
+        low, high = np.array(self.bands, np.float64).T
+        known = ~np.isnan(sample)
+        return float(((sample < low) | (sample > high))[known].mean()) if known.any() else 0.0
+
     def to_values(self, pixels: Pixels) -> Values:
         """Return values (H, W, C) of type `dtype` that `to_bytes` maps to `pixels`, which it returned for others."""
         low, high = np.array(self.bands, np.float64).T
@@ -87,6 +94,20 @@ def sample_band_values(values: Values, nodata: float | None = None) -> npt.NDArr
     some = flat[:: max(1, -(-len(flat) // SAMPLED_PIXELS))].astype(np.float64)
     missing = ~np.isfinite(some) if nodata is None else ~np.isfinite(some) | (some == nodata)
     return np.where(missing, np.nan, some)
+
+
+def describe_band_mismatch(shares: Sequence[float]) -> str | None:
+    """Return a sentence if most values of images lie outside of the ranges of the training images, else None.
+
+    Args:
+        shares: The share of the values of each image that lies outside.
+    """
+    if not shares or (share := float(np.median(shares))) <= MISMATCH:
+        return None
+    return (
+        f"{share:.0%} of the values of the bands lie outside of the ranges of the training images, and become the "
+        "lowest or highest byte; check the units and the order of the bands"
+    )
 
 
 def choose_band_ranges(dtype: BandType, samples: Sequence[npt.NDArray[np.float64]]) -> BandRanges:

@@ -573,6 +573,18 @@ def sample_bands(data: bytes, layout: BandLayout, decoding: DecodingOptions = DE
         return sample_band_values(decode_bands(data, layout), layout.nodata)
 
 
+def measure_share_outside(data: bytes, decoding: DecodingOptions) -> float | None:
+    """Return the share of the values of bands that lie outside of the ranges of `decoding`; None for RGB and bytes.
+
+    Raises:
+        ImageError: The image cannot be read.
+    """
+    bands = decoding.bands
+    if bands is None or bands.dtype == "uint8":
+        return None
+    return bands.measure_share_outside(sample_bands(data, _read_layout(data, bands), decoding))
+
+
 def _open(data: bytes, max_memory: int) -> ImageFile:
     """Open the image in `data` with the decoder of its format, without loading it."""
     if not data:

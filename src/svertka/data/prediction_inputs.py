@@ -20,6 +20,7 @@ from svertka.data.image_io import (
     describe_unused_parts,
     detect_format,
     measure_intensity_range,
+    measure_share_outside,
     read_bytes,
     read_header,
 )
@@ -86,6 +87,16 @@ def sample_intensity_ranges(images: Iterable[Input], decoding: DecodingOptions =
     for path in files[:: -(-len(files) // MEASURED) or 1]:
         with suppress(ImageError):
             found.append(measure_intensity_range(read_bytes(path, decoding), decoding))
+    return [one for one in found if one is not None]
+
+
+def sample_shares_outside(images: Iterable[Input], decoding: DecodingOptions) -> list[float]:
+    """Return the share of values outside of the ranges of the bands, of at most `MEASURED` files among `images`."""
+    files = [Path(one) for one in images if isinstance(one, str | PathLike)]
+    found = []
+    for path in files[:: -(-len(files) // MEASURED) or 1]:
+        with suppress(ImageError):
+            found.append(measure_share_outside(read_bytes(path, decoding), decoding))
     return [one for one in found if one is not None]
 
 

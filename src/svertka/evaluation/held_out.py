@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.classifier import Classifier
+from svertka.data.band_ranges import describe_band_mismatch
 from svertka.data.content_hash import hash_images, unwrap_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, IndexedImage, Ints, Subset
 from svertka.data.deduplicated_split import split_by_content_as_before
@@ -19,7 +20,12 @@ from svertka.data.image_disk_cache import (
     find_misnamed_images,
     prepare_images,
 )
-from svertka.data.image_io import describe_misnamed, describe_unused_parts, measure_intensity_range
+from svertka.data.image_io import (
+    describe_misnamed,
+    describe_unused_parts,
+    measure_intensity_range,
+    measure_share_outside,
+)
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling_known_images
 from svertka.data.pixel_statistics import describe_intensity_mismatch
@@ -185,11 +191,15 @@ def _near_duplicates(
 
 
 def _other_intensities(pictures: Images, deep: list[int], preprocess: Preprocess) -> str | None:
-    """Return a sentence if the 16-bit images at `deep` have another intensity range than `preprocess`."""
+    """Return a sentence if the 16-bit images, or bands, at `deep` have other values than those of `preprocess`."""
     files, where = unwrap_subset(pictures)
-    if not deep or preprocess.bands is not None or not isinstance(files, FileImages):
+    if not deep or not isinstance(files, FileImages):
         return None
     some = deep[:: -(-len(deep) // MEASURED)]
+    if preprocess.bands is not None:
+        decoding = files.decoding.with_intensity_range(preprocess.bands)
+        shares = [measure_share_outside(files.read_bytes(int(where[index])), decoding) for index in some]
+        return describe_band_mismatch([one for one in shares if one is not None])
     ranges = [measure_intensity_range(files.read_bytes(int(where[index])), files.decoding) for index in some]
     said = describe_intensity_mismatch([one for one in ranges if one is not None], preprocess.deep_range)
     return said and f"{format_image_count(len(deep))} judged have 16 bits and {said}"
