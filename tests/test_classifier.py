@@ -99,7 +99,7 @@ def test_damaged_runs_are_refused_or_correct(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 3}, "made by a newer svertka .format 3, this one reads 2.; upgrade svertka"),
+        ({"format": 4}, "made by a newer svertka .format 4, this one reads 3.; upgrade svertka"),
         ({"model": "resnet21"}, "is damaged .model=resnet21 is not known"),
         ({"names": []}, "is damaged"),
         ({"names": ["a", "b"]}, r"does not fit mlp with 2 classes \(2 tensors differ: output.bias \(3,\)"),

@@ -272,7 +272,7 @@ def test_a_damaged_run_is_one_sentence(finished: Run, tmp_path: Path, name: str,
     copy = tmp_path / "run"
     shutil.copytree(finished.folder, copy)
     (copy / name).write_bytes(damage)
-    sentence = "made by a newer svertka .format 99, this one reads [12].; upgrade" if b"99" in damage else "is damaged"
+    sentence = "made by a newer svertka .format 99, this one reads [123].; upgrade" if b"99" in damage else "is damaged"
     with pytest.raises(RunError, match=sentence) as caught:
         svertka.resume(copy)
     assert "\n" not in str(caught.value)
