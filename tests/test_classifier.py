@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import svertka
 from svertka.classifier import Classifier, Config, predict, read_config
+from svertka.compiler import optimize
 from svertka.conv import native_support
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import RunError, SvertkaError, UsageError
@@ -175,7 +176,8 @@ def test_an_array_of_one_image_is_one_image(saved: Path, tmp_path: Path, channel
     assert one["labels"] == same["labels"] == expected["labels"]
 
 
-def test_predictions_do_not_depend_on_the_batch(saved: Path, tmp_path: Path) -> None:
+def test_predictions_do_not_depend_on_the_batch(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimize, "MIN_NUM_VALUES", 64 * 16 * 16)
     pixels = np.random.default_rng(1).integers(0, 256, (70, 12, 12, 3), dtype=np.uint8)
     many, rest = svertka.predict(saved, *pixels), svertka.predict(saved, *pixels[:3])
     for one, other in zip(many, rest, strict=False):

@@ -236,7 +236,7 @@ FILES: dict[str, tuple[bool, tuple[str, ...]]] = {  # whether the run is finishe
 @pytest.fixture
 def unoptimized(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks are used as they are, and their speed is measured once: both take longer than all of the reading."""
-    monkeypatch.setattr(optimize, "MIN_NUM_IMAGES", 1 << 30)
+    monkeypatch.setattr(optimize, "MIN_NUM_IMAGES", optimize.MANY_IMAGES + 1)
     monkeypatch.setattr(inference_speed, "ROUNDS", range(1, 2))
 
 

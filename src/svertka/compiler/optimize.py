@@ -40,6 +40,8 @@ from svertka.progress import show_spinner
 
 DEFAULT_MAX_LOSS = 0.005  # of the share of correct classes
 MIN_NUM_IMAGES = 64  # fewer images do not justify the second that optimizing takes
+MIN_NUM_VALUES = 2**20  # of all images: fewer do not justify it either, as 340 images of 32×32 RGB
+MANY_IMAGES = 2**40  # a network that is used again and again is worth optimizing
 
 
 def optimize(
@@ -316,7 +318,8 @@ def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_image
     """
     tensors = [*network.parameters(), *network.buffers()]
     here = all(one.device.type == "cpu" and one.dtype in (torch.float32, torch.int64) for one in tensors)
-    if num_images < MIN_NUM_IMAGES or isinstance(network, Optimized) or native_support.why_not() or not here:
+    is_little = num_images < MIN_NUM_IMAGES or num_images * math.prod(shape) < MIN_NUM_VALUES
+    if is_little or isinstance(network, Optimized) or native_support.why_not() or not here:
         return network
     try:
         return optimize(network, shape)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from svertka.classifier import Classifier
-from svertka.compiler.optimize import MIN_NUM_IMAGES
+from svertka.compiler.optimize import MANY_IMAGES
 from svertka.device import autocast
 from svertka.progress import progress
 
@@ -38,7 +38,7 @@ def measure_speeds(classifiers: Sequence[Classifier], device: torch.device) -> t
     with progress("timing", 2 * len(classifiers)) as shown:
         for one in classifiers:
             one.network.eval()
-        networks = [one.optimized_for(MIN_NUM_IMAGES).network for one in classifiers]
+        networks = [one.optimized_for(MANY_IMAGES).network for one in classifiers]
         medians = []
         for batch in (1, BATCH):
             inputs = [torch.rand(batch, *shape, device=device) for shape in shapes]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.compiler.optimize import optimize_if_worthwhile
+from svertka.compiler.optimize import MANY_IMAGES, optimize_if_worthwhile
 from svertka.data.box_annotations import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resize_image
@@ -17,7 +17,6 @@ from svertka.device import network_device
 from svertka.graph.shared_crops import make_shared_crops
 from svertka.localization.patch_pyramid import PyramidLevel, pyramid_levels
 
-EXPECTED_PATCHES = 500  # of an image, to decide whether optimizing the network is worthwhile
 POWER = 5  # the paper's k: the larger, the more the best patches count
 
 
@@ -54,7 +53,7 @@ class PatchScorer:
         self.preprocess, self._require_finite = classifier.preprocess, classifier.require_finite
         self._activate = classifier.task.activate
         self.network = make_shared_crops(classifier.network, self.preprocess.input_shape)
-        self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, EXPECTED_PATCHES)
+        self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, MANY_IMAGES)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
         self.names = tuple(self.index)
 

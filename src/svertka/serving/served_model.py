@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.classifier import Classifier, Config
-from svertka.compiler.optimize import MIN_NUM_IMAGES
+from svertka.compiler.optimize import MANY_IMAGES
 from svertka.data.dataset import Pixels
 from svertka.device import network_device
 from svertka.errors import RunError, UsageError
@@ -56,7 +56,7 @@ class ServedModel:
         self.folder = Run(run).folder if Path(run).is_dir() else None
         self.name = display_name(run)
         self.key = _make_key(self.name, taken)
-        self._fast = self.classifier.optimized_for(MIN_NUM_IMAGES)
+        self._fast = self.classifier.optimized_for(MANY_IMAGES)
         self._best = read_largest_activations_of_atlas(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
