@@ -40,7 +40,7 @@ from svertka.progress import show_spinner
 
 DEFAULT_MAX_LOSS = 0.005  # of the share of correct classes
 MIN_NUM_IMAGES = 64  # fewer images do not justify the second that optimizing takes
-MIN_NUM_VALUES = 2**20  # of all images: fewer do not justify it either, 341 images of 32×32 RGB
+MIN_NUM_VALUES = 2**20  # in all images, about 341 images of 32×32 RGB; fewer do not justify it either
 MANY_IMAGES = 2**40  # a network that is used again and again is worth optimizing
 
 
