@@ -108,8 +108,8 @@ def make_144_crops(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor
     shown = []
     for square in (square for picture in pictures for square in three_squares(picture)):
         # The resizing filter needs three channels.
-        rgb = square if square.shape[2] == 3 else square.repeat(3, 2)
-        small = resize_image(rgb, size, size, 3, preprocess.interpolation)[..., : square.shape[2]]
+        rgb = square.repeat(3, 2) if square.shape[2] == 1 else square
+        small = resize_image(rgb, size, size, rgb.shape[2], preprocess.interpolation)[..., : square.shape[2]]
         large, little = (to_normalized_batch(preprocess, pixels) for pixels in (square, small))
         shown += [ten_crops(large, size)[0], little, little.flip(-1)]
     return torch.cat(shown)
