@@ -28,7 +28,7 @@ from captum.attr import NeuronDeconvolution
 from torch import Tensor, nn
 
 from svertka.classifier import Classifier
-from svertka.inspection.deconvnet import Deconvnet
+from svertka.inspection.deconvolution.deconvnet import Deconvnet
 from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
 
 SINGLE, BATCH = 8, 8  # patches for captum in a round; it is fastest with batches of 8

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from svertka.inspection.activations import layer_outputs as layer_outputs
     from svertka.inspection.activations import list_layers as list_layers
-    from svertka.inspection.deconvnet import project as project
-    from svertka.inspection.deconvnet import to_images as to_images
+    from svertka.inspection.deconvolution.deconvnet import project as project
+    from svertka.inspection.deconvolution.deconvnet import to_images as to_images
     from svertka.inspection.first_layer_filters import get_first_layer_filters as get_first_layer_filters
     from svertka.inspection.maximally_activating_patches import top_patches as top_patches
     from svertka.inspection.saliency import grad_cam as grad_cam
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "list_layers": "svertka.inspection.activations",
     "layer_outputs": "svertka.inspection.activations",
-    "project": "svertka.inspection.deconvnet",
-    "to_images": "svertka.inspection.deconvnet",
+    "project": "svertka.inspection.deconvolution.deconvnet",
+    "to_images": "svertka.inspection.deconvolution.deconvnet",
     "get_first_layer_filters": "svertka.inspection.first_layer_filters",
     "top_patches": "svertka.inspection.maximally_activating_patches",
     "guided_backpropagation": "svertka.inspection.saliency",

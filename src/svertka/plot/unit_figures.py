@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.inspection.activations import convolution_names, hook_layers, layer_outputs, list_layers
 from svertka.inspection.checked_forward_pass import call_network
-from svertka.inspection.deconvnet import project
-from svertka.inspection.deconvnet import to_images as projections_to_images
+from svertka.inspection.deconvolution.deconvnet import project
+from svertka.inspection.deconvolution.deconvnet import to_images as projections_to_images
 from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.inspection.maximally_activating_patches import top_patches as find_top_patches
 from svertka.inspection.saliency import grad_cam, guided_backpropagation

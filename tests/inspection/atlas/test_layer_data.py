@@ -21,7 +21,7 @@ from svertka.inspection.atlas.layer_data import (
     take_first_units,
     units_to_json,
 )
-from svertka.inspection.deconvnet import Deconvnet, project, to_images
+from svertka.inspection.deconvolution.deconvnet import Deconvnet, project, to_images
 from svertka.inspection.maximally_activating_patches import LayerPatches
 
 LAYER = "features.3.expand3x3"

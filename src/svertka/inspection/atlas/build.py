@@ -31,7 +31,7 @@ from svertka.inspection.atlas.layer_data import DEAD, AtlasLayer, take_first_uni
 from svertka.inspection.atlas.network_diagram import build_diagram
 from svertka.inspection.atlas.remaining_time import RemainingTime
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
-from svertka.inspection.deconvnet import Deconvnet, describe_missing_relu_pooling
+from svertka.inspection.deconvolution.deconvnet import Deconvnet, describe_missing_relu_pooling
 from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import count_with_noun

@@ -17,7 +17,7 @@ from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.layer_data import AtlasLayer
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, encode_sheet, images_per_row, to_rgb
-from svertka.inspection.deconvnet import to_images
+from svertka.inspection.deconvolution.deconvnet import to_images
 from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.inspection.saliency import grad_cam, guided_backpropagation, occlusion
 from svertka.pages.inline_images import encode_webp

@@ -20,7 +20,7 @@ from svertka.inspection.atlas.network_diagram import (
     render_receptive_field,
 )
 from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, UNITS_PER_SHEET, images_per_row
-from svertka.inspection.deconvnet import find_relu_and_max_pooling
+from svertka.inspection.deconvolution.deconvnet import find_relu_and_max_pooling
 from svertka.pages.html_page import render_page
 from svertka.pages.number_format import count_with_noun
 from svertka.pages.templates import render_template

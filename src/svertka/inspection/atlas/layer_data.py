@@ -19,7 +19,7 @@ from svertka.inspection.atlas.sprite_sheets import (
     encode_sheet,
     to_rgb,
 )
-from svertka.inspection.deconvnet import Deconvnet, Projection, to_images
+from svertka.inspection.deconvolution.deconvnet import Deconvnet, Projection, to_images
 from svertka.inspection.first_layer_filters import FirstLayerFilters
 from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.pages.inline_images import PIXEL_DENSITY, contact_sheet, encode_webp, enlarge

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svertka.inspection.backward_graph import Unpooled
 from svertka.inspection.checked_forward_pass import StopForward
-from svertka.inspection.max_unpooling import find_switches
+from svertka.inspection.deconvolution.backward_graph import Unpooled
+from svertka.inspection.deconvolution.max_unpooling import find_switches
 
 MAX_BYTES = 256 * 2**20  # of the switches that are kept
 POOLING = torch.ops.aten.max_pool2d_with_indices.default

@@ -15,15 +15,23 @@ from torch import Tensor, nn
 
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.data.dataset import Ints
-from svertka.inspection.backward_graph import Cone, Copied, Rectified, Scaled, Transposed, Unpooled, Windows
-from svertka.inspection.backward_stages import (
+from svertka.inspection.deconvolution.backward_graph import (
+    Cone,
+    Copied,
+    Rectified,
+    Scaled,
+    Transposed,
+    Unpooled,
+    Windows,
+)
+from svertka.inspection.deconvolution.backward_stages import (
     Stage,
     StageNetwork,
     TransposedNetwork,
     find_stages,
 )
-from svertka.inspection.gradient_windows import Window, find_windows
-from svertka.inspection.max_unpooling import MAX_TAPS, max_unpool
+from svertka.inspection.deconvolution.gradient_windows import Window, find_windows
+from svertka.inspection.deconvolution.max_unpooling import MAX_TAPS, max_unpool
 
 BATCH_SIZE = 8  # units and images at a time
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svertka.data.dataset import Ints
-from svertka.inspection.backward_graph import Cone, Term, Windows
+from svertka.inspection.deconvolution.backward_graph import Cone, Term, Windows
 
 
 class WindowAxis(NamedTuple):

@@ -6,7 +6,7 @@ A switch is one byte: 16 · tap in y + tap in x.
 import torch
 from torch import Tensor
 
-from svertka.inspection.backward_graph import Pair, Unpooled
+from svertka.inspection.deconvolution.backward_graph import Pair, Unpooled
 
 BITS = 4  # of the tap in x
 MAX_TAPS = 2**BITS  # on each axis

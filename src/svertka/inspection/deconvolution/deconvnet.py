@@ -50,7 +50,7 @@ from svertka.inspection.checked_forward_pass import (
     to_floating_point_images,
     unwrap_compiled,
 )
-from svertka.inspection.compiled_deconvnet import CompiledDeconvnet
+from svertka.inspection.deconvolution.compiled_deconvnet import CompiledDeconvnet
 from svertka.inspection.stride_aligned_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.text_width import shorten
 from svertka.type_checking import check_types

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.inspection.backward_graph import (
+from svertka.inspection.deconvolution.backward_graph import (
     ChannelRange,
     Cone,
     Rectified,
@@ -16,7 +16,7 @@ from svertka.inspection.backward_graph import (
     Transposed,
     Windows,
 )
-from svertka.inspection.gradient_windows import Window, keeps_positions
+from svertka.inspection.deconvolution.gradient_windows import Window, keeps_positions
 
 
 @dataclass(frozen=True, eq=False)

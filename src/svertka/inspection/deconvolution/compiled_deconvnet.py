@@ -12,10 +12,10 @@ from svertka.data.dataset import Ints
 from svertka.errors import UsageError
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import hook_layers
-from svertka.inspection.backward_graph import BackwardGraph
 from svertka.inspection.checked_forward_pass import StopForward, call_network, force_eager
-from svertka.inspection.compiled_backward_pass import CompiledBackwardPass, compile_backward_pass
-from svertka.inspection.max_pool_switches import MaxPoolSwitches
+from svertka.inspection.deconvolution.backward_graph import BackwardGraph
+from svertka.inspection.deconvolution.compiled_backward_pass import CompiledBackwardPass, compile_backward_pass
+from svertka.inspection.deconvolution.max_pool_switches import MaxPoolSwitches
 
 
 class CompiledDeconvnet:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.inspection import deconvnet
 from svertka.inspection.activations import find_layer, follow_to_activation, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
-from svertka.inspection.deconvnet import Deconvnet, describe_missing_relu_pooling, project, to_images
+from svertka.inspection.deconvolution import deconvnet
+from svertka.inspection.deconvolution.deconvnet import Deconvnet, describe_missing_relu_pooling, project, to_images
 
 Make = Callable[[str, int], nn.Module]
 Unchanged = Callable[[nn.Module], AbstractContextManager[None]]

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.inspection import compiled_backward_pass, deconvnet, max_pool_switches
 from svertka.inspection.activations import find_layer, follow_to_activation, list_layers
-from svertka.inspection.backward_graph import BackwardGraph, Unpooled
 from svertka.inspection.backward_rules import ReLURule, backward_with_relu_rule
 from svertka.inspection.checked_forward_pass import StopForward
-from svertka.inspection.deconvnet import Deconvnet, Projection
-from svertka.inspection.max_unpooling import find_switches, max_unpool
+from svertka.inspection.deconvolution import compiled_backward_pass, deconvnet, max_pool_switches
+from svertka.inspection.deconvolution.backward_graph import BackwardGraph, Unpooled
+from svertka.inspection.deconvolution.deconvnet import Deconvnet, Projection
+from svertka.inspection.deconvolution.max_unpooling import find_switches, max_unpool
 
 Make = Callable[[str, int], nn.Module]
 

@@ -1,0 +1,1 @@
+"""Deconvolution (Zeiler & Fergus 2014): projections of units to pixels."""
