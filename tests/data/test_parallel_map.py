@@ -8,13 +8,14 @@ import pytest
 from svertka.data.parallel_map import map_chunks
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 20])
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 100])
-def test_results_come_in_order_chunk_by_chunk(count):
+def test_results_come_in_order_chunk_by_chunk(count, at_once):
     def late(number: int) -> int:
         time.sleep(0.001 * (number % 3))
         return number * number
 
-    chunks = list(map_chunks(late, range(count), threads=4, chunk=8))
+    chunks = list(map_chunks(late, range(count), 4, 8, at_once))
     assert [number for chunk in chunks for number in chunk] == [number * number for number in range(count)]
     assert [len(chunk) for chunk in chunks[:-1]] == [8] * (len(chunks) - 1)
 

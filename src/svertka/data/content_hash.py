@@ -22,6 +22,7 @@ VERSION = 1
 SETTLED = 2 * 10**9  # nanoseconds; a file changed more recently may change again without a new time stamp
 MEMORY_BYTES = 2**28  # limit of the file that remembers one folder, about 2 million images
 CHUNK = 256  # images
+AT_ONCE = 16  # images that a thread reads before it hands over their hashes
 NAMED_ABOVE = 200_000  # files that are told apart by name and size, because reading all of them would take hours
 STATUS_CHUNK = 4096  # files whose sizes a thread asks for at a time
 
@@ -56,7 +57,7 @@ def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, st
 
     found: list[bytes] = []
     with progress("reading", len(images), "images") as shown:
-        for some in map_chunks(digest, range(len(images)), threads, CHUNK):
+        for some in map_chunks(digest, range(len(images)), threads, CHUNK, AT_ONCE):
             found += some
             shown.advance(len(some))
     memory.save()

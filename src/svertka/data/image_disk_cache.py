@@ -43,6 +43,7 @@ __all__ = ["PreparedImages", "SquareImages", "prepare_images"]
 VERSION = 3  # of the results of `image_io.decode_image` and `PackedImage`; part of the folder's name
 IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; larger ones are computed when needed
 CHUNK_BYTES = 2**24  # of squares per write to the disk
+AT_ONCE = 16  # images whose headers a thread reads before it hands them over
 CHUNK = 256  # images per write at most: they are lost if the process is killed before
 SAMPLED = 32  # images whose sizes predict the size of the cache
 SURVEYED = 1000  # images in shards, or of very many files, whose sizes are taken for those of all
@@ -170,7 +171,7 @@ def _survey_headers(
 
     found: list[ImageInfo | str] = []
     with progress("reading headers", len(surveyed), "images") as shown:
-        for some in map_chunks(survey, surveyed, squares.threads, CHUNK):
+        for some in map_chunks(survey, surveyed, squares.threads, CHUNK, AT_ONCE):
             found += some
             shown.advance(len(some))
     known = dict(zip(surveyed, found, strict=True))
