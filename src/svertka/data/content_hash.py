@@ -16,6 +16,7 @@ from svertka.data.parallel_map import map_chunks
 from svertka.data.sharded_images import ShardImages
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder, read_json, write_json
+from svertka.garbage_collection import without_garbage_collection
 from svertka.progress import progress
 
 VERSION = 1
@@ -29,6 +30,7 @@ STATUS_CHUNK = 4096  # files whose sizes a thread asks for at a time
 FileStamp = tuple[int, ...]  # size, mtime, ctime, inode
 
 
+@without_garbage_collection()
 def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, str]]:
     """Hash the contents of images.
 

@@ -30,6 +30,7 @@ from svertka.data.target_columns import Kind
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, shell_quote
 from svertka.files import parse_path
+from svertka.garbage_collection import without_garbage_collection
 from svertka.tasks import SEPARATOR, SINGLE_LABEL, AnyTask, MultiLabel, Regression, Targets
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
@@ -102,9 +103,9 @@ class FolderListing:
             if len(names) < 2 or self._has_unread(path)
         ]
         to_learn = [entry for entry in self.entries if match_split_name(entry.label) in (None, "train")] or self.entries
-        first, in_names = to_learn[0].label, suggest_labeling([entry.path for entry in to_learn])
+        first, paths = to_learn[0].label, [entry.path for entry in to_learn]
         if all(match_split_name(name) for name in names):
-            to_do = in_names or (
+            to_do = suggest_labeling(paths) or (
                 f"put those of each class into a folder of its own, such as {first}/cat and {first}/dog, or list their "
                 "classes in a CSV file of path,label,part"
             )
@@ -115,7 +116,7 @@ class FolderListing:
                 f"{self.source} has {listed}; several labels need two names or more, and yes or no needs two classes"
             )
         elif len(names) < 2:
-            advice = self._suggest_wrapped_classes() or in_names
+            advice = self._suggest_wrapped_classes() or suggest_labeling(paths)
             needed = f"a classifier needs two or more{f'; {advice}' if advice else ''}"
             found.append(f"{self.source} has only one class, {first}; {needed}")
         classes = self._classes()
@@ -294,6 +295,7 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> F
     return FolderListing(source=path, root=path.parent, entries=tuple(entries), account=account, tables=((table, ""),))
 
 
+@without_garbage_collection()
 def _list_folder(path: Path, columns: Mapping[str, str]) -> FolderListing:
     tree = list_tree(path)
     kind = detect_output_kind(path, {*tree.root.other, *(folder.name for folder in tree.root.folders)})

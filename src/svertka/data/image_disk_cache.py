@@ -36,6 +36,7 @@ from svertka.data.sharded_images import ShardImages
 from svertka.data.unreadable_rows import UnreadableRowsError
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
+from svertka.garbage_collection import without_garbage_collection
 from svertka.progress import FirstSentence, progress
 
 __all__ = ["PreparedImages", "SquareImages", "prepare_images"]
@@ -156,6 +157,7 @@ def _spread_evenly(count: int) -> list[int]:
     return found
 
 
+@without_garbage_collection()
 def _survey_headers(
     squares: "_Squares", contents: list[bytes], unreadable: dict[int, str], surveyed: Sequence[int]
 ) -> PreparedImages:
@@ -232,7 +234,8 @@ def find_misnamed_images(images: Images, facts: Mapping[int, ImageInfo]) -> list
         if not one.format:  # not in a file of its own
             continue
         name = images.name(index)
-        if SUFFIXES.get(Path(name).suffix.lower(), one.format) != one.format:
+        suffix = "." + name.rpartition(".")[2].lower()
+        if SUFFIXES.get(suffix, one.format) != one.format:
             found.append((name, one.format))
     return found
 
