@@ -70,8 +70,8 @@ def draw(lines: list[dict[str, Any]]) -> None:
             own = [line for line in lines if line["network"] == network]
             seeds = sorted({line["seed"] for line in own})
             for key, color, label in (
-                ("train_error", COLORS[0], "images learned from"),
-                ("val_error", COLORS[1], "held-out images"),
+                ("train_error", COLORS[0], "training set"),
+                ("val_error", COLORS[1], "test set"),
             ):
                 for seed in seeds:
                     curve = [line for line in own if line["seed"] == seed]
@@ -82,15 +82,15 @@ def draw(lines: list[dict[str, Any]]) -> None:
                         linewidth=1,
                         label=label if seed == seeds[0] else None,
                     )
-            axes.set(title=f"{network}: {count(network):,} parameters", xlabel="pass", ylabel="error, %", ylim=(0, 62))
+            axes.set(title=f"{network}: {count(network):,} parameters", xlabel="epoch", ylabel="error, %", ylim=(0, 62))
             axes.set_xticks(range(1, PASSES[network] + 1, 1 + PASSES[network] // 10))
-            axes.legend(loc=(0.4, 0.28))
+            axes.legend(loc="upper right")
             for passed in sorted({line["epoch"] for line in own} & {*SHOWN}):
                 at = [line for line in own if line["epoch"] == passed]
                 learned, held = ([line[key] for line in at] for key in ("train_error", "val_error"))
                 gaps = [one - other for one, other in zip(held, learned, strict=True)]
                 rows.append([network, f"{count(network):,}", passed, *map(per_cent, (learned, held, gaps))])
-    print_table(["network", "parameters", "passes", "error, learned from", "held out", "gap"], rows)
+    print_table(["network", "parameters", "epochs", "training error", "test error", "gap"], rows)
     print()
     first = None
     rows = []
