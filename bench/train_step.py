@@ -5,8 +5,7 @@
 
 A step is forward, cross-entropy, backward and SGD with momentum on random images. Speeds are PyTorch's time divided by
 svertka's: above 1, svertka is faster. The algorithms of all shapes are timed before the measurement, without the limit
-of 2 s for a process, as after several trainings. Non-finite gradients end the
-benchmark with exit code 1.
+of 2 s for a process, as after several trainings. Non-finite gradients end the benchmark with exit code 1.
 
 `airbench` is also compared in bfloat16, which its recipe uses. `lenet` is that of bench/train.py on MNIST. `families`
 are 14 networks of torchvision and timm, which must be installed, on 8 images of 160 × 160; they are also compared with

@@ -34,7 +34,7 @@ from svertka.data.prediction_inputs import (
     sample_intensity_ranges,
     sample_shares_outside,
 )
-from svertka.data.preprocessing import ImageLike, Preprocess, load_rgb_image
+from svertka.data.preprocessing import LARGEST_SIZE, ImageLike, Preprocess, load_rgb_image
 from svertka.device import (
     choose_device,
     find_device,
@@ -164,9 +164,6 @@ class Config(BaseModel):
         if not model.is_exported:
             set_head_kind(network, model, self.head, len(self.names))
         return network
-
-
-LARGEST_SIZE = 4096  # pixels, of `Preprocess`
 
 
 class Classifier:

@@ -9,7 +9,7 @@ import numpy as np
 
 from svertka.data.band_ranges import MAX_BANDS, BandRanges, BandType, choose_band_ranges
 from svertka.data.content_hash import unwrap_subset
-from svertka.data.dataset import Dataset, EncodedImages, FileImages, Images, Ints
+from svertka.data.dataset import Dataset, EncodedImages, FileImages, Ints
 from svertka.data.image_io import NOT_INSTALLED, detect_format, sample_bands
 from svertka.data.multiband_tiff import BandLayout, read_band_layout
 from svertka.errors import DataError, ImageError, UsageError
@@ -30,7 +30,10 @@ def find_bands(dataset: Dataset) -> BandRanges | None:
     count = min(LOOKED_AT, len(where))
     # Images in shards are read shard by shard, so only those of the first are looked at.
     looked_at = np.linspace(0, len(where) - 1, count) if isinstance(source, FileImages) else np.arange(count)
-    layouts = {index: _layout_at(dataset.images, index) for index in np.unique(looked_at.astype(np.int64)).tolist()}
+    layouts = {}
+    for index in np.unique(looked_at.astype(np.int64)).tolist():
+        found = _read_bands(source, int(where[index]))
+        layouts[index] = None if found is None else found[1]
     kinds = Counter(None if one is None else (one.count, one.dtype) for one in layouts.values())
     kind, _ = kinds.most_common(1)[0]
     if kind is None:
@@ -51,16 +54,14 @@ def measure_bands(dataset: Dataset, bands: BandRanges, indices: Ints) -> BandRan
     return _measure(dataset, indices[places].tolist(), bands.dtype)
 
 
-def _layout_at(images: Images, index: int) -> BandLayout | None:
-    """Return the header of a TIFF whose bands are no colors, and can be used; None of another image."""
-    source, where = unwrap_subset(images)
-    assert isinstance(source, EncodedImages)
+def _read_bands(source: EncodedImages, place: int) -> tuple[bytes, BandLayout] | None:
+    """Return a TIFF whose bands are no colors, and can be used, with its header; None of another image."""
     try:
-        content = source.read_bytes(int(where[index]))
+        content = source.read_bytes(place)
     except ImageError:
         return None
     layout = read_band_layout(content) if detect_format(content) == "TIFF" else None
-    return None if layout is None or layout.is_color or not 1 <= layout.count <= MAX_BANDS else layout
+    return None if layout is None or layout.is_color or not 1 <= layout.count <= MAX_BANDS else (content, layout)
 
 
 def _measure(dataset: Dataset, indices: Sequence[int], dtype: BandType) -> BandRanges:
@@ -68,11 +69,11 @@ def _measure(dataset: Dataset, indices: Sequence[int], dtype: BandType) -> BandR
     assert isinstance(source, EncodedImages)
     samples, reason = [], ""
     for index in indices:
-        layout = _layout_at(dataset.images, index)
-        if layout is None:
+        found = _read_bands(source, int(where[index]))
+        if found is None:
             continue
         try:
-            samples.append(sample_bands(source.read_bytes(int(where[index])), layout, source.decoding))
+            samples.append(sample_bands(*found, source.decoding))
         except ImageError as error:
             reason = f": {dataset.images.name(index)}: {error}"
         if dtype == "uint8" and samples:  # bytes stay as they are

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from svertka.data.rgb_conversion import Pixels, Range
 
 MAX_BANDS = 16
 TAIL = 0.005  # of the values of a band may lie below its range, and as many above
 MISMATCH = 0.5  # share of values outside of the ranges from which on a sentence says so
 SAMPLED_PIXELS = 4096  # of an image, by which its values are measured
 
-Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.generic]
 BandType = Literal["uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"]
 BAND_TYPES: tuple[str, ...] = get_args(BandType)
@@ -86,6 +87,23 @@ class BandRanges:
         values = low + pixels * (high - low) / 255
         stored: Values = (values if np.dtype(self.dtype).kind == "f" else np.rint(values)).astype(self.dtype)
         return stored
+
+
+class HasIntensityRange:
+    """What the `intensity_range` of a class says: the range of 16-bit values of RGB images, or those of bands."""
+
+    if TYPE_CHECKING:  # at run time, pydantic would take it for the first field
+        intensity_range: Range | BandRanges | None
+
+    @property
+    def bands(self) -> BandRanges | None:
+        """The ranges of the bands; None if images are RGB."""
+        return self.intensity_range if isinstance(self.intensity_range, BandRanges) else None
+
+    @property
+    def deep_range(self) -> Range | None:
+        """The 16-bit values of RGB images that become 0 and 255; None: 0 and 65535."""
+        return None if isinstance(self.intensity_range, BandRanges) else self.intensity_range
 
 
 def sample_band_values(values: Values, nodata: float | None = None) -> npt.NDArray[np.float64]:

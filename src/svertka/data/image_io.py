@@ -29,7 +29,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from svertka.data import multiband_tiff
-from svertka.data.band_ranges import BandRanges, sample_band_values
+from svertka.data.band_ranges import BandRanges, HasIntensityRange, sample_band_values
 from svertka.data.decode_memory import (
     STRIP_BYTES,
     WEBP_BYTES,
@@ -155,7 +155,7 @@ _IN_USE = DecodingBudget(2 * MEMORY_LIMIT)
 
 
 @dataclass(frozen=True)
-class DecodingOptions:
+class DecodingOptions(HasIntensityRange):
     """Limits and settings of decoding.
 
     Attributes:
@@ -168,16 +168,6 @@ class DecodingOptions:
     max_pixels: int = PIXEL_LIMIT
     max_memory: int = MEMORY_LIMIT
     intensity_range: Range | BandRanges | None = None
-
-    @property
-    def bands(self) -> BandRanges | None:
-        """The ranges of the bands; None if images are RGB."""
-        return self.intensity_range if isinstance(self.intensity_range, BandRanges) else None
-
-    @property
-    def deep_range(self) -> Range | None:
-        """The 16-bit values of RGB images that become 0 and 255."""
-        return None if isinstance(self.intensity_range, BandRanges) else self.intensity_range
 
     @classmethod
     def up_to(cls, max_pixels: int | None) -> "DecodingOptions":
@@ -299,8 +289,7 @@ def _plan(data: bytes, min_side: int | None, decoding: DecodingOptions) -> _Plan
     pixels = _check_size(image, factor, decoding.max_pixels)
     scans = _count_scans(image, data)
     cost = _check_memory(image, factor, decoding, scans=scans, deep=decoding.deep_range is not None)
-    for_memory = -(-cost * PIXEL_LIMIT // MEMORY_LIMIT) if cost > MEMORY_LIMIT else 0  # as in `DecodingOptions.up_to`
-    return _Plan(image, factor, cost, scans, max(pixels, for_memory))
+    return _Plan(image, factor, cost, scans, _lowest_pixel_limit(pixels, cost))
 
 
 def _count_scans(image: ImageFile, data: bytes) -> int:
@@ -498,10 +487,32 @@ def check_pixel_count(height: int, width: int, limit: int) -> None:
     Decoding and resizing would copy them.
     """
     if height * width > limit:
+        raise _too_many_pixels(height * width, limit, f"make it smaller or raise max_pixels to {height * width}")
+
+
+def _too_many_pixels(pixels: int, limit: int, advice: str) -> ImageTooLargeError:
+    return ImageTooLargeError(
+        f"{format_megapixels(pixels)} megapixels, more than the limit of {format_megapixels(limit)}; {advice}"
+    )
+
+
+def _smaller_or_raised(pixels: int) -> str:
+    return f"make it smaller or raise --max-pixels to {-(-pixels // 10**6)}M"
+
+
+def _within_memory(cost: int, decoding: DecodingOptions) -> int:
+    """Return the bytes that decoding takes; raise ImageTooLargeError if they are more than the limit."""
+    if cost > decoding.max_memory:
         raise ImageTooLargeError(
-            f"{format_megapixels(height * width)} megapixels, more than the limit of {format_megapixels(limit)}; "
-            f"make it smaller or raise max_pixels to {height * width}"
+            f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
+            f"{format_bytes(decoding.max_memory)}; make it smaller or raise --max-pixels"
         )
+    return cost
+
+
+def _lowest_pixel_limit(pixels: int, cost: int) -> int:
+    """Return the lowest `max_pixels` that allows so many pixels, and so many bytes as in `DecodingOptions.up_to`."""
+    return max(pixels, -(-cost * PIXEL_LIMIT // MEMORY_LIMIT) if cost > MEMORY_LIMIT else 0)
 
 
 def _array_to_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None) -> Pixels:
@@ -541,26 +552,16 @@ def _read_layout(data: bytes, bands: BandRanges) -> BandLayout:
 def _check_band_sizes(layout: BandLayout, decoding: DecodingOptions) -> int:
     """Return the bytes that decoding bands takes; raise ImageTooLargeError if they are too many, or the pixels are."""
     if layout.decoded_pixels > decoding.max_pixels:
-        raise ImageTooLargeError(
-            f"{format_megapixels(layout.decoded_pixels)} megapixels, more than the limit of "
-            f"{format_megapixels(decoding.max_pixels)}; make it smaller or raise --max-pixels to "
-            f"{-(-layout.decoded_pixels // 10**6)}M"
-        )
-    if (cost := STRIP_BYTES + layout.bytes) > decoding.max_memory:
-        raise ImageTooLargeError(
-            f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
-            f"{format_bytes(decoding.max_memory)}; make it smaller or raise --max-pixels"
-        )
-    return cost
+        raise _too_many_pixels(layout.decoded_pixels, decoding.max_pixels, _smaller_or_raised(layout.decoded_pixels))
+    return _within_memory(STRIP_BYTES + layout.bytes, decoding)
 
 
 def _decode_multiband(data: bytes, decoding: DecodingOptions, bands: BandRanges) -> DecodedImage:
     layout = _read_layout(data, bands)
     cost = _check_band_sizes(layout, decoding)
-    for_memory = -(-cost * PIXEL_LIMIT // MEMORY_LIMIT) if cost > MEMORY_LIMIT else 0
     with _image_errors(decoding), _IN_USE.reserve(cost):
         pixels = _turn_upright(bands.to_bytes(decode_bands(data, layout), layout.nodata), layout.orientation)
-    return DecodedImage(pixels, "TIFF", deep=True, pixel_limit=max(layout.decoded_pixels, for_memory))
+    return DecodedImage(pixels, "TIFF", deep=True, pixel_limit=_lowest_pixel_limit(layout.decoded_pixels, cost))
 
 
 def sample_bands(data: bytes, layout: BandLayout, decoding: DecodingOptions = DEFAULT) -> npt.NDArray[np.float64]:
@@ -710,30 +711,17 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> int:
     if isinstance(image, TiffImageFile):  # tiles are decoded whole, even beyond the image
         pixels = max(pixels, image.tag_v2.get(_TILE_WIDTH, 1) * image.tag_v2.get(_TILE_LENGTH, 1))
     decoded = pixels // factor**2 if isinstance(image, JpegImageFile) else pixels
-    advice = f"make it smaller or raise --max-pixels to {-(-pixels // 10**6)}M"
+    advice = _smaller_or_raised(pixels)
     if isinstance(image, PpmImageFile) and image.tile[0][0].startswith("ppm") and limit > SLOW:
         limit, advice = SLOW, "save it as PNG"
     if decoded > limit:
-        raise ImageTooLargeError(
-            f"{format_megapixels(pixels)} megapixels, more than the limit of {format_megapixels(limit)}; {advice}"
-        )
+        raise _too_many_pixels(pixels, limit, advice)
     return decoded
 
 
 def _check_memory(image: ImageFile, factor: int, decoding: DecodingOptions, *, scans: int, deep: bool) -> int:
-    """Return the bytes that decoding takes.
-
-    Raises:
-        ImageTooLargeError: More than the limit.
-    """
-    cost = estimate_decoding_bytes(image, factor, scans=scans, deep=deep)
-    if cost > decoding.max_memory:
-        raise ImageTooLargeError(
-            f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
-            f"{format_bytes(decoding.max_memory)}; "
-            "make it smaller or raise --max-pixels"
-        )
-    return cost
+    """Return the bytes that decoding takes; raise ImageTooLargeError if they are more than the limit."""
+    return _within_memory(estimate_decoding_bytes(image, factor, scans=scans, deep=deep), decoding)
 
 
 def _load(source: ImageWithRawMode, data: bytes, *, deep: bool) -> ImageWithRawMode:

@@ -14,23 +14,12 @@ NOT_INSTALLED = "TIFF files of several bands need tifffile; run pip install 'sve
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _STRIPS, _ORIENTATION, _BANDS = 256, 257, 258, 262, 273, 274, 277
 _TILE_WIDTH, _TILE_LENGTH, _TILES, _EXTRA, _SAMPLE_FORMAT, _NODATA = 322, 323, 324, 338, 339, 42113
-_READ = {
-    _WIDTH,
-    _HEIGHT,
-    _BITS,
-    _PHOTOMETRIC,
-    _ORIENTATION,
-    _BANDS,
-    _TILE_WIDTH,
-    _TILE_LENGTH,
-    _EXTRA,
-    _SAMPLE_FORMAT,
-    _NODATA,
-}
+_READ = {_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _BANDS, _TILE_WIDTH, _TILE_LENGTH}
+_READ |= {_EXTRA, _SAMPLE_FORMAT, _NODATA}
 _FIELDS = {1: "B", 2: "s", 3: "H", 4: "I", 16: "Q"}  # types of a tag's values
 MAX_TAGS, MAX_VALUES = 4096, 65536  # of a directory, and of a tag
 
-_GRAY, _RGB, _UNKNOWN, _NOT_COMPRESSED = (0, 1), 2, 0, 1  # values of _PHOTOMETRIC, _EXTRA and _COMPRESSION
+_GRAY, _RGB, _UNKNOWN, _NOT_COMPRESSED = (0, 1), 2, 0, 1  # values of _PHOTOMETRIC, _EXTRA and of the tag of compression
 _KINDS = {1: "uint", 2: "int", 3: "float"}  # of _SAMPLE_FORMAT
 _WORDS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point values", 5: "complex integers"}
 

@@ -21,8 +21,8 @@ def map_chunks(
         items: The items.
         threads: Number of threads.
         chunk: Items per chunk.
-        at_once: Items of a chunk that a thread takes at once. Several are faster if the function takes less than about
-            a millisecond, the time in which threads hand over a few items.
+        at_once: Items that a thread takes at once. Several are faster if the function takes less than about a
+            millisecond.
 
     Yields:
         The results of each chunk.

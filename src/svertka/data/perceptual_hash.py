@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from svertka.data.dataset import Ints, Pixels
+from svertka.data.rgb_conversion import to_gray
 
 SIDE = 32  # of the thumbnails, pixels
 WINDOW = 4096  # neighbors in a bucket that each hash is compared with; only nearly equal images have more
@@ -43,9 +44,7 @@ SMALL = SimilarityThreshold(distance=4, correlation=0.995)
 
 def make_thumbnail(pixels: Pixels) -> Pixels:
     """Squeeze an image (H, W, C) uint8 to a grayscale square, (SIDE, SIDE) uint8; of bands, their mean."""
-    if pixels.shape[2] not in (1, 3):
-        pixels = np.rint(pixels.mean(axis=2, dtype=np.float32, keepdims=True)).astype(np.uint8)
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
+    image = to_gray(pixels)
     reduced = min(image.size) >= SIDE
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX if reduced else Image.Resampling.BILINEAR))
 

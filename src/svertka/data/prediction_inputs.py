@@ -1,10 +1,11 @@
 """Inputs of prediction: files, folders, .npy arrays and images in memory, expanded to single images."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from svertka.files import is_url, read_first_bytes
 from svertka.progress import say
 from svertka.text_width import shorten
 
+Measured = TypeVar("Measured")
 Input = ImageLike | IndexedImage | ImageError  # an image, or the reason why there is none
 
 ARRAY_LIMIT = 10**6  # images in one .npy file
@@ -83,20 +85,23 @@ def sample_intensity_ranges(images: Iterable[Input], decoding: DecodingOptions =
     """Return the lowest and highest value of 16-bit files among `images`; of at most `MEASURED` of them."""
     files = [Path(one) for one in images if isinstance(one, str | PathLike)]
     files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # always 8 bits
-    found = []
-    for path in files[:: -(-len(files) // MEASURED) or 1]:
-        with suppress(ImageError):
-            found.append(measure_intensity_range(read_bytes(path, decoding), decoding))
-    return [one for one in found if one is not None]
+    return _measure_some(files, decoding, measure_intensity_range)
 
 
 def sample_shares_outside(images: Iterable[Input], decoding: DecodingOptions) -> list[float]:
     """Return the share of values outside of the ranges of the bands, of at most `MEASURED` files among `images`."""
     files = [Path(one) for one in images if isinstance(one, str | PathLike)]
+    return _measure_some(files, decoding, measure_share_outside)
+
+
+def _measure_some(
+    files: Sequence[Path], decoding: DecodingOptions, measure: Callable[[bytes, DecodingOptions], Measured | None]
+) -> list[Measured]:
+    """Return what `measure` returns for at most `MEASURED` of the files, evenly spread; without None."""
     found = []
     for path in files[:: -(-len(files) // MEASURED) or 1]:
         with suppress(ImageError):
-            found.append(measure_share_outside(read_bytes(path, decoding), decoding))
+            found.append(measure(read_bytes(path, decoding), decoding))
     return [one for one in found if one is not None]
 
 

@@ -11,12 +11,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from svertka.conv import native_byte_normalization
-from svertka.data.band_ranges import BandRanges
+from svertka.data.band_ranges import BandRanges, HasIntensityRange
 from svertka.data.dataset import IndexedImage, Pixels
 from svertka.data.image_io import DEFAULT, DecodingOptions, check_pixel_count, decode_to_pixels, read_image_file, to_rgb
-from svertka.data.rgb_conversion import Range, shades_to_16_bit
+from svertka.data.rgb_conversion import shades_to_16_bit
 from svertka.errors import ImageError, UsageError
 
+LARGEST_SIZE = 4096  # pixels
 AT_ONCE = 2**18  # values that are normalized at a time: 1 MB
 ImageLike = str | Path | Image.Image | npt.NDArray[np.generic]
 Fit = Literal["crop", "pad", "squeeze"]
@@ -25,7 +26,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
 
 
-class Preprocess(BaseModel):
+class Preprocess(HasIntensityRange, BaseModel):
     """Preprocessing of images: make square, resize to `resize`, crop or zero-pad to `size`, normalize.
 
     The network gets (x / 255 − mean) / std. Grayscale is ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B.
@@ -43,8 +44,8 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    size: int = Field(ge=1, le=4096, description="side of the network's input, pixels")
-    resize: int = Field(ge=1, le=4096, description="side to which the square is resized, pixels")
+    size: int = Field(ge=1, le=LARGEST_SIZE, description="side of the network's input, pixels")
+    resize: int = Field(ge=1, le=LARGEST_SIZE, description="side to which the square is resized, pixels")
     mean: tuple[float, ...] = Field(description="one value per channel, in units of full scale")
     std: tuple[float, ...] = Field(description="one value per channel, in units of full scale")
     fit: Fit = Field(default="crop", description="how an image becomes square")
@@ -78,16 +79,6 @@ class Preprocess(BaseModel):
     def channels(self) -> int:
         """Number of channels: 1 (grayscale), 3 (RGB), or that of the bands."""
         return len(self.mean)
-
-    @property
-    def bands(self) -> BandRanges | None:
-        """The ranges of the bands; None if images are RGB."""
-        return self.intensity_range if isinstance(self.intensity_range, BandRanges) else None
-
-    @property
-    def deep_range(self) -> Range | None:
-        """The 16-bit values of RGB images that become 0 and 255; None: 0 and 65535."""
-        return None if isinstance(self.intensity_range, BandRanges) else self.intensity_range
 
     @property
     def color(self) -> str:

@@ -199,3 +199,10 @@ def composite_on_white(image: Image.Image) -> Pixels:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
     return np.asarray(white)
+
+
+def to_gray(pixels: Pixels) -> Image.Image:
+    """Return an image (H, W, C) uint8 in gray, mode L: the luma of RGB; of bands, their mean."""
+    if pixels.shape[2] not in (1, 3):
+        pixels = np.rint(pixels.mean(axis=2, dtype=np.float32, keepdims=True)).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).convert("L")

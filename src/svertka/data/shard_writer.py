@@ -19,11 +19,7 @@ from svertka.data.shard_index import ShardEntry, ShardIndex
 from svertka.errors import DataError, ImageError
 from svertka.files import os_error_to_storage_error
 
-KEPT = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WebP": "webp",
-}  # copied, as TIFF files of bands are; others become PNG
+KEPT = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}  # copied, as TIFF files of bands are; others become PNG
 CHUNK = 64  # images that are read and checked ahead
 CHECKED_SIDE = 8  # pixels; decoding at this size reads all of a file
 KEY_CHARACTERS = 80

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from svertka.confidence_intervals import Interval, wilson_interval
+from svertka.data.rgb_conversion import to_gray
 from svertka.errors import ImageError
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
@@ -109,9 +110,7 @@ def errors_by_property(
 
 def measure_image_properties(picture: Pixels) -> tuple[float, float, float]:
     """Return brightness (%), shorter side (pixels) and sharpness (gray levels) of an image (H, W, C) uint8."""
-    if picture.shape[2] not in (1, 3):
-        picture = np.rint(picture.mean(axis=2, dtype=np.float32, keepdims=True)).astype(np.uint8)
-    gray = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
+    gray = to_gray(picture)
     shorter = min(gray.size)
     brightness = 100 * float(np.asarray(gray).mean()) / 255
     if shorter > SIDE:
