@@ -101,8 +101,8 @@ class Ablation:
     computed: int
     pairs: int
     estimated: int
-    unchanged: "EstimateCheck"
-    changed: "EstimateCheck"
+    unchanged: EstimateCheck
+    changed: EstimateCheck
 
     def change(self, layer: int, unit: int, label: int, mode: Mode) -> float:
         """Return how the accuracy on class `label` changes without the unit, −1 to 1."""
@@ -422,7 +422,8 @@ class _Removal:
                         of_layer = number == one
                         places = pairs[of_layer, 1:]
                         at = tuple(places.T)
-                        self._check(estimates[one][at][~uncertain[one][at]], changed[of_layer][~uncertain[one][at]])
+                        drawn = ~uncertain[one][at]
+                        self._check(estimates[one][at][drawn], changed[of_layer][drawn])
                         self._count(one, was, labels, places[changed[of_layer]])
 
     def _count(self, number: int, was: Tensor, labels: Tensor, places: Tensor) -> None:

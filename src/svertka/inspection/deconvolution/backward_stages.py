@@ -50,8 +50,14 @@ class Stage:
 
 
 def find_stages(cone: Cone, first: int, windows: Mapping[int, Window]) -> Iterator[Stage]:
-    """Yield the stages from the gradient of value `first` to that of the image."""
-    terms = {value: some for value, some in cone.terms.items() if value < first}
+    """Yield the stages from the gradient of value `first` to that of the image.
+
+    Args:
+        cone: The gradients of all values after `first`.
+        first: The value whose gradient is given.
+        windows: The window of each value.
+    """
+    terms = cone.terms
     depth = {first: 0}  # changes of windows before each value
     inner: dict[int, list[Term]] = {}
     added: dict[int, list[Windows]] = {}

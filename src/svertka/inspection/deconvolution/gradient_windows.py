@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svertka.data.dataset import Ints
-from svertka.inspection.deconvolution.backward_graph import Cone, Term, Windows
+from svertka.inspection.deconvolution.backward_graph import Cone, Term, Transposed, Windows
 
 
 class WindowAxis(NamedTuple):
@@ -42,7 +42,7 @@ def keeps_positions(term: Term, cone: Cone, value: int) -> bool:
         return True
     reach = tuple((taps - 1) * dilation for taps, dilation in zip(term.taps, term.dilation, strict=True))
     return (
-        not hasattr(term, "pool")
+        isinstance(term, Transposed)
         and term.stride == (1, 1)
         and cone.shapes[value][1:] == cone.shapes[term.result][1:]
         and tuple(2 * padding for padding in term.padding) == reach
@@ -84,9 +84,8 @@ def _find_last_values(cone: Cone, spans: Mapping[int, Spans]) -> set[int]:
     order = [cone.target, *cone.terms]
     oldest_read = {value: max(term.result for term in terms) for value, terms in cone.terms.items()}
     alone, oldest = [0], 0
-    for value in reversed(order[1:]):
+    for before, value in reversed(list(pairwise(order))):
         oldest = max(oldest, oldest_read[value])
-        before = order[order.index(value) - 1]
         if oldest <= before:
             alone.append(before)
     areas = {value: math.prod(last - first + 1 for _, first, last in spans[value]) for value in alone}
