@@ -766,7 +766,7 @@ def predict(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, trust_builder=trust_builder, precision=precision)
-    inputs, decoding = list_inputs(images), DecodingOptions.up_to(max_pixels)
+    inputs, decoding = list_inputs(images, classifier.preprocess.bands), DecodingOptions.up_to(max_pixels)
     batches = _predict_batches(classifier, inputs, decoding, workers, top, sets)
     shown = decoding.with_intensity_range(classifier.preprocess.intensity_range)
     return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], shown)
@@ -865,7 +865,7 @@ def iter_predictions(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = Classifier.open(run, torch_device, trust_builder=trust_builder, precision=precision)
-    inputs, decoding = list_inputs(images), DecodingOptions.up_to(max_pixels)
+    inputs, decoding = list_inputs(images, classifier.preprocess.bands), DecodingOptions.up_to(max_pixels)
     yield from _predict_batches(classifier, inputs, decoding, workers, top, sets)
 
 

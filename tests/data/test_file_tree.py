@@ -36,6 +36,24 @@ def others(tree: FileTree) -> list[str]:
     return [folder.inside(name) for folder in tree.root.walk() for name in folder.other] + tree.hidden_others
 
 
+def test_npy_files_are_images_where_they_are_more_than_other_images(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.png", "b/2.png")
+    for path, shape in {
+        "a/mask.npy": (8, 8),
+        "b/x.npy": (8, 8, 5),
+        "features.npy": (9,),
+        "all.npy": (2, 8, 8, 3),
+    }.items():
+        np.save(tmp_path / path, np.zeros(shape, np.uint8))
+    tree = list_tree(tmp_path)
+    assert tree.images() == ["a/1.png", "b/2.png"]
+    assert others(tree) == ["all.npy", "features.npy", "a/mask.npy", "b/x.npy"]
+    np.save(tmp_path / "a" / "0.npy", np.zeros((8, 8, 5), np.uint8))
+    tree = list_tree(tmp_path)
+    assert tree.images() == ["a/0.npy", "a/1.png", "a/mask.npy", "b/2.png", "b/x.npy"]
+    assert others(tree) == ["all.npy", "features.npy"]
+
+
 def test_files_without_suffix_are_recognized_by_content(tmp_path: Path) -> None:
     make(tmp_path, "a/1.png", "a/2", "b/3.PNG", "b/4.txt", "b/note")
     for name in ("a/photo", "b/5.dat", "b/6.txt"):

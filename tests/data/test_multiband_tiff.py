@@ -9,7 +9,7 @@ import pytest
 
 from svertka.data.band_ranges import BandRanges
 from svertka.data.image_io import DecodingOptions, decode_image, estimate_memory, read_header, read_image_size
-from svertka.data.multiband_tiff import decode_bands, read_band_layout
+from svertka.data.multiband_file import decode_bands, read_band_layout
 from svertka.errors import ImageError
 
 tifffile = pytest.importorskip("tifffile")
@@ -110,7 +110,7 @@ def test_files_unlike_the_others_are_refused_with_what_they_have():
     seventeen = np.zeros((9, 7, 17), np.uint16)
     assert "17 bands of 16-bit unsigned integers (at most 16 can be used), where" in refusal(by_hand(seventeen))
     assert refusal(by_hand(values, t277=0)).startswith("0 bands of 16-bit")
-    assert refusal(b"\x89PNG\r\n\x1a\n").startswith("no TIFF of several bands, or a damaged one, where")
+    assert refusal(b"\x89PNG\r\n\x1a\n").startswith("no file of several bands (TIFF, .npy), or a damaged one, where")
     assert refusal(b"") == "empty file"
 
 

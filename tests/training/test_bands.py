@@ -136,6 +136,41 @@ def test_networks_of_bands_refuse_rgb(tmp_path):
     assert len(wrapped.predict(values)) == 3
 
 
+def test_npy_files_are_trained_on_and_predicted_as_images_of_bands(tmp_path, capsys):
+    folder = multispectral_folder(tmp_path / "set", images=6)
+    for path in [*folder.glob("*/*.tif")]:
+        np.save(path.with_suffix(".npy"), np.asfortranarray(tifffile.imread(path)))
+        path.unlink()
+    np.save(folder / "bare" / "features.npy", np.zeros(7))  # one axis: no image
+    np.save(folder / "green" / "first.npy", np.zeros((COUNT, SIDE, SIDE), np.uint16))
+    none_of_these = multispectral_folder(tmp_path / "none", images=1, seed=5) / "bare"
+    options = {"model": own_network, "size": 16, "epochs": 1, "threads": 1, "unknown": none_of_these, "val": 0.25}
+    run = svertka.train(folder, output=tmp_path / "run", **options)
+    (bad,) = json.loads((run.folder / "training.json").read_text())["bad"]
+    assert bad["path"].endswith("first.npy")
+    assert "in an array (5, 28, 28), whose last axis is that of the bands" in bad["reason"]
+    bands = Classifier.load(run.folder, trust_builder=True).preprocess.bands
+    assert (bands.dtype, len(bands)) == ("uint16", COUNT)
+    values = [np.load(folder / "green" / f"{number:02}.npy") for number in range(6)]
+    np.save(tmp_path / "stack.npy", np.stack(values))
+    predict = partial(svertka.predict, run.folder, threads=1, trust_builder=True)
+    wanted = [one["labels"] for one in predict(*values)]
+    assert [one["labels"] for one in predict(tmp_path / "stack.npy")] == wanted
+    assert [one["labels"] for one in predict(*[folder / "green" / f"{n:02}.npy" for n in range(6)])] == wanted
+    found = {one["path"]: one for one in predict(folder / "green")}
+    assert [found[str(folder / "green" / f"{n:02}.npy")]["labels"] for n in range(6)] == wanted
+    assert "whose last axis" in found[str(folder / "green" / "first.npy")]["error"]
+    np.save(tmp_path / "other.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(UsageError, match=r"holds uint8 \(2, 8, 8, 3\); it needs uint16 \(H, W, 5\) or \(N, H, W, 5\)"):
+        predict(tmp_path / "other.npy")
+    svertka.shard(folder, tmp_path / "shards", threads=1)
+    stored = open_source(tmp_path / "shards").with_intensity_range(bands)
+    read = {stored.images.digest(index): stored.images.read(index).tobytes() for index in range(len(stored))}
+    files = open_source(folder).with_intensity_range(bands)
+    usual = [index for index in range(len(files)) if "first" not in files.images.name(index)]
+    assert read == {files.images.digest(index): files.images.read(index).tobytes() for index in usual}
+
+
 def test_shards_keep_the_values_of_bands(tmp_path):
     folder = multispectral_folder(tmp_path / "set", images=4)
     svertka.shard(folder, tmp_path / "shards", threads=1)

@@ -2,18 +2,19 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import cast
 
 import numpy as np
 
+from svertka.data.band_layout import BandLayout
 from svertka.data.band_ranges import MAX_BANDS, BandRanges, BandType, choose_band_ranges
 from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import Dataset, EncodedImages, FileImages, Ints
-from svertka.data.image_io import NOT_INSTALLED, detect_format, sample_bands
-from svertka.data.multiband_tiff import BandLayout, read_band_layout
+from svertka.data.image_io import detect_format, sample_bands
+from svertka.data.multiband_file import describe_missing_decoder, read_band_layout
 from svertka.errors import DataError, ImageError, UsageError
 
+BAND_FORMATS = ("TIFF", "NumPy")
 LOOKED_AT = 32  # files whose headers tell the bands of a data set; of images in shards, the first
 MEASURED = 256  # training images whose values give the ranges
 
@@ -30,16 +31,17 @@ def find_bands(dataset: Dataset) -> BandRanges | None:
     count = min(LOOKED_AT, len(where))
     # Images in shards are read shard by shard, so only those of the first are looked at.
     looked_at = np.linspace(0, len(where) - 1, count) if isinstance(source, FileImages) else np.arange(count)
-    layouts = {}
+    layouts, missing = {}, None
     for index in np.unique(looked_at.astype(np.int64)).tolist():
         found = _read_bands(source, int(where[index]))
         layouts[index] = None if found is None else found[1]
+        missing = missing or (None if found is None else describe_missing_decoder(found[0]))
     kinds = Counter(None if one is None else (one.count, one.dtype) for one in layouts.values())
     kind, _ = kinds.most_common(1)[0]
     if kind is None:
         return None
-    if find_spec("tifffile") is None:
-        raise UsageError(f"{dataset.source} has TIFF files of {kind[0]} bands: {NOT_INSTALLED['bands']}")
+    if missing:
+        raise UsageError(f"{dataset.source} has TIFF files of {kind[0]} bands: {missing}")
     alike = [index for index, one in layouts.items() if one is not None and (one.count, one.dtype) == kind]
     return _measure(dataset, alike, cast(BandType, kind[1]))
 
@@ -55,12 +57,12 @@ def measure_bands(dataset: Dataset, bands: BandRanges, indices: Ints) -> BandRan
 
 
 def _read_bands(source: EncodedImages, place: int) -> tuple[bytes, BandLayout] | None:
-    """Return a TIFF whose bands are no colors, and can be used, with its header; None of another image."""
+    """Return a file whose bands are no colors, and can be used, with its header; None of another image."""
     try:
         content = source.read_bytes(place)
     except ImageError:
         return None
-    layout = read_band_layout(content) if detect_format(content) == "TIFF" else None
+    layout = read_band_layout(content) if detect_format(content) in BAND_FORMATS else None
     return None if layout is None or layout.is_color or not 1 <= layout.count <= MAX_BANDS else (content, layout)
 
 
@@ -80,6 +82,6 @@ def _measure(dataset: Dataset, indices: Sequence[int], dtype: BandType) -> BandR
             break
     counts = Counter(one.shape[1] for one in samples)
     if not counts:
-        raise DataError(f"the TIFF files in {dataset.source} cannot be read{reason}")
+        raise DataError(f"the images of several bands in {dataset.source} cannot be read{reason}")
     count, _ = counts.most_common(1)[0]
     return choose_band_ranges(dtype, [one for one in samples if one.shape[1] == count])

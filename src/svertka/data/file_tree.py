@@ -22,6 +22,7 @@ from svertka.data.file_accounting import (
     UnusedFile,
 )
 from svertka.data.image_io import DECODERS, SUFFIXES
+from svertka.data.multiband_npy import HEADER_BYTES, may_be_bands
 from svertka.errors import DataError
 from svertka.files import read_json
 from svertka.progress import Progress, progress
@@ -68,6 +69,7 @@ class Folder:
         identity: Device and inode.
         linked: Whether it is reached through a link.
         images: Names of the images.
+        arrays: Names of the .npy files that may be images, until it is known whether they are.
         other: Names of the other files.
         folders: The subfolders.
         total: Number of images in it and below.
@@ -80,6 +82,7 @@ class Folder:
     identity: Identity
     linked: bool
     images: list[str] = field(default_factory=list)
+    arrays: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     folders: list["Folder"] = field(default_factory=list)
     total: int = 0
@@ -209,7 +212,7 @@ def is_junk_file_name(name: str) -> bool:
 def is_image_content(start: bytes) -> bool:
     """Return whether a file that begins with `start` is in a supported format."""
     found = next((name for name, (pattern, _) in DECODERS.items() if pattern.match(start)), None)
-    return found is not None and (found != "BMP" or BMP.match(start) is not None)
+    return found not in (None, "NumPy") and (found != "BMP" or BMP.match(start) is not None)
 
 
 class _Lister:
@@ -234,8 +237,18 @@ class _Lister:
                 waiting.extend((inside, folder, inner) for inside in reversed(folder.folders))
             elif parent is not None:
                 parent.folders.remove(folder)
+        self._place_arrays(order, images)
         for folder in reversed(order):
             folder.total = len(folder.images) + sum(inside.total for inside in folder.folders)
+
+    @staticmethod
+    def _place_arrays(folders: list[Folder], images: int) -> None:
+        """Count .npy files as images where there are more of them than of other images: else they belong to those."""
+        are_images = sum(len(folder.arrays) for folder in folders) > images
+        for folder in folders:
+            if folder.arrays:
+                kept = folder.images if are_images else folder.other
+                kept[:] = sorted([*kept, *folder.arrays])
 
     def _list(self, folder: Folder, parent: Folder | None, above: frozenset[Identity]) -> bool:
         """Fill in the contents of `folder`; return False if the folder itself is left out."""
@@ -294,6 +307,9 @@ class _Lister:
         if suffix in SUFFIXES:
             if regular is False:  # reading a pipe blocks, a device may be endless
                 self.tree.left_out.append(UnusedFile(path, NOT_REGULAR))
+            elif suffix == ".npy":
+                may_be_image = regular is None or may_be_bands(_start(entry.path, HEADER_BYTES))
+                (folder.arrays if may_be_image else folder.other).append(entry.name)
             else:  # a broken link is reported as an unreadable image
                 folder.images.append(entry.name)
         elif suffix in UNREAD_SUFFIXES:
@@ -355,14 +371,14 @@ def _is_regular(entry: "os.DirEntry[str]") -> bool | None:
         return None
 
 
-def _start(path: str) -> bytes:
+def _start(path: str, count: int = SIGNATURE) -> bytes:
     """Return the first bytes of a regular file, by system calls, because there may be as many text files as images."""
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError:
         return b""
     try:
-        return os.read(file, SIGNATURE)
+        return os.read(file, count)
     except OSError:
         return b""
     finally:

@@ -28,7 +28,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from svertka.data import multiband_tiff
+from svertka.data.band_layout import BandLayout, check_bands
 from svertka.data.band_ranges import BandRanges, HasIntensityRange, sample_band_values
 from svertka.data.decode_memory import (
     STRIP_BYTES,
@@ -37,7 +37,8 @@ from svertka.data.decode_memory import (
     count_jpeg_scans,
     estimate_decoding_bytes,
 )
-from svertka.data.multiband_tiff import BandLayout, check_bands, decode_bands, read_band_layout
+from svertka.data.multiband_file import decode_bands, read_band_layout
+from svertka.data.multiband_npy import refuse_npy
 from svertka.data.rgb_conversion import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, UsageError
 from svertka.escaping import join_first, to_printable
@@ -61,7 +62,6 @@ SLOW = 2**24  # pixels of a PNM file that Pillow decodes in Python, a microsecon
 NOT_INSTALLED = {
     "HEIC": "HEIC needs pillow-heif; run pip install 'svertka[heif]'",
     "AVIF": "AVIF needs a Pillow built with it; run pip install --upgrade Pillow",
-    "bands": multiband_tiff.NOT_INSTALLED,
 }
 
 
@@ -78,6 +78,10 @@ def _avif_file(file: io.BytesIO) -> ImageFile:
     if not features.check("avif"):
         raise ImageFormatError(NOT_INSTALLED["AVIF"])
     return AvifImageFile(file)
+
+
+def _array_file(file: io.BytesIO) -> ImageFile:
+    raise refuse_npy(file)
 
 
 class _TiffFile(TiffImageFile):
@@ -104,6 +108,7 @@ DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]]]
     "HEIC": (re.compile(_BRAND % rb"hei[cxms]|hev[cxms]|m[is]f1", re.DOTALL), _heif_file),
     "JPEG 2000": (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), Jpeg2KImageFile),
     "PNM": (re.compile(rb"P[1-6f][\s#]"), PpmImageFile),
+    "NumPy": (re.compile(rb"\x93NUMPY"), _array_file),  # read where images have bands
 }
 
 SUFFIXES = {
@@ -133,6 +138,7 @@ SUFFIXES = {
     ".pgm": "PNM",
     ".pbm": "PNM",
     ".pnm": "PNM",
+    ".npy": "NumPy",
 }
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -162,7 +168,7 @@ class DecodingOptions(HasIntensityRange):
         max_pixels: Larger images are refused before they are decoded, except JPEGs that can be decoded at reduced size.
         max_memory: Bytes that decoding may take, including the resulting pixels.
         intensity_range: 16-bit values that become 0 and 255; None keeps the upper 8 of 16 bits. BandRanges: images are
-            TIFF files of these bands, which are not converted to RGB.
+            files of these bands, which are not converted to RGB.
     """
 
     max_pixels: int = PIXEL_LIMIT
@@ -373,7 +379,9 @@ def read_header(data: bytes, decoding: DecodingOptions = DEFAULT) -> ImageHeader
     """
     if decoding.bands is not None:
         layout = _read_layout(data, decoding.bands)
-        return ImageHeader("TIFF", layout.words, (layout.width, layout.height), layout.orientation, deep=True)
+        return ImageHeader(
+            detect_format(data) or "", layout.words, (layout.width, layout.height), layout.orientation, deep=True
+        )
     with _image_errors(decoding), _open(data, decoding.max_memory) as image:
         deep = ImageWithRawMode.of(image).deep  # first: Pillow loads a PNG to find its orientation
         orientation = _orientation(image)
@@ -543,7 +551,7 @@ def _array_to_bands(image: Image.Image | npt.NDArray[np.generic], bands: BandRan
 
 
 def _read_layout(data: bytes, bands: BandRanges) -> BandLayout:
-    """Return the header of a TIFF; raise ImageError unless it has these bands."""
+    """Return the header of a TIFF or .npy file; raise ImageError unless it has these bands."""
     if not data:
         raise ImageError("empty file")
     return check_bands(read_band_layout(data), len(bands), bands.dtype)
@@ -561,11 +569,13 @@ def _decode_multiband(data: bytes, decoding: DecodingOptions, bands: BandRanges)
     cost = _check_band_sizes(layout, decoding)
     with _image_errors(decoding), _IN_USE.reserve(cost):
         pixels = _turn_upright(bands.to_bytes(decode_bands(data, layout), layout.nodata), layout.orientation)
-    return DecodedImage(pixels, "TIFF", deep=True, pixel_limit=_lowest_pixel_limit(layout.decoded_pixels, cost))
+    return DecodedImage(
+        pixels, detect_format(data) or "", deep=True, pixel_limit=_lowest_pixel_limit(layout.decoded_pixels, cost)
+    )
 
 
 def sample_bands(data: bytes, layout: BandLayout, decoding: DecodingOptions = DEFAULT) -> npt.NDArray[np.float64]:
-    """Return the values of some pixels of a TIFF, (n, C) float64, evenly spread; NaN without data.
+    """Return the values of some pixels of a file of bands, (n, C) float64, evenly spread; NaN without data.
 
     Raises:
         ImageError: The image cannot be read.
@@ -592,7 +602,8 @@ def _open(data: bytes, max_memory: int) -> ImageFile:
         raise ImageError("empty file")
     name = detect_format(data)
     if name is None:
-        raise ImageFormatError(f"not an image ({', '.join(DECODERS)})")
+        formats = ", ".join(one for one in DECODERS if one != "NumPy")
+        raise ImageFormatError(f"not an image ({formats})")
     if name == "WebP":  # its decoder allocates for all pixels as soon as it is created
         _webp_bytes(data, max_memory)
     if name == "PNG":

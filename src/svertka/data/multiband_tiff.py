@@ -2,12 +2,12 @@
 
 import io
 import struct
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from svertka.data.band_ranges import BAND_TYPES, MAX_BANDS, Values
+from svertka.data.band_layout import KIND_WORDS, BandLayout, describe_bands
+from svertka.data.band_ranges import BAND_TYPES, Values
 from svertka.errors import ImageError
 
 NOT_INSTALLED = "TIFF files of several bands need tifffile; run pip install 'svertka[bands]'"
@@ -21,42 +21,10 @@ MAX_TAGS, MAX_VALUES = 4096, 65536  # of a directory, and of a tag
 
 _GRAY, _RGB, _UNKNOWN, _NOT_COMPRESSED = (0, 1), 2, 0, 1  # values of _PHOTOMETRIC, _EXTRA and of the tag of compression
 _KINDS = {1: "uint", 2: "int", 3: "float"}  # of _SAMPLE_FORMAT
-_WORDS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point values", 5: "complex integers"}
+_WORDS = {1: KIND_WORDS["u"], 2: KIND_WORDS["i"], 3: KIND_WORDS["f"], 5: "complex integers"}
 
 
-@dataclass(frozen=True)
-class BandLayout:
-    """What the header of a TIFF states.
-
-    Attributes:
-        height, width: Size as stored, pixels.
-        count: Number of bands.
-        dtype: Type of the values, one of `BAND_TYPES`; None if they are of another one.
-        words: Number and type of the bands in words.
-        is_color: Whether the bands are gray or colors, with or without alpha, as Pillow reads them.
-        orientation: As in EXIF, 1 to 8.
-        nodata: The value of pixels without data, as GDAL writes it; None if there is none.
-        decoded_pixels: Pixels of the image or of one tile, whichever are more.
-    """
-
-    height: int
-    width: int
-    count: int
-    dtype: str | None
-    words: str
-    is_color: bool
-    orientation: int
-    nodata: float | None
-    decoded_pixels: int
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that decoding takes at most: the values, the segment that is being unpacked, and the result."""
-        size = 8 if self.dtype is None else np.dtype(self.dtype).itemsize
-        return self.decoded_pixels * (self.count * (3 * size + 1) + 16)
-
-
-def read_band_layout(data: bytes) -> BandLayout | None:
+def read_tiff_layout(data: bytes) -> BandLayout | None:
     """Return what the header of a TIFF states; None if there is none, or it is damaged."""
     try:
         tags = _read_first_directory(data)
@@ -103,7 +71,7 @@ def _read_tags(tags: dict[int, Any]) -> BandLayout:
     dtype = f"{_KINDS.get(kinds[0], '')}{bits[0]}"
     is_one_type = len(set(bits)) == 1 == len(set(kinds)) and dtype in BAND_TYPES
     sizes = "/".join(map(str, sorted(set(bits))))
-    words = f"{count} band{'' if count == 1 else 's'} of {sizes}-bit {_WORDS.get(kinds[0], 'values of unknown kind')}"
+    words = describe_bands(count, sizes, _WORDS.get(kinds[0], "values of unknown kind"))
     extra, photometric = tags.get(_EXTRA, ()), one(_PHOTOMETRIC, 1)
     if photometric in _GRAY:
         is_color = count == 1 and dtype not in ("float16", "float32", "float64", "int8")
@@ -133,27 +101,7 @@ def _read_nodata(text: object) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def check_bands(layout: BandLayout | None, count: int, dtype: str) -> BandLayout:
-    """Return `layout` unchanged.
-
-    Raises:
-        ImageError: It is not that of a TIFF of `count` bands of `dtype`.
-    """
-    wanted = (
-        f"where {count} band{' of' if count == 1 else 's of'} {dtype} {'is' if count == 1 else 'are'} expected; "
-        "remove it or save it like the training images"
-    )
-    if layout is None:
-        raise ImageError(f"no TIFF of several bands, or a damaged one, {wanted}")
-    if layout.count != count or layout.dtype != dtype:
-        limit = f" (at most {MAX_BANDS} can be used)" if layout.count > MAX_BANDS else ""
-        raise ImageError(f"{layout.words}{limit}, {wanted}")
-    if min(layout.height, layout.width) < 1:
-        raise ImageError("no pixels")
-    return layout
-
-
-def decode_bands(data: bytes, layout: BandLayout) -> Values:
+def decode_tiff(data: bytes, layout: BandLayout) -> Values:
     """Return the values of the first page of a TIFF, (H, W, C), as they are stored.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from svertka.data.band_ranges import BandRanges
 from svertka.data.dataset import IndexedImage, Pixels
 from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
@@ -26,6 +27,7 @@ from svertka.data.image_io import (
     read_header,
 )
 from svertka.data.label_tables import TABLE_SUFFIXES
+from svertka.data.multiband_npy import HEADER_BYTES, may_be_bands
 from svertka.data.preprocessing import ImageLike, load_rgb_image
 from svertka.data.rgb_conversion import Range
 from svertka.data.shard_storage import is_shard_source
@@ -44,13 +46,13 @@ MEASURED = 100  # 16-bit images whose values are measured
 CHANNELS = (1, 3, 4)  # of an array that is one image: grayscale, RGB, RGBA
 
 
-def list_inputs(images: Iterable[ImageLike]) -> list[tuple[str, Input]]:
+def list_inputs(images: Iterable[ImageLike], bands: BandRanges | None = None) -> list[tuple[str, Input]]:
     """Return all of `expand_inputs` as a list.
 
     Raises:
         UsageError: None of the inputs can be an image.
     """
-    everything = list(expand_inputs(images))
+    everything = list(expand_inputs(images, bands))
     if all(isinstance(image, ImageError) for _, image in everything):
         reasons = join_first([f"{name}: {reason}" for name, reason in everything], separator="; ")
         raise UsageError(f"no image among the inputs ({reasons or 'nothing'}); images end in {SOME_SUFFIXES}")
@@ -105,7 +107,7 @@ def _measure_some(
     return [one for one in found if one is not None]
 
 
-def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
+def expand_inputs(images: Iterable[ImageLike], bands: BandRanges | None = None) -> Iterator[tuple[str, Input]]:
     """Yield each input with its name; a folder becomes its images, a .npy file its arrays.
 
     What cannot be an image, such as a folder without images, is yielded as an ImageError. Files of a folder that are
@@ -113,6 +115,7 @@ def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
 
     Args:
         images: Paths, PIL images or arrays.
+        bands: Of the network's images. With them, a .npy file of (H, W, C) is one image, as it is in a data set.
 
     Raises:
         UsageError: A .npy file does not hold images.
@@ -130,8 +133,8 @@ def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
             yield from _in_shards(text)
         elif _is_folder(path):
             yield from _in_folder(path)
-        elif path.suffix.lower() == ".npy":
-            yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
+        elif path.suffix.lower() == ".npy" and not (bands is not None and _is_one_image(path)):
+            yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path, bands)))
         elif path.suffix.lower() in TABLE_SUFFIXES and not _is_image(path):
             yield str(path), ImageError("a table or text file, not an image; name the images or their folder")
         else:
@@ -180,22 +183,37 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _read_array(path: Path) -> npt.NDArray[np.uint8]:
+def _is_one_image(path: Path) -> bool:
+    """Return whether a .npy file is not one of many images; a damaged one is refused as an image."""
+    try:
+        return path.is_file() and may_be_bands(read_first_bytes(path, HEADER_BYTES))
+    except OSError:
+        return True
+
+
+def _read_array(path: Path, bands: BandRanges | None) -> npt.NDArray[np.generic]:
     try:
         if not path.is_file():  # reading a pipe would block
             raise FileNotFoundError(2, "no such file")
-        array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # np.load would also open archives
+        array: npt.NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")  # np.load would also open archives
     except Exception as error:  # whatever a damaged header makes numpy raise
         reason = shorten(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
         raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
+    if bands is not None:
+        fits = array.ndim == 4 and array.dtype == bands.dtype and array.shape[3] == len(bands)
+        wanted = f"{bands.dtype} (H, W, {len(bands)}) or (N, H, W, {len(bands)})"
+        return _check_array(path, array, wanted, fits=fits)
     if array.ndim == 3 and array.shape[2] in CHANNELS:  # one image, not many images three pixels wide
         array = array[None]
     is_gray = array.ndim == 3 and array.shape[2] != 2
     fits = array.dtype in (np.uint8, np.uint16) and (is_gray or (array.ndim == 4 and array.shape[3] in CHANNELS))
+    return _check_array(path, array, "uint8 (N, H, W), (H, W, 3) or (N, H, W, 3)", fits=fits)
+
+
+def _check_array(path: Path, array: npt.NDArray[np.generic], wanted: str, *, fits: bool) -> npt.NDArray[np.generic]:
+    """Return `array`; raise UsageError if it does not fit, is empty or holds too many images."""
     if fits and len(array) > ARRAY_LIMIT:
         raise UsageError(f"{path} holds {len(array):,} images, more than the limit of {ARRAY_LIMIT:,}; split it")
     if not fits or not all(array.shape[1:]):
-        raise UsageError(
-            f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W), (H, W, 3) or (N, H, W, 3)"
-        )
+        raise UsageError(f"{path} holds {array.dtype} {array.shape}; it needs {wanted}")
     return array

@@ -14,12 +14,13 @@ from PIL import Image
 from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import Dataset, EncodedImages, FileImages, Ints, get_decoding, hash_content
 from svertka.data.image_io import SUFFIXES, read_image_size
+from svertka.data.multiband_file import is_npy
 from svertka.data.parallel_map import map_chunks
 from svertka.data.shard_index import ShardEntry, ShardIndex
 from svertka.errors import DataError, ImageError
 from svertka.files import os_error_to_storage_error
 
-KEPT = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}  # copied, as TIFF files of bands are; others become PNG
+KEPT = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}  # copied, as files of bands are; others become PNG
 CHUNK = 64  # images that are read and checked ahead
 CHECKED_SIDE = 8  # pixels; decoding at this size reads all of a file
 KEY_CHARACTERS = 80
@@ -75,7 +76,7 @@ class SampleEncoder:
             place = int(self.where[index])
             image = self.source.decode(place, CHECKED_SIDE)
             if self.source.decoding.bands is not None:
-                return self.source.read_bytes(place), "tif"
+                return (content := self.source.read_bytes(place)), "npy" if is_npy(content) else "tif"
             if image.deep:
                 raise DataError(
                     f"{self.dataset.images.name(index)} has 16 bits per value, and shards hold 8; train on the folder "

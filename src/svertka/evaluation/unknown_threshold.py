@@ -167,7 +167,7 @@ def read_examples(
         UsageError: There are no images, or some are images of the run.
         DataError: None can be read.
     """
-    inputs, decoding = list_inputs([folder]), DecodingOptions.up_to(max_pixels)
+    inputs, decoding = list_inputs([folder], classifier.preprocess.bands), DecodingOptions.up_to(max_pixels)
     check_examples(folder, [image for _, image in inputs], manifest)
     found, reasons = [], []
     for name, image in inputs[:MAX_IMAGES]:

@@ -46,7 +46,7 @@ def load_calibration_images(
 
 
 def _load_given(classifier: Classifier, given: Sequence[ImageLike]) -> Tensor:
-    inputs = list(expand_inputs(given))
+    inputs = list(expand_inputs(given, classifier.preprocess.bands))
     chosen = spread_evenly(len(inputs), CALIBRATION_IMAGES)
     decoding = DecodingOptions(intensity_range=classifier.preprocess.intensity_range)
     found, reasons = [], []

@@ -289,7 +289,8 @@ def _make_int8_model(
 def _read_images(images: Sequence[ImageLike], intensity_range: Range | BandRanges | None) -> list[Pixels]:
     """Return the first `MAX_CHECKED_IMAGES` of `images` at full size, (H, W, 3) uint8, or of bands."""
     found, reasons = [], []
-    for name, image in islice(expand_inputs(images), MAX_CHECKED_IMAGES):
+    bands = intensity_range if isinstance(intensity_range, BandRanges) else None
+    for name, image in islice(expand_inputs(images, bands), MAX_CHECKED_IMAGES):
         try:
             found.append(load_pixels(image, DecodingOptions(intensity_range=intensity_range)))
         except ImageError as error:

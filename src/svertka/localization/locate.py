@@ -187,7 +187,7 @@ def locate(
     classifier = Classifier.open(run, torch_device, of_patches=True, trust_builder=trust_builder)
     classifier.require_names("locate")
     scorer = PatchScorer(classifier)
-    inputs = list_inputs(images)
+    inputs = list_inputs(images, classifier.preprocess.bands)
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)
     folder = None if output is None else OverlayFolder(prepare_output_folder(output, PAGE, HTML, overwrite=overwrite))
     game, training_filter = PointingGame(), TrainingImageFilter(classifier.origin, include_training=include_training)

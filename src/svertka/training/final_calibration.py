@@ -10,7 +10,9 @@ from torch import Tensor
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.dataset import Ints
+from svertka.data.image_io import DecodingOptions
 from svertka.data.prediction_inputs import list_inputs, load_pixels
+from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.device import network_device
 from svertka.errors import DataError, ImageError, UsageError
@@ -32,12 +34,13 @@ from svertka.transfer.feature_cache import cache_on_disk_or_in_memory, count_mis
 from svertka.transfer.freeze import HEAD, split_before_head
 
 
-def check_unknown_option(unknown: str, manifest: Manifest) -> None:
+def check_unknown_option(unknown: str, manifest: Manifest, preprocess: Preprocess) -> None:
     """Check the option `unknown` before the training.
 
     Args:
         unknown: A folder of images of none of the classes.
         manifest: The images of the run.
+        preprocess: Of the network, whose bands these images must have, too.
 
     Raises:
         UsageError: It holds no image, or images of the run, or the run has no validation images.
@@ -48,12 +51,12 @@ def check_unknown_option(unknown: str, manifest: Manifest) -> None:
             f"unknown={unknown} needs validation images, from which it tells the images of none of the classes; leave "
             "it out, or validate with --val 0.1"
         )
-    inputs = list_inputs([unknown])
+    inputs, decoding = list_inputs([unknown], preprocess.bands), DecodingOptions(intensity_range=preprocess.bands)
     check_examples(unknown, [image for _, image in inputs], manifest)
     reason = ""
     for name, image in inputs:
         try:
-            load_pixels(image)
+            load_pixels(image, decoding)
             return
         except ImageError as error:
             reason = f"{name}: {error}"

@@ -453,7 +453,7 @@ def prepare_images_and_network(resolved: ResolvedOptions) -> PreparedTraining:
     if options.gpu_decode:
         parts = parts.with_gpu_decoding(place)
     if options.unknown is not None:
-        check_unknown_option(options.unknown, parts.manifest)
+        check_unknown_option(options.unknown, parts.manifest, unmeasured)
     preprocess, recipe = add_training_statistics(parts, unmeasured, model, resolved.recipe, given, options.seed)
     if boxes is not None:
         parts = replace_images_by_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
