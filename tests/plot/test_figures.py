@@ -12,6 +12,7 @@ import svertka
 from svertka import inspection, plot
 from svertka.errors import UsageError
 from svertka.models.published_weights import MEAN, STD
+from svertka.plot.figure_canvas import to_pixels
 from svertka.run import Run
 
 
@@ -74,6 +75,14 @@ def test_patches_are_cut_from_the_images(network: nn.Module, images: torch.Tenso
         inspection.project(network, images, "4", unit, found.positions[unit, :1].tolist(), [int(found.images[unit, 0])])
     )[0]
     assert np.array_equal(projected[3], expected[top:bottom, left:right])
+
+
+@pytest.mark.parametrize(("count", "bands"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_bands_are_shown_as_gray_or_by_the_first_three(count: int, bands: list[int]) -> None:
+    pixels = torch.rand(2, 4, 4, count, generator=torch.Generator().manual_seed(0))
+    pixels[:, 0, 0, 0], pixels[:, 0, 1, 0] = 0, 1  # so that nothing is stretched
+    shown = to_pixels(pixels.permute(0, 3, 1, 2), None)
+    np.testing.assert_array_equal(shown, pixels.numpy()[..., bands])
 
 
 def test_saliency_leaves_the_network_as_it_was(network: nn.Module, images: torch.Tensor) -> None:

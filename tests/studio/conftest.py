@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from svertka.classifier import Config
+from svertka.data.preprocessing import Preprocess
 from svertka.run import Run
+from svertka.tasks import SINGLE_LABEL, AnyTask
 
 pytest.importorskip("fastapi")
 
@@ -29,12 +32,14 @@ def photograph() -> Callable[..., bytes]:
     return encode
 
 
-def write_run(runs: Path, name: str, *, finished: bool) -> Run:
+def write_run(runs: Path, name: str, *, finished: bool, task: AnyTask = SINGLE_LABEL) -> Run:
     """A run folder as a training leaves it."""
     run = Run(runs / name)
     run.folder.mkdir(parents=True)
     run.training.write_text(json.dumps({"format": 1, "source": "photos", "model": "m", "recipe": {"epochs": 4.0}}))
-    run.config.write_text("{}")
+    preprocess = Preprocess(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    config = Config(model="lenet5", names=("age",), preprocess=preprocess, task=task)
+    run.config.write_text(config.model_dump_json())
     epochs = [
         {"kind": "epoch", "epoch": k, "step": k, "train_loss": 1 / k, "train_error": 0.1, "val_loss": 1 / k,
          "val_error": 0.2, "kept": True, "learning_rate": 0.1, "images_per_second": 5, "seconds": 2.0 * k,

@@ -15,6 +15,7 @@ from svertka.run import Run
 from svertka.studio.live_progress import read_progress
 from svertka.studio.run_list import RunList
 from svertka.studio.training_process import TrainingProcesses, parse_training_log
+from svertka.tasks import Regression
 
 SAID = """decoded images will take about 10.3 MB in /cache, of at most 7.64 GB
 timing the training …
@@ -76,6 +77,20 @@ def test_progress_says_how_far_it_is_and_escapes_what_files_say(tmp_path: Path, 
     make_run(runs.folder, "done", finished=True)
     done = read_progress(runs, TrainingProcesses(runs), "done")
     assert done.values["errors"] == ["20.0\u00a0% of the validation pictures are wrong"]
+
+
+def test_progress_of_a_number_is_its_mean_absolute_error(tmp_path: Path, make_run: Callable[..., Run]) -> None:
+    runs = RunList(tmp_path / "runs")
+    make_run(runs.folder, "ages", finished=False, task=Regression())
+    shown = read_progress(runs, TrainingProcesses(runs), "ages").html
+    assert "Mean absolute error" in shown
+    assert "Top-1 error" not in shown
+
+
+def test_progress_before_the_first_checkpoint_is_no_problem(tmp_path: Path) -> None:
+    runs = RunList(tmp_path / "runs")
+    (runs.folder / "new").mkdir(parents=True)
+    assert read_progress(runs, TrainingProcesses(runs), "new").values["error"] == ""
 
 
 def test_runs_are_renamed_archived_and_restored(tmp_path: Path, make_run: Callable[..., Run]) -> None:

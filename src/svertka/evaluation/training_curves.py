@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from svertka.classifier import read_config
 from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_percent, format_three_digits
 from svertka.pages.svg_curves import CursorReadout, Line, Panel, XAxis, render_curves
 from svertka.pages.templates import render_template
 from svertka.progress import format_duration
+from svertka.run import Run
 from svertka.tasks import SINGLE_LABEL, AnyTask, Regression
 
 Entry = Mapping[str, Any]
@@ -50,6 +52,15 @@ class TrainingCurves:
         self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
         self.epochs = [line for line in self._of("epoch") if math.isfinite(read_metric(line, "epoch"))]
         self.steps = [line for line in self._of("step") if math.isfinite(read_metric(line, "epoch"))]
+
+    @classmethod
+    def of_run(cls, run: Run) -> "TrainingCurves":
+        """Return the curves of a run, in the terms of its task.
+
+        Raises:
+            RunError: The run is missing or damaged.
+        """
+        return cls(run.history(), read_config(run.folder).task)
 
     @property
     def seconds(self) -> float:

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,17 @@ from PIL import Image
 from svertka.pages.templates import render_template
 
 Pixels = npt.NDArray[np.uint8]
+Number = TypeVar("Number", bound=np.generic)
 
 PIXEL_DENSITY = 2  # pixels stored per CSS pixel, for high-density screens
 PHOTO_QUALITY = 82  # WebP quality, 0 to 100
 
 
-def show_bands(image: Pixels) -> Pixels:
-    """Return an image (…, C) uint8 of any number of bands as gray or RGB: three or more by the first three, else one.
+def show_bands(image: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """Return an image (…, C) of any number of bands as gray or RGB: three or more by the first three, else one.
 
     Returns:
-        (…, 1 | 3) uint8.
+        (…, 1 | 3), of the same dtype.
     """
     return image if image.shape[-1] in (1, 3) else image[..., : 3 if image.shape[-1] > 3 else 1]
 

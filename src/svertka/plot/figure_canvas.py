@@ -15,6 +15,7 @@ from svertka.classifier import Classifier
 from svertka.device import is_dense_with_values
 from svertka.errors import UsageError
 from svertka.graph.network_copy import refuse_lazy_layers
+from svertka.pages.inline_images import show_bands
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,11 +173,8 @@ def to_pixels(batch: Tensor, classifier: Classifier | None) -> Pixels:
     else:
         low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
         values = (values - low) / (high - low).clamp_min(1e-12)
-    if values.shape[1] > 3:  # bands, as `inline_images.show_bands` shows them
-        values = values[:, :3]
-    if values.shape[1] != 3:
-        values = values[:, :1].expand(-1, 3, -1, -1)
-    return np.asarray(values.permute(0, 2, 3, 1))
+    pixels = show_bands(values.permute(0, 2, 3, 1).numpy())
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
 
 
 def choose_units(units: Sequence[int] | None, count: int, most: int) -> list[int]:

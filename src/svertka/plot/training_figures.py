@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from svertka.classifier import read_config
 from svertka.data.dataset import Dataset
 from svertka.data.loader import BatchLoader
 from svertka.errors import UsageError
@@ -45,7 +44,7 @@ def learning_curves(run: RunFolder) -> "Figure":
         RunError: The run is missing or damaged.
     """
     folder = _as_run(run)
-    curves = _read_curves(folder)
+    curves = TrainingCurves.of_run(folder)
     if not any(math.isfinite(read_metric(line, name)) for line in curves.epochs + curves.steps for name in DRAWN):
         raise UsageError(f"{folder.folder} has no recorded epoch or step yet; train it first")
     smooth = bucket_means(curves.steps, ("epoch", "loss", "error"))
@@ -103,7 +102,7 @@ def lr_finder(run: RunFolder) -> "Figure":
         RunError: The run is missing or damaged.
     """
     folder = _as_run(run)
-    curves = _read_curves(folder)
+    curves = TrainingCurves.of_run(folder)
     points, chosen = curves.lr_finder_curve()
     points = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
     if len(points) < 2:
@@ -169,15 +168,6 @@ def _target_text(dataset: Dataset, index: int) -> str:
     if isinstance(dataset.task, Regression):
         return format_number(float(dataset.labels[index]))  # label_text gives 17 digits
     return dataset.label_text(index)
-
-
-def _read_curves(run: Run) -> TrainingCurves:
-    """Return the curves of a run.
-
-    Raises:
-        RunError: The run is missing or damaged.
-    """
-    return TrainingCurves(run.history(), read_config(run.folder).task)
 
 
 def _as_run(run: RunFolder) -> Run:

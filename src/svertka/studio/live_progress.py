@@ -48,11 +48,12 @@ class RunProgress:
 def read_progress(runs: RunList, processes: TrainingProcesses, name: str) -> RunProgress:
     """Read the state of the run `name` from its files."""
     run, state, log = Run(runs.folder / name), processes.state(name), processes.log(name)
-    try:
-        history, problem = run.history(), ""
-    except SvertkaError as error:
-        history, problem = [], str(error)
-    curves = TrainingCurves(history)
+    curves, problem = TrainingCurves([]), ""
+    if run.config.exists():  # written before the first line of metrics.jsonl
+        try:
+            curves = TrainingCurves.of_run(run)
+        except SvertkaError as error:
+            problem = str(error)
     total = _epoch_count(run)
     marks = curves.epochs or curves.steps
     done = max((read_metric(line, "epoch") for line in (*curves.epochs, *curves.steps)), default=0.0)
