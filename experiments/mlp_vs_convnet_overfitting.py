@@ -29,7 +29,6 @@ SEEDS = (0, 1, 2)
 SETTINGS: dict[str, Any] = {
     "recipe": "plain",
     "batch_size": 32,
-    "schedule": "constant",
     "clip": 1,
     "bfloat16": True,
     "val": 0.3,
@@ -39,11 +38,11 @@ SETTINGS: dict[str, Any] = {
 PUBLISHED = ("alexnet", "zfnet", "vgg16", "vgg19", "googlenet", "resnet50", "resnet152")
 
 
-def learn(network: str, seed: int) -> list[dict[str, Any]]:
+def learn(network: str, seed: int, schedule: str = "constant") -> list[dict[str, Any]]:
     """Return the errors after each epoch."""
     source = Path(os.environ["SVERTKA_DATA"]) / "cats-dogs"
-    settings = SETTINGS | {"model": network, "seed": seed, "epochs": PASSES[network]}
-    run = trained(f"mlp-vs-convnet-{network}-{seed}", source, **settings)
+    settings = SETTINGS | {"model": network, "seed": seed, "epochs": PASSES[network], "schedule": schedule}
+    run = trained(f"mlp-vs-convnet-{schedule}-{network}-{seed}", source, **settings)
     return [
         {"network": network, "seed": seed} | {key: line[key] for key in ("epoch", "train_error", "val_error")}
         for line in run.history()
