@@ -118,10 +118,11 @@ def test_long_tables_are_shown_whole_on_demand(opened: Opened, pages: dict[str, 
 
 
 def test_a_table_wider_than_the_page_says_so(opened: Opened, pages: dict[str, Path]) -> None:
-    cue = "getComputedStyle(document.querySelector('#classes .scrollable'), '::before').content"
+    cue = """new Promise(done => new ResizeObserver(() =>  // after the one of the page
+        done(getComputedStyle(document.querySelector('#classes .scrollable'), '::before').content))
+        .observe(document.querySelector('#classes .scroll')))"""
     for width, said in ((390, '"more columns: scroll →"'), (1280, "none")):
         with opened(pages["digits"], viewport={"width": width, "height": 800}) as page:
-            page.wait_for_load_state("networkidle")
             assert page.evaluate(cue) == said
 
 
@@ -134,6 +135,7 @@ def test_contents_lead_to_every_section(opened: Opened, pages: dict[str, Path]) 
 
 
 def test_paths_of_mistakes_can_be_copied(opened: Opened, pages: dict[str, Path]) -> None:
+    expect = pytest.importorskip("playwright.sync_api").expect
     with opened(pages["long"]) as page:
         shown = page.locator("#mistakes .wall figure").count()
         page.locator("#mistakes summary").click()
@@ -142,8 +144,8 @@ def test_paths_of_mistakes_can_be_copied(opened: Opened, pages: dict[str, Path])
         page.get_by_role("button", name="Copied").wait_for()
         page.locator("#mistakes .paths ol").evaluate("list => { list.before(document.createElement('textarea')) }")
         page.locator("#mistakes textarea").press("Control+V")
-        copied = page.locator("#mistakes textarea").input_value().split("\n")
-        assert copied == page.locator("#mistakes .paths li").all_text_contents()
+        paths = page.locator("#mistakes .paths li").all_text_contents()
+        expect(page.locator("#mistakes textarea")).to_have_value("\n".join(paths), timeout=120_000)  # milliseconds
         assert (
             page.locator("#mistakes .paths li").first.inner_text().startswith("album/holidays of the year 2024/digit ")
         )
