@@ -5,7 +5,8 @@ INSTALLED := .venv/installed
 PEERS := .venv-bench
 NATIVE := $(wildcard native/*.* native/*/*.*)
 # A process a core, each with one thread: two with two each would wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+# Each begins with a part of its own, so that fixtures of a module are made once, and takes of the others' at the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" $(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
 
 # Where a C++ compiler is, a kernel that does not build is an error, and so is a test that does not find the kernels.

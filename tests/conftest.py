@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+# Tests start hundreds of processes, and each would compile what it imports of svertka.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 if TYPE_CHECKING:
     from torch import nn
 

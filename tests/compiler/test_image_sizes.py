@@ -26,14 +26,12 @@ def built(name: str) -> nn.Module:
     return with_statistics(MODELS[name].build(classes=10))
 
 
-@pytest.mark.sample(1)
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
-def test_each_size_is_right_and_weights_are_stored_once(name: str, tmp_path: Path) -> None:
-    check_sizes(name, tmp_path)
+def test_each_size_is_right_and_weights_are_stored_once(tmp_path: Path) -> None:
+    check_sizes("squeezenet1_1", tmp_path)
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "googlenet_bn"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "googlenet_bn"])
 def test_sizes_of_more_networks_are_right(name: str, tmp_path: Path) -> None:
     check_sizes(name, tmp_path)
 
@@ -58,10 +56,10 @@ def check_sizes(name: str, tmp_path: Path) -> None:
         for other in others:
             assert all(other.packed[key] is packed for key, packed in first.packed.items())
             assert all(other.fused.tensors[key] is tensor for key, tensor in first.fused.tensors.items())
-    alone = tmp_path / "alone.safetensors"
-    optimize(network, (3, *SIZES[0])).save(alone)
-    assert path.stat().st_size < 1.1 * alone.stat().st_size
-    assert len(pickle.dumps(optimized)) < 1.2 * len(pickle.dumps(optimize(network, (3, *SIZES[0]))))
+    alone = optimize(network, (3, *SIZES[0]))
+    alone.save(tmp_path / "alone.safetensors")
+    assert path.stat().st_size < 1.1 * (tmp_path / "alone.safetensors").stat().st_size
+    assert len(pickle.dumps(optimized)) < 1.2 * len(pickle.dumps(alone))
 
 
 def test_another_size_is_refused_with_those_that_there_are() -> None:

@@ -1,5 +1,7 @@
 """Derivatives of the operator, and what tracing makes of it."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,9 +23,10 @@ def test_first_and_second_derivatives(name):
     shapes = (2, 4, 5, 6), (4, 4 // groups, 3, 3), (4,)
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     torch.autograd.gradcheck(lambda *given: conv2d(*given, **options), tensors)
-    torch.autograd.gradgradcheck(lambda *given: conv2d(*given, **options), tensors)
+    # Fast: along one direction, not along each, which takes many seconds for second derivatives.
+    torch.autograd.gradgradcheck(lambda *given: conv2d(*given, **options), tensors, fast_mode=True)
     transposed = [tensors[0], torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)]
-    torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, None, 2, 1, 1), transposed)
+    torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, None, 2, 1, 1), transposed, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["aten", "gemm"])
@@ -40,7 +43,7 @@ def test_derivatives_of_the_transposed_one(name):
     torch.testing.assert_close(transposed(x, weight, bias), expected)
     torch.testing.assert_close(transposed(x.detach(), weight.detach(), None), expected - bias[:, None, None])
     torch.autograd.gradcheck(transposed, (x, weight, bias))
-    torch.autograd.gradgradcheck(transposed, (x, weight, bias))
+    torch.autograd.gradgradcheck(transposed, (x, weight, bias), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("upcast", "native_winograd_bf16")])
@@ -84,15 +87,19 @@ def test_pytorch_takes_it_for_an_operator_of_its_own(layout):
     for one in (x, weight, gradient):
         one.requires_grad_()
     bias = torch.randn(4, requires_grad=True)
-    torch.library.opcheck(torch.ops.svertka.convolution, (x, weight, None, *rest))
-    torch.library.opcheck(torch.ops.svertka.convolution, (x, weight, bias, *rest))
-    torch.library.opcheck(torch.ops.svertka.input_gradient, (gradient, weight, [8, 9], *rest))
-    torch.library.opcheck(torch.ops.svertka.weight_gradient, (gradient, x, [3, 3], *rest))
+    # Tracing with derivatives takes long, and does not depend on memory orders, of which the fake tensors are checked.
+    kinds = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    kinds += ["test_aot_dispatch_dynamic"] * (layout == torch.contiguous_format)
+    check = functools.partial(torch.library.opcheck, test_utils=kinds)
+    check(torch.ops.svertka.convolution, (x, weight, None, *rest))
+    check(torch.ops.svertka.convolution, (x, weight, bias, *rest))
+    check(torch.ops.svertka.input_gradient, (gradient, weight, [8, 9], *rest))
+    check(torch.ops.svertka.weight_gradient, (gradient, x, [3, 3], *rest))
     x, gradient = (one.detach().bfloat16().requires_grad_() for one in (x, gradient))
     rest = (*rest[:-1], "upcast")  # the others round parts of sums, in an order that depends on memory orders
-    torch.library.opcheck(torch.ops.svertka.convolution, (x, weight, bias, *rest))
-    torch.library.opcheck(torch.ops.svertka.input_gradient, (gradient, weight, [8, 9], *rest))
-    torch.library.opcheck(torch.ops.svertka.weight_gradient, (gradient, x, [3, 3], *rest))
+    check(torch.ops.svertka.convolution, (x, weight, bias, *rest))
+    check(torch.ops.svertka.input_gradient, (gradient, weight, [8, 9], *rest))
+    check(torch.ops.svertka.weight_gradient, (gradient, x, [3, 3], *rest))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score, top_k_accuracy_score
 
+from ranks import PATIENCE, rendezvous
 from svertka.errors import UsageError
 from svertka.evaluation.metrics import (
     EXAMPLES_PER_CLASS,
@@ -286,20 +286,15 @@ with distributed.process_group(torch.device("cpu")):
 def test_three_processes_with_uneven_shards_count_every_image_once(tmp_path: Path) -> None:
     logits, labels = draw(301, 8, seed=9)
     torch.save((logits, labels), tmp_path / "scores.pt")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    meeting = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, tmp_path / "scores.pt"],
-            env=os.environ | meeting | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    alone = evaluate(logits, labels)
-    for written in [worker.communicate(timeout=120)[0] for worker in workers]:
+    command = [sys.executable, "-c", WORKER, tmp_path / "scores.pt"]
+    with rendezvous(3) as found:
+        workers = [
+            subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
+            for variables in found
+        ]
+        alone = evaluate(logits, labels)
+        answers = [worker.communicate(timeout=PATIENCE)[0] for worker in workers]
+    for written in answers:
         figures, confusion, mistakes, examples, doubtful, wrong = json.loads(written)
         told = alone.to_dict()
         for key in ("loss", "calibration_error"):  # summed in another order
