@@ -125,12 +125,18 @@ def rename_to_new(source: Path, target: Path) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; in UTF-8 unless a name has lone surrogates."""
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write `value` as JSON, atomically; in UTF-8 unless a name has lone surrogates.
+
+    Args:
+        path: The file.
+        value: The value.
+        indent: Spaces per level. None: one line, which is written ten times as fast.
+    """
     try:
-        content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode()
+        content = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:  # lone surrogates, from a file name that is not UTF-8
-        content = json.dumps(value, indent=2, allow_nan=False).encode()
+        content = json.dumps(value, indent=indent, allow_nan=False).encode()
     write_atomic(path, content + b"\n")
 
 
@@ -159,24 +165,42 @@ def read_regular_file(path: Path, limit: int) -> bytes:
         OSError: It cannot be read.
         ValueError: It is not a regular file, or larger than `limit` bytes; the message is the reason.
     """
-    with open_regular_file(path, limit) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(size + 1)  # not `limit`, which would allocate as much
-    if len(content) > size:
+    return read_file_and_status(path, limit)[0]
+
+
+def read_file_and_status(path: Path | str, limit: int) -> tuple[bytes, os.stat_result]:
+    """Return the content of the regular file `path` and its status before it was read; raises as `read_regular_file`.
+
+    It makes system calls, because a file object takes longer than reading a file of a few kilobytes.
+    """
+    descriptor, status = _open_descriptor(path, limit)
+    try:
+        content = os.read(descriptor, status.st_size + 1)  # not `limit`, which would allocate as much
+        while len(content) <= status.st_size and (more := os.read(descriptor, status.st_size + 1 - len(content))):
+            content += more
+    finally:
+        os.close(descriptor)
+    if len(content) > status.st_size:
         raise ValueError("it grows while it is read")
-    return content
+    return content, status
 
 
 def open_regular_file(path: Path, limit: int) -> BinaryIO:
     """Open the regular file `path` for reading; raises as `read_regular_file`."""
-    _refuse_irregular(path.stat(), limit)
+    return os.fdopen(_open_descriptor(path, limit)[0], "rb")
+
+
+def _open_descriptor(path: Path | str, limit: int) -> tuple[int, os.stat_result]:
+    """Return a descriptor of the regular file `path` and its status."""
+    _refuse_irregular(os.stat(path), limit)  # noqa: PTH116 - `path` may be a string
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        _refuse_irregular(os.fstat(descriptor), limit)  # the path may name another file by now
+        status = os.fstat(descriptor)
+        _refuse_irregular(status, limit)  # the path may name another file by now
     except BaseException:
         os.close(descriptor)
         raise
-    return os.fdopen(descriptor, "rb")
+    return descriptor, status
 
 
 def _refuse_irregular(status: os.stat_result, limit: int) -> None:

@@ -24,8 +24,8 @@ def memories(tmp_path, monkeypatch) -> Path:
 def read(monkeypatch) -> list[int]:
     """Every file that is read."""
     calls: list[int] = []
-    whole = FileImages.read_bytes
-    monkeypatch.setattr(FileImages, "read_bytes", lambda self, index: calls.append(index) or whole(self, index))
+    whole, name = FileImages.read_bytes_and_status, "read_bytes_and_status"
+    monkeypatch.setattr(FileImages, name, lambda self, index: calls.append(index) or whole(self, index))
     return calls
 
 
@@ -58,6 +58,10 @@ def test_files_that_did_not_change_are_not_read_again(files, read, monkeypatch):
     some = Subset(Subset(files, np.array([9, 4, 2])), np.array([1, 0]))
     assert hash_images(some, 2)[0] == [right(files)[4], right(files)[9]]
     assert read == []
+    contents: dict[int, bytes] = {}
+    assert hash_images(some, 2, contents.__setitem__)[0] == [right(files)[4], right(files)[9]]
+    assert contents == {0: bytes([4]) * 5, 1: bytes([9]) * 10}
+    assert sorted(read) == [4, 9]
 
 
 def test_a_change_that_hides_is_seen(files, read, monkeypatch):

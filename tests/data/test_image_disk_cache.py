@@ -537,9 +537,14 @@ def test_16_bits_are_surveyed_once_and_stored_by_their_range(tmp_path, opened):
 
 def test_very_many_files_are_decoded_only_when_they_are_read(tmp_path, monkeypatch, opened):
     monkeypatch.setattr(image_disk_cache, "STREAMED_ABOVE", 20)
-    dataset = folder_of(tmp_path / "many", 30)
+    dataset, read = folder_of(tmp_path / "many", 30), []
+    whole, name = FileImages.read_bytes_and_status, "read_bytes_and_status"
+    monkeypatch.setattr(FileImages, name, lambda self, index: read.append(index) or whole(self, index))
     prepared = prepare_images(dataset, SIDE, 3, threads=2)
     assert opened == []
+    larger = prepared.with_resize(2 * SIDE)
+    assert sorted(read) == list(range(30))  # each once, for its hash and its header
+    assert (everything(larger.rows) == expected(dataset, 2 * SIDE)).all()
     assert (prepared.stored, prepared.bad) == (0, {})
     assert {info.size for info in prepared.info.values()} == {(48, 60)}
     assert (everything(prepared.rows) == expected(dataset)).all()

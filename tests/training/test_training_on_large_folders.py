@@ -121,9 +121,9 @@ def test_files_are_told_apart_by_name_and_size(
     by_name: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read: list[str] = []
-    whole = FileImages.read_bytes
+    whole = FileImages.read_bytes_and_status
     monkeypatch.setattr(
-        FileImages, "read_bytes", lambda self, index: read.append(self.paths[index]) or whole(self, index)
+        FileImages, "read_bytes_and_status", lambda self, index: read.append(self.paths[index]) or whole(self, index)
     )
     monkeypatch.setattr(image_disk_cache, "SURVEYED", 5)
 

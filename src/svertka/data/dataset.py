@@ -1,6 +1,7 @@
 """Labeled images from files or memory, with class names and the parts that their source names."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -146,6 +147,7 @@ class FileImages(EncodedImages):
 
     def __init__(self, root: Path, paths: Sequence[str], decoding: DecodingOptions = DEFAULT) -> None:
         self.root, self.paths, self.decoding = root, paths, decoding
+        self._root = str(root)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -156,7 +158,15 @@ class FileImages(EncodedImages):
 
     def read_bytes(self, index: int) -> bytes:
         """Return the bytes of the file."""
-        return image_io.read_bytes(self.root / self.paths[index], self.decoding)
+        return self.read_bytes_and_status(index)[0]
+
+    def read_bytes_and_status(self, index: int) -> tuple[bytes, os.stat_result]:
+        """Return the bytes of the file and its status before they were read; raises ImageError."""
+        return image_io.read_bytes_and_status(self.path(index), self.decoding)
+
+    def path(self, index: int) -> str:
+        """Return the path of the file."""
+        return os.path.join(self._root, self.paths[index])  # noqa: PTH118 - pathlib takes ten times as long
 
     def with_decoding(self, decoding: DecodingOptions) -> "FileImages":
         """Return the same files, decoded as `decoding` says."""

@@ -75,11 +75,12 @@ class FolderListing:
         """Return the names of the classes or labels in natural order; of a number, its column."""
         if self.kind == "regression":
             return (self.tables[0][0].target,)
-        return tuple(sorted({name for entry in self.entries for name in self._labels(entry)}, key=natural_sort_key))
+        labels = {entry.label for entry in self.entries}
+        return tuple(sorted({name for label in labels for name in self._split(label)}, key=natural_sort_key))
 
-    def _labels(self, entry: LabeledImage) -> Sequence[str]:
-        """Return the class of an image, or its labels."""
-        return [name for name in entry.label.split(SEPARATOR) if name] if self.kind == "multi-label" else [entry.label]
+    def _split(self, label: str) -> Sequence[str]:
+        """Return the class or the labels that the label of an entry means."""
+        return [name for name in label.split(SEPARATOR) if name] if self.kind == "multi-label" else [label]
 
     def problems(self) -> list[str]:
         """Return why training is impossible, a sentence per problem; empty if it is possible."""
@@ -102,7 +103,8 @@ class FolderListing:
             for path, sentence in self._without_images().items()
             if len(names) < 2 or self._has_unread(path)
         ]
-        to_learn = [entry for entry in self.entries if match_split_name(entry.label) in (None, "train")] or self.entries
+        learned = {one for one in {entry.label for entry in self.entries} if match_split_name(one) in (None, "train")}
+        to_learn = [entry for entry in self.entries if entry.label in learned] or self.entries
         first, paths = to_learn[0].label, [entry.path for entry in to_learn]
         if all(match_split_name(name) for name in names):
             to_do = suggest_labeling(paths) or (
@@ -182,10 +184,8 @@ class FolderListing:
 
     def _classes(self) -> dict[str, set[str]]:
         """Return the classes or labels in each part."""
-        return {
-            part: {name for entry in self.entries if (entry.part or "train") == part for name in self._labels(entry)}
-            for part in PARTS
-        }
+        pairs = {(entry.part or "train", entry.label) for entry in self.entries}
+        return {part: {name for of, label in pairs if of == part for name in self._split(label)} for part in PARTS}
 
     def _containers(self) -> str | None:
         """Return a sentence on archives and files that may hold images; None if there are none."""
@@ -237,7 +237,7 @@ class FolderListing:
             return SINGLE_LABEL, np.array([index[entry.label] for entry in entries], dtype=np.int64)
         targets = np.zeros((len(entries), len(index)), np.float32)
         for row, entry in zip(targets, entries, strict=True):
-            row[[index[name] for name in self._labels(entry)]] = 1
+            row[[index[name] for name in self._split(entry.label)]] = 1
         return MultiLabel(), targets
 
     def _groups(self) -> set[str]:

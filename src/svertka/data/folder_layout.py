@@ -12,8 +12,9 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from svertka.data import imagenet
 from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART, UnusedFile
@@ -32,6 +33,7 @@ WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pict
 MASK_FOLDERS = {"mask", "masks", "ground_truth", "groundtruth", "gt", "segmentation", "segmentations", "seg", "trimaps"}
 MASK_FOLDERS |= {"segmentationclass", "segmentationobject", "labelmaps", "label_maps"}
 MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|gt|groundtruth|ground_truth|label|labels)(?:[ _.-]?\d+)?")
+MASK_WORD = re.compile("mask|seg|gt|ground|label", re.IGNORECASE)  # in each name that matches MASK
 UNLABELED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # folders of images without a class
 EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # tables of a challenge, whose labels are placeholders
 INVISIBLE = ("Cc", "Cf")  # categories of characters that show nothing
@@ -39,8 +41,7 @@ SHOWN = 5  # names in a sentence
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
 
 
-@dataclass(frozen=True, order=True)
-class LabeledImage:
+class LabeledImage(NamedTuple):
     """Image with its label.
 
     Attributes:
@@ -121,15 +122,15 @@ def merge_class_spellings(
         The images, notes and warnings.
     """
 
-    def labels(entry: LabeledImage) -> list[str]:
-        return [name for name in entry.label.split(SEPARATOR) if name] if several else [entry.label]
+    def labels(label: str) -> list[str]:
+        return [name for name in label.split(SEPARATOR) if name] if several else [label]
 
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     parts: dict[str, set[str]] = defaultdict(set)
-    for entry in entries:
-        for name in labels(entry):
-            spellings[normalize_class_name(name)][name] += 1
-            parts[name].add(entry.part or "train")
+    for (label, part), count in Counter((entry.label, entry.part) for entry in entries).items():
+        for name in labels(label):
+            spellings[normalize_class_name(name)][name] += count
+            parts[name].add(part or "train")
     called: dict[str, str] = {}
     notes, warnings = [], []
     for names in spellings.values():
@@ -145,9 +146,11 @@ def merge_class_spellings(
         else:
             notes.append(f"the classes {listed} of different parts are merged to {ordered[0]}")
             called |= dict.fromkeys(ordered[1:], ordered[0])
+    if not called:
+        return list(entries), notes, warnings
     renamed = [
-        replace(one, label=SEPARATOR.join(dict.fromkeys(called.get(name, name) for name in labels(one))))
-        if any(name in called for name in labels(one))
+        one._replace(label=SEPARATOR.join(dict.fromkeys(called.get(name, name) for name in labels(one.label))))
+        if any(name in called for name in labels(one.label))
         else one
         for one in entries
     ]
@@ -398,13 +401,10 @@ class _Reader:
         used = {entry.path for entry in self.layout.entries}
         found = []
         for folder in self.tree.root.walk():
-            stems = {PurePosixPath(name).stem.lower() for name in folder.images}
-            masks = [MASK.fullmatch(PurePosixPath(name).stem.lower()) for name in folder.images]
-            found += [
-                folder.inside(name)
-                for name, mask in zip(folder.images, masks, strict=True)
-                if mask and mask[1] in stems
-            ]
+            named = [name for name in folder.images if MASK_WORD.search(name)]
+            stems = {PurePosixPath(name).stem.lower() for name in folder.images} if named else set()
+            masks = [MASK.fullmatch(PurePosixPath(name).stem.lower()) for name in named]
+            found += [folder.inside(name) for name, mask in zip(named, masks, strict=True) if mask and mask[1] in stems]
             found += [path for inside in folder.full if _holds_masks(inside, folder) for path in inside.all_images()]
         found = [path for path in dict.fromkeys(found) if path in used]
         if found:
@@ -424,7 +424,7 @@ class _Reader:
         self.layout.notes.append(
             f"class names are taken from {top.path / 'words.txt'}: {join_first([*called.values()], SHOWN)}"
         )
-        self.layout.entries = [replace(one, label=called[one.label]) for one in self.layout.entries]
+        self.layout.entries = [one._replace(label=called[one.label]) for one in self.layout.entries]
 
     def _note_rest(self, top: Folder, parts: Mapping[str, str]) -> None:
         """Record every other image as left out."""

@@ -56,10 +56,9 @@ def split_by_hash(
     contents: dict[bytes, list[int]] = {}
     for index in np.flatnonzero(chosen == "train"):
         contents.setdefault(digests[int(index)], []).append(int(index))
-    order = sorted(contents, key=lambda digest: (hash_to_unit_interval(digest), digest))
-    place = {
-        digest: "train" if digest in pinned else _place(hash_to_unit_interval(digest), val, test) for digest in order
-    }
+    u = {digest: hash_to_unit_interval(digest) for digest in contents}
+    order = sorted(contents, key=lambda digest: (u[digest], digest))
+    place = {digest: "train" if digest in pinned else _place(u[digest], val, test) for digest in order}
     # A content with several labels belongs to several classes.
     holders = {digest: {int(labels[index]) for index in contents[digest]} for digest in order}
     members: dict[int, list[bytes]] = {label: [] for label in sorted(set().union(*holders.values()))}

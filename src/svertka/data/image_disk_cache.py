@@ -28,6 +28,7 @@ from svertka.data.image_io import (
     measure_intensity_range,
     read_header,
 )
+from svertka.data.jpeg_header import read_plain_jpeg_size
 from svertka.data.packed_image import HEAD, ImageInfo, PackedImage, SquareSettings, read_info
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import SquareImages
@@ -36,7 +37,6 @@ from svertka.data.sharded_images import ShardImages
 from svertka.data.unreadable_rows import UnreadableRowsError
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
-from svertka.garbage_collection import without_garbage_collection
 from svertka.progress import FirstSentence, progress
 
 __all__ = ["PreparedImages", "SquareImages", "prepare_images"]
@@ -77,6 +77,13 @@ class PreparedImages:
     decoded: int
     unstored: str | None
 
+    def with_resize(self, resize: int) -> "PreparedImages | None":
+        """Return squares of another size without reading the files again; None if squares of this size are stored."""
+        if not isinstance(self.rows, _Squares):
+            return None
+        layout = replace(self.rows.layout, resize=resize, side=resize)
+        return replace(self, rows=_Squares(self.rows.images, layout, self.rows.threads))
+
 
 def prepare_images(
     dataset: Dataset,
@@ -114,15 +121,14 @@ def prepare_images(
     images = (dataset if only is None else dataset.take(only)).images
     layout = SquareSettings(resize, channels, max(resize, pad_to), fit, interpolation)
     squares = _Squares(images, layout, threads, survey=survey)
-    by_name = is_identified_by_name(images)
-    contents, unreadable = (hash_names if by_name else hash_images)(images, threads)
     source, where = unwrap_subset(images)
+    if isinstance(source, FileImages) and len(images) > STREAMED_ABOVE:
+        prepared = _survey_by_name(squares) if is_identified_by_name(images) else _survey_all(squares)
+        return prepared if only is None else _scatter(only, len(dataset), prepared)
+    contents, unreadable = hash_images(images, threads)
     if isinstance(source, ShardImages):
         source.content.limit_cache(cache_limit)
         prepared = PreparedImages(squares, contents, {}, _sample_infos(source, where), 0, 0, STREAMED)
-    elif isinstance(source, FileImages) and len(images) > STREAMED_ABOVE:
-        surveyed = _spread_evenly(len(images)) if by_name else range(len(images))
-        prepared = _survey_headers(squares, contents, unreadable, surveyed)
     elif isinstance(source, ArrayImages):
         rows: SquareImages = squares
         everything = np.arange(len(where), dtype=np.int64)
@@ -157,28 +163,36 @@ def _spread_evenly(count: int) -> list[int]:
     return found
 
 
-@without_garbage_collection()
-def _survey_headers(
-    squares: "_Squares", contents: list[bytes], unreadable: dict[int, str], surveyed: Sequence[int]
-) -> PreparedImages:
-    """Return images that are decoded at each read, with the facts that the headers of those at `surveyed` state."""
+def _survey_all(squares: "_Squares") -> PreparedImages:
+    """Return images that are decoded at each read, with the facts that their headers state; each file is read once."""
+    known: dict[int, ImageInfo | str] = {}
 
-    def survey(index: int) -> ImageInfo | str:
-        if index in unreadable:
-            return unreadable[index]
-        try:
-            return squares.info(index)
-        except ImageError as error:
-            return str(error)
+    def inspect(index: int, content: bytes) -> None:
+        known[index] = squares.try_info(index, content)
 
+    contents, unreadable = hash_images(squares.images, squares.threads, inspect)
+    return _decoded_at_each_read(squares, contents, unreadable, known)
+
+
+def _survey_by_name(squares: "_Squares") -> PreparedImages:
+    """Return images that are decoded at each read and identified by name, with the facts of some of their headers."""
+    contents, unreadable = hash_names(squares.images, squares.threads)
+    surveyed = [index for index in _spread_evenly(len(squares)) if index not in unreadable]
     found: list[ImageInfo | str] = []
     with progress("reading headers", len(surveyed), "images") as shown:
-        for some in map_chunks(survey, surveyed, squares.threads, CHUNK, AT_ONCE):
+        for some in map_chunks(squares.try_info, surveyed, squares.threads, CHUNK, AT_ONCE):
             found += some
             shown.advance(len(some))
-    known = dict(zip(surveyed, found, strict=True))
-    bad = unreadable | {index: one for index, one in known.items() if isinstance(one, str)}
-    infos = {index: one for index, one in known.items() if isinstance(one, ImageInfo)}
+    return _decoded_at_each_read(squares, contents, unreadable, dict(zip(surveyed, found, strict=True)))
+
+
+def _decoded_at_each_read(
+    squares: "_Squares", contents: list[bytes], unreadable: dict[int, str], known: dict[int, ImageInfo | str]
+) -> PreparedImages:
+    """Return images that are decoded at each read; `known` has the facts of some of them, or why they are bad."""
+    ordered = [(index, known[index]) for index in sorted(known)]
+    bad = unreadable | {index: one for index, one in ordered if isinstance(one, str)}
+    infos = {index: one for index, one in ordered if isinstance(one, ImageInfo)}
     unstored = f"of more than {STREAMED_ABOVE:,} files, images are decoded at each read"
     return PreparedImages(squares, contents, bad, infos, 0, 0, unstored)
 
@@ -311,14 +325,25 @@ class _Squares:
         )
         return PackedImage.from_image(decoded.pixels, self.layout, info)
 
-    def info(self, index: int) -> ImageInfo:
-        """Return what the header of the file of image `index` states; decode it if that does not tell enough.
+    def try_info(self, index: int, content: bytes | None = None) -> ImageInfo | str:
+        """Return what the header of the file of image `index` states, or why the image cannot be read.
 
-        Raises:
-            ImageError: The header cannot be read, or the image cannot be decoded.
+        The image is decoded if the header does not tell enough.
+
+        Args:
+            index: Index of the image.
+            content: The file. None: it is read.
         """
         assert isinstance(self.source, FileImages)
-        content = self.source.read_bytes(int(self.where[index]))
+        try:
+            return self._info(index, self.source.read_bytes(int(self.where[index])) if content is None else content)
+        except ImageError as error:
+            return str(error)
+
+    def _info(self, index: int, content: bytes) -> ImageInfo:
+        size = read_plain_jpeg_size(content) if self.decoding.bands is None else None
+        if size and size[0] * size[1] <= self.decoding.max_pixels and content.find(ENDS["JPEG"], -END_BYTES) >= 0:
+            return ImageInfo("JPEG", size[::-1])
         header = read_header(content, self.decoding)
         end = ENDS.get(header.format, b"")
         is_cut_off = not end or end not in content[-END_BYTES:]

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 import struct
 import sys
@@ -42,7 +43,7 @@ from svertka.data.multiband_npy import refuse_npy
 from svertka.data.rgb_conversion import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, UsageError
 from svertka.escaping import join_first, to_printable
-from svertka.files import format_bytes, read_regular_file
+from svertka.files import format_bytes, read_file_and_status
 
 for _library in ("PIL", "tifffile"):  # what they log of files is told in the errors
     logging.getLogger(_library).addHandler(logging.NullHandler())
@@ -318,8 +319,13 @@ def read_bytes(path: str | Path, decoding: DecodingOptions = DEFAULT) -> bytes:
     Raises:
         ImageError: The file cannot be read, is not a regular file, or exceeds `decoding.max_memory`.
     """
+    return read_bytes_and_status(path, decoding)[0]
+
+
+def read_bytes_and_status(path: str | Path, decoding: DecodingOptions = DEFAULT) -> tuple[bytes, os.stat_result]:
+    """Return the bytes of an image file and its status before they were read; raises as `read_bytes`."""
     try:
-        return read_regular_file(Path(path), decoding.max_memory)
+        return read_file_and_status(path, decoding.max_memory)
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
     except ValueError as error:

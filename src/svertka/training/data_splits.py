@@ -369,7 +369,9 @@ def decode_and_split(
         dataset = dataset.with_intensity_range(measure_bands(dataset, bands, division.indices["train"]))
     if ranges or (survey and bands is not None):
         prepared = squares(preprocess.resize, preprocess.size)
-    for_crops = prepared if stored_side == preprocess.side else squares(stored_side)
+    for_crops = prepared
+    if stored_side != preprocess.side:
+        for_crops = prepared.with_resize(stored_side) or squares(stored_side)
     fingerprint = fingerprint_large_dataset if len(good) > MOST else compute_dataset_fingerprint
     splits = DataSplits(
         dataset,
