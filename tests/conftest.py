@@ -79,6 +79,14 @@ def _short_timings() -> None:
     mixed_precision.TIMING_SECONDS = mixed_precision.COMPARING_SECONDS = 0.2
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_disks() -> Iterator[None]:
+    """No file here has to outlive a crash of the machine, and a disk takes milliseconds for each of thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which refuses the same descriptors
+        yield
+
+
 @pytest.fixture(scope="session")
 def _thread_count() -> int:
     import torch

@@ -2,15 +2,17 @@
 
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from svertka.escaping import replace_forbidden_characters
 from svertka.pages.number_format import count_with_noun, format_brief, format_percent, format_three_digits
 from svertka.pages.truncated_name import truncate_name
 from svertka.text_width import shorten
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FILTERS = {
     "brief": format_brief,
@@ -37,7 +39,9 @@ def escape(text: str) -> Markup:
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    from jinja2 import Environment, FunctionLoader, StrictUndefined  # most commands write no page
+
     environment = Environment(
         loader=FunctionLoader(lambda name: files("svertka.pages").joinpath("templates", name).read_text("utf-8")),
         autoescape=True,
