@@ -144,13 +144,7 @@ def test_pictures_are_collected_moved_deleted_and_brought_back(
     add_class(tab, "cat")
     drop(tab, sorted((photos / "cat").iterdir()))
     tab.locator(".cell").nth(len(list((photos / "cat").iterdir())) - 1).wait_for()
-    tab.fill("#new-class", "dog")
-    # A change in another tab, or pictures that are being added, replace the list of classes meanwhile.
-    with tab.expect_response("**/classes"):
-        tab.evaluate("htmx.trigger(document.body, 'stale')")
-    tab.locator("#classes.htmx-settling, #classes.htmx-added, #classes.htmx-swapping").wait_for(state="detached")
-    tab.keyboard.press("Enter")
-    tab.locator("h1", has_text="dog").wait_for()
+    add_class(tab, "dog")
     assert tab.input_value("#new-class") == ""
     drop(tab, [*sorted((photos / "dog").iterdir()), Path(__file__)])
     tab.get_by_text("1\u00a0file not added").wait_for()
@@ -188,6 +182,80 @@ def test_pictures_are_collected_moved_deleted_and_brought_back(
     pets = tmp_path / "pets"
     names = {path.relative_to(pets).as_posix() for path in pets.glob("*/*.jpg")}
     assert names == {"cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "dog/4.jpg"}
+
+
+def replace_classes(tab: Any, part: str) -> None:
+    """Ask for the list of classes again, and return when the part of it that `part` selects has been replaced."""
+    tab.evaluate("part => { window.old = document.querySelector(part); htmx.trigger(document.body, 'stale'); }", part)
+    tab.wait_for_function("!window.old.isConnected")
+
+
+class HeldRequests:
+    """Requests of a page to an address, whose answers come when they are told to.
+
+    Args:
+        tab: The page.
+        address: The last part of the address.
+    """
+
+    def __init__(self, tab: Any, address: str) -> None:
+        self._tab, self._address = tab, f"**/{address}"
+        self._routes: list[Any] = []
+        tab.route(self._address, lambda route: self._routes.append(route))
+
+    def wait_for(self, count: int) -> None:
+        """Return when so many requests have been made."""
+        while len(self._routes) < count:
+            self._tab.wait_for_timeout(10)
+
+    def answer(self) -> None:
+        """Let the requests go on, and each one that follows."""
+        for route in self._routes:
+            route.continue_()
+        self._tab.unroute(self._address)
+
+
+def test_a_class_is_added_while_the_list_is_being_replaced(collecting: str, browser: Any) -> None:
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(f"{collecting}/collect")
+    add_class(tab, "cat")
+    # A change in another tab, or pictures that are being added, replace the list meanwhile.
+    refreshed = HeldRequests(tab, "classes")
+    tab.evaluate("htmx.trigger(document.body, 'stale')")
+    refreshed.wait_for(1)
+    add_class(tab, "dog")
+    refreshed.answer()
+    # It is asked for again while a class is being added.
+    added = HeldRequests(tab, "add-class")
+    tab.fill("#new-class", "owl")
+    tab.keyboard.press("Enter")
+    added.wait_for(1)
+    tab.evaluate("htmx.trigger(document.body, 'stale')")
+    added.answer()
+    tab.locator("h1", has_text="owl").wait_for()
+    # What is typed there stays when the list is replaced.
+    tab.fill("#new-class", "a bird")
+    replace_classes(tab, "#classes-title")
+    assert tab.locator("#classes li").count() == 3
+    assert tab.input_value("#new-class") == "a bird"
+    assert tab.url.endswith("/collect#/owl")
+    context.close()
+
+
+def test_a_button_that_is_replaced_while_it_is_pressed_is_pressed(collecting: str, browser: Any) -> None:
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(f"{collecting}/collect")
+    add_class(tab, "cat")
+    tab.on("dialog", lambda dialog: dialog.accept())
+    tab.locator("#delete-class").click()
+    tab.locator("#undo").hover()
+    tab.mouse.down()
+    replace_classes(tab, "#undo")
+    tab.mouse.up()
+    tab.locator("h1", has_text="cat").wait_for()
+    context.close()
 
 
 def test_a_folder_is_dropped_a_picture_pasted_and_two_tabs_lose_nothing(

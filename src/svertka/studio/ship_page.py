@@ -186,7 +186,7 @@ class ShipPage:
     async def _stop_job(self, request: Request) -> Response:
         """Stop a job of any page, which then shows what is left of it."""
         await run_in_threadpool(self._jobs.stop, (await read_form(request, JobField)).job)
-        return render_fragment("studio_nothing.html", said("stopped", stopped=""))
+        return render_fragment("studio_nothing.html", said("stopped", stale=""))
 
     async def _compare(self, request: Request) -> Response:
         wanted = await read_form(request, CompareFields)

@@ -41,7 +41,8 @@ def render_fragment(name: str, events: Mapping[str, Any] | None = None, **values
 
     `events` are raised there, such as those that `said` returns.
     """
-    headers = {"HX-Trigger": json.dumps(events)} if events else {}
+    # After the swap, when htmx raises them also for a form that has been replaced since it was sent.
+    headers = {"HX-Trigger-After-Swap": json.dumps(events)} if events else {}
     return HTMLResponse(str(render_template(name, **values)), headers=headers)
 
 

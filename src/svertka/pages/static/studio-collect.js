@@ -145,7 +145,7 @@ document.addEventListener("DOMContentLoaded", () => {
     document.querySelector("#selection output").textContent = `${selected.size} selected`;
   }
   const chosen = () => (selected.size ? [...selected] : rows.length ? [rows[focused][0]] : []).map(path);
-  const change = (address, values) => htmx.ajax("POST", address, { values, target: "#classes", swap: "outerHTML" });
+  const change = (address, values) => htmx.ajax("POST", address, { values, source: "#classes", target: "#classes" });
   const move = (paths, to) => { if (paths.length && to !== label) { selected.clear(); change("move", { path: paths, label: to }); } };
   const remove = (paths) => { if (paths.length) { selected.clear(); change("delete", { path: paths }); } };
   function enlarge(k) {
@@ -319,10 +319,9 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   document.addEventListener("chosen", (event) => {
     const next = event.detail.value ?? "";
-    // After htmx has put the new list of classes into the page.
-    requestAnimationFrame(() => { if (location.hash === `#/${encodeURIComponent(next)}`) follow(); else location.hash = `#/${encodeURIComponent(next)}`; });
+    if (location.hash === `#/${encodeURIComponent(next)}`) follow(); else location.hash = `#/${encodeURIComponent(next)}`;
   });
-  document.addEventListener("htmx:afterSwap", (event) => { if (event.detail.target.id === "classes" || event.detail.elt?.id === "classes") follow(); });
+  document.addEventListener("htmx:afterSwap", (event) => { if (event.target.id === "classes") follow(); });
   // What is typed there outlives the list, which is replaced after each change.
   document.addEventListener("htmx:beforeSwap", (event) => { if (event.detail.requestConfig.path === "add-class" && event.detail.shouldSwap) id("new-class").value = ""; });
   addEventListener("hashchange", follow);

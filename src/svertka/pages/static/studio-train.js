@@ -24,6 +24,6 @@ document.addEventListener("DOMContentLoaded", () => {
   source.addEventListener("end", () => {
     source.close();
     document.getElementById("busy")?.remove();
-    htmx.ajax("GET", "runs", { target: "#runs", swap: "outerHTML" });
+    htmx.ajax("GET", "runs", "#runs");
   });
 });

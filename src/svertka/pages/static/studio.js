@@ -33,6 +33,19 @@
 
   const sentence = (text) => { try { return JSON.parse(text).error; } catch { return "the server does not answer"; } };
   document.addEventListener("said", (event) => studio.say(event.detail.value ?? event.detail));
-  document.addEventListener("htmx:responseError", (event) => studio.say(`${sentence(event.detail.xhr.responseText)}.`));
+  document.addEventListener("htmx:responseError", (event) => {
+    studio.say(`${sentence(event.detail.xhr.responseText)}.`);
+    // What was to be asked for while the form was sent.
+    if (event.detail.requestConfig.verb === "post") setTimeout(() => htmx.trigger(document.body, "stale"));
+  });
   document.addEventListener("htmx:sendError", () => studio.say("The server does not answer."));
+
+  // A button that was replaced while it was pressed: the browser clicks neither the old one nor the new one.
+  let pressed = null;
+  document.addEventListener("pointerdown", (event) => { pressed = event.target.closest?.("button"); });
+  document.addEventListener("pointerup", (event) => {
+    const button = document.elementFromPoint(event.clientX, event.clientY)?.closest("button");
+    if (pressed && button && !pressed.isConnected && button.textContent === pressed.textContent) button.click();
+    pressed = null;
+  });
 })();
