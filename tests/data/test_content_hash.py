@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svertka.data import content_hash as module
-from svertka.data.content_hash import hash_images, hash_single_names, unwrap_subset
+from svertka.data.content_hash import hash_images, hash_single_names, sort_halves, unwrap_subset
 from svertka.data.dataset import ArrayImages, FileImages, Subset
 
 
@@ -148,3 +148,12 @@ def test_names_of_files_in_two_folders_differ_however_the_folders_are_given(tmp_
         names.append(found)
     assert [len(found) for found in names] == [1, 1]
     assert names[0].isdisjoint(names[1])
+
+
+@pytest.mark.parametrize("kinds", [2**64, 7])
+def test_rows_are_sorted_by_each_column_in_turn(kinds):
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, kinds, (2, 500), np.uint64, endpoint=False)
+    third = rng.integers(0, 3, 500)
+    rows = list(zip(first.tolist(), second.tolist(), third.tolist(), strict=True))
+    assert [rows[place] for place in sort_halves(first, second, third).tolist()] == sorted(rows)

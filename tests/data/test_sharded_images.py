@@ -157,6 +157,29 @@ def test_each_block_is_fetched_once(server):
     assert len(ranges) == len(set(ranges)) > 5
 
 
+def test_blocks_are_fetched_ahead_only_where_a_shard_is_read_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(shard_cache, "BLOCK", 16)
+
+    class Location:
+        def __init__(self) -> None:
+            self.asked: list[tuple[str, int]] = []
+
+        def describe(self, name: str) -> str:
+            return f"memory://{name}"
+
+        def read(self, name: str, start: int, stop: int) -> bytes:
+            self.asked.append((name, start // 16))
+            return bytes(range(start, stop))
+
+    for version, places, blocks in (("1", (40, 200), [2, 12]), ("2", (40, 60), [2, 3, 4, 5, 6, 7])):
+        location = Location()
+        content = shard_cache.RemoteBytes(location, ("one",), (256,), version)
+        assert [content.read(0, place, place + 2) for place in places] == [bytes([one, one + 1]) for one in places]
+        content._pool.shutdown(wait=True)
+        assert sorted(location.asked) == [("one", block) for block in blocks]
+
+
 def test_a_pattern_names_some_of_the_shards(folder, server):
     local = open_shards(f"{folder}/train-{{000000..000001}}.tar")
     remote = open_source(f"{server.url}/set/train-{{000000,000001}}.tar")

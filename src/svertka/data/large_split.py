@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from svertka.data.content_hash import sort_halves
 from svertka.data.dataset import PARTS, Dataset, Ints
 from svertka.data.deduplicated_split import LEFT_OUT, DatasetSplit, Overlap
 from svertka.data.hash_split import check_split_shares, hash_to_unit_interval, reseed_digests
@@ -88,7 +89,7 @@ def fingerprint_large_dataset(dataset: Dataset, digests: Sequence[bytes], good: 
     for number, part in enumerate(PARTS):
         part_of[indices[part]] = number
     keys = _keys([digests[index] for index in good.tolist()])
-    order = np.lexsort((part_of[good], dataset.labels[good], keys["high"], keys["low"]))
+    order = sort_halves(keys["low"], keys["high"], dataset.labels[good], part_of[good])
     found = hashlib.blake2b(repr(dataset.names).encode(errors="surrogatepass"), digest_size=16)
     for column in (keys, dataset.labels[good], part_of[good]):
         found.update(np.ascontiguousarray(column[order]).tobytes())

@@ -151,6 +151,7 @@ class RemoteBytes:
         self._files = _OpenFiles()
         self._lock = threading.Lock()
         self._say_uncached = FirstSentence()
+        self._seen: set[tuple[int, int]] = set()  # blocks that were read from
         self._written = 0  # bytes since the size of the cache was measured
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
@@ -210,6 +211,7 @@ class RemoteBytes:
         return self._folders[shard] / str(block)
 
     def _piece(self, shard: int, block: int, low: int, high: int) -> bytes:
+        self._seen.add((shard, block))
         kept = self._memory.get((shard, block))
         if kept is None:
             with suppress(OSError):
@@ -217,9 +219,11 @@ class RemoteBytes:
                 if len(content) == high - low:
                     return content
             self._files.close(self._file(shard, block))  # it was removed, or is cut off
-            last = -(-self.sizes[shard] // BLOCK)
-            self._request((shard, one) for one in range(block + 1, min(block + 1 + FETCHERS, last)))
-            kept = self._future((shard, block)).result()
+            coming = self._future((shard, block))
+            if (shard, block - 1) in self._seen:  # the shard is read in order; else others are needed before its next
+                last = -(-self.sizes[shard] // BLOCK)
+                self._request((shard, one) for one in range(block + 1, min(block + 1 + FETCHERS, last)))
+            kept = coming.result()
         if len(kept) < high:
             what = self.location.describe(self.names[shard])
             end = block * BLOCK + len(kept)

@@ -210,10 +210,11 @@ def _read_index(location: ShardLocation, class_names: tuple[str, ...] | None) ->
 
 def select_shards(index: ShardIndex, location: ShardLocation, names: Sequence[str]) -> ShardIndex:
     """Return the index of the shards `names` only."""
-    unknown = set(names) - {shard.name for shard in index.shards}
+    wanted = set(names)
+    unknown = wanted - {shard.name for shard in index.shards}
     if unknown:
         raise DataError(f"{location.describe(min(unknown))} is not in the index beside it; remove or correct the index")
-    chosen = np.array([shard.name in set(names) for shard in index.shards], bool)
+    chosen = np.array([shard.name in wanted for shard in index.shards], bool)
     kept = chosen[index.shard_of]
     return ShardIndex(
         index.names,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svertka.data.content_hash import hash_images, hash_single_names
+from svertka.data.content_hash import hash_images, hash_single_names, sort_halves
 from svertka.data.dataset import PARTS, Images, Ints, Subset
 from svertka.data.deduplicated_split import COPIES, find_copied_parts
 from svertka.errors import RunError
@@ -133,5 +133,6 @@ class Manifest:
 
 def _as_tensor(digests: frozenset[bytes]) -> torch.Tensor:
     """Return digests as rows (n, 16) uint8, sorted."""
-    ordered = np.sort(np.frombuffer(b"".join(digests), f"S{DIGEST_BYTES}"))  # three times as fast as sorted()
-    return torch.from_numpy(ordered.view(np.uint8).reshape(-1, DIGEST_BYTES))
+    rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    halves = rows.view(">u8").astype(np.uint64)
+    return torch.from_numpy(rows[sort_halves(halves[:, 0], halves[:, 1])])
