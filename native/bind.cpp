@@ -19,6 +19,8 @@
 #include "scratch.h"
 #include "size_checks.h"
 #include "python_tensor.h"
+#include "training/linear.h"
+#include "training/max_pool.h"
 #include "training/training.h"
 #include "winograd/transform_matrices.h"
 
@@ -36,6 +38,8 @@ struct InstructionSet {
     Int8 int8;
     TensorSteps tensor_steps;
     Training training;
+    MaxPool max_pool;
+    Linear linear;
     NormalizeBytes normalize_bytes;
     bool bfloat16 = false;  // whether the CPU multiplies bfloat16; emulation is slower than float32
 };
@@ -59,26 +63,26 @@ std::vector<InstructionSet> available() {
     // The sets without kernels of their own for an algorithm have those of the next one.
     if (avx512vnni && __builtin_cpu_supports("avx512bf16"))
         sets.push_back({"avx512bf16", avx512bf16::winograd_functions(), avx512::fourier_functions,
-                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512bf16::training_functions(), avx512::normalize_bytes,
+                        avx512bf16::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512bf16::training_functions(), avx512bf16::max_pool_functions(), avx512::linear_functions(), avx512::normalize_bytes,
                         true});
     if (avx512vnni)
         sets.push_back({"avx512vnni", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512::training_functions(),
-                        avx512::normalize_bytes});
+                        avx512::direct_functions(), avx512vnni::int8_functions(), avx512::tensor_steps(), avx512::training_functions(), avx512::max_pool_functions(),
+                        avx512::linear_functions(), avx512::normalize_bytes});
     if (avx512) sets.push_back({"avx512", avx512::winograd_functions(), avx512::fourier_functions,
-                        avx512::direct_functions(), avx512::int8_functions(), avx512::tensor_steps(), avx512::training_functions(),
-                        avx512::normalize_bytes});
+                        avx512::direct_functions(), avx512::int8_functions(), avx512::tensor_steps(), avx512::training_functions(), avx512::max_pool_functions(),
+                        avx512::linear_functions(), avx512::normalize_bytes});
     if (avx2 && multiplies_bytes_by_avx())
         sets.push_back({"avxvnni", avx2::winograd_functions(), avx2::fourier_functions, avx2::direct_functions(),
-                        avxvnni::int8_functions(), avx2::tensor_steps(), avx2::training_functions(),
-                        avx2::normalize_bytes});
+                        avxvnni::int8_functions(), avx2::tensor_steps(), avx2::training_functions(), avx2::max_pool_functions(),
+                        avx2::linear_functions(), avx2::normalize_bytes});
     if (avx2) sets.push_back({"avx2", avx2::winograd_functions(), avx2::fourier_functions,
-                        avx2::direct_functions(), avx2::int8_functions(), avx2::tensor_steps(), avx2::training_functions(),
-                        avx2::normalize_bytes});
+                        avx2::direct_functions(), avx2::int8_functions(), avx2::tensor_steps(), avx2::training_functions(), avx2::max_pool_functions(),
+                        avx2::linear_functions(), avx2::normalize_bytes});
 #endif
     sets.push_back({"baseline", baseline::winograd_functions(), baseline::fourier_functions,
-                        baseline::direct_functions(), baseline::int8_functions(), baseline::tensor_steps(), baseline::training_functions(),
-                        baseline::normalize_bytes});
+                        baseline::direct_functions(), baseline::int8_functions(), baseline::tensor_steps(), baseline::training_functions(), baseline::max_pool_functions(),
+                        baseline::linear_functions(), baseline::normalize_bytes});
     return sets;
 }
 
@@ -317,6 +321,87 @@ void batch_norm_gradients(const BatchNorm& shape, nb::handle gradient, nb::handl
     from.is_bfloat16() ? compute.operator()<BFloat16>(true) : compute.operator()<float>(false);
 }
 
+// Every window must have a pixel of the image, and the number of a tap must fit into a byte.
+void check_max_pool(const Window& shape, int threads) {
+    check(shape);
+    require_between("threads", threads, 1, max_threads);
+    require_between("taps", product({shape.y.taps, shape.x.taps}), 1, INT8_MAX);
+    for (const WindowAxis& axis : {shape.y, shape.x}) {
+        require_between("dilation", axis.dilation, 1, 1);
+        require_between("pad", axis.pad, 0, axis.taps - 1);
+        require_between("start of the last window", (axis.out_size - 1) * axis.stride - axis.pad, -max_size, axis.size - 1);
+    }
+    require_between("out_channels", shape.out_channels, shape.in_channels, shape.in_channels);
+    require_between("in_step", shape.in_step, shape.in_channels, shape.in_channels);
+    require_between("out_step", shape.out_step, shape.in_channels, shape.in_channels);
+}
+
+void max_pool_forward(const Window& shape, nb::handle input, nb::handle output, nb::handle places, int threads) {
+    check_max_pool(shape, threads);
+    const Size in = product({pixels_in(shape), shape.in_channels}), out = product({pixels_out(shape), shape.in_channels});
+    const Tensor from("input", input), to("output", output);
+    std::int8_t* where = Tensor("places", places).numbers<std::int8_t>(out);
+    const auto compute = [&]<class Number>(bool narrow) {
+        const Number* images = from.numbers<Number>(in);
+        Number* results = to.numbers<Number>(out);
+        const nb::gil_scoped_release unlocked;
+        used->max_pool.forward(shape, images, results, where, narrow, threads);
+    };
+    from.is_bfloat16() ? compute.operator()<BFloat16>(true) : compute.operator()<float>(false);
+}
+
+void max_pool_input_gradient(const Window& shape, nb::handle gradient, nb::handle places, nb::handle result, int threads) {
+    check_max_pool(shape, threads);
+    const Size in = product({pixels_in(shape), shape.in_channels}), out = product({pixels_out(shape), shape.in_channels});
+    const Tensor from("gradient", gradient), to("result", result);
+    const std::int8_t* where = Tensor("places", places).numbers<std::int8_t>(out);
+    const auto compute = [&]<class Number>(bool narrow) {
+        const Number* upstream = from.numbers<Number>(out);
+        Number* results = to.numbers<Number>(in);
+        const nb::gil_scoped_release unlocked;
+        used->max_pool.input_gradient(shape, upstream, where, results, narrow, threads);
+    };
+    from.is_bfloat16() ? compute.operator()<BFloat16>(true) : compute.operator()<float>(false);
+}
+
+void check(const LinearShape& shape, int threads) {
+    require_between("rows", shape.rows, 1, max_size);
+    require_between("inputs", shape.inputs, 1, max_size);
+    require_between("outputs", shape.outputs, 1, max_size);
+    require_between("threads", threads, 1, max_threads);
+}
+
+void linear_forward(const LinearShape& shape, nb::handle input, nb::handle weights, nb::handle bias, nb::handle result,
+                    int threads) {
+    check(shape, threads);
+    const float* from = Tensor("input", input).numbers<float>(product({shape.rows, shape.inputs}));
+    const float* by = Tensor("weights", weights).numbers<float>(product({shape.outputs, shape.inputs}));
+    const float* summands = Tensor("bias", bias).numbers_if_any<float>(shape.outputs);
+    float* to = Tensor("result", result).numbers<float>(product({shape.rows, shape.outputs}));
+    const nb::gil_scoped_release unlocked;
+    used->linear.forward(shape, from, by, summands, to, threads);
+}
+
+void linear_input_gradient(const LinearShape& shape, nb::handle gradient, nb::handle weights, nb::handle result,
+                           int threads) {
+    check(shape, threads);
+    const float* from = Tensor("gradient", gradient).numbers<float>(product({shape.rows, shape.outputs}));
+    const float* by = Tensor("weights", weights).numbers<float>(product({shape.outputs, shape.inputs}));
+    float* to = Tensor("result", result).numbers<float>(product({shape.rows, shape.inputs}));
+    const nb::gil_scoped_release unlocked;
+    used->linear.input_gradient(shape, from, by, to, threads);
+}
+
+void linear_weight_gradient(const LinearShape& shape, nb::handle gradient, nb::handle input, nb::handle result,
+                            int threads) {
+    check(shape, threads);
+    const float* from = Tensor("gradient", gradient).numbers<float>(product({shape.rows, shape.outputs}));
+    const float* by = Tensor("input", input).numbers<float>(product({shape.rows, shape.inputs}));
+    float* to = Tensor("result", result).numbers<float>(product({shape.outputs, shape.inputs}));
+    const nb::gil_scoped_release unlocked;
+    used->linear.weight_gradient(shape, from, by, to, threads);
+}
+
 void normalize_bytes(Size batch, Size height, Size width, Size image_step, Size row_step, nb::handle input, nb::handle mean,
                      nb::handle scale, bool channels_last, nb::handle output) {
     require_between("batch", batch, 1, max_size);
@@ -448,6 +533,13 @@ NB_MODULE(_kernels, module) {
     module.def("batch_norm_gradients", batch_norm_gradients, "shape"_a, "gradient"_a, "input"_a, "output"_a.none(),
                "weight"_a, "bias"_a, "mean"_a, "variance"_a, "input_gradient"_a, "residual_gradient"_a.none(),
                "weight_gradient"_a, "bias_gradient"_a, "threads"_a);
+    module.def("max_pool_forward", max_pool_forward, "shape"_a, "input"_a, "output"_a, "places"_a, "threads"_a);
+    module.def("max_pool_input_gradient", max_pool_input_gradient, "shape"_a, "gradient"_a, "places"_a, "result"_a,
+               "threads"_a);
+    nb::class_<LinearShape>(module, "LinearShape").def(nb::init<Size, Size, Size>(), "rows"_a, "inputs"_a, "outputs"_a);
+    module.def("linear_forward", linear_forward, "shape"_a, "input"_a, "weights"_a, "bias"_a.none(), "result"_a, "threads"_a);
+    module.def("linear_input_gradient", linear_input_gradient, "shape"_a, "gradient"_a, "weights"_a, "result"_a, "threads"_a);
+    module.def("linear_weight_gradient", linear_weight_gradient, "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a);
     module.def("grouped_weight_gradient", grouped_weight_gradient, "shape"_a, "groups"_a, "gradient"_a, "input"_a,
                "result"_a, "threads"_a);
     module.def("depthwise_input_gradient", depthwise_input_gradient, "shape"_a, "gradient"_a, "weights"_a, "result"_a,

@@ -24,6 +24,8 @@ TESTS = (
     "native_fft",
     "native_grouped",
     "native_int8",
+    "native_linear",
+    "native_max_pool",
     "native_support",
     "native_winograd",
     "native_winograd_bf16",

@@ -187,6 +187,36 @@ def batch_norm_gradients(
     bias_gradient: Tensor,
     threads: int,
 ) -> None: ...
+def max_pool_forward(
+    shape: Window,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    output: Tensor,
+    places: Tensor,
+    threads: int,
+) -> None: ...
+def max_pool_input_gradient(shape: Window, gradient: Tensor, places: Tensor, result: Tensor, threads: int) -> None: ...
+
+class LinearShape:
+    def __init__(self, rows: int, inputs: int, outputs: int) -> None: ...
+
+def linear_forward(
+    shape: LinearShape,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    weights: Tensor,
+    bias: Tensor | None,
+    result: Tensor,
+    threads: int,
+) -> None: ...
+def linear_input_gradient(
+    shape: LinearShape, gradient: Tensor, weights: Tensor, result: Tensor, threads: int
+) -> None: ...
+def linear_weight_gradient(
+    shape: LinearShape,
+    gradient: Tensor,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    result: Tensor,
+    threads: int,
+) -> None: ...
 def grouped_weight_gradient(
     shape: Window,
     groups: int,

@@ -7,9 +7,9 @@ their own, such as layers with standardized weights or "same" padding, run it; o
 replaced. PyTorch's method is called while a network is traced or exported, and for settings that `conv2d` does not
 support.
 
-`forward` of nn.BatchNorm2d is replaced for training. In an nn.Sequential, in timm's BatchNormAct2d and in networks that
-call `normalize_and_activate`, an activation layer after it is computed together with it, unless somebody could see what
-is between the two: a hook on one of them.
+`forward` of nn.BatchNorm2d and nn.MaxPool2d is replaced for training. In an nn.Sequential, in timm's BatchNormAct2d and
+in networks that call `normalize_and_activate`, an activation layer after it is computed together with it, unless
+somebody could see what is between the two: a hook on one of them.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svertka import torch_internals
-from svertka.conv import aten, autotune, native_batch_norm
+from svertka.conv import aten, autotune, native_batch_norm, native_linear, native_max_pool
 from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.conv.operator import convolve, is_fastest_in_pytorch
 from svertka.conv_shape import ConvShape
@@ -42,14 +42,14 @@ METHODS = ("__call__", "__getattr__", "_call_impl", "forward", "_conv_forward")
 
 @check_types
 def accelerate(model: Network, *, strict: bool = False) -> Network:
-    """Make `model` compute convolutions, dense layers and batch normalization with `svertka.conv`, in place.
+    """Make `model` compute its convolutions and the other layers of a training with `svertka.conv`, in place.
 
     Each convolution uses the algorithm that is fastest for its shape on this machine, in training and inference; so
-    does a dense layer for 256 or more inputs at once. Parameters, state_dict, hooks, layer classes, pickling and copies
-    are unchanged; only rounding differs. Layers that override the convolution, in their class or on the instance, are
-    left unchanged, but for calls of torch.conv2d in the `forward` of their class. torch.compile, torch.export,
-    torch.jit.trace and torch.onnx.export accept the network, the last three with PyTorch's convolutions;
-    torch.jit.script requires `restore` first.
+    does a dense layer for 256 or more inputs at once. For up to 32 inputs, large dense layers use kernels that read
+    each weight once. Parameters, state_dict, hooks, layer classes, pickling and copies are unchanged; only rounding
+    differs. Layers that override the convolution, in their class or on the instance, are left unchanged, but for calls
+    of torch.conv2d in the `forward` of their class. torch.compile, torch.export, torch.jit.trace and torch.onnx.export
+    accept the network, the last three with PyTorch's convolutions; torch.jit.script requires `restore` first.
 
     Args:
         model: Any nn.Module.
@@ -71,6 +71,8 @@ def accelerate(model: Network, *, strict: bool = False) -> Network:
             _replace(layer, FORWARD, partial(_transpose, layer, strict=strict))
         elif isinstance(layer, nn.Linear) and _is_plain(layer, nn.Linear, FORWARD):
             _replace(layer, FORWARD, partial(_multiply, layer, strict=strict))
+        elif isinstance(layer, nn.MaxPool2d) and _is_plain(layer, nn.MaxPool2d, FORWARD):
+            _replace(layer, FORWARD, partial(_pool, layer))
         elif isinstance(layer, nn.BatchNorm2d) and _is_plain(layer, nn.BatchNorm2d, FORWARD):
             _replace(layer, FORWARD, partial(_normalize, layer))
         elif isinstance(layer, nn.BatchNorm2d) and _is_norm_act(layer):
@@ -166,7 +168,10 @@ def _is_from_pytorch(kind: type[nn.Module], name: str) -> bool:
 
 
 def _is_replacement(function: Any) -> bool:
-    ours = _convolve, _run_own_forward, _transpose, _multiply, _normalize, _normalize_and_activate, _run_in_turn
+    ours = (
+        *(_convolve, _run_own_forward, _transpose, _multiply, _pool),
+        *(_normalize, _normalize_and_activate, _run_in_turn),
+    )
     return isinstance(function, partial) and function.func in ours
 
 
@@ -196,7 +201,7 @@ def _must_use_pytorch(layer: nn.Module, x: Any, own: Any, replaced: str) -> bool
 
 
 _CONVOLVES, _TRANSPOSES, _MULTIPLIES = nn.Conv2d._conv_forward, nn.ConvTranspose2d.forward, nn.Linear.forward
-_NORMALIZES, _RUNS = nn.BatchNorm2d.forward, nn.Sequential.forward
+_NORMALIZES, _RUNS, _POOLS = nn.BatchNorm2d.forward, nn.Sequential.forward, nn.MaxPool2d.forward
 
 
 def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, *, strict: bool = False) -> Tensor:
@@ -337,7 +342,10 @@ def _run_own_forward(layer: nn.Conv2d, *arguments: Any, strict: bool = False, **
 
 def _multiply(layer: nn.Linear, x: Tensor, *, strict: bool = False) -> Tensor:
     weight, bias = layer.weight, layer.bias
-    if not _must_use_pytorch(layer, x, _MULTIPLIES, FORWARD) and _is_large_product(x, weight, bias):
+    must_use_pytorch = _must_use_pytorch(layer, x, _MULTIPLIES, FORWARD)
+    if not must_use_pytorch and native_linear.can_multiply(layer, x):
+        return native_linear.multiply(layer, x)
+    if not must_use_pytorch and _is_large_product(x, weight, bias):
         rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # one image, a column of pixels
         kernel, name = weight[:, :, None, None], "strict" if strict else "auto"
         shape = ConvShape.of(rows.shape, kernel.shape)
@@ -364,6 +372,13 @@ def _is_large_product(x: Any, weight: Any, bias: Any) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch_internals.has_active_transform()
     )
+
+
+def _pool(layer: nn.MaxPool2d, x: Tensor) -> Any:
+    if not _must_use_pytorch(layer, x, _POOLS, FORWARD) and native_max_pool.can_pool(layer, x):
+        return native_max_pool.pool(layer, x)
+    unchanged: Any = type(layer).forward(layer, x)
+    return unchanged
 
 
 def _normalize(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:

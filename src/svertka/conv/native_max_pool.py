@@ -1,0 +1,93 @@
+"""Max pooling in compiled kernels (`native/`), for training.
+
+PyTorch stores the place of each maximum in 64 bits and adds the gradients to an image of zeros. The kernels store it in
+a byte, and write each pixel of the input gradient once. Nothing depends on the number of threads.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svertka import torch_internals
+from svertka.conv import native_support
+from svertka.conv.native_support import DTYPES, empty_channels_last, make_window_sizes, to_channels_last
+
+MIN_VALUES = 2**16  # with fewer, the call takes longer than the kernels
+MAX_TAPS = 127  # whose numbers fit into a byte
+
+
+def can_pool(layer: nn.MaxPool2d, x: Any) -> bool:
+    """Return whether the kernels compute what `layer` does for `x`: in training, on plain channels-last images."""
+    return (
+        type(x) is Tensor
+        and torch.is_grad_enabled()
+        and x.requires_grad
+        and native_support.why_not() is None
+        and x.is_cpu
+        and x.dtype in DTYPES
+        and x.dim() == 4
+        and x.numel() >= MIN_VALUES
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not layer.return_indices
+        and _pair(layer.dilation) == (1, 1)
+        and _sizes(layer, x) is not None
+        and not torch.compiler.is_compiling()
+        and not torch_internals.has_active_transform()
+    )
+
+
+def pool(layer: nn.MaxPool2d, x: Tensor) -> Tensor:
+    """Return what `layer` gives for `x`, (N, C, H, W), for which `can_pool` holds: (N, C, H', W'), channels-last."""
+    result: Tensor = _MaxPool.apply(x, layer)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.MaxPool2d) -> Tensor:
+        sizes = _sizes(layer, x)
+        assert sizes is not None
+        window, size = sizes
+        result, places = empty_channels_last(size, x.dtype), empty_channels_last(size, torch.int8)
+        native_support.kernels.max_pool_forward(window, x, result, places, torch.get_num_threads())
+        ctx.save_for_backward(x, places)
+        ctx.window = window
+        ctx.settings = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None]:
+        x, places = ctx.saved_tensors
+        gradient = upstream[0]
+        if torch.is_grad_enabled():  # the gradient is to be derived again
+            return torch.autograd.grad(F.max_pool2d(x, *ctx.settings), x, gradient, create_graph=True)[0], None
+        batch, channels, height, width = x.shape
+        result = empty_channels_last((batch, channels, height, width), x.dtype)
+        native_support.kernels.max_pool_input_gradient(
+            ctx.window, to_channels_last(gradient), places, result, torch.get_num_threads()
+        )
+        return result, None
+
+
+def _sizes(layer: nn.MaxPool2d, x: Tensor) -> "tuple[native_support.kernels.Window, tuple[int, int, int, int]] | None":
+    """Return the sizes for the kernels and the shape of the result, or None if the kernels do not support them."""
+    batch, channels, *sides = x.shape
+    kernel, stride, padding = _pair(layer.kernel_size), _pair(layer.stride or layer.kernel_size), _pair(layer.padding)
+    outputs: list[int] = []
+    for side, taps, step, pad in zip(sides, kernel, stride, padding, strict=True):
+        if not (0 <= pad <= taps // 2 and step > 0 and side + 2 * pad >= taps):
+            return None
+        size = (side + 2 * pad - taps + (step - 1 if layer.ceil_mode else 0)) // step + 1
+        outputs.append(size - 1 if (size - 1) * step >= side + pad else size)  # no window begins in the padding
+    if kernel[0] * kernel[1] > MAX_TAPS:
+        return None
+    axes = zip(sides, outputs, kernel, stride, padding, (1, 1), strict=True)
+    window = make_window_sizes(batch, (channels, channels), axes, (channels, channels))
+    return window, (batch, channels, outputs[0], outputs[1])
+
+
+def _pair(setting: Any) -> tuple[int, int]:
+    vertical, horizontal = setting if isinstance(setting, (tuple, list)) else (setting, setting)
+    return vertical, horizontal
