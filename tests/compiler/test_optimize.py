@@ -508,5 +508,7 @@ def test_an_example_may_be_a_shape() -> None:
     for wrong in ((9, 8), (3, 9, 0), (3, 9, 8.0), ("3", 9, 8), ()):
         with pytest.raises(UsageError, match="is not a shape; give .C, H, W."):
             optimize(network, wrong)
+    with pytest.raises(UsageError, match=r"^example is a tuple of 2\xa0tensors, and .*; wrap .* as one tensor$"):
+        optimize(network, (images, images))
     with pytest.raises(UsageError, match="needs more memory than this machine has"):
         optimize(network, (10**6, 10**6, 10**6))

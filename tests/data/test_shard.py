@@ -152,6 +152,26 @@ def test_shards_of_other_images_are_not_overwritten(photos, written, tmp_path, c
         shard(photos, target, val=0.3)
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "phrase"),
+    [
+        ("labels", ("a", "a|b", ""), "several labels an image"),
+        ("target", ("0.5", "1.5", "2.5"), "a number for an image"),
+    ],
+)
+def test_several_labels_and_numbers_are_refused(tmp_path, column, cells, phrase):
+    rows = [f"path,{column}"]
+    for number, cell in enumerate(cells):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{cell}")
+    (tmp_path / "images.csv").write_text("\n".join(rows))
+    with pytest.raises(
+        DataError, match=f"has {phrase}, and shards hold one class for each image; train on .*csv itself"
+    ):
+        shard(tmp_path / "images.csv", tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+
+
 def test_images_with_16_bits_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "in" / name).mkdir(parents=True)

@@ -190,6 +190,21 @@ def test_what_cannot_be_extended_is_refused_and_leaves_nothing(
     assert not list(tmp_path.glob("*-extended*"))
 
 
+def test_new_images_that_cannot_be_read_are_not_counted_as_added(base: Run, tmp_path: Path) -> None:
+    shutil.copytree(Path(base.settings()["source"]), tmp_path / "photos")
+    bad = tmp_path / "photos" / "one" / "bad.png"
+    bad.write_bytes(b"not an image")
+    with pytest.raises(UsageError, match=r"photos adds nothing: the images that .* does not know cannot be read"):
+        svertka.extend(base, tmp_path / "photos", output=tmp_path / "run", threads=1)
+    assert not (tmp_path / "run").exists()
+    for name in ("one", "two"):
+        shutil.copy(bad, tmp_path / "photos" / name / "other.png")
+    Image.new("L", (28, 28), 90).save(tmp_path / "photos" / "two" / "gray.png")
+    made = svertka.extend(base, tmp_path / "photos", output=tmp_path / "run", threads=1)
+    assert sum(made.new_images.values()) == 1
+    assert made.sentences()[0] == "no new class; 1 image added"
+
+
 def test_the_result_in_words_and_the_command_as_json(
     base: Run, extended: tuple[Extension, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

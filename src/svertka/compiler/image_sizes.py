@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svertka.compiler.validation import to_plain_images
 from svertka.errors import UsageError
+from svertka.pages.number_format import count_with_noun
 
 Size = tuple[int, int]  # height, width
 
@@ -69,6 +70,11 @@ def _draw_images(shape: Sequence[int]) -> Tensor:
     Raises:
         UsageError: It is no such shape.
     """
+    if any(isinstance(side, Tensor) for side in shape):
+        raise UsageError(
+            f"example is a {type(shape).__name__} of {count_with_noun(len(shape), 'tensor')}, and an optimized network "
+            "takes one tensor, (N, C, H, W); wrap a network of several inputs in a module that takes them as one tensor"
+        )
     if len(shape) not in (3, 4) or not all(type(side) is int and side > 0 for side in shape):
         raise UsageError(f"example={shape!r} is not a shape; give (C, H, W), such as (3, 224, 224), or images")
     try:

@@ -124,7 +124,8 @@ def shard(
 
     Raises:
         UsageError: An option is impossible, or `to` holds other files.
-        DataError: The source cannot be read or has 16-bit images, or `to` cannot be written.
+        DataError: The source cannot be read, has 16-bit images or other labels than one class an image, or `to` cannot
+            be written.
         StorageError: The disk is full.
     """
     if not 0 < shard_size <= LARGEST_MEGABYTES:
@@ -134,6 +135,11 @@ def shard(
     location = open_location(to, is_folder=True)
     num_threads = set_threads(threads)
     dataset = open_source(source, to_train=False, columns=columns).with_decoding(DecodingOptions.up_to(max_pixels))
+    if not dataset.task.is_single_label:
+        raise DataError(
+            f"{dataset.source} has {dataset.task.phrase}, and shards hold one class for each image; train on "
+            f"{dataset.source} itself"
+        )
     if group is not None:
         dataset = assign_groups(dataset, group)
     dataset = dataset.with_intensity_range(find_bands(dataset))

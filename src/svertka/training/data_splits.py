@@ -46,6 +46,7 @@ from svertka.tasks import MultiLabel, Regression
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # unreadable images named in a message
+LISTED_IN_ERROR = 3  # the same in an error, which is one sentence
 EVAL_BATCH_SIZE = 128  # largest batch in evaluation, and
 EVAL_BATCH_PIXELS = 2**20  # its largest number of pixels: larger batches would set the peak of memory
 DEFAULT_SIZE = 64  # pixels; input of networks that take any size, unless the images are smaller
@@ -285,9 +286,9 @@ def describe_unreadable(bad: Sequence[Mapping[str, str]]) -> list[str]:
     return [to_printable(f"left out: {images} that cannot be read: {_listed(bad)}")]
 
 
-def _listed(bad: Sequence[Mapping[str, str]]) -> str:
-    """Return the first paths with their reasons."""
-    return join_first([f"{one['path']}: {one['reason']}" for one in bad], LISTED, "; ")
+def _listed(bad: Sequence[Mapping[str, str]], count: int = LISTED) -> str:
+    """Return the first `count` paths with their reasons."""
+    return join_first([f"{one['path']}: {one['reason']}" for one in bad], count, "; ")
 
 
 def decode_and_split(
@@ -404,7 +405,7 @@ def _check_readable(dataset: Dataset, bad: Sequence[Mapping[str, str]]) -> None:
     broken = [one for one in bad if one["reason"] not in NOT_INSTALLED.values()]
     if len(broken) > BAD_SHARE * len(dataset):
         sentence = f"{len(broken)} of {len(dataset)} images in {dataset.source} cannot be read, more than a tenth"
-        raise DataError(f"{sentence}: {_listed(broken)}")
+        raise DataError(f"{sentence}: {_listed(broken, LISTED_IN_ERROR)}; fix or remove them")
 
 
 def _split_without_duplicates(

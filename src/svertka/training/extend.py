@@ -10,6 +10,8 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from svertka.classifier import Classifier
 from svertka.data.content_hash import unwrap_subset
 from svertka.data.dataset import PARTS, Dataset, FileImages
@@ -26,7 +28,7 @@ from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
 from svertka.tasks import MultiLabel, Regression
 from svertka.training.config import RunSettings
-from svertka.training.extended_dataset import extend_dataset
+from svertka.training.extended_dataset import ExtendedDataset, extend_dataset
 from svertka.training.extension_accuracy import Estimate, compare_before_and_after
 from svertka.training.train import train
 from svertka.transfer.freeze import ALL
@@ -209,6 +211,12 @@ def extend(
         )  # fmt: skip
         if dataset.source == str((folder / TABLE).absolute()):
             write_atomic(folder / TABLE, _table_of(dataset).encode())
+        counts = _count_new_images(made, extended)
+        if not extended.added and not sum(counts.values()):
+            raise UsageError(
+                f"{extended.dataset.source} adds nothing: the images that {base.folder} does not know cannot be read; "
+                "svertka check names them; put images that can be read into the folders of their classes"
+            )
         after = Classifier.load(made.folder, device, trust_builder=trust_builder)
         judged = compare_before_and_after(classifier, after, extended, workers, parse_cache_limit_option(cache_limit))
     except BaseException as error:
@@ -217,8 +225,6 @@ def extend(
         if isinstance(error, Interrupted):
             raise Interrupted("stopped; nothing is kept; run the same command again", error.exit_code) from error
         raise
-    parts = extended.dataset.parts[extended.is_new]
-    counts = {part: int((parts == part).sum()) for part in PARTS}
     return Extension(
         run=made,
         base=fspath(run),
@@ -233,6 +239,13 @@ def extend(
         notes=extended.dataset.account.notes,
         has_labels=isinstance(classifier.task, MultiLabel),
     )
+
+
+def _count_new_images(made: Run, extended: ExtendedDataset) -> dict[str, int]:
+    """Return the number of new images in each part that the training of the new run could read."""
+    dataset, bad = extended.dataset, {one["path"] for one in made.settings()["bad"]}
+    read = [i for i in np.flatnonzero(extended.is_new).tolist() if dataset.images.name(i) not in bad]
+    return {part: int((dataset.parts[read] == part).sum()) for part in PARTS}
 
 
 def _check_task(classifier: Classifier, dataset: Dataset) -> None:
