@@ -1,12 +1,14 @@
 import importlib
 import subprocess
 import sys
+import warnings
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
 import svertka
+from svertka.__main__ import run
 
 
 def test_the_public_names() -> None:
@@ -55,3 +57,11 @@ def test_every_module_imports_by_itself() -> None:
 
 def test_type_checkers_read_its_annotations() -> None:
     assert resources.files("svertka").joinpath("py.typed").is_file()
+
+
+def test_the_command_line_prints_a_warning_without_the_code_that_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["svertka", "--version"])
+    assert run() == 0
+    line = warnings.formatwarning(UserWarning("few\nimages"), UserWarning, "optimize_run.py", 201, "made = optimize(")
+    assert line == "warning: few\\nimages\n"

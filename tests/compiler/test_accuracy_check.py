@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.accuracy_check import TOLERANCE, measure_error
+from svertka.compiler.accuracy_check import TOLERANCE, check_int8_error, measure_error
 from svertka.compiler.optimize import optimize
 from svertka.errors import UsageError
 
@@ -120,3 +120,20 @@ def test_the_share_of_images_that_change_class_is_limited(
 
     with pytest.raises(UsageError, match=refused) if refused else nullcontext():
         measure_error(swapped, nn.Flatten(), scores[:, :, None, None], set(), {precision})
+
+
+def test_a_network_that_gives_nan_is_named_as_such() -> None:
+    network = nn.Conv2d(3, 8, 3)
+    network.weight.data[0] = torch.nan
+    with pytest.raises(UsageError, match=r"^Conv2d gives NaN or infinite values on the example, so that its error in "):
+        optimize(network, (3, 8, 8), precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "advice"),
+    [((-3.0, 3.0), "so use precision='auto', or 'fp32'"), ((0.0, 255.0), "so preprocess both")],
+)
+def test_other_preprocessing_is_named_only_if_the_values_differ(calibrated: tuple[float, float], advice: str) -> None:
+    x = torch.linspace(-3.2, 3.2, 192).view(1, 3, 8, 8)
+    with pytest.raises(UsageError, match=advice):
+        check_int8_error(lambda images: images * 2, nn.Identity(), x, calibrated)

@@ -74,6 +74,21 @@ def test_nan_is_refused_with_the_name_of_the_layer() -> None:
         observe_activations([alone], [torch.randn(2, 3, 8, 8)])
 
 
+def test_masked_values_are_left_out_even_if_other_images_have_no_mask() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.relu().masked_fill(x > 2, -torch.inf).softmax(1)
+
+    network = fuse(capture_graph(Masked(), (2, 3, 8, 8)))
+    plain, masked = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    masked[0, 0, 0, 0] = 3.0
+    (all_found,) = observe_activations([network], [plain])
+    (found,) = observe_activations([network], [plain, masked, plain])
+    without = set(all_found) - set(found)
+    assert len(without) == 1
+    assert 0 in found
+
+
 def test_images_that_are_all_zero_are_refused() -> None:
     with pytest.raises(UsageError, match="^all values of the calibration images are zero, so their range is unknown"):
         observe_activations([fused(nn.Conv2d(3, 8, 3))], [torch.zeros(2, 3, 8, 8)])

@@ -303,3 +303,25 @@ def test_a_network_that_8_bits_spoil_is_refused() -> None:
         network[1].weight[:, 0] = 0
     with pytest.raises(UsageError, match=r"^in int8 Sequential is too inaccurate: the error is [\d.]+% of the values"):
         optimize(network, images(2), precision="int8", calibration=images(100))
+
+
+def test_a_network_with_masked_attention_is_quantized() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 32, 4, 4)
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            later = torch.ones(16, 16, dtype=torch.bool).triu(1)
+            return self.attention(tokens, tokens, tokens, attn_mask=later)[0].flatten(1)
+
+    torch.manual_seed(0)
+    network, images = Attention().eval(), torch.randn(100, 3, 16, 16)
+    quantized = optimize(network, images[:2], precision="int8", calibration=images)
+    with torch.no_grad():
+        expected = network(images)
+    found = quantized(images)
+    assert float((found - expected).square().mean() / expected.square().mean()) < 0.01
+    assert "int8" in {layer.precision for layer in quantized.layers}

@@ -23,6 +23,9 @@ LEAST = 0.02
 # In bfloat16: root mean square error relative to that of the values, and fraction of images whose class changes.
 BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
 INT8_TOLERANCE = 0.25  # the same error with 8-bit layers
+# Values of an example are like those of the calibration images if they exceed them by less than this fraction of their
+# range, and if the other range is at most so many times as large.
+RANGE_SLACK, MAX_RANGE_RATIO = 0.25, 4
 # In int8: root mean square error of a channel relative to its standard deviation, checked from MIN_VALUES numbers on.
 INT8_CHANNEL_TOLERANCE, MIN_VALUES = 0.5, 16
 INT8_OTHER_CLASSES = 0.2  # SqueezeNet changes the class of 7 % of photographs, so that 4 of 32 are no sign of a fault
@@ -122,11 +125,14 @@ def check_int8_error(
         error = _relative_rms(a, b)
         if not error <= INT8_TOLERANCE:
             low, high = (float(one) for one in example.aminmax())
+            least, most = calibrated
+            slack = RANGE_SLACK * (high - low)
+            is_alike = least - slack <= low and high <= most + slack and most - least <= MAX_RANGE_RATIO * (high - low)
+            advice = "so use precision='auto', or 'fp32'" if is_alike else "so preprocess both alike"
             raise UsageError(
                 f"in int8 {type(original).__name__} is too inaccurate on the example: the error is {error:.1%} of the "
                 f"values (root mean square), more than {INT8_TOLERANCE:.0%}; the example has values from {low:.3g} to "
-                f"{high:.3g} and the calibration images from {calibrated[0]:.3g} to {calibrated[1]:.3g}, so preprocess "
-                "both alike"
+                f"{high:.3g} and the calibration images from {least:.3g} to {most:.3g}, {advice}"
             )
 
 
@@ -208,6 +214,11 @@ def _check_mean_error(precision: str, name: str, ours: Tensor, theirs: Tensor, t
             raise UsageError(f"in {precision} {name} returns different integers; use precision='fp32'")
         return
     error = _relative_rms(ours, theirs)
+    if not bool(theirs.isfinite().all()):
+        raise UsageError(
+            f"{name} gives NaN or infinite values on the example, so that its error in {precision} cannot be measured; "
+            "correct its weights, or use precision='fp32'"
+        )
     if not error <= tolerance:
         raise UsageError(
             f"in {precision} {name} is too inaccurate: the error is {error:.1%} of the values (root mean square), more "

@@ -111,25 +111,32 @@ def observe_activations(
         batches: Images, (N, C, H, W) float32; they are resized for networks that take another size.
 
     Returns:
-        For each network: value -> its numbers, for each value with channels that kernels read or compute.
+        For each network: value -> its numbers, for each value with channels that kernels read or compute. Values that
+        are −∞ in part, which no scale represents, are left out.
 
     Raises:
-        UsageError: Values of a layer are NaN or infinite, or the images are all zero.
+        UsageError: Values of a layer are NaN, ∞, or −∞ throughout, or the images are all zero.
     """
     found: list[dict[int, ActivationHistogram]] = [{} for _ in networks]
+    masked: list[set[int]] = [set() for _ in networks]
     for images in batches:
-        for fused, values in zip(networks, found, strict=True):
-            _observe_batch(fused, resize_images(images, fused.image_size), values)
+        for fused, values, without_range in zip(networks, found, masked, strict=True):
+            _observe_batch(fused, resize_images(images, fused.image_size), values, without_range)
     if any(0 in values and values[0].is_zero for values in found):
         raise UsageError(
             "all values of the calibration images are zero, so their range is unknown; calibrate on typical "
             "images, or use precision='fp32'"
         )
-    return found
+    return [
+        {number: one for number, one in values.items() if number not in without_range}
+        for values, without_range in zip(found, masked, strict=True)
+    ]
 
 
-def _observe_batch(fused: FusedNetwork, images: Tensor, found: dict[int, ActivationHistogram]) -> None:
-    """Add the values of a network on `images` to those `found` before."""
+def _observe_batch(
+    fused: FusedNetwork, images: Tensor, found: dict[int, ActivationHistogram], masked: set[int]
+) -> None:
+    """Add the values of a network on `images` to those `found` before, and values with masks to `masked`."""
     places = {value: step.place for step in fused.steps for value in step_output_numbers(step)}
     here: set[int] = set()
 
@@ -140,6 +147,9 @@ def _observe_batch(fused: FusedNetwork, images: Tensor, found: dict[int, Activat
             return
         here.add(number)
         if not bool(values.isfinite().all()):
+            if _is_masked(values):
+                masked.add(number)
+                return
             raise UsageError(
                 f"{_name(places, number)} NaN or infinite for calibration images; correct the weights or the images, "
                 "or use precision='fp32'"
@@ -147,6 +157,12 @@ def _observe_batch(fused: FusedNetwork, images: Tensor, found: dict[int, Activat
         found.setdefault(number, ActivationHistogram()).add(values)
 
     run_reference(fused, fused.tensors.__getitem__, images.contiguous(memory_format=torch.channels_last), observe)
+
+
+def _is_masked(values: Tensor) -> bool:
+    """Return whether values are −∞ in part and finite otherwise, as masked scores of attention are before softmax."""
+    infinite = values == -torch.inf
+    return bool((infinite | values.isfinite()).all()) and not bool(infinite.all())
 
 
 def _name(places: Mapping[int, str], number: int) -> str:

@@ -196,6 +196,7 @@ def quantize_results(fused: FusedNetwork, observed: Mapping[int, ActivationHisto
         and step.weight_scale is not None
         and len(fused.shapes[step.result]) == MAP
         and step.result not in {*fused.quantizations, *outputs}
+        and step.result in observed
     }
     return replace(fused, quantizations={**more, **fused.quantizations})
 
