@@ -75,7 +75,7 @@ def run_on_terminal(
         except OSError:  # how Linux says that the other side is closed
             pass
         finally:
-            process.kill() if sys.exc_info()[0] else process.wait(60)
+            process.kill() if sys.exc_info()[0] else process.wait(200)
             os.close(terminal)
     assert process.returncode in (0, 1), screen.lines_printed
     return screen

@@ -185,7 +185,7 @@ def test_rows_appear_as_they_are_computed_and_are_whole_when_stopped(run: str, f
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert b"Traceback" not in err
     text = out.read_text()

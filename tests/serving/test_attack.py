@@ -87,7 +87,7 @@ def server(small_run: Path, jpeg: bytes) -> Iterator[Server]:
         assert running.ask("POST", "/predict", jpeg)[0] == 200
     yield running
     process.terminate()
-    assert process.wait(60) == 0
+    assert process.wait(200) == 0
     reader.join()
     process.stdout.close()
     process.stderr.close()

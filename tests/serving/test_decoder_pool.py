@@ -257,7 +257,7 @@ def test_a_process_ends_with_its_server_and_imports_little() -> None:
         "import runpy; runpy.run_module('svertka.serving.decoder_process', run_name='__main__');"
         "sys.stderr.write(str(sorted({'torch', 'starlette', 'pydantic'} & set(sys.modules))))"
     )
-    done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, timeout=240, check=True)
     assert done.stderr == b"[]"
     assert done.stdout == b""
 
