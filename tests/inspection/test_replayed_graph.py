@@ -1,6 +1,8 @@
 """Replays equal runs of the whole network in which a hook changes the unit, whatever the network does in place."""
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -334,6 +336,20 @@ def test_layers_without_gradients_are_computed_exactly(kind: Callable[[], Probed
     found = ablate_units(network, lambda: [(images, labels)], CLASSES, ["cut"])
     assert found.computed == found.pairs == 2 * CHANNELS * 4
     assert found.right.sum() == 4
+
+
+def test_a_pass_with_gradients_keeps_no_memory() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten())
+    graph = ReplayedGraph(network, (1, 3, 8, 8))
+    gc.disable()  # else a cycle might be collected in time, or much later
+    try:
+        passed = graph.differentiate(torch.rand(2, 3, 8, 8), graph.layers, lambda scores: scores[:, :2])
+        assert passed.gradients.keys() == {layer.node for layer in graph.layers}
+        left = weakref.ref(passed)
+        del passed
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_layer_that_the_scores_do_not_read_has_no_effect() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from svertka.errors import SvertkaError, UsageError
 from svertka.graph.fx_trace import SHAPE, trace_to_fx
@@ -194,6 +195,7 @@ class ReplayedGraph:
         if sums.requires_grad:
             for number, one in enumerate(sums):
                 torch.autograd.backward(one, retain_graph=number < len(sums) - 1)
+        found.release()
         return found
 
     def run_changed(self, layer: UnitLayer, images: Tensor, units: Tensor, constants: Tensor) -> Tensor:
@@ -487,6 +489,14 @@ class GradientPass(fx.Interpreter):
         self.num_positions: dict[fx.Node, int] = {}
         self.gradients: dict[fx.Node, list[Tensor]] = {}
         self.products: dict[fx.Node, list[Tensor]] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def release(self) -> None:
+        """Forget the maps, which the hooks refer to in a cycle."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.scores = self.scores.detach()
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node, and watch its gradient."""
@@ -508,7 +518,7 @@ class GradientPass(fx.Interpreter):
             self.products.setdefault(node, []).append((gradient * maps).sum((2, 3)).cpu())
 
         if is_differentiated:
-            result.register_hook(keep)  # type: ignore[no-untyped-call]
+            self._hooks.append(result.register_hook(keep))  # type: ignore[no-untyped-call]
 
 
 class _Changing(fx.Interpreter):
