@@ -102,6 +102,14 @@ def test_every_notebook_and_decision_is_in_the_navigation(pages: dict[Path, Page
     assert expected - set(start.links) == set()
 
 
+def test_dialogs_and_headers_have_names(pages: dict[Path, Page]) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in pages}
+    found = {path.name: re.findall(r'<[^>]*role="dialog"[^>]*>|<th[^>]*></th>', text) for path, text in texts.items()}
+    assert {name: [one for one in tags if "aria-label" not in one] for name, tags in found.items()} == {
+        name: [] for name in found
+    }
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Navigation of the site: one entry for each notebook and each decision record, and the links of notebooks."""
+"""Navigation of the site: entries of notebooks and decisions, links of notebooks, and names for screen readers."""
 
 import json
 import re
@@ -23,7 +23,9 @@ def on_config(config: Any) -> Any:
 
 
 def on_post_page(output: str, *, page: Any, config: Any) -> str:
-    """Let the links of notebooks to Markdown pages, which work on GitHub, lead to the pages of the site."""
+    """Let links of notebooks to Markdown pages lead to those of the site, and name what the theme leaves unnamed."""
+    output = output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
+    output = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", output)  # a header without text
     if not page.file.src_uri.endswith(".ipynb"):
         return output
     return re.sub(r'href="([^":#]+)\.md(#[^"]*)?"', r'href="\1.html\2"', output)
