@@ -4,7 +4,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from svertka.data import shard_storage
-from svertka.errors import DataError
+from svertka.errors import DataError, UsageError
 
 
 def test_a_server_that_has_never_answered_is_given_up_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +25,20 @@ def test_a_server_that_has_never_answered_is_given_up_sooner(monkeypatch: pytest
     with pytest.raises(DataError, match="check the connection"):
         shard_storage.retry(fail, "the shard", system)
     assert len(tries) > 3
+
+
+def test_a_certificate_that_is_not_trusted_is_said() -> None:
+    untrusted = type("ClientConnectorCertificateError", (Exception,), {"__module__": "aiohttp.client_exceptions"})
+
+    def fail() -> int:  # as fsspec does
+        raise FileNotFoundError("https://localhost/a.tar") from untrusted("self-signed certificate")
+
+    system = MemoryFileSystem(skip_instance_cache=True, name="another server")
+    with pytest.raises(DataError, match="the certificate of its server is not trusted; set SSL_CERT_FILE"):
+        shard_storage.retry(fail, "a.tar", system)
+
+
+def test_braces_inside_braces_are_refused() -> None:
+    with pytest.raises(UsageError, match="has braces inside braces"):
+        shard_storage.expand_braces("{train-{0..4},val-{0..1}}.tar")
+    assert shard_storage.expand_braces("a{0..1}{x,y}.tar") == ["a0x.tar", "a0y.tar", "a1x.tar", "a1y.tar"]

@@ -193,6 +193,31 @@ def test_a_pattern_names_some_of_the_shards(folder, server):
     )
 
 
+def test_an_index_is_waited_for_while_the_server_fails(folder, server):
+    begun = len(server.requests)
+    server.fault = lambda path, number: 503 if "index" in path and number <= begun + 4 else None
+    dataset = open_source(f"{server.url}/set/train-{{000000..000001}}.tar")
+    assert not [wanted for wanted in server.requests if ".tar" in wanted[1]]  # as reading the shards would
+    local = open_shards(f"{folder}/train-{{000000..000001}}.tar")
+    assert dataset.images.digest(3) == local.images.digest(3)
+
+
+def test_an_index_that_a_server_denies_is_taken_for_absent(server):
+    server.fault = lambda path, number: 403 if "index" in path else None
+    named = open_source(f"{server.url}/set/train-{{000000..000001}}.tar")
+    server.fault = lambda path, number: None
+    assert len(named) == len(open_source(f"{server.url}/set/train-{{000000..000001}}.tar"))
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"), [(403, "may not be read: access is denied"), (503, "cannot be read .503"), (404, "exist")]
+)
+def test_what_a_server_answers_to_the_first_request_is_said(server, status, sentence):
+    server.fault = lambda path, number: status
+    with pytest.raises(DataError, match=sentence):
+        open_source(f"{server.url}/set/train-{{000000..000001}}.tar")
+
+
 def test_the_cache_keeps_its_limit(server, tmp_path):
     dataset = open_source(f"{server.url}/set")
     list_of_rows = prepare_images(dataset, 8, 3, threads=2, cache_limit=20_000).rows

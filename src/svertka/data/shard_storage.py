@@ -101,8 +101,18 @@ class ShardLocation:
         return int(size)
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a file `name`; raises as `read`."""
-        return bool(retry(lambda: self.system.isfile(self.path(name)), self.describe(name), self.system))
+        """Return whether there is a file `name`; raises as `read`, but servers may deny access to what is absent."""
+        if self.is_local:
+            return Path(self.path(name)).is_file()
+        nothing: dict[str, Any] = {}  # `isfile` would also say no if the server does not answer
+        found = retry(
+            lambda: self.system.info(self.path(name)),
+            self.describe(name),
+            self.system,
+            absent=nothing,
+            absent_if=(*ABSENT, *DENIED),
+        )
+        return bool(found.get("type") == "file")
 
     def put(self, name: str, file: Path) -> None:
         """Copy a file to the folder; it gets its name when it is complete.
@@ -189,6 +199,8 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         UsageError: The pattern is impossible or stands for too many names.
     """
+    if {"{", "}"} <= set(BRACES.sub("", pattern)):
+        raise UsageError(f"{shorten(pattern)} has braces inside braces; write it as patterns without them")
     choices: list[list[str]] = []
     count = 1
     for place, piece in enumerate(BRACES.split(pattern)):
@@ -212,7 +224,15 @@ def _alternatives(text: str, pattern: str) -> list[str]:
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
-def retry(action: Callable[[], T], what: str, system: Any, absent: T | None = None, *, verb: str = "read") -> T:
+def retry(
+    action: Callable[[], T],
+    what: str,
+    system: Any,
+    absent: T | None = None,
+    *,
+    absent_if: Sequence[int] = ABSENT,
+    verb: str = "read",
+) -> T:
     """Return the result of `action`, repeated while the server does not answer.
 
     Args:
@@ -220,6 +240,7 @@ def retry(action: Callable[[], T], what: str, system: Any, absent: T | None = No
         what: The file or folder, for messages.
         system: The file system of the request.
         absent: What is returned if the file does not exist. None: an error.
+        absent_if: HTTP statuses that mean so.
         verb: What cannot be done, for messages.
 
     Raises:
@@ -233,8 +254,9 @@ def retry(action: Callable[[], T], what: str, system: Any, absent: T | None = No
             result = action()
             _answered.add(system)
             return result
-        except Exception as error:  # each back end of fsspec raises its own
-            if absent is not None and _status(error) in ABSENT:
+        except Exception as raised:  # each back end of fsspec raises its own
+            error = _find_cause(raised)
+            if absent is not None and _status(error) in absent_if:
                 return absent
             reason = _final_reason(error, what, verb)
             if reason is not None:
@@ -263,6 +285,11 @@ def _final_reason(error: Exception, what: str, verb: str) -> str | None:
             f"{what} needs credentials, and the environment has none; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
             "or AWS_PROFILE, or FSSPEC_S3_ANON=true for a public bucket"
         )
+    if type(error).__name__ == "ClientConnectorCertificateError":
+        return (
+            f"{what} cannot be {verb}: the certificate of its server is not trusted; set SSL_CERT_FILE to a file with "
+            "the certificate of the authority that signed it"
+        )
     status = _status(error)
     if status in DENIED:
         return f"{what} may not be {verb}: access is denied ({status}); check the credentials in the environment"
@@ -271,6 +298,15 @@ def _final_reason(error: Exception, what: str, verb: str) -> str | None:
     if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
         return f"{what} cannot be {verb}: the server answers {status}; check the URL"
     return None
+
+
+def _find_cause(error: Exception) -> Exception:
+    """Return the error of a web server's answer, which fsspec reports as a missing file whatever it is."""
+    cause = error.__cause__
+    is_of_web_server = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    return (
+        cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and is_of_web_server else error
+    )
 
 
 def _status(error: Exception) -> int | None:
