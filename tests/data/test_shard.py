@@ -14,6 +14,7 @@ from svertka.data.image_disk_cache import prepare_images
 from svertka.data.preprocessing import Preprocess
 from svertka.data.shard import shard
 from svertka.data.shard_index import FILE, ShardIndex
+from svertka.data.shard_storage import ShardLocation
 from svertka.data.sharded_images import open_shards
 from svertka.data.source_opener import open_source
 from svertka.errors import DataError, UsageError
@@ -132,6 +133,27 @@ def test_an_interrupted_call_continues_with_the_first_missing_shard(photos, writ
     shard(photos, tmp_path / "out", val=0.2, shard_size=0.04, threads=2)
     assert (tmp_path / "out" / "train-000000.tar").stat().st_mtime_ns == before
     assert calls[2] == calls[3] == "train-000002.tar"
+    assert files_of(tmp_path / "out") == files_of(written)
+
+
+@pytest.mark.parametrize("whole", [1, 2, 5])
+def test_a_folder_that_is_not_complete_is_never_taken_for_one_that_is(photos, written, tmp_path, monkeypatch, whole):
+    put, calls = ShardLocation.put, []
+
+    def interrupted(self, name, file):
+        calls.append(name)
+        if len(calls) > whole:
+            raise KeyboardInterrupt
+        put(self, name, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardLocation, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            shard(photos, tmp_path / "out", val=0.2, shard_size=0.04, threads=2)
+    assert len(list((tmp_path / "out").iterdir())) == whole
+    with pytest.raises(DataError, match="is not complete; run the svertka shard command|has no shards"):
+        open_shards(tmp_path / "out")
+    shard(photos, tmp_path / "out", val=0.2, shard_size=0.04, threads=2)
     assert files_of(tmp_path / "out") == files_of(written)
 
 

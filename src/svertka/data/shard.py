@@ -230,7 +230,7 @@ def _shard_name(part: str, number: int) -> str:
 
 
 class _Writer:
-    """Folder of shards that are being written; an index of its own beside each shard marks it as complete.
+    """Folder of shards that are being written; as long as they are not all written, each has an index of its own.
 
     Args:
         location: The folder.
@@ -257,16 +257,16 @@ class _Writer:
     def finished(self, part: str) -> list[tuple[ShardIndex, int, list[str]]]:
         """Return the index of each shard of `part` up to the first missing one, and what it took and left out."""
         found: list[tuple[ShardIndex, int, list[str]]] = []
-        while (name := _fragment_name(_shard_name(part, len(found)))) in self.names:
-            index, header = self._read(name)
+        while {shard := _shard_name(part, len(found)), _fragment_name(shard)} <= self.names:
+            index, header = self._read(_fragment_name(shard))
             found.append((index, int(header["taken"]), list(map(str, header["unreadable"]))))
         return found
 
     def put(self, written: WrittenShard) -> None:
-        """Copy a shard to its place, and then its index."""
+        """Copy a shard to its place after its index, without which the folder would look like one of others' shards."""
         name = written.index.shards[0].name
-        self.location.put(name, written.path)
         self._put_index(_fragment_name(name), written.index, {"taken": written.taken, "unreadable": written.unreadable})
+        self.location.put(name, written.path)
 
     def finish(self, index: ShardIndex, unreadable: list[str]) -> None:
         """Write the index of all shards and remove those of single ones."""
