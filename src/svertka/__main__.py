@@ -15,7 +15,9 @@ def run() -> int:
     return main(asked=request)
 
 
-def format_warning(message: Warning | str, *_: object) -> str:
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """Return the line that the command line prints for a warning, without the line of code that gave it."""
     return f"warning: {to_printable(str(message))}\n"
 
