@@ -47,9 +47,11 @@ def accelerate(model: Network, *, strict: bool = False) -> Network:
     Each convolution uses the algorithm that is fastest for its shape on this machine, in training and inference; so
     does a dense layer for 256 or more inputs at once. For up to 32 inputs, large dense layers use kernels that read
     each weight once. Parameters, state_dict, hooks, layer classes, pickling and copies are unchanged; only rounding
-    differs. Layers that override the convolution, in their class or on the instance, are left unchanged, but for calls
-    of torch.conv2d in the `forward` of their class. torch.compile, torch.export, torch.jit.trace and torch.onnx.export
-    accept the network, the last three with PyTorch's convolutions; torch.jit.script requires `restore` first.
+    differs. In bfloat16, convolutions of 3×3 may round Winograd tiles, too: their root mean square error is at most 1.5
+    % of the values, and about 0.2 % in PyTorch; `strict` avoids them. Layers that override the convolution, in their
+    class or on the instance, are left unchanged, but for calls of torch.conv2d in the `forward` of their class.
+    torch.compile, torch.export, torch.jit.trace and torch.onnx.export accept the network, the last three with PyTorch's
+    convolutions; torch.jit.script requires `restore` first.
 
     Args:
         model: Any nn.Module.
