@@ -61,15 +61,15 @@ ALWAYS_INLINE void store_two(BFloat16* to, Vector first, Vector second) {
 #endif
 }
 
-// `to` is aligned to half a vector.
-ALWAYS_INLINE void stream_store(BFloat16* to, Vector vector) {
-    const Halves halves = to_bf16(vector);
+// Two halves of a vector, one after the other; `to` is aligned to a vector. Halves of a cache line that are stored past the
+// caches one by one take twice as long.
+ALWAYS_INLINE void stream_store_two(BFloat16* to, Halves first, Halves second) {
 #if defined(__AVX512F__)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)halves);
-#elif defined(__AVX__)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)halves);
+    const __m512i both = _mm512_inserti64x4(_mm512_zextsi256_si512((__m256i)first), (__m256i)second, 1);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), both);
 #else
-    __builtin_memcpy(to, &halves, sizeof halves);
+    __builtin_memcpy(to, &first, sizeof first);
+    __builtin_memcpy(to + lanes, &second, sizeof second);
 #endif
 }
 

@@ -102,6 +102,9 @@ struct Pass {
         // Copies, as in VectorEpilogue.
         const Index height = tile.height, width = tile.width, stride = blocks.product_stride;
         const bool past_caches = stream, later = epilogue.in_two_passes();
+        // Results of bfloat16 wait for the second half of their cache line: memory is written in whole lines.
+        constexpr bool waits = std::is_same_v<Result, BFloat16>;
+        Halves waiting[waits ? outputs * outputs : 1];
         for (Index half = 0; half < here; half += lanes) {
             const VectorEpilogue vector_epilogue(epilogue, output, shape.out_step, pixel, first + half, here - half, shape.out_width);
             const auto product_at = [=](auto i, auto j) __attribute__((always_inline)) {
@@ -112,13 +115,18 @@ struct Pass {
                 continue;
             }
             transform<winograd::output_matrix>(
-                product_at, [=](auto i, auto j, Vector vector) __attribute__((always_inline)) {
+                product_at, [=, &waiting](auto i, auto j, Vector vector) __attribute__((always_inline)) {
                     if (i >= height || j >= width) return;
                     vector += vector_epilogue.bias;
-                    if (past_caches)
-                        stream_store(vector_epilogue.address(j, i), vector_epilogue.apply(vector, j, i));
+                    if (!past_caches) return vector_epilogue.store(vector, j, i);
+                    const Vector result = vector_epilogue.apply(vector, j, i);
+                    Result* const to = vector_epilogue.address(j, i);
+                    if constexpr (!waits)
+                        stream_store(to, result);
+                    else if (half == 0)
+                        waiting[i * outputs + j] = to_bf16(result);
                     else
-                        vector_epilogue.store(vector, j, i);
+                        stream_store_two(to - lanes, waiting[i * outputs + j], to_bf16(result));
                 });
         }
     }
@@ -152,8 +160,9 @@ void compute(const Convolution& shape, const void* input, const Weights& weights
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
     const Plan plan(shape.in_channels, shape.out_channels, values_per<Factor>, tiles.count(), threads);
     const Index size = shape.batch * shape.out_height * shape.out_width * shape.out_channels;
-    const bool lines = NR * sizeof(Result) % 64 == 0 && shape.out_channels % lanes == 0 &&
-                       shape.out_step % lanes == 0 && is_aligned(output);
+    const Index of_line = std::is_same_v<Result, BFloat16> ? NR : lanes;  // channels that are stored together
+    const bool lines = NR * sizeof(Result) % 64 == 0 && shape.out_channels % of_line == 0 &&
+                       shape.out_step % of_line == 0 && is_aligned(output);
     Pass<Number, Result, Factor> pass{
         .shape = shape,
         .epilogue = epilogue,

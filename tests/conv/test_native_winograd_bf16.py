@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import aten, native_support, native_winograd_bf16
+from svertka.conv import aten, native_support, native_winograd, native_winograd_bf16
 from svertka.conv.winograd import make_transforms
 from svertka.conv_shape import ConvShape
 
@@ -116,3 +118,15 @@ def test_why_not() -> None:
     assert native_winograd_bf16.why_not(shape, torch.bfloat16) is None
     assert native_winograd_bf16.why_not(shape, torch.float32) == "it is for bfloat16"
     assert "3×3" in str(native_winograd_bf16.why_not(ConvShape(1, 4, 4, 8, 8, (5, 5)), torch.bfloat16))
+
+
+@pytest.mark.parametrize("channels", [64, 48], ids=["whole cache lines", "half of a cache line at the end"])
+def test_results_that_are_stored_past_the_caches(channels: int, instructions: str) -> None:
+    shape = ConvShape.of((1, 3, 180, 181), (channels, 3, 3, 3), padding=1)
+    assert prod(shape.output) > 2**20  # where such stores begin
+    torch.manual_seed(1)
+    x, weight = torch.randn(shape.input).bfloat16(), torch.randn(shape.weight)
+    exact = F.conv2d(x.float(), weight, padding=1)
+    for pairs in (True, False):
+        result = native_winograd.forward(x, weight, shape, pairs=pairs)
+        assert (result - exact).norm() <= native_winograd_bf16.LIMIT * exact.norm()
