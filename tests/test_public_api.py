@@ -25,7 +25,6 @@ from svertka.curation.similar import SimilarImage, SimilarImages
 from svertka.curation.suggest import Suggestion, Suggestions
 from svertka.data.shard import ShardedDataset
 from svertka.errors import SvertkaError
-from svertka.evaluation.calibrate_run import CalibratedRun
 from svertka.evaluation.comparison import ComparedRun, Comparison, Difference
 from svertka.evaluation.label_thresholds import LabelThresholds
 from svertka.evaluation.metrics import Evaluation
@@ -37,6 +36,7 @@ from svertka.inspection.run_ablation import AblatedRun, UnitEffect
 from svertka.inspection.unit_comparison import UnitComparison
 from svertka.inspection.unit_matching import MatchedLayer
 from svertka.localization.locate import LocatedClass, LocatedImage, LocatedImages
+from svertka.training.calibrate_run import CalibratedRun
 from svertka.training.extend import Extension
 from svertka.training.extension_accuracy import AccuracyEstimate, MeanPrecisionEstimate
 

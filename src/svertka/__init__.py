@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from svertka.data.shard import shard as shard
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.algorithm_timing import tune as tune
-    from svertka.evaluation.calibrate_run import calibrate as calibrate
     from svertka.evaluation.compare import compare as compare
     from svertka.evaluation.evaluate import evaluate as evaluate
     from svertka.evaluation.optimize_run import optimize_run as optimize_run
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from svertka.models.external import list_models as list_models
     from svertka.run import Run as Run
     from svertka.serving.serve import serve as serve
+    from svertka.training.calibrate_run import calibrate as calibrate
     from svertka.training.extend import extend as extend
     from svertka.training.recipe import Recipe as Recipe
     from svertka.training.repeated_splits import Repeats as Repeats
@@ -67,7 +67,7 @@ _HOMES = {
     "Optimized": "svertka.compiler.optimize",
     "optimize": "svertka.compiler.optimize",
     "optimize_run": "svertka.evaluation.optimize_run",
-    "calibrate": "svertka.evaluation.calibrate_run",
+    "calibrate": "svertka.training.calibrate_run",
     "locate": "svertka.localization.locate",
     "list_models": "svertka.models.external",
     "Recipe": "svertka.training.recipe",

@@ -36,7 +36,7 @@ class UnknownThreshold(BaseModel):
 
     method: Method
     threshold: float
-    images: int = Field(ge=1, description="validation images")
+    images: int = Field(ge=1, description="validation images, and training images of the other folds")
     kept: float = Field(ge=0, le=1, description="share of these that are not called unknown")
     examples: NonNegativeInt = Field(default=0, description="images of none of the classes")
     rejected: float | None = Field(default=None, ge=0, le=1, description="share of these that are called unknown")
@@ -46,7 +46,7 @@ class UnknownThreshold(BaseModel):
         """Which images are called unknown, and how many of those that this was chosen on, in words."""
         count = round(self.kept * self.images)
         told = f"images whose score exceeds {self.threshold:.4g}"
-        kept = f"{count:,} of {count_with_noun(self.images, 'validation image')} do not"
+        kept = f"{count:,} of {count_with_noun(self.images, 'held-out image')} do not"
         if self.rejected is None:
             # A new image is as likely at any rank among the validation images.
             return f"{told}; {kept}, and {count / (self.images + 1):.1%} of new images of the classes on average"

@@ -57,11 +57,24 @@ class UnknownScore(nn.Module):
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Return the scores (N,) of images with `features` (N, D) or (N, D, H, W), and `logits` (N, K)."""
-        energies = -logits.logsumexp(1)
         if self.method == "energy":
-            return energies
-        values = torch.stack([self.distances(features), energies], 1)
-        return ((values - self.scale[:, 0]) / self.scale[:, 1]).sum(1)
+            return -logits.logsumexp(1)
+        return self.standardize(self.components(features, logits))
+
+    def components(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Return the distances and the energies of images, (N, 2)."""
+        return torch.stack([self.distances(features), -logits.logsumexp(1)], 1)
+
+    def standardize(self, components: Tensor) -> Tensor:
+        """Return the scores (N,) of images with these distances and energies, (N, 2)."""
+        return ((components - self.scale[:, 0]) / self.scale[:, 1]).sum(1)
+
+    def set_scale(self, components: Tensor) -> None:
+        """Standardize by the distances and energies of these images, (N, 2), from now on."""
+        values = components.double()
+        averages = values.mean(0)
+        spreads = values.std(0, correction=0).maximum(MIN_SPREAD * averages.abs()).clamp(min=1e-6)
+        self.scale.copy_(torch.stack([averages, spreads], 1))
 
     def distances(self, features: Tensor) -> Tensor:
         """Return the Mahalanobis distances (N,) of images with `features` (N, D) or (N, D, H, W)."""
@@ -123,10 +136,7 @@ def fit_unknown_score(
     arrays = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
     tensors = {name: torch.from_numpy(one).float() for name, one in arrays.items()}
     score = UnknownScore("mahalanobis+energy", tensors | {"scale": torch.tensor([[0.0, 1.0], [0.0, 1.0]])})
-    values = torch.stack([score.distances(val_features), -val_logits.logsumexp(1)], 1).double()
-    averages = values.mean(0)
-    spreads = values.std(0, correction=0).maximum(MIN_SPREAD * averages.abs()).clamp(min=1e-6)
-    score.scale.copy_(torch.stack([averages, spreads], 1))
+    score.set_scale(score.components(val_features, val_logits))
     return score
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import svertka
-from svertka.classifier import Classifier, Config
+from svertka.classifier import Classifier, Config, read_config
 from svertka.data.preprocessing import Preprocess
+from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError
 from svertka.models.registry import MODELS
 from svertka.run import Run
@@ -119,6 +120,9 @@ def test_a_new_head_on_few_images_is_fitted_by_logistic_regression(
     assert [run.settings()["recipe"]["head"] for run in runs] == ["logistic", "logistic"]
     kept = [run.classifier().network.state_dict() for run in runs]
     assert all(kept[0][name].equal(kept[1][name]) for name in kept[0])
+    parts, record = Manifest.read(runs[0].manifest).parts, read_config(runs[0].folder).calibration
+    assert record is not None
+    assert record.unknown.images == len(parts["train"]) + len(parts["val"])  # few images count, each by the others
     # A classifier's own head is trained further.
     again = svertka.train(digit_folder, output=tmp_path / "again", **(options | {"weights": runs[0].folder}))
     assert again.settings()["recipe"]["head"] == "linear"

@@ -55,7 +55,7 @@ def calibrate(
     Example: svertka calibrate runs/photos-resnet18 --unknown other-photos/
     """
     with show_import_spinner():
-        from svertka.evaluation.calibrate_run import calibrate as calibrate_run
+        from svertka.training.calibrate_run import calibrate as calibrate_run
 
     made = calibrate_run(
         run,

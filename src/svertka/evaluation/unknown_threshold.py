@@ -23,6 +23,7 @@ from svertka.data.unreadable_rows import read_readable_rows
 from svertka.device import network_device
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.evaluation.held_out import compute_content_hash
+from svertka.evaluation.out_of_fold_scores import FoldSettings, compute_out_of_fold_components
 from svertka.evaluation.run_images import spread_evenly
 from svertka.pages.number_format import count_with_noun
 from svertka.progress import progress, say
@@ -70,6 +71,7 @@ def fit_calibration(
     for_sets: LabeledImages,
     examples: Sequence[Tensor] = (),
     keep: float = KEEP,
+    folds: FoldSettings | None = None,
 ) -> RunCalibration:
     """Compare validation images with training images, and choose the threshold above which images are unknown.
 
@@ -81,6 +83,7 @@ def fit_calibration(
         examples: Preprocessed images (C, H, W) of none of the classes; with them, the threshold is the one at which the
             shares of validation images kept and of examples rejected have the highest sum.
         keep: Without `examples`, the share of the validation images that are kept, 0 to 1.
+        folds: Of few images; the threshold is chosen on the training images, too, by scores of the other folds.
 
     Raises:
         UsageError: There are no validation images, or features are NaN.
@@ -98,8 +101,7 @@ def fit_calibration(
     outputs = _Outputs(classifier, computed + len(examples))
     with progress("calibrating", sum(counts), "images") as shown:
         of_val = outputs.of_rows(val, shown.advance)[:2]
-        score = outputs.fit(train, of_val, shown.advance)
-        known = score(*of_val)
+        score, known = outputs.fit(train, of_val, shown.advance, folds)
         set_scores = torch.empty(0)
         if len(for_sets.indices):
             _, logits, labels = outputs.of_rows(for_sets, shown.advance)
@@ -220,19 +222,35 @@ class _Outputs:
         self._network = optimize_if_worthwhile(network.eval(), shape[1:], num_images)
         self._batch_size = max(1, BATCH_PIXELS // self._preprocess.size**2)
 
-    def fit(self, train: LabeledImages, of_val: tuple[Tensor, Tensor], advance: Callable[[int], None]) -> UnknownScore:
-        """Return the score for images like `train`: "energy" without features, else with distances, too.
+    def fit(
+        self,
+        train: LabeledImages,
+        of_val: tuple[Tensor, Tensor],
+        advance: Callable[[int], None],
+        folds: FoldSettings | None,
+    ) -> tuple[UnknownScore, Tensor]:
+        """Return the score for images like `train`, and the scores (M,) of images that it was not fitted to.
+
+        Without separate features the score is "energy", else distances count, too.
 
         Args:
             train: Training images.
             of_val: Features and logits of the validation images.
             advance: Is told of each batch.
+            folds: As for `fit_calibration`.
         """
         if self._split is None:
             advance(len(train.indices))
-            return UnknownScore("energy", {})
-        features, _, labels = self.of_rows(train, advance)
-        return fit_unknown_score(features.numpy(), labels, *of_val)
+            energy = UnknownScore("energy", {})
+            return energy, energy(*of_val)
+        features, logits, labels = self.of_rows(train, advance)
+        score = fit_unknown_score(features.numpy(), labels, *of_val)
+        own = None if folds is None else compute_out_of_fold_components(features, logits, labels, folds)
+        if own is None:
+            return score, score(*of_val)
+        components = torch.cat([score.components(*of_val), own])
+        score.set_scale(components)
+        return score, score.standardize(components)
 
     def of_rows(self, images: LabeledImages, advance: Callable[[int], None]) -> tuple[Tensor, Tensor, Ints]:
         """Return the features (N, D), the logits (N, K) and the labels (N,) of those square images that can be read.

@@ -16,7 +16,6 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.device import network_device
 from svertka.errors import DataError, ImageError, UsageError
-from svertka.evaluation.calibrate_run import describe_set_images, find_set_parts, save_calibration
 from svertka.evaluation.unknown_threshold import (
     MAX_IMAGES,
     MAX_TRAIN_IMAGES,
@@ -28,6 +27,7 @@ from svertka.evaluation.unknown_threshold import (
 from svertka.models.head_kinds import head_path
 from svertka.progress import say
 from svertka.run import Run
+from svertka.training.calibrate_run import describe_set_images, find_set_parts, plan_folds, save_calibration
 from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.transfer.feature_cache import cache_on_disk_or_in_memory, count_missing
@@ -94,9 +94,9 @@ def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettin
             if settings.unknown is None
             else read_examples(classifier, settings.unknown, parts.manifest, settings.max_pixels)
         )
-        calibration = fit_calibration(
-            classifier, images("train"), images("val"), images(*find_set_parts(run)), examples
-        )
+        train, val = images("train"), images("val")
+        folds = plan_folds(parts.dataset, train.indices, len(val.indices), parts.digests, settings.threads)
+        calibration = fit_calibration(classifier, train, val, images(*find_set_parts(run)), examples, folds=folds)
     except (UsageError, DataError) as error:  # the network is trained: nothing else is lost
         say(f"the run is not calibrated: {error}")
         return

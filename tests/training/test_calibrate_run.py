@@ -62,7 +62,7 @@ def test_calibrating_again_chooses_the_threshold_on_the_validation_images(run: R
     assert evaluated.unknown_images == count - round(made.record.unknown.kept * count)
     assert made.to_dict()["set_images"] == len(parts["test"])
     kept = round(made.record.unknown.kept * count)
-    assert f"{kept} of {count}\u00a0validation images do not, and {kept / (count + 1):.1%} of new images" in repr(made)
+    assert f"{kept} of {count}\u00a0held-out images do not, and {kept / (count + 1):.1%} of new images" in repr(made)
 
 
 def test_new_images_calibrate_the_sets(run: Run, digit_folder: Path, tmp_path: Path) -> None:

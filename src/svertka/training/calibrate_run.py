@@ -14,8 +14,10 @@ import numpy as np
 from svertka.calibration_file import CalibrationRecord, RunCalibration, advise_on_sets
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, read_config
 from svertka.conformal_sets import count_needed_images
-from svertka.data.dataset import Dataset
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.deduplicated_split import group_related_images
 from svertka.data.image_io import DecodingOptions
+from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.source_opener import open_source
 from svertka.data.split_manifest import Manifest
 from svertka.device import choose_device, set_threads, with_preserved_settings
@@ -23,6 +25,7 @@ from svertka.errors import RunError, UsageError
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.held_out import read_manifest, select_held_out_images
 from svertka.evaluation.label_thresholds import LabelThresholds, choose_label_thresholds
+from svertka.evaluation.out_of_fold_scores import FoldSettings
 from svertka.evaluation.run_images import open_images_of_run
 from svertka.evaluation.unknown_threshold import KEEP, LabeledImages, fit_calibration, read_examples
 from svertka.files import parse_cache_limit_option, parse_path, write_json
@@ -32,6 +35,8 @@ from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import count_with_noun
 from svertka.run import Run
 from svertka.tasks import MultiLabel, Regression
+from svertka.training.head_cross_validation import FEW_IMAGES
+from svertka.transfer.logistic_and_nearest_mean_heads import fit_logistic_regression
 from svertka.type_checking import check_types
 
 COVERAGE = 0.95  # for which the sentence says whether there are enough calibration images
@@ -143,7 +148,9 @@ def calibrate(
         for_sets = select(opened).new
     else:
         for_sets = own.part(*find_set_parts(Run(folder)))
-    calibration = fit_calibration(classifier, own.part("train"), own.part("val"), for_sets, examples, keep)
+    train, val = own.part("train"), own.part("val")
+    folds = plan_folds(own.dataset, train.indices, len(val.indices), own.digests, workers)
+    calibration = fit_calibration(classifier, train, val, for_sets, examples, keep, folds)
     return CalibratedRun(folder, save_calibration(folder, calibration))
 
 
@@ -176,6 +183,7 @@ class _OwnAndNewImages:
         digests = [b""] * len(dataset)
         for index, digest in zip(found.indices.tolist(), found.digests, strict=True):
             digests[index] = digest
+        self.dataset, self.digests = dataset, digests
         self._rows, self._labels = found.rows, dataset.labels
         self._indices = manifest.indices(digests, dataset.parts, found.indices)
         self._is_new = found.indices[manifest.parts_of(found.digests) == ""]
@@ -189,6 +197,26 @@ class _OwnAndNewImages:
     def new(self) -> LabeledImages:
         """The images that the run has never seen."""
         return LabeledImages(self._rows, self._labels, self._is_new)
+
+
+def plan_folds(
+    dataset: Dataset, train: Ints, val_count: int, digests: list[bytes], threads: int
+) -> FoldSettings | None:
+    """Return how to score few training images by the other folds, if the head was computed; None of many images.
+
+    Args:
+        dataset: The images.
+        train: Indices of the training images, (N,) int64.
+        val_count: Number of validation images.
+        digests: Content digest of each image.
+        threads: Number of threads.
+    """
+    if not 0 < len(train) + val_count < FEW_IMAGES:
+        return None
+    alike = find_near_duplicates(dataset.images, digests, train, threads) or []
+    own_groups = None if dataset.groups is None else dataset.groups[train]
+    groups = group_related_images(train, [digests[index] for index in train.tolist()], alike, own_groups)
+    return FoldSettings(fit_logistic_regression, groups)
 
 
 def save_calibration(folder: Path, calibration: RunCalibration) -> CalibrationRecord:
