@@ -103,5 +103,5 @@ def test_a_request_while_svertka_is_loaded_is_one_sentence(
         check=False,
         cwd=tmp_path,
     )
-    assert done.stderr == "svertka: stopped; run the same command again to start over; cached data is kept\n"
+    assert done.stderr == "svertka: stopped; run the same command again; cached data is kept\n"
     assert done.returncode == 128 + number

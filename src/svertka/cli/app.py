@@ -159,7 +159,7 @@ def _answer(arguments: list[str], request: StopRequest) -> int:
             return _fail(f"{_fault(error)}; please report it with what SVERTKA_TRACEBACK=1 shows", 1)
         code = INTERRUPTED
     if code == INTERRUPTED or request.number:  # typer reports it, before there was anything to save
-        return _fail("stopped; run the same command again to start over; cached data is kept", request.exit_code)
+        return _fail("stopped; run the same command again; cached data is kept", request.exit_code)
     return code if isinstance(code, int) else 0
 
 
