@@ -406,4 +406,4 @@ def test_an_image_of_several_bands_has_one_answer(
         refused = server.ask("POST", "/predict", b"\x89PNG\r\n\x1a\n" + bytes(60)).json()
     assert np.abs(probabilities(answers) - wanted).max() <= TOLERANCE
     assert explained.status == 200
-    assert "no TIFF of several bands" in json.dumps(refused)
+    assert "no file of several bands" in json.dumps(refused)
