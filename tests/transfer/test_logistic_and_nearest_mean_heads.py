@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -31,17 +33,76 @@ def digits(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("classes", "count"), [(2, 300), (5, 400), (5, 40)])
 def test_logistic_regression_is_optimal_for_one_strength(classes: int, count: int) -> None:
+    """Except for one factor of all scores."""
     features, labels = digits(classes, count)
     weight, bias = fit_logistic_regression(features, labels, classes)
-    scores = torch.from_numpy(features @ weight.T + bias).double()
-    found = torch.softmax(scores, 1).numpy()
-    scaled = (features - features.mean(0)) / np.sqrt(np.square(features - features.mean(0)).mean())
-    theirs = [
-        LogisticRegression(C=10.0**power, max_iter=1000).fit(scaled, labels).predict_proba(scaled)
-        for power in range(-4, 3)
-    ]
-    assert min(float(np.abs(found - one).max()) for one in theirs) < 2e-3  # where the optimizer stops, and float32
-    assert (found.argmax(1) == labels).mean() > 0.97
+    scores = (features @ weight.T + bias).astype(np.float64)
+    scores -= scores.mean(1, keepdims=True)
+    centered, deviation = features - features.mean(0), np.maximum(features.std(0), 1e-6)
+    differences = []
+    for divisor in (np.sqrt(np.square(centered).mean()), np.sqrt(deviation * deviation.mean())):
+        for power in range(-3, 2):
+            model = LogisticRegression(C=10.0**power, max_iter=1000).fit(centered / divisor, labels)
+            theirs = np.log(model.predict_proba(centered / divisor))
+            theirs -= theirs.mean(1, keepdims=True)
+            theirs *= (theirs * scores).sum() / np.square(theirs).sum()
+            differences.append(float(np.abs(softmax(scores, 1) - softmax(theirs, 1)).max()))
+    assert min(differences) < 2e-3  # where the optimizer stops, and float32
+    assert (scores.argmax(1) == labels).mean() > 0.97
+
+
+def make_classes(spread: npt.NDArray[Any], signal: npt.NDArray[Any], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return features of two classes whose means differ by 2 `signal` and that vary by `spread`, and the classes."""
+    rng, labels = np.random.default_rng(0), np.arange(count) % 2
+    values = (2 * labels[:, None] - 1) * signal + spread * rng.standard_normal((count, len(spread)))
+    return values.astype(np.float32), labels
+
+
+def test_features_are_half_standardized_where_this_is_more_likely() -> None:
+    """Two large features without information hide ten small ones; or the large ones have all the information."""
+    spread, small = np.array([20.0] * 2 + [0.2] * 10), np.arange(12) >= 2
+    for signal in (0.1 * small, 20.0 * ~small):
+        features, labels = make_classes(spread, signal, 600)
+        weight, _ = fit_logistic_regression(features[:60], labels[:60], 2)
+        centered, deviation = features[:60] - features[:60].mean(0), features[:60].std(0)
+        found = {}
+        for name, divisor in (("one", np.sqrt(np.square(centered).mean())), ("half", np.sqrt(deviation))):
+            found[name] = max(
+                _cosine(
+                    LogisticRegression(C=10.0**power).fit(centered / divisor, labels[:60]).coef_[0] / divisor, weight
+                )
+                for power in range(-3, 2)
+            )
+        assert max(found, key=found.__getitem__) == ("half" if signal[2] else "one")
+
+
+def _cosine(first: npt.NDArray[Any], weight: npt.NDArray[Any]) -> float:
+    second = weight[1] - weight[0]
+    return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+
+
+def test_probabilities_are_about_as_high_as_the_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a penalty that is far too strong, too, whose probabilities are near 1 / 2."""
+    features, labels = make_classes(np.ones(20), np.full(20, 0.25), 4000)
+    monkeypatch.setattr(heads, "HEAD_STRENGTHS", (1e-4, 1e-5, 1e-6))
+    weight, bias = fit_logistic_regression(features[:400], labels[:400], 2)
+    found = softmax(features[400:] @ weight.T + bias, 1)
+    accuracy = (found.argmax(1) == labels[400:]).mean()
+    assert 0.8 < accuracy < 0.95
+    assert found.max(1).mean() == pytest.approx(accuracy, abs=0.04)
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_the_factor_of_the_scores_is_the_most_likely_with_its_prior(wrong: int) -> None:
+    """Without a wrong prediction, it stays finite."""
+    margin, places = 1.5, (np.arange(20) < wrong).astype(np.int64)
+    share = 1 / (1 + np.exp(-margin))
+    loss, factor = heads._scaled_log_loss(places, np.tile(np.array([share, 1 - share], np.float32), (20, 1)))
+    factors = np.exp(np.linspace(-4, 4, 4001))
+    right = np.logaddexp(0, -margin * factors) * (20 - wrong) + np.logaddexp(0, margin * factors) * wrong
+    losses = (right + np.log(factors) ** 2 / 2) / 20
+    assert factor == pytest.approx(factors[losses.argmin()], rel=0.01)
+    assert loss == pytest.approx(losses.min(), abs=1e-5)
 
 
 def test_one_image_per_class_is_enough() -> None:
@@ -86,7 +147,7 @@ def test_estimated_iterations_match_those_taken(monkeypatch: pytest.MonkeyPatch,
     fit_logistic_regression(
         features + np.random.default_rng(0).normal(0, noise, features.shape).astype(np.float32), labels, 10
     )
-    expected = heads.MEAN_ITERATIONS * heads.HEAD_FOLDS * len(heads.HEAD_STRENGTHS)
+    expected = heads.MEAN_ITERATIONS * heads.HEAD_FOLDS * (len(heads.HEAD_STRENGTHS) + 1)
     assert expected / 6 < sum(taken) < 1.5 * expected
     assert heads.estimate_fit_seconds("logistic", 60, 64, 10) > 0
 

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ HEAD_FOLDS = 3  # more choose no better penalty, and take longer in each fold of
 MAX_ITERATIONS = 300  # each with one product forward and one backward
 MEAN_ITERATIONS = 50  # a generous average: strong penalties take 10, weak ones 100
 TIMED_IMAGES = 2000
+MIN_PROBABILITY = 1e-30  # whose logarithm is taken for smaller ones
 
 
 def collect_feature_batches(batches: BatchLoader) -> tuple[Floats, Ints]:
@@ -47,28 +48,41 @@ def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tup
     """Return the optimum of multinomial logistic regression: weights (classes, D) and biases (classes,).
 
     Features are centered and divided by one number, so that their mean variance is 1. The L2 penalty with the best
-    likelihood in 3-fold cross-validation is used, or the middle one if a class has a single image. Features that are
-    standardized one by one give less accurate heads on few images (docs/benchmarks.md).
+    likelihood in 3-fold cross-validation is used, after one factor for all scores is fitted to the out-of-fold
+    predictions: a strong penalty gives small scores, and may still rank the classes best. With this penalty, features
+    are also tried half standardized, each divided by the square root of its standard deviation, and the more likely of
+    both is used. The scores of the head are multiplied by the factor. If a class has a single image, the middle penalty
+    and the first scaling are used without a factor. Features that are standardized one by one give less accurate heads
+    on few images (docs/benchmarks.md).
 
     Args:
         features: Features (N, D) float32.
         labels: Classes (N,) int64.
         classes: Number of classes.
+
+    Source: Berta et al. 2025, "Rethinking early stopping: refine, then calibrate", for the likelihood after scaling.
     """
     mean = features.mean(0)
-    scale = max(float(np.sqrt(np.square(features - mean).mean())), 1e-6)
-    points, axes = _rotate_into_span((features - mean) / scale)
+    divisor = np.full_like(mean, max(float(np.sqrt(np.square(features - mean).mean())), 1e-6))
+    points, axes = _rotate_into_span((features - mean) / divisor)
     folds = min(HEAD_FOLDS, int(np.bincount(labels, minlength=classes).min()))
-    strength = HEAD_STRENGTHS[len(HEAD_STRENGTHS) // 2]
-    with progress("computing the head", folds * len(HEAD_STRENGTHS) + 1) as shown:
+    strength, factor = HEAD_STRENGTHS[len(HEAD_STRENGTHS) // 2], 1.0
+    with progress("computing the head", folds * (len(HEAD_STRENGTHS) + 1) + 1) as shown:
         if folds >= 2:
             splits = stratified_group_folds(labels, np.arange(len(labels)), classes, folds)
-            strength = _cross_validate(points, labels, splits, shown, HEAD_STRENGTHS)[0]
+            found = _cross_validate(points, labels, splits, shown, HEAD_STRENGTHS, _scaled_log_loss)
+            strength, factor = found.strength, found.factor
+            deviation = np.maximum(features.std(0), 1e-6)
+            half = np.sqrt(deviation * deviation.mean())  # the mean variance is 1 again
+            half_points, half_axes = _rotate_into_span((features - mean) / half)
+            other = _cross_validate(half_points, labels, splits, shown, [strength], _scaled_log_loss)
+            if other.loss < found.loss:
+                divisor, points, axes, factor = half, half_points, half_axes, other.factor
         model = _fit_logistic(points, labels, strength)
-    weight, bias = model.coef_, model.intercept_
+    weight, bias = factor * model.coef_, factor * model.intercept_
     if classes == 2:  # scikit-learn returns the log-odds of the second class only
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = (weight if axes is None else weight @ axes) / scale
+    weight = (weight if axes is None else weight @ axes) / divisor
     return weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
 
 
@@ -108,9 +122,9 @@ def predict_out_of_fold(features: Floats, labels: Ints, groups: Ints, classes: i
     """
     splits = stratified_group_folds(labels, groups, classes, FOLDS)
     with progress("predicting out of fold", len(splits) * len(STRENGTHS)) as shown:
-        _, (present, probabilities) = _cross_validate(standardize_features(features)[0], labels, splits, shown)
+        best = _cross_validate(standardize_features(features)[0], labels, splits, shown)
     found = np.zeros((len(labels), classes), np.float32)
-    found[:, present] = probabilities
+    found[:, best.present] = best.probabilities
     return found
 
 
@@ -121,42 +135,96 @@ def standardize_features(features: Floats) -> tuple[Floats, Floats, Floats]:
     return (features - mean) / deviation, mean, deviation
 
 
+class _CrossValidated(NamedTuple):
+    """The best regularization strength of a cross-validation.
+
+    Attributes:
+        strength: The strength.
+        loss: Its loss.
+        factor: The factor of the scores with this loss.
+        present: The classes that occur, (K,).
+        probabilities: Their out-of-fold probabilities (N, K), without the factor.
+    """
+
+    strength: float
+    loss: float
+    factor: float
+    present: Ints
+    probabilities: Floats
+
+
 def _cross_validate(
     features: npt.NDArray[Any],
     labels: Ints,
     splits: Sequence[tuple[Ints, Ints]],
     shown: Progress,
     strengths: Sequence[float] = STRENGTHS,
-) -> tuple[float, tuple[Ints, Floats]]:
-    """Return the regularization strength with the lowest log loss in cross-validation, and its predictions.
+    rate: Callable[[Ints, Floats], tuple[float, float]] | None = None,
+) -> _CrossValidated:
+    """Return the regularization strength with the lowest log loss in cross-validation.
 
     Strengths are tried from the strongest penalty on. The loss falls and then rises as the penalty weakens, and weak
     penalties take longest: the search ends after two values in a row that are worse than the best.
 
-    Returns:
-        The strength; the classes that occur, (K,), and the out-of-fold probabilities (N, K) of these.
+    Args:
+        features: Features (N, D).
+        labels: Classes (N,).
+        splits: Places of the training images and of the others of each fold.
+        shown: Advanced by each fit.
+        strengths: The strengths.
+        rate: Returns the loss and the factor of the scores for places of the classes (N,) and probabilities (N, K);
+            by default the log loss, and 1.
     """
-    from sklearn.metrics import log_loss
-
-    present = np.unique(labels)
-    losses: list[float] = []
+    rate = rate or _log_loss
+    present, places = np.unique(labels, return_inverse=True)
+    best: _CrossValidated | None = None
     models: list[Any] = [None] * len(splits)
-    best = np.zeros((len(labels), len(present)), np.float32)
+    worse = 0
     for strength in strengths:
-        found = np.zeros_like(best)
-        scores = []
+        found = np.zeros((len(labels), len(present)), np.float32)
         for number, (inside, outside) in enumerate(splits):
             models[number] = model = _fit_logistic(features[inside], labels[inside], strength, models[number])
-            places = np.searchsorted(present, model.classes_)
-            found[outside[:, None], places] = model.predict_proba(features[outside])
-            scores.append(log_loss(labels[outside], found[outside], labels=present))
+            columns = np.searchsorted(present, model.classes_)
+            found[outside[:, None], columns] = model.predict_proba(features[outside])
             shown.advance()
-        losses.append(float(np.mean(scores)))
-        if losses[-1] == min(losses):
-            best = found
-        if len(losses) - 1 - int(np.argmin(losses)) >= 2:
+        loss, factor = rate(places, found)
+        worse += 1
+        if best is None or loss < best.loss:
+            best, worse = _CrossValidated(strength, loss, factor, present, found), 0
+        if worse == 2:
             break
-    return strengths[int(np.argmin(losses))], (present, best)
+    assert best is not None
+    return best
+
+
+def _log_loss(places: Ints, probabilities: Floats) -> tuple[float, float]:
+    """Return the mean log loss, and 1."""
+    right = probabilities[np.arange(len(places)), places]
+    return -float(np.log(np.maximum(right, MIN_PROBABILITY)).mean()), 1.0
+
+
+def _scaled_log_loss(places: Ints, probabilities: Floats) -> tuple[float, float]:
+    """Return the mean log loss after all scores are multiplied by the factor that fits best, and this factor.
+
+    The logarithm of the factor has a standard normal prior: without any wrong prediction, likelihood alone makes it
+    infinite.
+
+    Args:
+        places: Place of each image's class, (N,).
+        probabilities: Probabilities (N, K).
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    scores = np.log(np.maximum(probabilities.astype(np.float64), MIN_PROBABILITY))
+    rows = np.arange(len(places))
+
+    def loss(log_factor: float) -> float:
+        likelihoods = log_softmax(scores * np.exp(log_factor), axis=1)[rows, places]
+        return float(log_factor**2 / (2 * len(places)) - likelihoods.mean())
+
+    found = minimize_scalar(loss, bounds=(-5, 5), method="bounded")
+    return float(found.fun), float(np.exp(found.x))
 
 
 def _fit_logistic(features: npt.NDArray[Any], labels: Ints, strength: float, start: Any = None) -> Any:
@@ -181,7 +249,7 @@ def estimate_fit_seconds(solver: str, images: int, features: int, classes: int) 
     began = time.perf_counter()
     rows @ weights
     product = (time.perf_counter() - began) * images / some
-    return (2 * product + _fixed_seconds()) * MEAN_ITERATIONS * HEAD_FOLDS * len(HEAD_STRENGTHS)
+    return (2 * product + _fixed_seconds()) * MEAN_ITERATIONS * HEAD_FOLDS * (len(HEAD_STRENGTHS) + 1)
 
 
 def _fixed_seconds() -> float:
