@@ -666,8 +666,12 @@ def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Opti
         if usual > USELESS:
             return "useless"
         if design.precision in ("int8", "mixed"):
-            error = float((a.double() - d).square().mean().sqrt() / d.square().mean().sqrt().clamp(min=1e-30))
-            if a.numel() and a.is_floating_point() and not error <= OF_TIES:
+            kept, finite = a.double(), d.isfinite()
+            if not torch.equal(kept[~finite], d[~finite]):
+                return "it is infinite elsewhere than the values from the same steps in float64"
+            kept, d = kept[finite], d[finite]
+            error = float((kept - d).square().mean().sqrt() / d.square().mean().sqrt().clamp(min=1e-30))
+            if kept.numel() and a.is_floating_point() and not error <= OF_TIES:
                 return f"off by {error:.1e} of the values from the same steps in float64"
             continue
         limit = max(FACTOR * usual, LEAST) if design.precision == "fp32" else 1.0

@@ -1,4 +1,6 @@
 import json
+import os
+import py_compile
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from torch import nn
 import svertka
 from svertka.classifier import Classifier
 from svertka.errors import RunError, SvertkaError, UsageError
-from svertka.models.external_builder import GRAPH
+from svertka.models.external_builder import GRAPH, import_function
 from svertka.serving.served_model import ServedModel
 from svertka.tensor_files import read_tensors_and_header
 
@@ -200,6 +202,16 @@ def test_a_builder_that_no_longer_fits_the_weights_is_to_be_restored(of_file: Pa
             Classifier.load(of_file, trust_builder=True)
     finally:
         file.write_text(SOURCE)
+
+
+def test_a_builder_is_not_read_from_a_compiled_copy_that_looks_current(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    for channels in ("16", "24"):
+        file.write_text(SOURCE.replace("16", channels))  # of the same size
+        os.utime(file, (1e9, 1e9))
+        if channels == "16":
+            py_compile.compile(str(file))
+    assert import_function(f"{file}:build")(2)[3].out_channels == 24
 
 
 @pytest.mark.parametrize(("unfreeze", "frozen"), [("head", "0. 1. 3."), ("last", "0. 1."), ("2", "")])

@@ -36,13 +36,21 @@ def find_near_duplicates(images: Images, digests: list[bytes], indices: Ints, th
     Returns:
         Groups of two or more indices, ascending; None if there are more than MOST images.
     """
+    return distributed.broadcast(
+        compare_in_this_process(images, digests, indices, threads) if distributed.is_first() else None
+    )
+
+
+def compare_in_this_process(
+    images: Images, digests: list[bytes], indices: Ints, threads: int
+) -> list[list[int]] | None:
+    """Return what `find_near_duplicates` does, without the other processes of a distributed job."""
     first: dict[bytes, int] = {}
     for index in indices.tolist():
         first.setdefault(digests[index], index)
     if len(first) > MOST:
         return None
-    found = _compare(images, digests, list(first.values()), threads) if distributed.is_first() else []
-    return distributed.broadcast(found)
+    return _compare(images, digests, list(first.values()), threads)
 
 
 def find_resembling_known_images(

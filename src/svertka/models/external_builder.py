@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -118,12 +119,19 @@ def import_function(target: str) -> Callable[..., Any]:
     return function
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles the file itself: a compiled copy passes for current if size and second of writing are equal."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import_file(target: str, file: Path) -> ModuleType:
     file = file.expanduser().resolve()
     if not file.is_file():
         raise UsageError(f"{shorten(target, 200)} cannot be imported: there is no file {file}; put it there")
     name = f"svertka_builder_{hashlib.sha256(str(file).encode(errors='surrogateescape')).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_SourceLoader(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -17,7 +17,7 @@ from svertka.conformal_sets import count_needed_images
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import group_related_images
 from svertka.data.image_io import DecodingOptions
-from svertka.data.near_duplicates import find_near_duplicates
+from svertka.data.near_duplicates import compare_in_this_process
 from svertka.data.source_opener import open_source
 from svertka.data.split_manifest import Manifest
 from svertka.device import choose_device, set_threads, with_preserved_settings
@@ -213,7 +213,7 @@ def plan_folds(
     """
     if not 0 < len(train) + val_count < FEW_IMAGES:
         return None
-    alike = find_near_duplicates(dataset.images, digests, train, threads) or []
+    alike = compare_in_this_process(dataset.images, digests, train, threads) or []
     own_groups = None if dataset.groups is None else dataset.groups[train]
     groups = group_related_images(train, [digests[index] for index in train.tolist()], alike, own_groups)
     return FoldSettings(fit_logistic_regression, groups)
