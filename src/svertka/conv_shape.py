@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from svertka.errors import UsageError
 
@@ -138,6 +139,14 @@ def to_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     if not isinstance(value, Sequence) or [type(number) for number in value] != [int, int]:
         raise UsageError(f"{name}={value} must be a whole number or two of them, vertical and horizontal")
     return value[0], value[1]
+
+
+def as_pair(setting: Any) -> tuple[int, int]:
+    """Return a layer setting as (vertical, horizontal); users may have set one number for both."""
+    if isinstance(setting, int):
+        return setting, setting
+    vertical, horizontal = setting
+    return vertical, horizontal
 
 
 def _misfit(

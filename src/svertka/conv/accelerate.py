@@ -27,7 +27,7 @@ from svertka import torch_internals
 from svertka.conv import aten, autotune, native_batch_norm, native_linear, native_max_pool
 from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.conv.operator import convolve, is_fastest_in_pytorch
-from svertka.conv_shape import ConvShape
+from svertka.conv_shape import ConvShape, as_pair
 from svertka.errors import UsageError
 from svertka.type_checking import check_types
 
@@ -217,9 +217,9 @@ def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, 
         x,
         weight,
         bias,
-        stride=_as_pair(layer.stride),
+        stride=as_pair(layer.stride),
         padding=padding,
-        dilation=_as_pair(layer.dilation),
+        dilation=as_pair(layer.dilation),
         groups=layer.groups,
         strict=strict,
     )
@@ -286,10 +286,10 @@ def _transpose(
         x,
         layer.weight,
         layer.bias,
-        stride=_as_pair(layer.stride),
+        stride=as_pair(layer.stride),
         padding=padding,
-        output_padding=_as_pair(layer.output_padding),
-        dilation=_as_pair(layer.dilation),
+        output_padding=as_pair(layer.output_padding),
+        dilation=as_pair(layer.dilation),
         groups=layer.groups,
         strict=strict,
     )
@@ -324,9 +324,9 @@ class _ConvolutionCalls(TorchFunctionMode):
             x,
             weight,
             bias,
-            stride=_as_pair(stride),
-            padding=padding if isinstance(padding, str) else _as_pair(padding),
-            dilation=_as_pair(dilation),
+            stride=as_pair(stride),
+            padding=padding if isinstance(padding, str) else as_pair(padding),
+            dilation=as_pair(dilation),
             groups=groups,
             strict=self.strict,
         )
@@ -452,11 +452,3 @@ def _is_plain_activation(layer: nn.Module) -> bool:
         and _is_from_pytorch(type(layer), FORWARD)
         and not torch_internals.has_hooks(layer)
     )
-
-
-def _as_pair(pair: Any) -> tuple[int, int]:
-    """Return a layer setting as (vertical, horizontal); users may have set one number for both."""
-    if isinstance(pair, int):
-        return pair, pair
-    vertical, horizontal = pair
-    return vertical, horizontal

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka import torch_internals
 from svertka.conv import native_support
-from svertka.conv.native_support import DTYPES, empty_channels_last, to_channels_last
+from svertka.conv.native_support import are_plain_images, empty_channels_last, to_channels_last
 
 MIN_VALUES = 2**14  # with fewer, the call takes longer than the kernel
 
@@ -49,20 +48,13 @@ def can_normalize(layer: nn.BatchNorm2d, x: Any) -> bool:
     parameters = layer.weight, layer.bias, layer.running_mean, layer.running_var
     return (
         layer.training
-        and native_support.why_not() is None
-        and type(x) is Tensor
-        and x.is_cpu
-        and x.dtype in DTYPES
+        and are_plain_images(x, MIN_VALUES)
         and layer.weight is not None
         and layer.bias is not None
         and (layer.running_mean is None) == (layer.running_var is None)
         and all(one is None or (one.dtype == torch.float32 and one.is_cpu) for one in parameters)
         and all(one is None or (one.dim() == 1 and len(one) == x.shape[1]) for one in parameters)
-        and x.numel() >= MIN_VALUES
         and x.numel() > x.shape[1]
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
-        and not torch_internals.has_active_transform()
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import native_support
-from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_input, to_kernel_vector
+from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_array, to_kernel_input
 from svertka.conv_shape import ConvShape
 
 IS_LOCAL = True
@@ -75,7 +75,7 @@ def _forward(
     bias: Tensor | None = None,
 ) -> Tensor:
     x, output = to_channels_last(x), empty_channels_last(shape)
-    bias = None if bias is None else to_kernel_vector(bias)
+    bias = None if bias is None else to_kernel_array(bias)
     native_support.kernels.direct_forward(sizes, x, packed, bias, output, torch.get_num_threads())
     return output
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import native_support
-from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_vector
+from svertka.conv.native_support import empty_channels_last, to_channels_last, to_kernel_array
 from svertka.conv_shape import ConvShape
 
 IS_LOCAL = True
@@ -57,7 +57,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
 
 def _depthwise_input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     gradient, result = to_channels_last(gradient), empty_channels_last(shape.input)
-    packed = to_kernel_vector(weight[:, 0].permute(1, 2, 0))  # (tap y, tap x, channel)
+    packed = to_kernel_array(weight[:, 0].permute(1, 2, 0))  # (tap y, tap x, channel)
     native_support.kernels.depthwise_input_gradient(
         native_support.convolution_window(shape), gradient, packed, result, torch.get_num_threads()
     )
@@ -73,8 +73,8 @@ def _forward(
     bias: Tensor | None = None,
 ) -> Tensor:
     x, output = to_channels_last(x), empty_channels_last(shape)
-    bias = None if bias is None else to_kernel_vector(bias)
+    bias = None if bias is None else to_kernel_array(bias)
     native_support.kernels.grouped_forward(
-        sizes, groups, x, to_kernel_vector(packed), bias, output, torch.get_num_threads()
+        sizes, groups, x, to_kernel_array(packed), bias, output, torch.get_num_threads()
     )
     return output

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka import torch_internals
 from svertka.conv import native_support
+from svertka.conv.native_support import is_plain, to_kernel_array
 
 MAX_ROWS = 32  # inputs at once; with more, products in bfloat16 are faster
 MIN_WEIGHTS = 2**18  # with fewer, the call takes longer than the kernels
@@ -22,12 +22,10 @@ def can_multiply(layer: nn.Linear, x: Any) -> bool:
     """Return whether the kernels compute what `layer` does for `x`, in float32 or under autocast in bfloat16."""
     weight, bias = layer.weight, layer.bias
     return (
-        type(x) is Tensor
+        is_plain(x, (torch.float32, _dtype()))
         and type(weight) is nn.Parameter
         and (bias is None or type(bias) is nn.Parameter)
-        and x.dtype in (torch.float32, _dtype())
         and all(one is None or (one.is_cpu and one.dtype == torch.float32) for one in (weight, bias))
-        and x.is_cpu
         and weight.dim() == 2
         and weight.numel() >= MIN_WEIGHTS
         and (bias is None or bias.shape == weight.shape[:1])
@@ -35,9 +33,6 @@ def can_multiply(layer: nn.Linear, x: Any) -> bool:
         and x.shape[-1] == weight.shape[1]
         and 0 < x.numel() <= MAX_ROWS * weight.shape[1]
         and _dtype() in native_support.DTYPES
-        and native_support.why_not() is None
-        and not torch.compiler.is_compiling()
-        and not torch_internals.has_active_transform()
     )
 
 
@@ -62,11 +57,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        sizes, numbers = _sizes(x, weight), _numbers(x)
-        result = numbers.new_empty(len(x), len(weight))
-        summands = None if bias is None else bias.detach().contiguous()
+        sizes, rows = _sizes(x, weight), to_kernel_array(x)
+        result = rows.new_empty(len(x), len(weight))
+        summands = None if bias is None else to_kernel_array(bias)
         native_support.kernels.linear_forward(
-            sizes, numbers, weight.detach().contiguous(), summands, result, torch.get_num_threads()
+            sizes, rows, to_kernel_array(weight), summands, result, torch.get_num_threads()
         )
         return result.to(x.dtype)
 
@@ -81,14 +76,14 @@ class _Linear(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 of_weight = F.linear(gradient.T, x.float().T)
         else:
-            sizes, gradient = _sizes(x, weight), _numbers(gradient)
+            sizes, gradient = _sizes(x, weight), to_kernel_array(gradient)
             if ctx.needs_input_grad[0]:
                 of_x = gradient.new_empty(x.shape)
-                native_support.kernels.linear_input_gradient(sizes, gradient, weight.contiguous(), of_x, threads)
+                native_support.kernels.linear_input_gradient(sizes, gradient, to_kernel_array(weight), of_x, threads)
                 of_x = of_x.to(x.dtype)
             if ctx.needs_input_grad[1]:
                 of_weight = gradient.new_empty(weight.shape)
-                native_support.kernels.linear_weight_gradient(sizes, gradient, _numbers(x), of_weight, threads)
+                native_support.kernels.linear_weight_gradient(sizes, gradient, to_kernel_array(x), of_weight, threads)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(0)
         return of_x, of_weight, of_bias
@@ -96,8 +91,3 @@ class _Linear(torch.autograd.Function):
 
 def _sizes(x: Tensor, weight: Tensor) -> "native_support.kernels.LinearShape":
     return native_support.kernels.LinearShape(len(x), weight.shape[1], weight.shape[0])
-
-
-def _numbers(tensor: Tensor) -> Tensor:
-    """Return a matrix as the kernels read it: contiguous float32."""
-    return tensor.detach().float().resolve_neg().contiguous()

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka import torch_internals
 from svertka.conv import native_support
-from svertka.conv.native_support import DTYPES, empty_channels_last, make_window_sizes, to_channels_last
+from svertka.conv.native_support import are_plain_images, empty_channels_last, make_window_sizes, to_channels_last
+from svertka.conv_shape import as_pair
 
 MIN_VALUES = 2**16  # with fewer, the call takes longer than the kernels
 MAX_TAPS = 127  # whose numbers fit into a byte
@@ -21,20 +21,12 @@ MAX_TAPS = 127  # whose numbers fit into a byte
 def can_pool(layer: nn.MaxPool2d, x: Any) -> bool:
     """Return whether the kernels compute what `layer` does for `x`: in training, on plain channels-last images."""
     return (
-        type(x) is Tensor
-        and torch.is_grad_enabled()
+        torch.is_grad_enabled()
+        and are_plain_images(x, MIN_VALUES)
         and x.requires_grad
-        and native_support.why_not() is None
-        and x.is_cpu
-        and x.dtype in DTYPES
-        and x.dim() == 4
-        and x.numel() >= MIN_VALUES
-        and x.is_contiguous(memory_format=torch.channels_last)
         and not layer.return_indices
-        and _pair(layer.dilation) == (1, 1)
+        and as_pair(layer.dilation) == (1, 1)
         and _sizes(layer, x) is not None
-        and not torch.compiler.is_compiling()
-        and not torch_internals.has_active_transform()
     )
 
 
@@ -74,7 +66,11 @@ class _MaxPool(torch.autograd.Function):
 def _sizes(layer: nn.MaxPool2d, x: Tensor) -> "tuple[native_support.kernels.Window, tuple[int, int, int, int]] | None":
     """Return the sizes for the kernels and the shape of the result, or None if the kernels do not support them."""
     batch, channels, *sides = x.shape
-    kernel, stride, padding = _pair(layer.kernel_size), _pair(layer.stride or layer.kernel_size), _pair(layer.padding)
+    kernel, stride, padding = (
+        as_pair(layer.kernel_size),
+        as_pair(layer.stride or layer.kernel_size),
+        as_pair(layer.padding),
+    )
     outputs: list[int] = []
     for side, taps, step, pad in zip(sides, kernel, stride, padding, strict=True):
         if not (0 <= pad <= taps // 2 and step > 0 and side + 2 * pad >= taps):
@@ -86,8 +82,3 @@ def _sizes(layer: nn.MaxPool2d, x: Tensor) -> "tuple[native_support.kernels.Wind
     axes = zip(sides, outputs, kernel, stride, padding, (1, 1), strict=True)
     window = make_window_sizes(batch, (channels, channels), axes, (channels, channels))
     return window, (batch, channels, outputs[0], outputs[1])
-
-
-def _pair(setting: Any) -> tuple[int, int]:
-    vertical, horizontal = setting if isinstance(setting, (tuple, list)) else (setting, setting)
-    return vertical, horizontal

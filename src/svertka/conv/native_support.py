@@ -8,21 +8,25 @@ import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch  # before the kernels, so that they use the threads that PyTorch has started
 from torch import Tensor
 
+from svertka import torch_internals
 from svertka.conv.kernel_sources import hash_kernel_sources
 from svertka.conv_shape import ConvShape
 from svertka.errors import UsageError
 
 __all__ = [
     "DTYPES",
+    "are_plain_images",
     "convolution_window",
     "dilate_gradient",
     "empty_channels_last",
     "input_gradient_window",
     "instruction_sets",
+    "is_plain",
     "kernels",
     "make_window_sizes",
     "multiplies_bfloat16",
@@ -30,8 +34,8 @@ __all__ = [
     "select_instruction_set",
     "selected_instruction_set",
     "to_channels_last",
+    "to_kernel_array",
     "to_kernel_input",
-    "to_kernel_vector",
     "why_not",
     "why_not_direct_training",
 ]
@@ -96,6 +100,29 @@ def poison_scratch(on: bool) -> None:
         kernels.poison_scratch(on)
 
 
+def is_plain(x: Any, dtypes: Sequence[torch.dtype] = DTYPES) -> bool:
+    """Return whether a layer's kernels may read `x`: a tensor of one of `dtypes` that nothing traces or transforms."""
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and x.dtype in dtypes
+        and why_not() is None
+        and not torch.compiler.is_compiling()
+        and not torch_internals.has_active_transform()
+    )
+
+
+def are_plain_images(x: Any, min_values: int) -> bool:
+    """Return whether `x` is plain images, channels-last and not lazily negated, of at least `min_values` values."""
+    return (
+        is_plain(x)
+        and x.dim() == 4
+        and x.numel() >= min_values
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_neg()
+    )
+
+
 def to_channels_last(tensor: Tensor) -> Tensor:
     """Return `tensor` in channels-last order, the only one that the kernels read."""
     if tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
@@ -112,9 +139,9 @@ def to_kernel_input(tensor: Tensor) -> Tensor:
     return to_channels_last(tensor).float()
 
 
-def to_kernel_vector(vector: Tensor) -> Tensor:
-    """Return a bias, (O), as the kernels read it: contiguous float32."""
-    return vector.float().resolve_neg().contiguous()
+def to_kernel_array(tensor: Tensor) -> Tensor:
+    """Return a bias, or another array, as the kernels read it: contiguous float32."""
+    return tensor.float().resolve_neg().contiguous()
 
 
 def empty_channels_last(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> Tensor:
