@@ -15,6 +15,13 @@ Targets = npt.NDArray[Any]  # of a data set: one row for each image
 Ints = npt.NDArray[np.int64]
 
 SEPARATOR = "|"  # of several labels in one text
+
+
+def split_labels(text: str) -> list[str]:
+    """Return the labels in a text of several."""
+    return [name for name in text.split(SEPARATOR) if name]
+
+
 # Of a number to predict. Squares of larger ones, and in float32 the numbers themselves, overflow.
 LARGEST_NUMBER = 1e30
 THRESHOLD = 0.5  # probability from which a label is predicted, unless the validation images say otherwise

@@ -186,6 +186,19 @@ def group_related_images(
     return _units(contents, [group for group in links if 1 < len(group) <= _most_alike(len(indices))], groups)
 
 
+def group_images(dataset: Dataset, digests: list[bytes], indices: Ints, alike: Sequence[Sequence[int]] | None) -> Ints:
+    """Return a number for each of some images, (N,), equal for copies, near-duplicates and images of one group.
+
+    Args:
+        dataset: The images, with their groups if they have some.
+        digests: Content digest of each image of the data set.
+        indices: Indices of some images, (N,) int64.
+        alike: Groups of near-duplicates among them, indices; None: they were not compared.
+    """
+    own = None if dataset.groups is None else dataset.groups[indices]
+    return group_related_images(indices, [digests[index] for index in indices.tolist()], alike or [], own)
+
+
 def _most_alike(images: int) -> float:
     """Return the size of the largest group of look-alikes among `images` that are taken for copies."""
     return max(CROWD * images, 2)

@@ -31,7 +31,7 @@ from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, shell_quote
 from svertka.files import parse_path
 from svertka.garbage_collection import without_garbage_collection
-from svertka.tasks import SEPARATOR, SINGLE_LABEL, AnyTask, MultiLabel, Regression, Targets
+from svertka.tasks import SINGLE_LABEL, AnyTask, MultiLabel, Regression, Targets, split_labels
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
 OWN_FOLDERS = "put the images of each class into a folder of its own, such as photos/cat and photos/dog"
@@ -80,7 +80,7 @@ class FolderListing:
 
     def _split(self, label: str) -> Sequence[str]:
         """Return the class or the labels that the label of an entry means."""
-        return [name for name in label.split(SEPARATOR) if name] if self.kind == "multi-label" else [label]
+        return split_labels(label) if self.kind == "multi-label" else [label]
 
     def problems(self) -> list[str]:
         """Return why training is impossible, a sentence per problem; empty if it is possible."""

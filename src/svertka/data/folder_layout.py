@@ -23,7 +23,7 @@ from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import match_split_name, match_split_names
 from svertka.errors import DataError, UsageError
 from svertka.escaping import escape_undecodable, join_first
-from svertka.tasks import SEPARATOR
+from svertka.tasks import SEPARATOR, split_labels
 
 # Folders that accompany images without being classes; ignored if they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
@@ -123,7 +123,7 @@ def merge_class_spellings(
     """
 
     def labels(label: str) -> list[str]:
-        return [name for name in label.split(SEPARATOR) if name] if several else [label]
+        return split_labels(label) if several else [label]
 
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     parts: dict[str, set[str]] = defaultdict(set)

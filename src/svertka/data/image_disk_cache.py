@@ -267,6 +267,12 @@ class _ArrayRows:
         return self.array[self.where[indices]]
 
 
+def _is_cut_off(name: str, content: bytes) -> bool:
+    """Return whether a file of format `name` lacks its end, or has none that could be missing."""
+    end = ENDS.get(name, b"")
+    return not end or content.find(end, -END_BYTES) < 0
+
+
 class _Squares:
     """Rows that are decoded whenever they are read."""
 
@@ -342,12 +348,14 @@ class _Squares:
 
     def _info(self, index: int, content: bytes) -> ImageInfo:
         size = read_plain_jpeg_size(content) if self.decoding.bands is None else None
-        if size and size[0] * size[1] <= self.decoding.max_pixels and content.find(ENDS["JPEG"], -END_BYTES) >= 0:
+        if size and size[0] * size[1] <= self.decoding.max_pixels and not _is_cut_off("JPEG", content):
             return ImageInfo("JPEG", size[::-1])
         header = read_header(content, self.decoding)
-        end = ENDS.get(header.format, b"")
-        is_cut_off = not end or end not in content[-END_BYTES:]
-        if header.deep or is_cut_off or header.size[0] * header.size[1] > self.decoding.max_pixels:
+        if (
+            header.deep
+            or _is_cut_off(header.format, content)
+            or header.size[0] * header.size[1] > self.decoding.max_pixels
+        ):
             return self.row(index).info
         size = header.size if header.orientation in TURNED else header.size[::-1]
         return ImageInfo(header.format, size, has_unused_parts=header.has_unused_parts)

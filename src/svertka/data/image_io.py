@@ -39,7 +39,7 @@ from svertka.data.decode_memory import (
     estimate_decoding_bytes,
 )
 from svertka.data.multiband_file import decode_bands, read_band_layout
-from svertka.data.multiband_npy import refuse_npy
+from svertka.data.multiband_npy import MAGIC, refuse_npy
 from svertka.data.rgb_conversion import ImageWithRawMode, Pixels, Range, composite_on_white, make_shade_table
 from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, UsageError
 from svertka.escaping import join_first, to_printable
@@ -109,7 +109,7 @@ DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]]]
     "HEIC": (re.compile(_BRAND % rb"hei[cxms]|hev[cxms]|m[is]f1", re.DOTALL), _heif_file),
     "JPEG 2000": (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), Jpeg2KImageFile),
     "PNM": (re.compile(rb"P[1-6f][\s#]"), PpmImageFile),
-    "NumPy": (re.compile(rb"\x93NUMPY"), _array_file),  # read where images have bands
+    "NumPy": (re.compile(re.escape(MAGIC)), _array_file),  # read where images have bands
 }
 
 SUFFIXES = {

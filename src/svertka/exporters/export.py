@@ -288,11 +288,10 @@ def _make_int8_model(
 
 def _read_images(images: Sequence[ImageLike], intensity_range: Range | BandRanges | None) -> list[Pixels]:
     """Return the first `MAX_CHECKED_IMAGES` of `images` at full size, (H, W, 3) uint8, or of bands."""
-    found, reasons = [], []
-    bands = intensity_range if isinstance(intensity_range, BandRanges) else None
-    for name, image in islice(expand_inputs(images, bands), MAX_CHECKED_IMAGES):
+    found, reasons, decoding = [], [], DecodingOptions(intensity_range=intensity_range)
+    for name, image in islice(expand_inputs(images, decoding.bands), MAX_CHECKED_IMAGES):
         try:
-            found.append(load_pixels(image, DecodingOptions(intensity_range=intensity_range)))
+            found.append(load_pixels(image, decoding))
         except ImageError as error:
             reasons.append(f"{name}: {error}")
     if not found:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from svertka import distributed
 from svertka.confidence_intervals import Interval
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.deduplicated_split import group_related_images
+from svertka.data.deduplicated_split import group_images
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.errors import SvertkaError, UsageError
 from svertka.evaluation.cross_validation import (
@@ -203,9 +203,7 @@ def _is_of_large_class(labels: Ints, groups: Ints) -> npt.NDArray[np.bool_]:
 
 def _number_groups(dataset: Dataset, digests: list[bytes], images: Ints, threads: int) -> Ints:
     """Return a number for each of `images`, equal for copies, near-duplicates and images of one group."""
-    alike = find_near_duplicates(dataset.images, digests, images, threads) or []
-    named = None if dataset.groups is None else dataset.groups[images]
-    return group_related_images(images, [digests[index] for index in images.tolist()], alike, named)
+    return group_images(dataset, digests, images, find_near_duplicates(dataset.images, digests, images, threads))
 
 
 def _estimate_seconds(features_of: Callable[[Ints], Floats], images: Ints) -> float:

@@ -15,7 +15,7 @@ from svertka.calibration_file import CalibrationRecord, RunCalibration, advise_o
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, read_config
 from svertka.conformal_sets import count_needed_images
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.deduplicated_split import group_related_images
+from svertka.data.deduplicated_split import group_images
 from svertka.data.image_io import DecodingOptions
 from svertka.data.near_duplicates import compare_in_this_process
 from svertka.data.source_opener import open_source
@@ -213,10 +213,8 @@ def plan_folds(
     """
     if not 0 < len(train) + val_count < FEW_IMAGES:
         return None
-    alike = compare_in_this_process(dataset.images, digests, train, threads) or []
-    own_groups = None if dataset.groups is None else dataset.groups[train]
-    groups = group_related_images(train, [digests[index] for index in train.tolist()], alike, own_groups)
-    return FoldSettings(fit_logistic_regression, groups)
+    alike = compare_in_this_process(dataset.images, digests, train, threads)
+    return FoldSettings(fit_logistic_regression, group_images(dataset, digests, train, alike))
 
 
 def save_calibration(folder: Path, calibration: RunCalibration) -> CalibrationRecord:

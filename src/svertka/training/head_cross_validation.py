@@ -10,7 +10,7 @@ from torch import nn
 
 from svertka import distributed
 from svertka.data.dataset import Ints
-from svertka.data.deduplicated_split import group_related_images
+from svertka.data.deduplicated_split import group_images
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.preprocessing import Preprocess
@@ -120,9 +120,8 @@ def cross_validate_head(
     """
     dataset, pooled = parts.dataset, pool_images(parts)
     labels, classes = dataset.labels[pooled], len(dataset.names)
-    alike = find_near_duplicates(dataset.images, parts.digests, pooled, settings.threads) or []
-    own_groups = None if dataset.groups is None else dataset.groups[pooled]
-    groups = group_related_images(pooled, [parts.digests[index] for index in pooled.tolist()], alike, own_groups)
+    alike = find_near_duplicates(dataset.images, parts.digests, pooled, settings.threads)
+    groups = group_images(dataset, parts.digests, pooled, alike)
     small = find_class_too_small(labels, groups, classes) if task.is_single_label else None
     if small is not None:
         say(f"not cross-validated: all images of {dataset.names[small]} are copies of one another, or of one group")
