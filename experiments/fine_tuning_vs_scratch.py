@@ -11,11 +11,9 @@ split, about fourteen minutes.
     python experiments/fine_tuning_vs_scratch.py --draw      # the figure and the table, from the stored results
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
-from harness import COLORS, figure, main, print_table, trained
+from harness import COLORS, data_folder, figure, main, print_table, trained
 from training_helpers import per_cent
 
 SEEDS = (0, 1, 2)
@@ -30,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def measure(seed: int) -> list[dict[str, Any]]:
     """Return the results of all four ways."""
-    source = Path(os.environ["SVERTKA_DATA"]).resolve() / "cats-dogs"
+    source = data_folder() / "cats-dogs"
     rows = []
     for way, settings in WAYS.items():
         run = trained(

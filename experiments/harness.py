@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 import svertka
+from svertka.errors import SvertkaError, UsageError
 from svertka.run import Run
 
 ROOT = Path(__file__).parent
@@ -70,6 +72,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("| " + " | ".join(map(str, row)) + " |")
 
 
+def data_folder() -> Path:
+    """Return the folder with the data sets, which the environment variable SVERTKA_DATA names."""
+    if not os.environ.get("SVERTKA_DATA"):
+        raise UsageError(
+            "SVERTKA_DATA is not set; set it to the folder with the data sets that docs/results.md lists, "
+            "or print the stored results with --draw"
+        )
+    return Path(os.environ["SVERTKA_DATA"]).resolve()
+
+
 def trained(name: str, source: Path | str, **settings: Any) -> Run:
     """Return the run runs/NAME; train it by `svertka.train(source, **settings)` if it does not exist."""
     run = Run(RUNS / name)
@@ -99,7 +111,10 @@ def main(
     if not options.draw:
         torch.set_num_threads(1)
         rows: list[dict[str, Any]] = []
-        for arguments in [(seed,) for seed in options.seeds] if seeds else [()]:
-            rows += measure(*arguments)
-            write_metrics(name, rows)
+        try:
+            for arguments in [(seed,) for seed in options.seeds] if seeds else [()]:
+                rows += measure(*arguments)
+                write_metrics(name, rows)
+        except SvertkaError as error:
+            parser.exit(error.exit_code, f"{parser.prog}: {error}\n")
     draw(read_metrics(name))

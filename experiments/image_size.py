@@ -9,14 +9,12 @@ CPU times of single images in float32 on one thread, the minimum and the median 
     python experiments/image_size.py --draw      # the figure and the table, from the stored results
 """
 
-import os
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from harness import COLORS, figure, main, print_table
+from harness import COLORS, data_folder, figure, main, print_table
 
 from svertka.classifier import Classifier
 from svertka.data import imagenet
@@ -31,7 +29,7 @@ NETWORKS = {
 @torch.inference_mode()
 def achieved(name: str) -> list[dict[str, Any]]:
     """Return the results of network `name` at each size."""
-    data = Path(os.environ["SVERTKA_DATA"])
+    data = data_folder()
     classifier = Classifier.load(NETWORKS[name].format(data=data))
     own = classifier.preprocess
     photographs = sorted((data / "imagenet-samples").glob("*.JPEG"))

@@ -12,12 +12,10 @@ images choose nothing. The claim to show: the convnet's test error after 12 epoc
     python experiments/mlp_vs_convnet_overfitting.py --draw      # the figure and the tables, from the stored results
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import COLORS, figure, main, print_table, trained
+from harness import COLORS, data_folder, figure, main, print_table, trained
 from training_helpers import per_cent
 
 from svertka.models.registry import MODELS, trace_model
@@ -40,7 +38,7 @@ PUBLISHED = ("alexnet", "zfnet", "vgg16", "vgg19", "googlenet", "resnet50", "res
 
 def learn(network: str, seed: int, schedule: str = "constant") -> list[dict[str, Any]]:
     """Return the errors after each epoch."""
-    source = Path(os.environ["SVERTKA_DATA"]) / "cats-dogs"
+    source = data_folder() / "cats-dogs"
     settings = SETTINGS | {"model": network, "seed": seed, "epochs": PASSES[network], "schedule": schedule}
     run = trained(f"mlp-vs-convnet-{schedule}-{network}-{seed}", source, **settings)
     return [

@@ -11,14 +11,12 @@ of images.
     python experiments/unit_visualization.py --draw      # only the table, from the stored results
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from harness import FIGURES, figure, main, print_table, trained
+from harness import FIGURES, data_folder, figure, main, print_table, trained
 from PIL import Image
 
 from svertka.data.dataset import Ints, Pixels
@@ -38,7 +36,7 @@ SIDE = 48  # side of a patch in the figure, pixels
 
 def subject(name: str) -> AtlasInputs:
     """Return the network called `name` and its images."""
-    data = Path(os.environ["SVERTKA_DATA"])
+    data = data_folder()
     run: str | Run
     match name:
         case "squeezenet1_1":

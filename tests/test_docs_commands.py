@@ -67,12 +67,13 @@ PLACEHOLDER = re.compile(r"\b(RUN|NAME|FILE|FOLDER|SOURCE|SEED|N|C)\b|…")  # o
 
 @dataclass(frozen=True)
 class Block:
-    """Code on a page: its language, and the line on which it begins."""
+    """Code on a page: its language, the line on which it begins, and the files that the reader then opens."""
 
     page: str
     line: int
     language: str
     text: str
+    opened: tuple[str, ...] = ()
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -83,7 +84,8 @@ def blocks(page: Path) -> Iterator[Block]:
         if token.type in ("fence", "code_block"):
             yield Block(name, token.map[0] + 1, token.info.strip(), token.content)
         elif token.type == "inline" and token.content.startswith("Try: "):  # the lecture
-            yield Block(name, token.map[0] + 1, "", re.findall(r"`([^`]+)`", token.content)[0])
+            command, *named = re.findall(r"`([^`]+)`", token.content)
+            yield Block(name, token.map[0] + 1, "", command, tuple(named) if "then open" in token.content else ())
 
 
 def in_sentences(page: Path) -> set[str]:
@@ -275,6 +277,7 @@ def test_a_guide_runs(page: str, workspace: Path, runs: Callable[[Path], None]) 
                 flags = ["--fail", "--silent", "--show-error"] if command.startswith("curl") else []
                 name, *arguments = shlex.split(command)
                 subprocess.run([name, *flags, *arguments], env=environment(), check=True, timeout=900)
+            assert [path for path in block.opened if not (workspace / path).exists()] == []
     finally:
         for server in servers:
             server.__exit__(None, None, None)

@@ -33,6 +33,14 @@ def test_is_accessible_in_both_color_schemes_and_on_a_phone(name, opened, axe_vi
         assert layout_faults(tab) == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_sentences_are_whole_without_scripts(name, opened):
+    script = """Object.fromEntries([...document.querySelectorAll('main p [id], main figcaption [id], main h3 [id]')]
+        .filter(one => !one.matches('.quiet')).map(one => [one.id, one.textContent]))"""
+    with opened(PAGES / f"{name}.html", java_script_enabled=False) as plain, opened(PAGES / f"{name}.html") as scripted:
+        assert plain.evaluate(script) == scripted.evaluate(script)
+
+
 def arrays(tab: Any, script: str, argument: Any = None) -> Any:
     """What a script in the page returns, through JSON."""
     return json.loads(tab.evaluate(f"argument => JSON.stringify(({script})(argument))", argument))

@@ -22,6 +22,7 @@ KEPT = [
 ]
 # Their figures show photographs, which are not stored: only the table can be printed again.
 OF_PICTURES = ("unit_visualization",)
+OF_A_FOLDER = [path for path in SCRIPTS if "data_folder()" in TEXTS[path]]
 DEAR = ("mlp_vs_convnet_overfitting",)  # it counts the parameters of large networks
 
 
@@ -57,3 +58,19 @@ def test_draws_from_what_is_kept(
     if script.stem not in OF_PICTURES:
         assert (figures / f"{NAMES[script]}.png").stat().st_size > 10_000
     assert "|---|" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", OF_A_FOLDER, ids=lambda path: path.stem)
+def test_says_which_folder_is_missing(
+    script: Path, figures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SVERTKA_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(script), run_name="__main__")
+    assert "SVERTKA_DATA is not set; set it to the folder" in capsys.readouterr().err
+
+
+def test_no_script_reads_the_folder_by_itself() -> None:
+    assert len(OF_A_FOLDER) == 4
+    assert [path.name for path, text in TEXTS.items() if 'environ["SVERTKA_DATA"]' in text] == ["harness.py"]
