@@ -16,6 +16,7 @@ from PIL import Image
 from hostile import DEVICES, PATHS, TEXTS, files
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
+from svertka.cli.predict import _table_form
 from svertka.data.preprocessing import Preprocess
 from svertka.escaping import to_printable
 
@@ -191,3 +192,16 @@ def test_rows_appear_as_they_are_computed_and_are_whole_when_stopped(run: str, f
     text = out.read_text()
     rows = json.loads(text) if form == "--json" else list(csv.reader(text.splitlines()))[1:]
     assert len(rows) == 128
+
+
+@pytest.mark.parametrize(("answer", "count"), [([], 1), (["cat"], 0)])
+def test_a_line_says_once_what_empty_prediction_sets_mean(
+    answer: list[str], count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"path": "a.png", "labels": [{"name": "cat", "probability": 0.6}, {"name": "dog", "probability": 0.4}]}
+    with _table_form() as write:
+        write([one | {"set": answer}, one | {"set": answer}])
+        write([one | {"set": answer}])
+    printed = capsys.readouterr()
+    assert printed.out.count("{" + ", ".join(answer) + "}") == 3
+    assert printed.err.count("{} is an empty set: no class is probable enough") == count

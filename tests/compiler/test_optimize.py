@@ -512,3 +512,18 @@ def test_an_example_may_be_a_shape() -> None:
         optimize(network, (images, images))
     with pytest.raises(UsageError, match="needs more memory than this machine has"):
         optimize(network, (10**6, 10**6, 10**6))
+
+
+def test_a_result_of_another_shape_than_captured_is_refused_with_advice() -> None:
+    class Embedded(nn.Module):
+        """PyTorch's embedding_bag returns more values than its shape inference says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.bag = nn.Conv2d(3, 4, 3), nn.EmbeddingBag(10, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).mean((2, 3)) + self.bag(torch.tensor([[1, 2, 3]]))
+
+    with pytest.raises(UsageError, match=r"bag \(embedding_bag.*; optimize the parts before and after it$"):
+        optimize(Embedded().eval(), torch.rand(2, 3, 8, 8))

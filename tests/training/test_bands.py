@@ -1,6 +1,7 @@
 """Training on images of several bands, and predictions of the run."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -107,6 +108,12 @@ def test_the_run_is_evaluated_and_refuses_other_images(trained, tmp_path):
     assert svertka.evaluate(run.folder, new, threads=1).images == 6
     with pytest.raises(UsageError, match=r"cannot be used by a network of 5 bands, 16 bit; give \(H, W, 5\) of dtype"):
         svertka.predict(run.folder, np.zeros((8, 8, 3), np.uint8), threads=1)
+
+
+def test_units_of_networks_that_read_other_images_are_not_compared(trained, made):
+    reads = re.escape(f"{trained[0].folder} reads 5 bands, 16 bit and <lenet5> reads ")
+    with pytest.raises(UsageError, match=f"^{reads}.*; compare networks that read the same kind of images$"):
+        svertka.compare_units(trained[0].folder, made("lenet5", 32, 32), trained[1], threads=1)
 
 
 def own_network(classes, channels=COUNT):

@@ -75,6 +75,20 @@ def test_new_images_calibrate_the_sets(run: Run, digit_folder: Path, tmp_path: P
     assert made.record.set_images == len(sorted(digit_folder.glob("*/*"))[::6])
 
 
+def test_classes_without_new_images_are_named(run: Run, digit_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "three"):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        for number in range(20):
+            picture = np.asarray(Image.open(digit_folder / name / f"{number:02}.png").convert("L"))
+            Image.fromarray(255 - picture).save(tmp_path / "new" / name / f"{number:02}.png")
+    made = svertka.calibrate(run, new=tmp_path / "new", threads=1)
+    assert made.record.set_images == 40
+    (note,) = made.to_dict()["notes"]
+    assert note.startswith(f"{tmp_path / 'new'} has no new images of four, two: ")
+    assert made.sentences[-1] == note
+    assert svertka.calibrate(run, threads=1).notes == ()
+
+
 def test_a_damaged_calibration_is_made_again(run: Run) -> None:
     (run.folder / CALIBRATION).write_bytes(b"damaged")
     with pytest.raises(RunError, match="make it again"):

@@ -1,6 +1,7 @@
 """A class added to a run: what is kept, what is stated, and what is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,3 +219,16 @@ def test_the_result_in_words_and_the_command_as_json(
     found = json.loads(capsys.readouterr().out)
     assert found == made.to_dict() | {"run": str(tmp_path / "x"), "base": str(base.folder)}
     assert set(found["before"]) == {"images", "right", "share", "interval"}
+
+
+def test_notes_are_printed_once_and_a_path_that_no_table_can_hold_is_named(
+    base: Run, new: Path, digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_digits(digit_folder, new, ("two",), range(3))  # which the run knows
+    (new / "three" / "00.png").rename(new / "three" / "a\nb.png")
+    assert main(["extend", str(base.folder), str(new), "--threads", "1", "--output", str(tmp_path / "x")]) == 0
+    printed = capsys.readouterr()
+    said = printed.err + printed.out
+    for note in ("are of the run already", r"images\.csv is not written, because .*a\\nb\.png cannot"):
+        assert len(re.findall(note, said)) == 1, said
+    assert not (tmp_path / "x" / "images.csv").exists()

@@ -68,5 +68,6 @@ def extend(
         print_json(made.to_dict())
         return
     for sentence in made.sentences():
-        print_line(sentence)
+        if sentence not in made.notes:  # which the training has said
+            print_line(sentence)
     print_line(f"the run is in {made.run.folder}")

@@ -156,9 +156,11 @@ def _table_form() -> Iterator[Write]:
     from svertka.classifier import describe_prediction
 
     widths: list[int] = []
+    is_set_empty = False
 
     def write(batch: Batch) -> None:
-        nonlocal widths
+        nonlocal widths, is_set_empty
+        is_set_empty |= any(one.get("set") == [] for one in batch)
         for failed, some in groupby(batch, key=lambda one: "error" in one):
             if failed:
                 for one in some:
@@ -176,6 +178,8 @@ def _table_form() -> Iterator[Write]:
             widths = print_table(rows, shrink=(0, *reversed(labels)), drop=labels[:0:-1], widths=widths)
 
     yield write
+    if is_set_empty:
+        print("svertka: {} is an empty set: no class is probable enough for the coverage", file=sys.stderr)
 
 
 def _table_answers(one: dict[str, Any]) -> list[str]:

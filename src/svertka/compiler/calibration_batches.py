@@ -75,7 +75,7 @@ def describe_few_images(count: int) -> str:
     """Return a warning about fewer than `MIN_IMAGES` images."""
     return (
         f"calibration= has {count_with_noun(count, 'image')}; with fewer than {MIN_IMAGES} the ranges of values are "
-        "uncertain, so give more"
+        f"uncertain; give at least {MIN_IMAGES} typical images"
     )
 
 

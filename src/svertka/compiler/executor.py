@@ -220,7 +220,8 @@ class ExecutionPlan:
             )
         )
         raise ValueError(
-            f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when the network was optimized"
+            f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when the network was optimized; "
+            "optimize the parts before and after it"
         )
 
     def _find_direct_output(self, shapes: Mapping[int, tuple[int, ...]]) -> int | None:

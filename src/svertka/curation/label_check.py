@@ -20,7 +20,7 @@ from svertka.curation.doubtful_labels_and_numbers import (
 from svertka.curation.embedding_map import place_on_map
 from svertka.curation.feature_outliers import EXPECTED, FEWEST, Neighbors, find_neighbors, find_outliers
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.deduplicated_split import group_related_images
+from svertka.data.deduplicated_split import group_images
 from svertka.escaping import escape_undecodable, join_first
 from svertka.evaluation.chance_level import chance_accuracy_mean_and_std
 from svertka.evaluation.cross_validation import ERROR, MEAN_ABSOLUTE_ERROR, evaluate_outputs, format_metric
@@ -333,9 +333,10 @@ def _check_features(
 ) -> LabelFindings:
     """Check the labels of the images that have `features`."""
     indices, labels = features.indices, dataset.labels[features.indices]
-    some = [contents[index] for index in indices.tolist()]
-    copies = group_related_images(indices, some, alike)
-    groups = copies if dataset.groups is None else group_related_images(indices, some, alike, dataset.groups[indices])
+    groups = group_images(dataset, contents, indices, alike)
+    copies = groups
+    if dataset.groups is not None:
+        copies = group_images(replace(dataset, groups=None), contents, indices, alike)
     neighbors = find_neighbors(features.values, copies)
     described = _Describer(dataset, indices, neighbors)
     places, ratios = find_outliers(neighbors.distances)

@@ -186,7 +186,9 @@ def group_related_images(
     return _units(contents, [group for group in links if 1 < len(group) <= _most_alike(len(indices))], groups)
 
 
-def group_images(dataset: Dataset, digests: list[bytes], indices: Ints, alike: Sequence[Sequence[int]] | None) -> Ints:
+def group_images(
+    dataset: Dataset, digests: Sequence[bytes], indices: Ints, alike: Sequence[Sequence[int]] | None
+) -> Ints:
     """Return a number for each of some images, (N,), equal for copies, near-duplicates and images of one group.
 
     Args:

@@ -405,7 +405,8 @@ def renumber_labels_by_class_names(names: tuple[str, ...], dataset: Dataset) -> 
         raise DataError(
             f"{dataset.source} holds {noun} that the run does not know: "
             f"{join_first([*map(_with_meaning, unknown)], CLASSES_IN_ERROR)}; "
-            f"it knows {join_first([*map(_with_meaning, names)], CLASSES_IN_ERROR)}"
+            f"it knows {join_first([*map(_with_meaning, names)], CLASSES_IN_ERROR)}; leave out or rename the others, "
+            "or add them to the run with svertka extend"
         )
     places = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)
     if dataset.task.is_single_label:

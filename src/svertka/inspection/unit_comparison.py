@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from svertka.classifier import Classifier
 from svertka.data.dataset import Ints, Pixels
 from svertka.device import choose_device, set_threads, with_preserved_settings
-from svertka.errors import DataError
+from svertka.errors import DataError, UsageError
 from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.files import parse_cache_limit_option, write_atomic
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
@@ -145,8 +145,8 @@ def compare_units(
         The comparison of each layer.
 
     Raises:
-        UsageError: A layer does not exist or has no feature maps, a network has no convolution, the source does not
-            exist, or `output` exists.
+        UsageError: A layer does not exist or has no feature maps, a network has no convolution, the networks read
+            other bands, the source does not exist, or `output` exists.
         DataError: There are no images, or the source of `first` no longer exists.
         RunError: A run is missing or damaged.
         StorageError: The page cannot be written.
@@ -167,8 +167,10 @@ def compare_units(
             trust_builder=trust_builder,
         )
 
-    one = opened(first, source, images, part)
-    other = opened(second, source if source is not None else one.training_source, None, "all")
+    classifiers = [Classifier.open(run, chosen_device, trust_builder=trust_builder) for run in (first, second)]
+    _require_same_bands(*classifiers)
+    one = opened(classifiers[0], source, images, part)
+    other = opened(classifiers[1], source if source is not None else one.training_source, None, "all")
     say(one.shown)
     here, there = _common_images(one, other)
     with progress("comparing units", 2 * len(here), "images") as shown:
@@ -182,6 +184,16 @@ def compare_units(
     if page is not None:
         _write_page(page, found, ((one, here), (other, there)))
     return found
+
+
+def _require_same_bands(first: Classifier, second: Classifier) -> None:
+    """Raise UsageError unless the same image files can be read for both networks."""
+    bands = [one.preprocess.bands and one.preprocess.bands.describe() for one in (first, second)]
+    if bands[0] != bands[1]:
+        reads = [f"{one.origin} reads {one.preprocess.color}" for one in (first, second)]
+        raise UsageError(
+            f"{' and '.join(reads)}, so that no image is for both; compare networks that read the same kind of images"
+        )
 
 
 def _name(inputs: AtlasInputs, letter: str) -> str:

@@ -4,6 +4,7 @@ Of one class an image: the threshold for unknown images, and the calibration of 
 threshold of each label.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -22,6 +23,7 @@ from svertka.data.source_opener import open_source
 from svertka.data.split_manifest import Manifest
 from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import RunError, UsageError
+from svertka.escaping import join_first
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
 from svertka.evaluation.held_out import read_manifest, select_held_out_images
 from svertka.evaluation.label_thresholds import LabelThresholds, choose_label_thresholds
@@ -49,15 +51,18 @@ class CalibratedRun:
     Attributes:
         run: The run folder.
         record: The threshold for unknown images, and what it was chosen on.
+        notes: What the new images lack, a sentence each.
     """
 
     run: Path
     record: CalibrationRecord
+    notes: tuple[str, ...] = ()
 
     @property
-    def sentences(self) -> tuple[str, str]:
-        """What is called unknown, and how many images prediction sets are calibrated on, in words."""
-        return f"unknown: {self.record.unknown.sentence}", describe_set_images(self.record, str(self.run))
+    def sentences(self) -> tuple[str, ...]:
+        """What is called unknown, how many images prediction sets are calibrated on, and the notes, in words."""
+        sets = describe_set_images(self.record, str(self.run))
+        return f"unknown: {self.record.unknown.sentence}", sets, *self.notes
 
     def __repr__(self) -> str:
         return f"CalibratedRun({str(self.run)!r}, {'; '.join(self.sentences)})"
@@ -69,9 +74,10 @@ class CalibratedRun:
         """Return JSON values, as `svertka calibrate --json` prints them.
 
         Returns:
-            The keys run, unknown and set_images.
+            The keys run, unknown, set_images and notes.
         """
-        return {"run": str(self.run), **self.record.model_dump(exclude={"weights_hash"})}
+        record = self.record.model_dump(exclude={"weights_hash"})
+        return {"run": str(self.run), **record, "notes": list(self.notes)}
 
 
 @check_types
@@ -142,16 +148,29 @@ def calibrate(
     def select(opened: Dataset) -> _OwnAndNewImages:
         return _OwnAndNewImages(classifier, opened, manifest, workers, limit)
 
-    own = select(dataset)
+    own, notes = select(dataset), []
     if new is not None:
         opened = open_source(new, to_train=False).with_decoding(DecodingOptions.up_to(max_pixels))
         for_sets = select(opened).new
+        notes = _describe_missing_classes(fspath(new), classifier.names, for_sets)
     else:
         for_sets = own.part(*find_set_parts(Run(folder)))
     train, val = own.part("train"), own.part("val")
     folds = plan_folds(own.dataset, train.indices, len(val.indices), own.digests, workers)
     calibration = fit_calibration(classifier, train, val, for_sets, examples, keep, folds)
-    return CalibratedRun(folder, save_calibration(folder, calibration))
+    return CalibratedRun(folder, save_calibration(folder, calibration), tuple(notes))
+
+
+def _describe_missing_classes(source: str, names: Sequence[str], images: LabeledImages) -> list[str]:
+    """Return a sentence on the classes of which `images`, for prediction sets, has none, if it has some of others."""
+    counts = np.bincount(images.labels[images.indices], minlength=len(names))
+    missing = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    if not missing or not len(images.indices):
+        return []
+    return [
+        f"{source} has no new images of {join_first(missing)}: prediction sets may leave these classes out more often "
+        "than stated; add images of them"
+    ]
 
 
 def _check_task(classifier: Classifier, unknown: str | PathLike[str] | None, keep: float) -> None:

@@ -201,7 +201,7 @@ def extend(
     )  # fmt: skip
     folder = _free_folder(base) if output is None else parse_path(output)
     same = is_path(named) and is_path(source) and is_same_source(named, source)
-    dataset = extended.dataset if same else replace(extended.dataset, source=_name_source(extended.dataset, folder))
+    dataset = extended.dataset if same else _name_source(extended.dataset, folder)
     existed = lexists(folder)
     try:
         made = train(
@@ -236,7 +236,7 @@ def extend(
         lost=judged.lost,
         gained=judged.gained,
         added_accuracy=judged.added,
-        notes=extended.dataset.account.notes,
+        notes=dataset.account.notes,
         has_labels=isinstance(classifier.task, MultiLabel),
     )
 
@@ -291,14 +291,20 @@ def _free_folder(base: Run) -> Path:
     return next(path for path in itertools.chain([first], numbered) if not lexists(path))
 
 
-def _name_source(dataset: Dataset, folder: Path) -> str:
-    """Return how the new run names its images: by a table in its folder, or as images in memory."""
+def _name_source(dataset: Dataset, folder: Path) -> Dataset:
+    """Return the images as the new run names them: by a table in its folder, or as images in memory."""
     files, where = unwrap_subset(dataset.images)
     if not isinstance(files, FileImages):
-        return ARRAYS
+        return replace(dataset, source=ARRAYS)
     cells = [*(files.paths[index] for index in where.tolist()), *dataset.names]
-    is_plain = all(to_printable(cell) == cell == cell.strip() for cell in cells)
-    return str((folder / TABLE).absolute()) if is_plain else FILES
+    odd = next((cell for cell in cells if not to_printable(cell) == cell == cell.strip()), None)
+    if odd is None:
+        return replace(dataset, source=str((folder / TABLE).absolute()))
+    note = (
+        f"{TABLE} is not written, because {to_printable(odd)} cannot be in a table: later commands on the new run need "
+        "its images as SOURCE; rename it to avoid this"
+    )
+    return replace(dataset, source=FILES, account=replace(dataset.account, notes=(*dataset.account.notes, note)))
 
 
 def _table_of(dataset: Dataset) -> str:
