@@ -8,6 +8,7 @@ import pytest
 import svertka
 from svertka.evaluation import unknown_threshold
 from svertka.run import Run
+from svertka.training import final_calibration
 
 
 def test_stored_features_are_not_computed_again(
@@ -31,6 +32,15 @@ def test_stored_features_are_not_computed_again(
     assert sum(computed) > 200
     assert again.record.unknown.threshold == pytest.approx(at_the_end.threshold, abs=1e-3)
     assert again.record.set_images == len(at_the_end.set_scores)
+
+
+def test_a_head_that_was_trained_in_steps_is_not_compared_with_one_that_is_solved(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Any] = []
+    monkeypatch.setattr(final_calibration, "plan_folds", lambda *given: planned.append(given))
+    svertka.train(digit_folder, model="mlp", size=8, epochs=0.1, output=tmp_path / "run", threads=1)
+    assert not planned
 
 
 def test_features_before_a_head_that_is_no_linear_layer_are_computed(digit_folder: Path, tmp_path: Path) -> None:

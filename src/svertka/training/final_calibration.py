@@ -31,7 +31,7 @@ from svertka.training.calibrate_run import describe_set_images, find_set_parts, 
 from svertka.training.config import RunSettings
 from svertka.training.data_splits import DataSplits
 from svertka.transfer.feature_cache import cache_on_disk_or_in_memory, count_missing
-from svertka.transfer.freeze import HEAD, split_before_head
+from svertka.transfer.freeze import HEAD, PartiallyFrozen, split_before_head
 
 
 def check_unknown_option(unknown: str, manifest: Manifest, preprocess: Preprocess) -> None:
@@ -83,9 +83,11 @@ def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettin
         )
         return
 
+    split = _split_before_stored_features(classifier, settings)
+
     def images(*names: str) -> LabeledImages:
         indices = np.sort(np.concatenate([parts.indices[name] for name in names]))
-        stored = _find_stored_features(classifier, settings, parts, indices)
+        stored = None if split is None else _find_stored_features(split, classifier, settings, parts, indices)
         return LabeledImages(parts.eval_rows, parts.dataset.labels, indices, stored)
 
     try:
@@ -95,7 +97,12 @@ def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettin
             else read_examples(classifier, settings.unknown, parts.manifest, settings.max_pixels)
         )
         train, val = images("train"), images("val")
-        folds = plan_folds(parts.dataset, train.indices, len(val.indices), parts.digests, settings.threads)
+        is_solved = settings.recipe.is_computed and settings.recipe.head == "logistic"  # as the heads of folds are
+        folds = (
+            plan_folds(parts.dataset, train.indices, len(val.indices), parts.digests, settings.threads)
+            if is_solved
+            else None
+        )
         calibration = fit_calibration(classifier, train, val, images(*find_set_parts(run)), examples, folds=folds)
     except (UsageError, DataError) as error:  # the network is trained: nothing else is lost
         say(f"the run is not calibrated: {error}")
@@ -106,36 +113,44 @@ def calibrate_finished_run(run: Run, classifier: Classifier, settings: RunSettin
         say(describe_set_images(record, str(run.folder)))
 
 
-def _find_stored_features(
-    classifier: Classifier, settings: RunSettings, parts: DataSplits, indices: Ints
-) -> Callable[[Ints], Tensor] | None:
-    """Return what reads the features before the head of images from the feature cache; None if one is not there.
+def _split_before_stored_features(classifier: Classifier, settings: RunSettings) -> PartiallyFrozen | None:
+    """Return the kept network, split where the training stored its features; None if it stored none.
 
     Args:
         classifier: The kept network.
         settings: The settings of the training.
-        parts: The whole images.
-        indices: Indices of the images.
     """
-    shape = classifier.preprocess.input_shape
     stores_all_digits = settings.cache is not None and not settings.cache.half
     if settings.recipe.unfreeze != HEAD or not stores_all_digits or distributed.world_size() > 1:
         return None
     head = head_path(classifier.model)
-    partial = split_before_head(classifier.network, head, shape)
+    partial = split_before_head(classifier.network, head, classifier.preprocess.input_shape)
     if partial is None:
         return None
     own, stage = (
         sum(parameter.numel() for parameter in one.parameters())
         for one in (classifier.network.get_submodule(head), partial.trainable)
     )
-    if own != stage:  # the last stage of a LeNet-5 has a layer more than the head
-        return None
+    return partial if own == stage else None  # the last stage of a LeNet-5 has a layer more than the head
+
+
+def _find_stored_features(
+    split: PartiallyFrozen, classifier: Classifier, settings: RunSettings, parts: DataSplits, indices: Ints
+) -> Callable[[Ints], Tensor] | None:
+    """Return what reads the features before the head of images from the feature cache; None if one is not there.
+
+    Args:
+        split: The kept network, split before its head.
+        classifier: The kept network.
+        settings: The settings of the training.
+        parts: The whole images.
+        indices: Indices of the images.
+    """
     nothing = np.empty(0, np.int64)
     some = replace(parts, indices={"train": indices, "val": nothing, "test": nothing})
     place = network_device(classifier.network) or torch.device("cpu")
     batches = some.eval_batches("train", classifier.preprocess, place, settings.layout)
-    how = batches, partial.frozen, partial.shape, parts.digests
+    how = batches, split.frozen, split.shape, parts.digests
     if count_missing(*how, limit=settings.cache_limit):
         return None
     cached = cache_on_disk_or_in_memory(*how, limit=settings.cache_limit)
