@@ -1,5 +1,6 @@
 """What all tests share: a cache of their own, the real data, and how many cases to run."""
 
+import gc
 import os
 import random
 import shutil
@@ -35,6 +36,21 @@ def pytest_configure(config: pytest.Config) -> None:
     # A loaded machine is no fault of the code; and what `make test` finds, it finds again.
     settings.register_profile("svertka", deadline=None, derandomize=not config.getoption("--large"))
     settings.load_profile("svertka")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Keep the garbage collector from visiting ten thousand tests and all modules again and again: they stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries report what is left at the end
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

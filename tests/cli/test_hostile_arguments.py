@@ -118,7 +118,7 @@ SEARCHED = {("check", 0), ("train", 0), ("evaluate", 1), ("compare", 2), ("predi
 }
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(10)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("verb", "place"), CASES)
 def test_paths(
@@ -161,7 +161,7 @@ def test_paths(
             assert "is a URL; name a file or folder on this machine" in error, arguments
 
 
-@pytest.mark.sample(30)
+@pytest.mark.sample(15)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("verb", "option"), [case for case in numeric() if case[0] not in ("serve", "studio")])
 def test_numbers(

@@ -159,6 +159,7 @@ def test_what_a_folder_leaves_out_is_said(run: str, tmp_path: Path, capsys: pyte
     assert "holds no image (left out: 1 .psd, unsupported format (b.psd))" in capsys.readouterr().err
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_rows_appear_as_they_are_computed_and_are_whole_when_stopped(run: str, form: str, tmp_path: Path) -> None:
     folder = tmp_path / "many"

@@ -232,7 +232,7 @@ def drawn_network(choose: random.Random) -> nn.Module:
 
 def test_random_networks_are_those_of_rounded_maps(large_count: Callable[[int, int], int]) -> None:
     narrow = 0
-    for seed in range(large_count(8, 1500)):
+    for seed in range(large_count(4, 1500)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
         torch.set_num_threads(choose.choice((1, 1, 2)))

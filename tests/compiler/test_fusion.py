@@ -246,9 +246,8 @@ def test_resnet18_has_one_step_per_convolution_and_two_pools() -> None:
     assert kinds.count(Pool) == len(kinds) - convolutions == 2
 
 
-@pytest.mark.parametrize(
-    "name", ["googlenet_bn", "efficientnet_lite0", pytest.param("inception_v3", marks=pytest.mark.large)]
-)
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("name", ["googlenet_bn", "efficientnet_lite0", "inception_v3"])
 def test_every_step_reads_earlier_values(name: str) -> None:
     made = fuse(capture_graph(MODELS[name].build(classes=5).eval(), (1, 3, 96, 96)))
     there = {0}

@@ -129,7 +129,7 @@ def test_a_network_that_caches_what_depends_on_the_size_is_right() -> None:
         torch.testing.assert_close(optimized(x), Caching()(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.large), "int8"])
 def test_lower_precisions_have_sizes(precision: str, tmp_path: Path) -> None:
     network = built("squeezenet1_1")
     torch.manual_seed(3)

@@ -129,7 +129,7 @@ def test_the_network_stays_as_it_was() -> None:
     assert torch.equal(optimized(x), expected)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("multiplied", [False, True])
 @pytest.mark.parametrize("name", ["alexnet_owt", "googlenet_bn", "resnet18", "efficientnet_lite0", "vgg11_bn"])
 def test_networks_in_bfloat16_stay_near(monkeypatch: pytest.MonkeyPatch, name: str, multiplied: bool) -> None:
@@ -229,7 +229,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Conv2d, tuple[int, ...]]:
 
 
 def test_random_convolutions_agree_with_float64(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    @settings(max_examples=large_count(15, 2000), deadline=None)
+    @settings(max_examples=large_count(8, 2000), deadline=None)
     @given(drawn=layers(), seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(drawn: tuple[nn.Conv2d, tuple[int, ...]], seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -247,7 +247,7 @@ def test_random_convolutions_agree_with_float64(instructions: str, large_count: 
 
 @pytest.mark.sample(2)
 def test_random_poolings_are_those_of_pytorch(instructions: str, large_count: Callable[[int, int], int]) -> None:
-    @settings(max_examples=large_count(40, 2000), deadline=None)
+    @settings(max_examples=large_count(15, 2000), deadline=None)
     @given(data=st.data())
     def checked(data: st.DataObject) -> None:
         kernel = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))

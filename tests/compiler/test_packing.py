@@ -77,7 +77,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Conv2d, tuple[int, ...]]:
 def test_random_bfloat16_convolutions_differ_by_rounding_only(
     multiplied: bool, large_count: Callable[[int, int], int]
 ) -> None:
-    @settings(max_examples=large_count(25, 1000), deadline=None)
+    @settings(max_examples=large_count(10, 1000), deadline=None)
     @given(drawn=layers(), seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(drawn: tuple[nn.Conv2d, tuple[int, ...]], seed: int, threads: int) -> None:
         torch.set_num_threads(threads)

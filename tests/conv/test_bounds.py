@@ -62,7 +62,7 @@ def test_convolutions_stay_inside(
     instructions: str, dtype: torch.dtype, large_count: Callable[[int, int], int]
 ) -> None:
     kernels = native_support.kernels
-    for seed in range(large_count(60, 2000)):
+    for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
         step, shape, of_weight, size = drawn_layer(choose)
@@ -114,7 +114,7 @@ def test_convolutions_stay_inside(
 
 def test_pooling_and_sums_stay_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
     kernels = native_support.kernels
-    for seed in range(large_count(60, 2000)):
+    for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
         batch, channels, taps = choose.randint(1, 3), choose.randint(1, 70), choose.randint(1, 4)
@@ -163,7 +163,7 @@ def test_activation_functions_are_those_of_pytorch(instructions: str, name: str)
 
 def test_strided_operations_stay_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
     kernels = native_support.kernels
-    for seed in range(large_count(60, 2000)):
+    for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
         sizes = [choose.choice((1, 2, 3, choose.randint(1, 20))) for _ in range(4)] + [
@@ -194,7 +194,7 @@ def test_strided_operations_stay_inside(instructions: str, large_count: Callable
 
 def test_normalization_stays_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
     kernels = native_support.kernels
-    for seed in range(large_count(60, 2000)):
+    for seed in range(large_count(25, 2000)):
         choose = random.Random(seed)
         torch.manual_seed(seed)
         groups, pixels, batch = choose.randint(1, 5), choose.choice((1, choose.randint(2, 40))), choose.randint(1, 4)

@@ -7,7 +7,7 @@ from svertka.conv_shape import ConvShape
 def test_three_passes_are_those_of_the_matrix(each_case, agree) -> None:
     # In half precision, too; there the input's gradient is rounded at each of the patches that overlap.
     dtypes = torch.float64, torch.float32, torch.bfloat16, torch.float16
-    each_case(lambda case: agree(gemm, case, dtypes, case.magnitudes(), ulps=8))
+    each_case(lambda case: agree(gemm, case, dtypes, case.magnitudes, ulps=8))
 
 
 def test_adjoint_identity(each_case, adjoint) -> None:

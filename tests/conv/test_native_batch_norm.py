@@ -39,6 +39,7 @@ def run(network, x, upstream):
     return [result.detach(), x.grad, *(each.grad for each in network.parameters()), *network.buffers()]
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("kind", ACTIVATIONS, ids=str)
 def test_both_passes_and_the_statistics_are_those_of_pytorch(kind, threads, instructions, monkeypatch):

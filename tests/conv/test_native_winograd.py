@@ -61,7 +61,7 @@ def largest_error(result: torch.Tensor, exact: torch.Tensor) -> float:
 def test_random_convolutions_agree_with_float64(
     instructions: str, large_count: Callable[[int, int], int], three_by_three: st.SearchStrategy[ConvShape]
 ) -> None:
-    @settings(max_examples=large_count(40, 2000), deadline=None)
+    @settings(max_examples=large_count(16, 2000), deadline=None)
     @given(shape=three_by_three, seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(shape: ConvShape, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -78,7 +78,7 @@ def test_random_convolutions_agree_with_float64(
 def test_bfloat16_is_rounded_once(
     instructions: str, large_count: Callable[[int, int], int], three_by_three: st.SearchStrategy[ConvShape]
 ) -> None:
-    @settings(max_examples=large_count(25, 1000), deadline=None)
+    @settings(max_examples=large_count(12, 1000), deadline=None)
     @given(shape=three_by_three, seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(shape: ConvShape, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -102,6 +102,7 @@ def test_bfloat16_is_rounded_once(
     "sizes", [(2, 48, 64, 50, 30), (1, 300, 192, 9, 7), (16, 16, 16, 14, 13), (3, 20, 300, 11, 40)]
 )
 @pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.sample(16)
 def test_every_plan_agrees_with_float64(instructions: str, sizes: tuple[int, ...], threads: int) -> None:
     torch.set_num_threads(threads)
     shape = ConvShape(*sizes, (3, 3), padding=(1, 1))

@@ -45,7 +45,7 @@ def rounding(outputs: int, taps: int) -> float:
 def test_random_convolutions_agree_with_float64(
     instructions: str, large_count: Callable[[int, int], int], pictures: Callable[..., Any], three_by_three: Any
 ) -> None:
-    @settings(max_examples=large_count(30, 1500), deadline=None)
+    @settings(max_examples=large_count(12, 1500), deadline=None)
     @given(shape=three_by_three, seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(shape: ConvShape, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)

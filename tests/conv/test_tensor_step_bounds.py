@@ -72,7 +72,7 @@ def drawn_sizes(choose: random.Random, most: int = 20) -> list[int]:
 def each_seed(instructions: str, large_count: Callable[[int, int], int]) -> list[tuple[random.Random, str]]:
     """Random choices, and what to say if the test of one fails."""
     torch.manual_seed(0)
-    return [(random.Random(seed), f"seed {seed} with {instructions}") for seed in range(large_count(40, 2000))]
+    return [(random.Random(seed), f"seed {seed} with {instructions}") for seed in range(large_count(20, 2000))]
 
 
 def test_matrix_products_stay_inside(each_seed: list[tuple[random.Random, str]]) -> None:

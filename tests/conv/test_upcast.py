@@ -7,7 +7,7 @@ from svertka.conv_shape import ConvShape
 def test_three_passes_are_those_of_the_matrix_rounded_once(each_case) -> None:
     def check(case) -> None:
         rounded = case.to(torch.bfloat16)
-        expected = zip(rounded.to(torch.float64).passes(sparse_matrix), case.magnitudes(), strict=True)
+        expected = zip(rounded.to(torch.float64).passes(sparse_matrix), case.magnitudes, strict=True)
         for result, (exact, scale) in zip(rounded.passes(upcast), expected, strict=True):
             # Half a unit of the last digit of the result, and what sums in float32 are off by.
             digits = 0 if result.dtype == torch.float32 else 1 / 256

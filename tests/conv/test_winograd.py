@@ -63,12 +63,12 @@ def test_the_dyadic_points_are_exact_in_float32() -> None:
 
 
 def test_three_passes_are_those_of_the_matrix(each_case, agree) -> None:
-    each_case(lambda case: agree(winograd, case, DTYPES, case.magnitudes(), ulps=300), kernels=KERNELS, steps=False)
+    each_case(lambda case: agree(winograd, case, DTYPES, case.magnitudes, ulps=300), kernels=KERNELS, steps=False)
 
 
 def test_of_3x3_kernels_they_are_closer(each_case, agree) -> None:
     kernels = (3, 3), (1, 3), (3, 1)
-    each_case(lambda case: agree(winograd, case, DTYPES, case.magnitudes(), ulps=30), kernels=kernels, steps=False)
+    each_case(lambda case: agree(winograd, case, DTYPES, case.magnitudes, ulps=30), kernels=kernels, steps=False)
 
 
 def test_adjoint_identity(each_case, adjoint) -> None:

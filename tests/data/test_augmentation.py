@@ -217,8 +217,8 @@ def test_flips_in_turns_show_every_image_both_ways():
 
 
 def test_trivial_augment_applies_one_operation_of_a_random_level_and_direction():
-    images = random_images(60, 16)
-    results = TrivialAugment()(images, draws(60), 16)
+    images = random_images(30, 16)
+    results = TrivialAugment()(images, draws(30), 16)
     found = []
     for before, after in zip(images.permute(0, 2, 3, 1).numpy(), results.permute(0, 2, 3, 1).numpy(), strict=True):
         possible = {

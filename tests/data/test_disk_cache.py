@@ -179,7 +179,7 @@ def wait_for_records(folder: Path, count: int) -> None:
 def test_killed_while_appending_it_still_works(tmp_path, large_count):
     rng = np.random.default_rng(9)
     total = 0
-    for _ in range(large_count(3, 30)):
+    for _ in range(large_count(1, 30)):
         with writer(tmp_path / "store") as process:
             wait_for_records(tmp_path / "store", int(rng.integers(1, 200)))
             process.send_signal(signal.SIGKILL)
@@ -322,7 +322,7 @@ def _resident(folder: Path, rows: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_reading_all_rows_keeps_few_in_memory(tmp_path):
-    rows = 8000  # 98 MB
+    rows = 4000  # 49 MB
     store = ArrayStore(tmp_path / "store", (64, 64, 3), np.uint8)
     for start in range(0, rows, 500):
         store.append(keys(*range(start, start + 500)), np.zeros((500, 64, 64, 3), np.uint8))

@@ -41,7 +41,7 @@ def test_expected_calibration_error_matches_a_loop_over_images() -> None:
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 1.7, 4.0])
 def test_temperature_has_the_lowest_loss(sharpness: float) -> None:
-    logits, labels = drawn(4000, sharpness)
+    logits, labels = drawn(1000, sharpness)
     fine = np.exp(np.linspace(math.log(0.25), math.log(8), 3000))
     losses = [cross_entropy(logits.double() / temperature, labels).item() for temperature in fine]
     found = calibration(logits, labels)

@@ -133,6 +133,7 @@ def test_resnet20_matches_its_published_error(shared_data: Path, large_count: Ca
     assert judged.top1_error == pytest.approx(error, abs=tolerance)
 
 
+@pytest.mark.large  # its weights: test_efficientnet_lite.py; names of ImageNet: above
 def test_bundled_network_classifies_the_sample_images(shared_data: Path, tmp_path: Path) -> None:
     for picture in (shared_data / "imagenet-samples").glob("*.JPEG"):
         folder = tmp_path / picture.name.partition("_")[0]

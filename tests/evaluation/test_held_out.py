@@ -151,7 +151,7 @@ OTHER = [in_parts, twice, some, with_new_ones]
 Layout = Callable[[Path, Path, np.random.Generator], Path]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("layout", [*SAME, *OTHER], ids=lambda one: one.__name__)
 def test_training_images_are_left_out(

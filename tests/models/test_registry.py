@@ -38,7 +38,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "resnet1202"])
 def test_every_model_is_the_paper_s_and_any_other(name):
     model = MODELS[name]
@@ -64,7 +64,7 @@ def test_published_sizes(name, parameters):
 
 
 def test_layers_with_weights_are_those_of_the_name():
-    for name in MODELS:
+    for name in MODELS.keys() - {"resnet1202"}:  # whose parameters are counted above
         layers = name.removeprefix("resnet").removeprefix("plain")
         if layers.isdigit():
             with torch.device("meta"):

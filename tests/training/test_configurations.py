@@ -194,7 +194,7 @@ def check(number: int, folder: Path, rates: list[float], capsys: pytest.CaptureF
     check_judged(run, source, result, capsys)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_any_configuration_ends_in_finite_numbers_or_one_sentence(

@@ -1,5 +1,6 @@
 """The head of a fold is trained like the deployed one; and what is not cross-validated says why."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,19 @@ def test_neither_unstored_features_nor_images_known_before_are_cross_validated(s
 
 
 def test_a_new_head_on_few_images_is_fitted_by_logistic_regression(
-    digit_folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digit_folder: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    large_count: Callable[[int, int], int],
 ) -> None:
     options: dict[str, Any] = {"model": "resnet20", "weights": weights, "unfreeze": "head", "size": 8, "threads": 1}
-    runs = [
-        svertka.train(digit_folder, output=tmp_path / str(head), head=head, **options) for head in (None, "logistic")
-    ]
+    heads = (None, "logistic")[: large_count(1, 2)]
+    runs = [svertka.train(digit_folder, output=tmp_path / str(head), head=head, **options) for head in heads]
     assert capsys.readouterr().err.count("the head is fitted by logistic regression (--head logistic)") == 1
-    assert [run.settings()["recipe"]["head"] for run in runs] == ["logistic", "logistic"]
+    assert {run.settings()["recipe"]["head"] for run in runs} == {"logistic"}
     kept = [run.classifier().network.state_dict() for run in runs]
-    assert all(kept[0][name].equal(kept[1][name]) for name in kept[0])
+    assert all(kept[0][name].equal(kept[-1][name]) for name in kept[0])
     parts, record = Manifest.read(runs[0].manifest).parts, read_config(runs[0].folder).calibration
     assert record is not None
     assert record.unknown.images == len(parts["train"]) + len(parts["val"])  # few images count, each by the others

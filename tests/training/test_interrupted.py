@@ -99,6 +99,7 @@ def signalled(patch: pytest.MonkeyPatch, phase: str, number: int, *, after: bool
     return sent
 
 
+@pytest.mark.sample(24)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("kind", ["plain", "computed", "early"])
 @pytest.mark.parametrize("phase", list(PHASES))
@@ -167,7 +168,7 @@ def test_ctrl_c_in_a_notebook_stays_ctrl_c_until_there_is_a_run(
 FAST = f"{sys.executable} -m svertka train %s --model mlp --size 8 --epochs 2 --threads 1 --output %s"
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "stderr", ["2>&-", "2>/dev/full", "2> >(exec 0<&-; sleep 0)", ">&- 2>&-", "</dev/null >/dev/null 2>&-"]
 )
