@@ -24,11 +24,20 @@ def on_config(config: Any) -> Any:
 
 def on_post_page(output: str, *, page: Any, config: Any) -> str:
     """Let links of notebooks to Markdown pages lead to those of the site, and name what the theme leaves unnamed."""
-    output = output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
+    output = _name_dialogs(output)
     output = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", output)  # a header without text
     if not page.file.src_uri.endswith(".ipynb"):
         return output
     return re.sub(r'href="([^":#]+)\.md(#[^"]*)?"', r'href="\1.html\2"', output)
+
+
+def on_post_template(output: str, *, template_name: str, config: Any) -> str:
+    """Name what the theme leaves unnamed on the page for addresses that do not exist."""
+    return _name_dialogs(output) if template_name == "404.html" else output
+
+
+def _name_dialogs(output: str) -> str:
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
 
 
 def _title_of_notebook(path: Path) -> str:

@@ -12,7 +12,7 @@ import svertka
 from svertka import inspection, plot
 from svertka.errors import UsageError
 from svertka.models.published_weights import MEAN, STD
-from svertka.plot.figure_canvas import to_pixels
+from svertka.plot.figure_canvas import mosaic, to_pixels
 from svertka.run import Run
 
 
@@ -60,6 +60,28 @@ def test_the_tables_bars_are_the_summarys(network: nn.Module) -> None:
     assert [bar.get_width() for bar in right.patches] == [one.multiply_adds for one in layers]
     left, _ = plot.receptive_fields(network, 16).axes
     assert [bar.get_width() for bar in left.patches] == [3, 3, 3, 4, 8, 8]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 9])
+def test_heights_of_images_that_are_not_square_are_compared(layers: int) -> None:
+    network = nn.Sequential(*(nn.Conv2d(3, 3, (3, 5), padding=(1, 2)) for _ in range(layers)))
+    figure = plot.receptive_fields(network, (3, 36, 24))
+    left, right = figure.axes
+    assert [bar.get_width() for bar in left.patches] == [2 * number + 3 for number in range(layers)]
+    assert {bar.get_width() for bar in right.patches} == {36}
+    assert list(left.lines[0].get_xdata()) == [36, 36]
+    (label,) = (text for text in left.texts if text.get_text() == "image: 36")
+    figure.draw_without_rendering()
+    assert label._check_xy()  # otherwise it is outside the axes, and left out
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_the_title_of_a_mosaic_is_above_the_texts_of_its_images(lines: int, count: int) -> None:
+    figure = mosaic([np.zeros((8, 8))] * count, ["\n".join(["line"] * lines)] * count, title="all of them", columns=4)
+    figure.draw_without_rendering()
+    tops = [axis.title.get_window_extent().y1 for axis in figure.axes if axis.get_title()]
+    assert max(tops) <= figure._suptitle.get_window_extent().y0
 
 
 def test_patches_are_cut_from_the_images(network: nn.Module, images: torch.Tensor) -> None:

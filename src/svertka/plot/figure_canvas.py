@@ -74,7 +74,7 @@ def mosaic(
 
     Args:
         tiles: Images, (H, W) or (H, W, 3); (H, W) without `draw` is shown in gray.
-        titles: A line of text above each, or none.
+        titles: Lines of text above each, or none.
         columns: Number of images in a row; None: about as many as rows, at most 12.
         title: Text above all.
         side: Width of an image, inches, above 0.
@@ -83,7 +83,7 @@ def mosaic(
     columns = columns or min(12, max(1, math.ceil(math.sqrt(len(tiles) * 1.6))))
     rows = max(1, math.ceil(len(tiles) / columns))
     columns = min(columns, max(1, len(tiles)))
-    extra = 0.22 if titles else 0.06
+    extra = 0.06 + 0.16 * max((1 + one.count("\n") for one in titles), default=0)
     with new_figure(rows, columns, max(3.2, columns * (side + 0.06)), rows * (side + extra) + 0.35 * bool(title)) as (
         figure,
         axes,

@@ -97,7 +97,7 @@ def feature_maps(model: Model, images: Any, layer: str, units: Sequence[int] | N
 
 @check_types
 def receptive_fields(model: Model, size: int | tuple[int, ...] | None = None) -> "Figure":
-    """Show how the receptive field grows from layer to layer, and the size of the feature maps beside it.
+    """Show how the height of the receptive field grows from layer to layer, and that of the feature maps beside it.
 
     Args:
         model: A run, or any nn.Module.
@@ -119,9 +119,13 @@ def receptive_fields(model: Model, size: int | tuple[int, ...] | None = None) ->
         fields = [layer.fields[0].extent for layer in layers]
         left, right = axes[0]
         left.barh(places, fields, color=COLORS[0])
-        left.axvline(table.shape[3], color=COLORS[1], linewidth=1)
-        left.annotate(f"image: {table.shape[3]}", (table.shape[3], -0.8), color=COLORS[1], fontsize=8, ha="center")
-        left.set_xlabel("receptive field, pixels")
+        height = table.shape[2]
+        left.axvline(height, color=COLORS[1], linewidth=1)
+        above = left.get_xaxis_transform()  # pixels to the right, and the axes' height upwards
+        left.annotate(
+            f"image: {height}", (height, 1), xycoords=above, color=COLORS[1], fontsize=8, ha="center", va="bottom"
+        )
+        left.set_xlabel("height of the receptive field, pixels")
         left.set_yticks(places, names, fontsize=7)
         right.barh(places, [layer.shape[2] for layer in layers], color=COLORS[2])
         right.set_xlabel("height of the feature maps")
