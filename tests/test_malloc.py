@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert int(done.stdout) < 50_000  # pages, of 737,280 that the tensors take
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the kernel has no large pages")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_new_memory_asks_for_large_pages() -> None:
+    script = """
+import ctypes
+from svertka.malloc import keep_freed_memory
+keep_freed_memory()
+malloc = ctypes.CDLL(None).malloc
+malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+blocks = [malloc(2**26) for _ in range(4)]
+for line in open("/proc/self/smaps"):
+    area, _, rest = line.partition(" ")
+    if "-" in area:
+        begin, end = (int(one, 16) for one in area.split("-"))
+    if area == "VmFlags:":
+        print(["hg" in rest.split() for block in blocks if begin <= block + 2**25 < end])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert (done.stdout.count("True"), done.stdout.count("False")) == (4, 0)

@@ -69,6 +69,23 @@ def test_a_shape_is_timed_once_and_cached_for_later_processes(fresh, timed):
     assert len(timed) == 2
 
 
+def test_an_interrupted_run_is_repeated(monkeypatch):
+    runs = {"aten": iter([(0.02, False)] * 99), "native_winograd": iter([(0.09, True)] + [(0.01, False)] * 99)}
+    monkeypatch.setattr(autotune, "_time_once", lambda name, *_: next(runs[name]))
+    tried = autotune.time_algorithms("forward", SHAPE, torch.channels_last, only=list(runs))
+    assert autotune.choose_by_timings(tried) == "native_winograd"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_only_runs_of_several_threads_are_interrupted(monkeypatch, threads):
+    counts = iter(range(99))
+    monkeypatch.setattr(autotune, "_count_interruptions", lambda: next(counts))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    tensors = autotune.make_random_tensors("forward", SHAPE, torch.channels_last)
+    _, is_interrupted = autotune._time_once("aten", "forward", tensors, SHAPE, torch.channels_last)
+    assert is_interrupted == (threads > 1)
+
+
 def test_a_winner_that_does_not_win_again_is_not_chosen(fresh, monkeypatch):
     asked = []
 

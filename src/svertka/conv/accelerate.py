@@ -377,8 +377,8 @@ def _is_large_product(x: Any, weight: Any, bias: Any) -> bool:
 
 
 def _pool(layer: nn.MaxPool2d, x: Tensor) -> Any:
-    if not _must_use_pytorch(layer, x, _POOLS, FORWARD) and native_max_pool.can_pool(layer, x):
-        return native_max_pool.pool(layer, x)
+    if not _must_use_pytorch(layer, x, _POOLS, FORWARD) and (sizes := native_max_pool.find_sizes(layer, x)):
+        return native_max_pool.pool(layer, x, sizes)
     unchanged: Any = type(layer).forward(layer, x)
     return unchanged
 
