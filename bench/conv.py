@@ -1,15 +1,18 @@
 """Benchmark of single convolutions against PyTorch, channels-last, for the forward pass and both gradients.
 
-    python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet five strides large] [--json]
+    python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet five strides large]
+        [--cpu-time] [--json]
 
 Both sides take turns. Speeds are PyTorch's time divided by svertka's: above 1, svertka is faster. The time includes the
 transformation of the weights, except in column "forward, packed". The algorithm is chosen before the measurement, as in
-any program; `svertka tune` shows the choice. Non-finite results end the benchmark with exit code 1.
+any program; `svertka tune` shows the choice. Freed memory is kept for the next result, as by svertka's command line:
+otherwise the system clears each page of it, which takes 70 ms for 64@224, on both sides. Non-finite results end the benchmark with exit code 1.
 """
 
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +24,7 @@ from svertka.conv import aten, autotune, native_support, native_winograd
 from svertka.conv.autotune import PASSES, Pass
 from svertka.conv_shape import ConvShape
 from svertka.device import cpu_name, set_threads
+from svertka.malloc import keep_freed_memory
 from turns import finite, in_turns, ratios
 
 # (input channels, output channels, side of the maps, side of the kernel, stride)
@@ -42,7 +46,9 @@ LAYERS = {
 LARGE_BATCH = 8
 
 
-def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = False) -> dict[str, Any]:
+def compare(
+    one_pass: Pass, shape: ConvShape, rounds: int, clock: Callable[[], float], *, packed: bool = False
+) -> dict[str, Any]:
     """Return the best seconds of both sides and the ratios; `packed` is svertka's time with packed weights."""
     first, second = autotune.make_random_tensors(one_pass, shape, torch.channels_last)
     chosen = native_winograd if packed else autotune.select_algorithm("auto", one_pass, shape, first)
@@ -55,7 +61,7 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = Fal
     with torch.inference_mode():
         for name, way in ways.items():
             finite(f"{one_pass} of {shape} by {name}", way())
-        seconds = in_turns(ways, rounds)
+        seconds = in_turns(ways, rounds, clock)
     best = {name: min(times) for name, times in seconds.items()}
     return {
         "pass": f"{one_pass}, packed" if packed else one_pass,
@@ -80,18 +86,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=list(LAYERS), default=list(LAYERS))
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, in which other programs do not count")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = set_threads(options.threads)
+    keep_freed_memory()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     rows = []
     for group in options.only:
         batch = LARGE_BATCH if group == "large" else options.batch
         for channels, out_channels, side, kernel, stride in LAYERS[group]:
             sizes = (batch, channels, side, side), (out_channels, channels, kernel, kernel)
             shape = ConvShape.of(*sizes, stride=stride, padding=kernel // 2)
-            comparisons = [partial(compare, one_pass, shape, options.rounds) for one_pass in PASSES]
+            comparisons = [partial(compare, one_pass, shape, options.rounds, clock) for one_pass in PASSES]
             if (kernel, stride) == (3, 1) and not native_support.why_not():
-                comparisons.append(partial(compare, "forward", shape, options.rounds, packed=True))
+                comparisons.append(partial(compare, "forward", shape, options.rounds, clock, packed=True))
             for comparison in comparisons:
                 rows.append({"layer": named(channels, out_channels, side, kernel, stride)} | comparison())
                 if not options.json:
