@@ -6,7 +6,8 @@
 Both sides take turns. Speeds are PyTorch's time divided by svertka's: above 1, svertka is faster. The time includes the
 transformation of the weights, except in column "forward, packed". The algorithm is chosen before the measurement, as in
 any program; `svertka tune` shows the choice. Freed memory is kept for the next result, as by svertka's command line:
-otherwise the system clears each page of it, which takes 70 ms for 64@224, on both sides. Non-finite results end the benchmark with exit code 1.
+otherwise the system clears each page of it, which takes 70 ms of both sides for 8 images of 64@224. Non-finite results
+end the benchmark with exit code 1.
 """
 
 import argparse
