@@ -14,17 +14,24 @@ ifneq ($(shell command -v $${CXX:-c++}),)
 export SVERTKA_REQUIRE_NATIVE := 1
 endif
 
-.PHONY: demo test test-full lint docs bench-peers sanitize clean
+.PHONY: demo test test-full pytest pytest-full lint docs bench-peers sanitize clean
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
 	$(BIN)/svertka train digits --output runs/demo
 	$(BIN)/svertka look runs/demo
 
-test: $(INSTALLED) lint
+# Types are checked beside the first tests: that takes one core for half a minute.
+test: $(INSTALLED)
+	$(MAKE) --jobs=2 lint pytest
+
+test-full: $(INSTALLED)
+	$(MAKE) --jobs=2 lint pytest-full
+
+pytest: $(INSTALLED)
 	$(PYTEST)
 
-test-full: $(INSTALLED) lint
+pytest-full: $(INSTALLED)
 	$(PYTEST) --large
 
 lint: $(INSTALLED)

@@ -240,7 +240,7 @@ def unoptimized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference_speed, "ROUNDS", range(1, 2))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("quiet", "unoptimized")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("file", list(FILES))
@@ -295,6 +295,7 @@ def test_a_history_that_no_training_writes_is_refused_before_it_is_read(finished
     assert [entry["kind"] for entry in run.history()][-1] == "result"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["config.json", "training.json", "metrics.jsonl", "model.safetensors"])
 def test_what_is_no_file_is_one_sentence(finished: Run, pictures: Path, tmp_path: Path, name: str) -> None:
     run = copied(finished, tmp_path / "run")
@@ -334,11 +335,16 @@ def test_scores_that_are_no_numbers_never_become_probabilities(finished: Run, pi
 
 
 def test_a_run_of_a_graphics_card_is_used_where_there_is_none(
-    finished: Run, begun: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Run,
+    begun: Run,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    large_count: Callable[[int, int], int],
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    for device in ("cuda", "cuda:3", "mps"):
+    for device in ("cuda:3", "mps", "cuda")[: large_count(2, 3)]:
         run = copied(finished, tmp_path / device / "finished")
         settings = run.settings() | {"device": device, "hardware": None}
         run.training.write_text(json.dumps(settings))

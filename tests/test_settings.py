@@ -82,7 +82,7 @@ def test_every_function_that_sets_threads_restores_them() -> None:
             assert "@with_preserved_settings" in source.splitlines(), name
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", CALLS)
 def test_public_functions_leave_them_alone(name: str, run: Run, digit_folder: Path, tmp_path: Path) -> None:
     before = process_settings()

@@ -82,6 +82,7 @@ def test_a_request_that_was_raised_is_not_repeated() -> None:
     assert again.number is None
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("module", "number", "arguments"),
     [

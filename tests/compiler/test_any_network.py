@@ -492,6 +492,7 @@ def test_outputs_that_take_code_are_not_saved(tmp_path, name: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("step", range(40))
 def test_damaged_files_are_refused(tmp_path, step: int) -> None:
     """Truncated, or with bytes that are others: an error, or, where they do not matter, the same numbers."""

@@ -271,6 +271,7 @@ JPEGS = {
 }
 
 
+@pytest.mark.sample(250)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("case", TURNED)

@@ -318,6 +318,7 @@ def test_in_int8_what_the_weights_change_is_measured_and_said(
     assert not (tmp_path / "other.html").exists()
 
 
+@pytest.mark.large  # fp32 pages and int8 files with unknown images: above, and test_unknown_parity.py
 def test_in_int8_a_calibrated_run_calls_images_unknown(
     calibrated: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:

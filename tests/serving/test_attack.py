@@ -312,7 +312,7 @@ def test_hostile_headers(server: Server, jpeg: bytes, name: str) -> None:
     headers, status = HEADERS[name]
     with others_are_answered(server, jpeg):
         before = server.cpu_seconds()
-        for _ in range(100):
+        for _ in range(30):
             assert server.ask("GET", "/health", headers=headers)[0] == status
-        assert server.cpu_seconds() - before < 20
+        assert server.cpu_seconds() - before < 6
     assert server.log == []
