@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from svertka.errors import RunError
 from svertka.tensor_files import read_tensor_shapes, read_tensors_and_header, write_tensors
@@ -110,3 +110,17 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
         ) as caught:
             read(path)
         assert "Errno" not in str(caught.value)
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {
+        "ü": torch.arange(5.0),
+        "a": torch.ones(3, dtype=torch.int8),
+        "b": torch.zeros(2, 2, dtype=torch.float64),
+    }
+    for number in range(16):
+        write_tensors(tmp_path / f"{number}.safetensors", tensors, {"name": "é\n\x7f", "step": 3})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    read = load_file(tmp_path / "0.safetensors")
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert read_tensors_and_header(tmp_path / "0.safetensors")[1] == {"name": "é\n\x7f", "step": 3}

@@ -42,7 +42,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     # JSON keeps every float exactly (repr round-trips) and NaN as the bare word, which Python reads back.
     text = json.dumps(header or {})
     metadata = {"svertka": text, "blake2b": _digest(whole, text)}
-    write_atomic(path, save(whole, metadata))
+    parts = _sort_metadata(save(whole, metadata))
+    write_atomic(path, lambda file: file.writelines(parts))
 
 
 def read_tensors_and_header(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -113,6 +114,19 @@ def machine_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows
         return 2**36
+
+
+def _sort_metadata(content: bytes) -> list[bytes | memoryview]:
+    """Return the parts of a file with its metadata sorted: safetensors writes them in random order.
+
+    The same tensors and header give the same bytes, so that runs can be compared by the hashes of their files.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:end])
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return [len(text).to_bytes(8, "little"), text, memoryview(content)[end:]]
 
 
 def _is_text(path: Path) -> bool:
