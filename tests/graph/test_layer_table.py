@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svertka import summary
 from svertka.errors import UsageError
+from svertka.graph.layer_table import layer_rows
 from svertka.models.lenet import LeNet5
 from svertka.models.squeezenet import SqueezeNet
 from svertka.text_width import text_width
@@ -51,6 +52,22 @@ def test_channels_are_those_of_the_first_convolution_unless_given() -> None:
     assert summary(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), 4).shape == (1, 3, 4, 4)
     assert summary(nn.Conv2d(5, 2, 3), (8, 6)).trace.layers[0].shape == (1, 2, 6, 4)
     assert summary(nn.Conv2d(5, 2, 3), (5, 8, 6)).shape == (1, 5, 8, 6)
+
+
+def test_sizes_are_those_of_one_image_where_tokens_come_before_images() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(1, 32, 8, stride=8)
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+            self.head = nn.Linear(32, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens = self.stem(images).flatten(2).transpose(1, 2)
+            return self.head((tokens + self.attention(tokens, tokens, tokens)[0]).mean(1))
+
+    rows = [row for row in layer_rows(summary(Attending(), (1, 32, 32)).trace) if "attention" in row[0]]
+    assert [row[2] for row in rows] == ["16×32"]
 
 
 def test_what_inference_does_not_use_is_said() -> None:

@@ -134,7 +134,8 @@ def layer_rows(traced: Trace) -> list[tuple[str, ...]]:
 
     rows: list[tuple[str, ...]] = [HEADER]
     for layer in traced.layers:
-        size = "×".join(map(str, layer.shape[1:]))
+        images = layer.maps.dims[0] if layer.maps else 0  # attention returns its tokens before the images
+        size = "×".join(map(str, layer.shape[:images] + layer.shape[images + 1 :]))
         rows.append((layer.name, layer.kind, size, *sums(layer.parameters, layer.multiply_adds), _format_field(layer)))
     for kind in dict.fromkeys(layer.kind for layer in traced.layers):
         alike = [layer for layer in traced.layers if layer.kind == kind]
