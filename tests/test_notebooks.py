@@ -74,3 +74,17 @@ def test_it_needs_at_most_three_minutes_of_two_cores(path: Path) -> None:
     NotebookClient(nbformat.read(path, as_version=4), timeout=3000, resources={"metadata": {"path": FOLDER}}).execute()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the kernel and its children have ended
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < CPU_SECONDS
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("notebook", ["08_what_units_look_for", "09_transfer_and_freezing", "10_sliding_patches"])
+def test_a_notebook_on_photographs_runs_without_them(notebook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    matplotlib.use("Agg")
+    monkeypatch.delenv("SVERTKA_DATA", raising=False)
+    names: dict[str, Any] = {}
+    for cell in code_cells(FOLDER / f"{notebook}.ipynb"):
+        exec("".join(cell["source"]), names)
+        plt.close("all")

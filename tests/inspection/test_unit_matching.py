@@ -14,6 +14,7 @@ import svertka
 from svertka.cli.app import main
 from svertka.errors import DataError, UsageError
 from svertka.inspection import top_patches
+from svertka.inspection.unit_comparison import UnitComparison
 from svertka.inspection.unit_matching import collect_activations, linear_cka, match_layers
 from svertka.run import Run
 
@@ -62,12 +63,17 @@ def test_replaced_units_are_new_and_dead_ones_have_no_counterpart(images: torch.
     with torch.no_grad():
         other[2].weight[4] = torch.randn(8, 3, 3, generator=torch.Generator().manual_seed(2))
         other[2].weight[7], other[2].bias[7] = 0, -1
-    _, second = match_layers(activations(network(), images), activations(other, images))
+    layers = match_layers(activations(network(), images), activations(other, images))
+    second = layers[1]
     assert set(second.new) <= {4}
     assert second.correlations[4] < 0.7
     assert second.units[7] == -1
     assert np.isnan(second.correlations[7])
     assert second.num_shared == 10
+    compared = UnitComparison("A", "B", layers, len(images), None)
+    _, _, units, shared, changed, new, constant, _ = compared.rows[1]
+    assert (units, shared, int(changed) + int(new), constant) == ("12", "10", 1, "1")
+    assert ", 1 are constant; 60 images" in compared.sentence
 
 
 def test_layers_that_are_named_are_compared_with_those_of_the_same_name(images: torch.Tensor) -> None:

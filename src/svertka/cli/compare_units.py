@@ -50,7 +50,7 @@ def compare_units(
     Example: svertka compare-units runs/before runs/after photos/ --output units.html
     """
     with show_import_spinner():
-        from svertka.inspection.unit_comparison import HEADER
+        from svertka.inspection.unit_comparison import HEADER, NUMBERS
         from svertka.inspection.unit_comparison import compare_units as match_units
 
     found = match_units(
@@ -71,7 +71,7 @@ def compare_units(
     if as_json:
         print_json(found.to_dict())
         return
-    print_table([HEADER, *found.rows], right=(2, 3, 4, 5, 6), shrink=(1, 0))
+    print_table([HEADER, *found.rows], right=NUMBERS, shrink=(1, 0))
     print_line()
     print_line(found.sentence)
     if found.page is not None:

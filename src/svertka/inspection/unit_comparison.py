@@ -29,7 +29,8 @@ from svertka.type_checking import check_types
 SHOWN = 8  # units of each kind that the page shows for a layer
 PATCHES = 5  # of each unit: a row fits into 360 pixels
 SIDE = 64  # CSS pixels of a patch
-HEADER = ("layer", "compared with", "units", "shared", "changed", "new", "CKA")
+HEADER = ("layer", "compared with", "units", "shared", "changed", "new", "constant", "CKA")
+NUMBERS = tuple(range(2, len(HEADER)))  # the columns of numbers
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,14 +53,12 @@ class UnitComparison:
 
     @property
     def sentence(self) -> str:
-        """Summary, "of 142 units of B, A shares 120, 4 are new; 361 images"."""
-        units, shared, new = (
-            sum(values)
-            for values in zip(*((len(one.units), one.num_shared, len(one.new)) for one in self.layers), strict=True)
-        )
+        """Summary, "of 142 units of B, A shares 120, 4 are new, 2 are constant; 361 images"."""
+        units, shared, new, constant = (sum(values) for values in zip(*map(_count, self.layers), strict=True))
+        same = f", {constant:,} are constant" if constant else ""
         return (
             f"of {units:,} units of {self.second}, {self.first} shares {shared:,} (correlation of at least {SHARED}); "
-            f"{new:,} are new (below {NEW}); {format_image_count(self.images)}"
+            f"{new:,} are new (below {NEW}){same}; {format_image_count(self.images)}"
         )
 
     @property
@@ -67,8 +66,8 @@ class UnitComparison:
         """The cells of a table, a row for each layer."""
         found = []
         for one in self.layers:
-            units, shared, new = len(one.units), one.num_shared, len(one.new)
-            numbers = (str(number) for number in (units, shared, units - shared - new, new))
+            units, shared, new, constant = _count(one)
+            numbers = (str(number) for number in (units, shared, units - shared - new - constant, new, constant))
             found.append((one.layer, one.counterpart, *numbers, f"{one.cka:.3f}"))
         return found
 
@@ -78,7 +77,7 @@ class UnitComparison:
     def _repr_html_(self) -> str:
         sentences = (self.sentence, *([f"open {self.page}"] if self.page else []))
         title = f"Units of {self.first} and {self.second}"
-        return NotebookBlock(title, sentences, header=HEADER, rows=self.rows, right=(2, 3, 4, 5, 6)).render()
+        return NotebookBlock(title, sentences, header=HEADER, rows=self.rows, right=NUMBERS).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as `svertka compare-units --json` prints them.
@@ -93,6 +92,7 @@ class UnitComparison:
                 "cka": one.cka,
                 "shared": one.num_shared,
                 "new": one.new.tolist(),
+                "constant": one.num_constant,
                 "units": one.units.tolist(),
                 "correlations": [None if np.isnan(value) else float(value) for value in one.correlations],
             }
@@ -100,6 +100,11 @@ class UnitComparison:
         ]
         page = None if self.page is None else str(self.page)
         return {"first": self.first, "second": self.second, "images": self.images, "page": page, "layers": layers}
+
+
+def _count(layer: MatchedLayer) -> tuple[int, int, int, int]:
+    """Return how many units a layer has, and how many of them are shared, new and constant."""
+    return len(layer.units), layer.num_shared, len(layer.new), layer.num_constant
 
 
 @check_types

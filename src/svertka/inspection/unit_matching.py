@@ -50,6 +50,11 @@ class MatchedLayer:
         return int((self.correlations >= SHARED).sum())
 
     @property
+    def num_constant(self) -> int:
+        """Number of units with the same activation in every image, which correlate with none."""
+        return int((self.units < 0).sum())
+
+    @property
     def new(self) -> Ints:
         """The units without a counterpart, a correlation below `NEW`, the lowest first."""
         order = np.argsort(self.correlations, kind="stable")
