@@ -96,6 +96,14 @@ def _short_timings() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _freed_memory_is_kept() -> None:
+    """As the command line sets it, which the first of its tests would do: most page faults are of freed memory."""
+    from svertka.malloc import keep_freed_memory
+
+    keep_freed_memory()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_wait_for_disks() -> Iterator[None]:
     """No file here has to outlive a crash of the machine, and a disk takes milliseconds for each of thousands."""
     with pytest.MonkeyPatch.context() as patch:

@@ -44,8 +44,10 @@ def start_torchrun(*arguments: str) -> subprocess.Popen[str]:
     """Start `arguments` (a script, or -m and a module, and what follows) in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])  # as pytest's
+    logs = Path(os.environ["XDG_CACHE_HOME"]) / "torchrun"  # of this session, not /tmp
+    logs.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
-        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *arguments],
+        [*command, f"--log-dir={logs}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -242,7 +242,7 @@ def wide_pictures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[i
     return write
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("fit", "values"), WAYS)
 def test_every_way_to_a_square_and_to_8_bits_is_one(
     made: Callable[..., Classifier],

@@ -206,7 +206,7 @@ def trained_with_cache(digit_folder: Path, tmp_path_factory: pytest.TempPathFact
     return run, folder / "x.pth", folder / "cache"
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("kind", ["below a file", "no home", "full", "hostile"])
 def test_a_cache_that_cannot_be_written_is_a_warning(
