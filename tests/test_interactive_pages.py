@@ -232,6 +232,72 @@ def test_gradients_equal_pytorchs(opened):
             assert found == expected[0, 0].tolist()
 
 
+def numbers(tab: Any, selector: str) -> list[float]:
+    """The numbers that elements show, in order."""
+    texts = tab.evaluate("selector => [...document.querySelectorAll(selector)].map(one => one.textContent)", selector)
+    return [float(text.replace("−", "-").strip("()")) for text in texts]
+
+
+def set_controls(tab: Any, settings: dict[str, Any], **values: list[int]) -> None:
+    """Set the controls, and the fields of each grid of numbers, as typing does."""
+    script = """([settings, grids]) => {
+        const set = (one, value) => { one.value = value; one.dispatchEvent(new Event('input', {bubbles: true})) };
+        const control = name => document.querySelector(`[data-bind="${name}"]`);
+        for (const [name, value] of Object.entries(settings)) set(control(name), value);
+        for (const [name, all] of Object.entries(grids))
+            all.forEach((value, k) => set(document.querySelectorAll(`#${name} input`)[k], value)) }"""
+    tab.evaluate(script, [settings, {name.replace("_", "-"): one for name, one in values.items()}])
+
+
+def products(formula: str) -> float:
+    """The sum of the products of a formula, "y(0, 1) = 2·3 + (−1)·4 = 2"."""
+    sums = formula.partition(" = ")[2].rpartition(" = ")[0].replace("−", "-")
+    terms = [] if sums.startswith("nothing: ") else sums.split(" + ")
+    pairs = [[float(one.strip("() ")) for one in term.split("·")] for term in terms]
+    return sum(one * other for one, other in pairs)
+
+
+@pytest.mark.large
+def test_the_numbers_on_the_pages_are_pytorchs_for_random_settings(opened):
+    generator = np.random.default_rng(4)
+    with opened(PAGES / "convolution.html") as tab:
+        for _ in range(60):
+            size, kernel, stride, padding, dilation = (
+                int(generator.integers(low, high + 1)) for low, high in ((5, 10), (1, 5), (1, 4), (0, 2), (1, 3))
+            )
+            if dilation * (kernel - 1) + 1 > size + 2 * padding:
+                continue
+            setting = {"size": size, "kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+            weights = generator.integers(-9, 10, (kernel, kernel))
+            set_controls(tab, setting | {"image": "noise", "mode": "zeros"})
+            set_controls(tab, {}, kernel=weights.flatten().tolist())
+            side = size + 2 * padding
+            shown = torch.tensor(numbers(tab, "#input svg text[text-anchor=middle]"), dtype=torch.float64).reshape(
+                1, 1, side, side
+            )
+            expected = F.conv2d(shown, torch.from_numpy(weights).double()[None, None], stride=stride, dilation=dilation)
+            assert numbers(tab, "#output svg text") == expected.flatten().tolist()
+            formula = tab.locator("#formula").text_content()
+            row, column = (int(one) for one in formula[2 : formula.index(")")].split(", "))
+            assert products(formula) == expected[0, 0, row, column]
+            shape = ConvShape.of((1, 1, size, size), (1, 1, kernel, kernel), stride, padding, dilation)
+            matrix = build_matrix(torch.from_numpy(weights).double()[None, None], shape).to_dense()
+            assert numbers(tab, "#row svg text") == matrix[row * expected.shape[3] + column].tolist()
+    with opened(PAGES / "backward.html") as tab:
+        for _ in range(30):
+            stride, padding, dilation = (int(generator.integers(low, high)) for low, high in ((1, 4), (0, 2), (1, 3)))
+            x, w = (torch.from_numpy(generator.integers(-9, 10, (1, 1, side, side))).double() for side in (5, 3))
+            set_controls(
+                tab, {"stride": stride, "padding": padding, "dilation": dilation},
+                weight_input=x.flatten().int().tolist(), conv_kernel=w.flatten().int().tolist(),
+            )  # fmt: skip
+            y = F.conv2d(x.requires_grad_(), w.requires_grad_(), stride=stride, padding=padding, dilation=dilation)
+            y.backward(torch.tensor(numbers(tab, "#conv-gradient svg text")).double().reshape(y.shape))
+            assert numbers(tab, "#conv-back svg text") == x.grad.flatten().tolist()
+            assert numbers(tab, "#weight-gradient svg text") == w.grad.flatten().tolist()
+            assert products(tab.locator("#weight-says").text_content()) == w.grad[0, 0, 0, 0]
+
+
 def test_the_gradient_moves_to_the_pixel_that_wins(opened):
     with opened(PAGES / "backward.html") as tab:
         tab.locator("#pool-output svg").focus()

@@ -186,7 +186,8 @@ const Backward = {
     shown.weightOutput.draw({ rows: size, columns: size, cells: cell(incoming), over: mark(partners.map((use) => [use.i, use.j])) });
     shown.weightGradient.draw({ rows: KERNEL, columns: KERNEL, chosen: weightAt, cells: cell(ofWeights), says: `weight ${u}, ${v}: ${number(ofWeights[u][v])}` });
     find("weight-says").replaceChildren(element("b", {}, `The gradient of w(${u}, ${v}) = `),
-      ...partners.flatMap((use, index) => [index ? " + " : "", element("span", { class: "term" }, `${factor(pixels[use.row][use.column])}·${factor(incoming[use.i][use.j])}`)]),
+      ...(partners.length ? partners.flatMap((use, index) => [index ? " + " : "", element("span", { class: "term" }, `${factor(pixels[use.row][use.column])}·${factor(incoming[use.i][use.j])}`)])
+        : ["nothing: it is multiplied by padding only"]),
       element("b", {}, ` = ${number(ofWeights[u][v])}`));
   }
 
