@@ -196,6 +196,14 @@ def test_groups_are_divided_in_about_the_shares_and_classes_asked_for(share: flo
         assert (labels == 2).mean() == pytest.approx(0.1, abs=0.05)
 
 
+def test_one_large_group_stays_in_train() -> None:
+    some: list[Image] = [(number, int(number % 3 == 0), "", "large", 0) for number in range(70)]
+    some += [(70 + number, number % 2, "", f"g{number // 2}", 0) for number in range(20)]
+    for turn in range(5):
+        val = division_of(some, 0.1, 0.0, named=False, grouped=True, turn=turn).indices["val"]
+        assert 0 < len(val) <= 20
+
+
 def test_classes_of_one_group_each_cannot_be_divided() -> None:
     some: list[Image] = [(number, number % 3, "", f"g{number % 3}", 0) for number in range(30)]
     with pytest.raises(DataError, match="x cannot be split by groups: a has only one group, and val needs one"):

@@ -77,8 +77,20 @@ def _fold(groups: Ints, labels: Ints, share: float, turn: int) -> Ints:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
         tests = [test for _, test in splitter.split(labels, labels, groups)]
-    tests = sorted(tests, key=lambda test: len(test) == 0)  # with few groups a fold may be empty
+    tests = sorted(tests, key=lambda test: _unfitness(test, labels))
     return np.sort(np.concatenate(tests[:taken])).astype(np.int64)
+
+
+def _unfitness(test: Ints, labels: Ints) -> int:
+    """Return 2 for an empty fold, as few groups make one; 1 for one that leaves too little to train on; 0 for others.
+
+    A fold of more than half of the images, or of all images of a class, would be taken by one large group.
+    """
+    if not len(test):
+        return 2
+    counts = np.bincount(labels)
+    is_whole_class = (np.bincount(labels[test], minlength=len(counts)) == counts) & (counts > 0)
+    return int(2 * len(test) > len(labels) or bool(is_whole_class.any()))
 
 
 def _spared(taken: Ints, keys: list[bytes], labels: Ints, chosen: npt.NDArray[np.str_]) -> Ints:
