@@ -86,7 +86,7 @@ def test_random_networks_give_what_they_give_in_float64(
 ) -> None:
     counts: dict[str, int] = {}
     wrong = []
-    for seed in range(large_count(25, 10_000)):
+    for seed in range(large_count(20, 10_000)):
         design = networks.design(seed)
         what, why = worker.tried(design)
         counts[what] = counts.get(what, 0) + 1

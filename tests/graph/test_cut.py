@@ -44,7 +44,7 @@ def built(name: str, size: int) -> tuple[nn.Module, tuple[int, ...]]:
     return network.eval(), (2, channels, size, size)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_halves_compute_what_the_network_does(name: str) -> None:
     network, shape = built(name, FAMILIES[name])

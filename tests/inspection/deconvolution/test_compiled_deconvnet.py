@@ -118,7 +118,7 @@ def check(network: nn.Module, images: Tensor, layer: str, monkeypatch: pytest.Mo
         assert (whole(one, expected) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("name", "size", "layer"), CASES)
 def test_compiled_projections_are_those_by_autograd(
     name: str, size: int, layer: str, exact_network: Make, monkeypatch: pytest.MonkeyPatch

@@ -64,7 +64,7 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).abs() / largest).max())
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("name", "size", "layer"), CASES)
 def test_projections_match_captum(exact_network: Make, captum: Any, name: str, size: int, layer: str):
     assert len(CASES) * UNITS >= 50
