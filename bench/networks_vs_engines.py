@@ -10,11 +10,12 @@ Engines run in float32 and take turns. With `--precision bf16` they may compute 
 OpenVINO and ncnn, compared also with svertka in float32 and with only the weights of dense layers in bfloat16. With
 `--precision int8`, ONNX Runtime and OpenVINO run the same network, quantized by ONNX Runtime: 8-bit weights with a
 scale for each channel, 8-bit maps with the ranges of the same random images that svertka calibrates on. Weights and
-images are random, images of the size of each network. Times are milliseconds of a whole batch, the best and the median.
-`ratio` is the peer's best time divided by svertka's: above 1, svertka is faster. The error is the largest
-difference from the original network in float64, relative to the largest value. Each engine receives images in its
-preferred memory order, converted before the measurement. ncnn processes images one by one. With one thread, times are
-CPU time.
+images are random; images have the size of each network, and differ in their colors as photographs do.
+
+Times are milliseconds of a whole batch, the best and the median. `ratio` is the peer's best time divided by svertka's:
+above 1, svertka is faster. The error is the largest difference from the original network in float64, relative to the
+largest value. Each engine receives images in its preferred memory order, converted before the measurement. ncnn
+processes images one by one. With one thread, times are CPU time.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import svertka
@@ -63,9 +65,21 @@ def ours_int8(network: nn.Module, images: Tensor, _: Path) -> Run:
     return lambda: optimized(images)
 
 
+def random_images(count: int, channels: int, height: int, width: int, seed: int) -> Tensor:
+    """Return images of large spots of color with noise, (count, channels, height, width).
+
+    In images of noise alone, a network with random weights sees hardly any difference: its scores differ less than int8
+    resolves, and `svertka.optimize` refuses the network.
+    """
+    source = torch.Generator().manual_seed(seed)
+    spots = F.interpolate(torch.randn(count, channels, 4, 4, generator=source), size=(height, width), mode="bilinear")
+    return spots + 0.5 * torch.randn(count, channels, height, width, generator=source)
+
+
 def calibration_images(images: Tensor) -> Tensor:
-    """Return images like those of the benchmark."""
-    return torch.randn(NUM_CALIBRATION, *images.shape[1:], generator=torch.Generator().manual_seed(2))
+    """Return images like those of the benchmark, but others."""
+    _, channels, height, width = images.shape
+    return random_images(NUM_CALIBRATION, channels, height, width, seed=2)
 
 
 def eager(network: nn.Module, images: Tensor, _: Path) -> Run:
@@ -256,7 +270,7 @@ def compare(
     with torch.inference_mode(False):
         network = model.build().eval().requires_grad_(False)
         channels, height, width = model.input_shape
-        images = torch.randn(batch, channels, size or height, size or width)
+        images = random_images(batch, channels, size or height, size or width, seed=1)
     exact = copy.deepcopy(network).double()(images[:1].double())
     with tempfile.TemporaryDirectory() as folder:
         sides = {side: maker(network, images, Path(folder)) for side, maker in makers.items()}
