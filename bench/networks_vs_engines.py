@@ -15,7 +15,8 @@ images are random; images have the size of each network, and differ in their col
 Times are milliseconds of a whole batch, the best and the median. `ratio` is the peer's best time divided by svertka's:
 above 1, svertka is faster. The error is the largest difference from the original network in float64, relative to the
 largest value. Each engine receives images in its preferred memory order, converted before the measurement. ncnn
-processes images one by one. With one thread, times are CPU time.
+processes images one by one. With one thread, times are CPU time. `of the bound` is the lower bound of bench/bounds.py
+divided by the best time.
 """
 
 import argparse
@@ -38,6 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import svertka
+from bounds import milliseconds_at_least
 from svertka.device import cpu_name, set_memory_format, set_threads
 from svertka.models.registry import find_model
 from turns import finite, seconds
@@ -323,12 +325,16 @@ def main() -> None:
     for name in options.only:
         for batch in options.batch:
             found = compare(name, batch, options.rounds, makers)
-            rows.append({"network": name, "batch": batch} | found)
+            model = find_model(name)
+            bound = milliseconds_at_least(
+                model.build().eval(), (batch, *model.input_shape), options.precision, options.threads
+            )
+            rows.append({"network": name, "batch": batch, "bound": bound} | found)
             for side, one in found.items():
                 if not options.json:
                     print(
                         f"{name:18} {batch:2} {side:14} {one['ms']:9.2f} ms (median {one['ms_median']:.2f})  "
-                        f"{one['ratio']:5.2f}×  error {one['error']:.1e}",
+                        f"{one['ratio']:5.2f}×  error {one['error']:.1e}  {bound / one['ms']:.0%} of the bound",
                         flush=True,
                     )
     if options.json:
