@@ -70,8 +70,8 @@ def roof(threads: int, precision: str = "fp32") -> float:
         for channels, size in ((128, 56), (256, 56), (256, 28), (512, 28)):
             images = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
             layers = nn.Sequential(*(nn.Conv2d(channels, channels, 1, bias=False) for _ in range(3)))
-            given = {"calibration": images} if precision == "int8" else {}
-            ways = [optimize(layers[:count], images, precision=precision, **given) for count in (1, 3)]
+            calibration = images if precision == "int8" else None
+            ways = [optimize(layers[:count], images, precision=precision, calibration=calibration) for count in (1, 3)]
             fastest = [min(seconds(partial(way, images)) for _ in range(40)) for way in ways]
             best = max(best, (channels * size) ** 2 / fastest[0], 3 * (channels * size) ** 2 / fastest[1])
     return best / 1e9
