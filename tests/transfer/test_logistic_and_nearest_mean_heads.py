@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from svertka.data.loader import BatchLoader
@@ -174,3 +175,22 @@ def test_probabilities_out_of_fold_are_those_of_a_model_without_the_group() -> N
             probabilities[judged] = model.predict_proba(standard[judged])
     losses = {power: -np.log(one[np.arange(150), labels]).mean() for power, one in theirs.items()}
     assert found == pytest.approx(theirs[min(losses, key=losses.__getitem__)], abs=2e-3)
+
+
+def test_a_fit_uses_one_thread_for_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The libraries of NumPy and of SciPy; each had as many threads as CPUs, which waited for one another.
+    seen: list[list[int]] = []
+    fit = heads._fit_logistic
+
+    def watched(*given: Any) -> Any:
+        seen.append([one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"])
+        return fit(*given)
+
+    monkeypatch.setattr(heads, "_fit_logistic", watched)
+    with threadpool_limits(2, user_api="blas"):
+        before = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+        fit_logistic_regression(*digits(3, 60), 3)
+        after = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+    assert before == after == [2, 2]
+    assert seen
+    assert all(threads == [1, 1] for threads in seen)

@@ -2,7 +2,9 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,25 @@ TIMED_IMAGES = 2000
 MIN_PROBABILITY = 1e-30  # whose logarithm is taken for smaller ones
 
 
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Use one thread for products of NumPy and SciPy.
+
+    A fit makes hundreds of small products, for which threads wait longer than they compute: with two threads, fits took
+    2 to 6 times as long.
+    """
+    with _blas_libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _blas_libraries() -> Any:
+    import scipy.linalg  # noqa: F401 - before its library is looked for
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 def collect_feature_batches(batches: BatchLoader) -> tuple[Floats, Ints]:
     """Return all features and labels of the first epoch: (N, D) float32 and (N,).
 
@@ -44,6 +65,7 @@ def collect_feature_batches(batches: BatchLoader) -> tuple[Floats, Ints]:
     return features[order], labels[order]
 
 
+@one_blas_thread()
 def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """Return the optimum of multinomial logistic regression: weights (classes, D) and biases (classes,).
 
@@ -105,6 +127,7 @@ def _rotate_into_span(features: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[A
     return vectors[:, kept] * lengths, (vectors[:, kept] / lengths).T @ exact
 
 
+@one_blas_thread()
 def predict_out_of_fold(features: Floats, labels: Ints, groups: Ints, classes: int) -> Floats:
     """Return the class probabilities of each image by logistic regression on the images of other folds.
 
@@ -239,6 +262,7 @@ def _fit_logistic(features: npt.NDArray[Any], labels: Ints, strength: float, sta
         return model.set_params(C=strength).fit(features, labels)
 
 
+@one_blas_thread()
 def estimate_fit_seconds(solver: str, images: int, features: int, classes: int) -> float:
     """Estimate the seconds that a head takes to compute, from one timed product and one timed fit."""
     if solver == "nearest-mean":

@@ -15,12 +15,14 @@ from svertka.transfer.logistic_and_nearest_mean_heads import (
     MAX_ITERATIONS,
     STRENGTHS,
     Floats,
+    one_blas_thread,
     standardize_features,
 )
 
 RIDGES = tuple(10.0**power for power in range(-2, 6))  # L2 penalties
 
 
+@one_blas_thread()
 def fit_logistic_regressions(features: Floats, targets: Targets, labels: int) -> tuple[Floats, Floats]:
     """Return weights (labels, D) and biases (labels,) of a binary logistic regression for each label.
 
@@ -105,6 +107,7 @@ def divide_into_folds(targets: Targets, groups: Ints, task: MultiLabel | Regress
     return stratified_group_folds(strata, groups, classes, folds) if folds >= 2 else []
 
 
+@one_blas_thread()
 def predict_labels_out_of_fold(features: Floats, targets: Targets, splits: Sequence[tuple[Ints, Ints]]) -> Floats:
     """Return the probabilities of each image's labels by logistic regressions on the images of other folds.
 
