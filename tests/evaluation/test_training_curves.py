@@ -93,6 +93,13 @@ def test_steps_are_drawn_before_the_first_epoch() -> None:
     assert history.seconds == pytest.approx(2.1)
 
 
+def test_a_head_that_was_fitted_at_once_draws_nothing() -> None:
+    fitted = TrainingCurves([epoch(1, kept=True, learning_rate=None, fitted=True)])
+    assert fitted.is_fitted
+    assert (fitted.curves_html(), fitted.table_html(), fitted.best_epoch, fitted.seconds) == ("", "", None, 0.0)
+    assert not TrainingCurves([epoch(1, learning_rate=None)]).is_fitted
+
+
 def test_empty_history_draws_nothing() -> None:
     for lines in ([], [{"kind": "result"}], [{"no": "kind"}], [{"kind": "epoch"}], [{"kind": "range_test"}]):
         history = TrainingCurves(lines)

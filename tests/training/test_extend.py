@@ -69,6 +69,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_head_that_was_fitted_at_once_has_no_learning_rate_no_epochs_and_no_curves(base: Run) -> None:
+    (epoch,) = (line for line in base.history() if line["kind"] == "epoch")
+    assert epoch["learning_rate"] is None
+    report = (base.folder / "report.html").read_text()
+    assert ", last layer fitted without steps." in report.replace("\u00a0", " ")
+    for untrue in ("Training curves", "Learning rate", "The weights are those of epoch", "after 1"):
+        assert untrue not in report
+    with pytest.raises(UsageError, match="has no training curves: its last layer was fitted at once, without steps"):
+        svertka.plot.learning_curves(base)
+
+
 def test_a_class_is_added_and_the_accuracies_are_those_on_the_held_out_images(
     base: Run, extended: tuple[Extension, Path]
 ) -> None:

@@ -79,7 +79,9 @@ class Report:
     def sentence(self) -> str:
         """The result in words, such as "lenet5 on digits: 1.1 % of 361 test pictures wrong after 20 epochs, 12 s"."""
         what, evaluation, epochs = f"{self.network} on {self.source}", self.evaluation, len(self.curves.epochs)
-        if epochs:
+        if self.curves.is_fitted:
+            training = ", last layer fitted without steps"
+        elif epochs:
             training = f" after {count_with_noun(epochs, 'epoch')}"
         elif self.history or evaluation is None:
             training = " before the end of the first epoch"

@@ -36,7 +36,8 @@ class TrainingCurves:
         task: What the network predicts.
 
     Attributes:
-        epochs: Lines of the epochs.
+        epochs: Lines of the epochs; none if the head was fitted at once.
+        is_fitted: Whether the head was fitted at once, without steps.
         steps: Lines of the steps.
         loss_unit: ", nats", or empty where the loss has no unit.
         error_title: What the errors of these lines are.
@@ -50,8 +51,10 @@ class TrainingCurves:
             task.kind, "Mean absolute error"
         )
         self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
-        self.epochs = [line for line in self._of("epoch") if math.isfinite(read_metric(line, "epoch"))]
+        epochs = [line for line in self._of("epoch") if math.isfinite(read_metric(line, "epoch"))]
         self.steps = [line for line in self._of("step") if math.isfinite(read_metric(line, "epoch"))]
+        self.is_fitted = any(line.get("fitted") is True for line in epochs)
+        self.epochs = [] if self.is_fitted else epochs
 
     @classmethod
     def of_run(cls, run: Run) -> "TrainingCurves":

@@ -45,6 +45,11 @@ def learning_curves(run: RunFolder) -> "Figure":
     """
     folder = _as_run(run)
     curves = TrainingCurves.of_run(folder)
+    if curves.is_fitted:
+        raise UsageError(
+            f"{folder.folder} has no training curves: its last layer was fitted at once, without steps; train one with "
+            "steps (--epochs 30), or use plot.confusion"
+        )
     if not any(math.isfinite(read_metric(line, name)) for line in curves.epochs + curves.steps for name in DRAWN):
         raise UsageError(f"{folder.folder} has no recorded epoch or step yet; train it first")
     smooth = bucket_means(curves.steps, ("epoch", "loss", "error"))

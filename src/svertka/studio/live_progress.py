@@ -68,6 +68,7 @@ def read_progress(runs: RunList, processes: TrainingProcesses, name: str) -> Run
             "error": problem or (log.error if state in ("failed", "stopped") else ""),
             "findings": [sentence for _, sentence in curves.findings()],
             "curves": curves.curves_html() if marks else Markup(),
+            "is_fitted": curves.is_fitted,
             "share": min(1.0, done / total) if total else 0.0,
             "epochs": f"{done:.0f} of {total:g}" if total else "",
             "left": format_duration(left) if left is not None and state == "training" else "",

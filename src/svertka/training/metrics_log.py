@@ -41,7 +41,7 @@ class MetricsLog:
         with os_error_to_storage_error(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         if self._board is not None and "step" in values:
-            for name, value in values.items():
+            for name, value in line.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, values["step"])
 

@@ -234,11 +234,13 @@ class Recorder(Callback):
             "val_loss": val_loss,
             "val_error": val_error,
             "kept": kept,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": math.nan if self.recipe.is_computed else self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.state.pictures / max(self.state.learning_seconds, 1e-9),
             "seconds": self.state.seconds,
             "gradients": {name: ratio for name, ratio in gradients.items() if math.isfinite(ratio)},
         } | self._unit_statistics()
+        if self.recipe.is_computed:
+            entry["fitted"] = True
         self.log.write("epoch", **entry)
         self._log_lost_messages(epoch)
         self._epochs.append(entry)
