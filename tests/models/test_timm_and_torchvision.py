@@ -102,6 +102,27 @@ def test_a_network_of_fixed_size_is_built_for_other_images(packages: Path) -> No
     assert open_model("timm:small").build(5, 1, 64)(torch.zeros(2, 1, 64, 64)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("channels", [1, 7, 16])
+def test_networks_of_torchvision_read_any_number_of_channels(packages: Path, channels: int) -> None:
+    torch.manual_seed(0)
+    network = open_model("torchvision:small").build(5, channels, 32)
+    first = network[0]
+    assert (first.in_channels, first.out_channels, first.kernel_size) == (channels, 4, (3, 3))
+    assert network(torch.zeros(2, channels, 32, 32)).shape == (2, 5)
+    # The layer for RGB has a variance of 1 / (3 inputs · 3 taps of 9) / 3: with more inputs, weights are smaller.
+    expected = 1 / (3 * (channels * 9))
+    assert 0.2 * expected < float(first.weight.detach().var()) < 3 * expected
+
+
+def test_a_network_of_torchvision_without_a_convolution_of_rgb_is_refused(packages: Path) -> None:
+    models = packages / "path" / "torchvision" / "models.py"
+    models.write_text(models.read_text().replace("nn.Conv2d(3, 4, 3)", "nn.Identity(), nn.Flatten(0, 1)"))
+    with pytest.raises(
+        UsageError, match="torchvision:small has no first convolution of RGB that could read 7 channels"
+    ):
+        timm_and_torchvision.get_network_builder("torchvision", "small")(5, channels=7)
+
+
 def test_the_layers_of_a_network_of_a_package_are_printed(packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "timm:small"]) == 0
     header, columns, first, *_ = capsys.readouterr().out.splitlines()

@@ -1,6 +1,7 @@
 """Networks of timm and torchvision by name: how they are built, what their inputs are and their published weights."""
 
 import importlib
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -40,8 +41,11 @@ def builder_arguments(package: str, name: str, size: int | None, channels: int) 
             arguments["in_chans"] = channels
         if size is not None and _timm_config(name).fixed_input_size:
             arguments["img_size"] = size
-    elif size is not None and name.startswith("vit_"):
-        arguments["image_size"] = size
+    else:
+        if channels != 3:
+            arguments["channels"] = channels
+        if size is not None and name.startswith("vit_"):
+            arguments["image_size"] = size
     return arguments
 
 
@@ -60,12 +64,38 @@ def _build_timm(name: str, classes: int, **arguments: Any) -> nn.Module:
     return network
 
 
-def _build_torchvision(name: str, classes: int, **arguments: Any) -> nn.Module:
+def _build_torchvision(name: str, classes: int, channels: int = 3, **arguments: Any) -> nn.Module:
     _torchvision_weights(name)
     if name in ("googlenet", "inception_v3"):
         arguments["init_weights"] = True  # without it they warn, and do the same
     network: nn.Module = _package("torchvision.models").get_model(name, weights=None, num_classes=classes, **arguments)
+    if channels != 3:
+        _replace_first_convolution(network, name, channels)
     return network
+
+
+def _replace_first_convolution(network: nn.Module, name: str, channels: int) -> None:
+    """Let the first convolution of `network`, which reads RGB, read `channels`, with fresh weights, in place.
+
+    The variance of its outputs stays what it was.
+    """
+    found = ((place, layer) for place, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    place, first = next(found, ("", None))
+    if first is None or first.in_channels != 3 or first.groups != 1:
+        raise UsageError(
+            f"torchvision:{name} has no first convolution of RGB that could read {channels} channels; use another "
+            "network, such as resnet18"
+        )
+    other = nn.Conv2d(
+        channels, first.out_channels, first.kernel_size, first.stride, first.padding, first.dilation,
+        bias=first.bias is not None, device=first.weight.device, dtype=first.weight.dtype,
+    )  # fmt: skip
+    with torch.no_grad():
+        other.weight.normal_(0.0, math.sqrt(3 / channels)).mul_(first.weight.std())
+        if first.bias is not None and other.bias is not None:
+            other.bias.copy_(first.bias)
+    parent, _, attribute = place.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, other)
 
 
 def published_preprocess(package: str, name: str) -> Preprocess:
