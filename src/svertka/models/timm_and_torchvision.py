@@ -70,32 +70,24 @@ def _build_torchvision(name: str, classes: int, channels: int = 3, **arguments: 
         arguments["init_weights"] = True  # without it they warn, and do the same
     network: nn.Module = _package("torchvision.models").get_model(name, weights=None, num_classes=classes, **arguments)
     if channels != 3:
-        _replace_first_convolution(network, name, channels)
+        _change_input_channels(network, name, channels)
     return network
 
 
-def _replace_first_convolution(network: nn.Module, name: str, channels: int) -> None:
+def _change_input_channels(network: nn.Module, name: str, channels: int) -> None:
     """Let the first convolution of `network`, which reads RGB, read `channels`, with fresh weights, in place.
 
     The variance of its outputs stays what it was.
     """
-    found = ((place, layer) for place, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
-    place, first = next(found, ("", None))
+    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
         raise UsageError(
             f"torchvision:{name} has no first convolution of RGB that could read {channels} channels; use another "
             "network, such as resnet18"
         )
-    other = nn.Conv2d(
-        channels, first.out_channels, first.kernel_size, first.stride, first.padding, first.dilation,
-        bias=first.bias is not None, device=first.weight.device, dtype=first.weight.dtype,
-    )  # fmt: skip
-    with torch.no_grad():
-        other.weight.normal_(0.0, math.sqrt(3 / channels)).mul_(first.weight.std())
-        if first.bias is not None and other.bias is not None:
-            other.bias.copy_(first.bias)
-    parent, _, attribute = place.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, other)
+    weight = first.weight.detach()
+    fresh = weight.new_empty(first.out_channels, channels, *first.kernel_size).normal_(0.0, math.sqrt(3 / channels))
+    first.in_channels, first.weight = channels, nn.Parameter(fresh * weight.std())
 
 
 def published_preprocess(package: str, name: str) -> Preprocess:
