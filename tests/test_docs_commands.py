@@ -56,6 +56,7 @@ NOT_HERE = {
     r"file\.py:build": "a placeholder; docs/own_network.md runs a file",
     r"^svertka train photos/ --unknown": "needs a hundred images of no class",
     r"^svertka train fields/": "needs images of several bands",
+    r"^svertka extend runs/films": "needs a run of several labels: tests/training/test_extend_labels.py",
     r"(cifar10|mnist)-test/": "checks thousands of test images, which takes minutes",
     r"--sets 95%": "needs 19 images that calibrate",
     r"optimize runs/flowers$": "needs 553 validation images",
