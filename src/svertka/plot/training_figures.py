@@ -40,7 +40,7 @@ def learning_curves(run: RunFolder) -> "Figure":
         The figure.
 
     Raises:
-        UsageError: Nothing of the training is recorded.
+        UsageError: Nothing of the training is recorded, or the last layer was fitted at once, without steps.
         RunError: The run is missing or damaged.
     """
     folder = _as_run(run)
