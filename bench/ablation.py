@@ -13,16 +13,15 @@ hook zeroes the unit. Needs SVERTKA_DATA.
 
 import argparse
 import json
-import os
 import resource
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shared_data import data_folder
 from svertka.classifier import Classifier
 from svertka.inspection import unit_ablation
 from svertka.inspection.compiled_replay import CompiledReplay
@@ -92,7 +91,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = Path(os.environ["SVERTKA_DATA"])
+    data = data_folder()
     classifier = Classifier.load(f"squeezenet1_1:{data / 'weights' / 'squeezenet1_1-imagenet.safetensors'}")
     paths = sorted((data / "cats-dogs").glob("*/*.jpg"))
     chosen = np.linspace(0, len(paths) - 1, min(options.images, len(paths))).round().astype(int)

@@ -20,10 +20,8 @@ All but the first two and `digits` need SVERTKA_DATA.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +39,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from label_errors import SETS as LABELED
+from shared_data import data_folder
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.in_memory_sources import ARRAYS
 from svertka.data.loader import BatchLoader
@@ -133,7 +132,7 @@ def drawn(name: str, draw: Callable[[int, np.random.Generator], Pixels]) -> Data
 
 def tiles() -> Dataset:
     """Return 50 tiles of each of 20 photographs."""
-    files = sorted((Path(os.environ["SVERTKA_DATA"]) / "imagenet-samples").glob("*.JPEG"))[::3][:TILED]
+    files = sorted((data_folder() / "imagenet-samples").glob("*.JPEG"))[::3][:TILED]
     rng, images, labels = np.random.default_rng(0), [], []
     for label, file in enumerate(files):
         photograph = Image.open(file).convert("RGB")

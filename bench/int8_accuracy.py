@@ -13,7 +13,6 @@ Needs SVERTKA_DATA.
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 import svertka
+from shared_data import data_folder
 from svertka.classifier import Classifier
 from svertka.confidence_intervals import wilson_interval
 from svertka.exporters.int8_onnx import convert_to_int8_onnx
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = Path(os.environ["SVERTKA_DATA"])
+    data = data_folder()
     rows = [row for name in options.only for row in measure(name, data, options.photographs)]
     if options.json:
         print(json.dumps(rows, indent=2))

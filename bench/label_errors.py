@@ -38,6 +38,7 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from shared_data import data_folder
 from svertka.curation.confident_learning import find_label_issues, score_label_doubt
 from svertka.curation.feature_outliers import find_neighbors
 from svertka.data.dataset import Dataset
@@ -54,16 +55,9 @@ OTHERS = 200  # cats, and dogs, beside the raccoons
 CROP = 0.7  # side of a crop as a share of the photograph's
 
 
-def data() -> Path:
-    """Return the folder of the data."""
-    if "SVERTKA_DATA" not in os.environ:
-        raise SystemExit("set SVERTKA_DATA to the folder that holds cats-dogs/ and raccoons/")
-    return Path(os.environ["SVERTKA_DATA"])
-
-
 def cats_dogs() -> Dataset:
     """Return all cats and dogs."""
-    return open_source(data() / "cats-dogs")
+    return open_source(data_folder() / "cats-dogs")
 
 
 def cifar10() -> Dataset:
@@ -74,9 +68,9 @@ def cifar10() -> Dataset:
 
 def raccoons() -> Dataset:
     """Return raccoons, cats and dogs."""
-    pairs = [(str(path), "raccoon") for path in sorted((data() / "raccoons" / "images").iterdir())]
+    pairs = [(str(path), "raccoon") for path in sorted((data_folder() / "raccoons" / "images").iterdir())]
     for name in ("cat", "dog"):
-        pairs += [(str(path), name) for path in sorted((data() / "cats-dogs" / name).iterdir())[:OTHERS]]
+        pairs += [(str(path), name) for path in sorted((data_folder() / "cats-dogs" / name).iterdir())[:OTHERS]]
     return open_in_memory(pairs)
 
 
@@ -167,7 +161,7 @@ def speed(images: int, threads: int) -> dict[str, Any]:
 def make_photographs(root: Path, count: int) -> None:
     """Write crops of cats and dogs, each from another place of its photograph and mirrored in turn."""
     rng = np.random.default_rng(0)
-    paths = sorted((data() / "cats-dogs").glob("*/*.jpg"))
+    paths = sorted((data_folder() / "cats-dogs").glob("*/*.jpg"))
     for number in range(count):
         path = paths[number % len(paths)]
         with Image.open(path) as opened:

@@ -12,17 +12,16 @@ Needs SVERTKA_DATA.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
+from shared_data import data_folder
 from svertka.curation.active_learning import choose_uncertain_and_diverse, score_uncertainty
 from svertka.data.source_opener import open_source
 from svertka.transfer.backbone_features import compute_backbone_features
@@ -50,7 +49,7 @@ def choose_at_random(features: Floats, probabilities: Floats, count: int, seed: 
 @cache
 def cats_dogs() -> tuple[Floats, Ints, Ints | None]:
     """Return features and labels; the test images are drawn anew for each seed."""
-    dataset = open_source(Path(os.environ["SVERTKA_DATA"]) / "cats-dogs")
+    dataset = open_source(data_folder() / "cats-dogs")
     found = compute_backbone_features(dataset, np.arange(len(dataset)))
     return found.values, dataset.labels[found.indices], None
 

@@ -15,13 +15,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from shared_data import data_folder
+
 KIND = {"Content-Type": "application/octet-stream"}
 
 
 def photographs(size: int, count: int = 64) -> list[bytes]:
     """Return photographs of SVERTKA_DATA as JPEG files of about `size` bytes each."""
     found = []
-    for path in sorted((Path(os.environ["SVERTKA_DATA"]) / "imagenet-samples").glob("*.JPEG"))[:count]:
+    for path in sorted((data_folder() / "imagenet-samples").glob("*.JPEG"))[:count]:
         image = Image.open(path).convert("RGB")
         image = image.resize((500, round(500 * image.height / image.width)))
         for quality in (98, 96, 94, 92, 90, 85, 80, 70):

@@ -15,7 +15,6 @@ A run that exists in FOLDER is resumed. Needs SVERTKA_DATA.
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from scipy.stats import spearmanr
 
 import svertka
+from shared_data import data_folder
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import load_rgb_image
@@ -37,14 +37,6 @@ from turns import Way, in_turns, ratios
 BACKBONE = "efficientnet_lite0:bundled"
 BATCH = 32
 TRAINED, OTHERS, SEED = 150, 100, 0
-
-
-def data() -> Path:
-    """Return the folder of real data."""
-    folder = os.environ.get("SVERTKA_DATA")
-    if not folder:
-        raise SystemExit("set SVERTKA_DATA to the folder that holds raccoons/ and cats-dogs/")
-    return Path(folder).resolve()
 
 
 @torch.inference_mode()
@@ -68,7 +60,7 @@ def speed(run: str, image: str, rounds: int) -> dict[str, Any]:
     """Return the seconds of both ways and their rank correlations."""
     classifier = Classifier.load(run)
     locator = PatchScorer(classifier)
-    rgb = load_rgb_image(data() / "raccoons" / "images" / f"{image}.jpg")
+    rgb = load_rgb_image(data_folder() / "raccoons" / "images" / f"{image}.jpg")
     ways: dict[str, Way] = {
         "patches": lambda: patch_by_patch(classifier, locator, rgb),
         "dense": lambda: locator.score_maps(rgb),
@@ -93,7 +85,7 @@ def speed(run: str, image: str, rounds: int) -> dict[str, Any]:
 
 def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
     """Return the results of locating raccoons in 50 images with both runs, or `only` one of them."""
-    sources = data()
+    sources = data_folder()
     images = sorted((sources / "raccoons" / "images").iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
     drawn = np.random.default_rng(SEED).permutation(len(images))
     learned, asked = (sorted(drawn[some].tolist()) for some in (slice(TRAINED), slice(TRAINED, None)))

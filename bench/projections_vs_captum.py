@@ -14,12 +14,10 @@ the largest value. With `--cpu-time`, the CPU time of the process is measured. N
 import argparse
 import copy
 import json
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ import torch
 from captum.attr import NeuronDeconvolution
 from torch import Tensor, nn
 
+from shared_data import data_folder
 from svertka.classifier import Classifier
 from svertka.inspection.deconvolution.deconvnet import Deconvnet
 from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
@@ -138,7 +137,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", module="captum")
-    data = Path(os.environ["SVERTKA_DATA"])
+    data = data_folder()
     classifier = Classifier.load(f"squeezenet1_1:{data / 'weights' / 'squeezenet1_1-imagenet.safetensors'}")
     images = torch.stack([classifier.preprocess(path) for path in sorted((data / "imagenet-samples").iterdir())])
     clock = time.process_time if options.cpu_time else time.perf_counter

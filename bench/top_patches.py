@@ -20,7 +20,6 @@ Needs SVERTKA_DATA, and Linux for the peak of memory.
 import argparse
 import ctypes
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared_data import data_folder
 from svertka.classifier import Classifier
 from svertka.device import cpu_name, describe_device, set_memory_format
 from svertka.inspection import top_patches
@@ -43,7 +43,7 @@ SHARE = 10  # the usual script runs on one in so many images
 
 def photographs(classifier: Classifier, count: int) -> list[Tensor]:
     """Return the first `count` photographs as network input, in channels-last batches."""
-    data = Path(os.environ["SVERTKA_DATA"])
+    data = data_folder()
     paths = [path for folder in ("imagenet-samples", "cats-dogs") for path in sorted((data / folder).rglob("*.*"))]
     paths = [path for path in paths if path.suffix.lower() in (".jpeg", ".jpg")][:count]
     with ThreadPoolExecutor() as pool:
@@ -120,7 +120,7 @@ def memory(name: str) -> int:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Return seconds, bytes and ratios."""
-    weights = Path(os.environ["SVERTKA_DATA"]) / "weights" / "squeezenet1_1-imagenet.safetensors"
+    weights = data_folder() / "weights" / "squeezenet1_1-imagenet.safetensors"
     classifier = Classifier.load(f"squeezenet1_1:{weights}")
     network = set_memory_format(classifier.network, torch.channels_last)
     batches = photographs(classifier, options.images)

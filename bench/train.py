@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from shared_data import data_folder
 from svertka.conv.accelerate import accelerate
 from svertka.data.builtin import open_builtin
 from svertka.data.dataset import ArrayImages, Dataset
@@ -176,7 +176,7 @@ def main() -> None:
         preprocess = Preprocess(size=28, resize=28, mean=(0.1307,), std=(0.3081,))
         results["mnist"] = compare(mnist, preprocess, lenet, options.rounds)
     if "photos" in options.what:
-        photos = open_folder(Path(os.environ["SVERTKA_DATA"]) / "cats-dogs")
+        photos = open_folder(data_folder() / "cats-dogs")
         preprocess = Preprocess(size=64, resize=64, mean=(0.48, 0.45, 0.41), std=(0.25, 0.25, 0.25))
         results["photos"] = compare(photos, preprocess, first_stage, options.rounds)
     if options.json:

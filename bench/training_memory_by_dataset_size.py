@@ -18,6 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from shared_data import data_folder
+
 CHILD = """
 import resource, sys
 import svertka
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    photos = Path(os.environ["SVERTKA_DATA"]) / "cats-dogs"
+    photos = data_folder() / "cats-dogs"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         multiply(photos, folder / "many", times=10)

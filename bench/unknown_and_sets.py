@@ -21,7 +21,6 @@ Needs SVERTKA_DATA; `unknown` leaves the columns of pytorch-ood empty where it i
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,6 +34,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from shared_data import data_folder
 from svertka.conformal_sets import conformal_quantile, nonconformity_scores
 from svertka.data.source_opener import Source, open_source
 from svertka.transfer.backbone_features import compute_backbone_features
@@ -46,13 +46,6 @@ RAPS_K, RAPS_LAMBDA = 2, 0.01
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-
-
-def data() -> Path:
-    """Return the folder of the data."""
-    if "SVERTKA_DATA" not in os.environ:
-        raise SystemExit("set SVERTKA_DATA to the folder that holds cats-dogs/, raccoons/ and imagenet-samples/")
-    return Path(os.environ["SVERTKA_DATA"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +97,14 @@ def unknown_cases(only: str | None, images: int) -> Iterator[UnknownCase]:
         return only is None or only.startswith(group) or only in group
 
     if is_any_wanted("cats-dogs"):
-        pets = compute(data() / "cats-dogs")
+        pets = compute(data_folder() / "cats-dogs")
         order = np.random.default_rng(0).permutation(len(pets.labels))
         train, known = pets[order[:980]], pets[order[980:]]
         if is_wanted("cats-dogs/raccoons"):
-            raccoons = compute_unlabeled(data() / "raccoons" / "images")
+            raccoons = compute_unlabeled(data_folder() / "raccoons" / "images")
             yield UnknownCase("cats-dogs/raccoons", "near", train, known, raccoons)
         if is_wanted("cats-dogs/imagenet"):
-            others = compute_unlabeled(data() / "imagenet-samples", lambda name: not name.endswith(DOGS))
+            others = compute_unlabeled(data_folder() / "imagenet-samples", lambda name: not name.endswith(DOGS))
             yield UnknownCase("cats-dogs/imagenet", "far", train, known, others)
     if is_any_wanted("cifar10"):
         names = open_source("cifar10").names
@@ -215,7 +208,7 @@ def adaptive_scores(probabilities: Tensor, *, is_regularized: bool) -> Tensor:
 
 def measure_sets(splits: int, images: int) -> Iterator[dict[str, Any]]:
     """Yield coverage and mean size of the prediction sets of each method on two data sets."""
-    pets = compute(data() / "cats-dogs")
+    pets = compute(data_folder() / "cats-dogs")
     order = np.random.default_rng(0).permutation(len(pets.labels))
     cifar = compute("cifar10", "train", images), compute("cifar10", "test", images)
     for name, train, held in (("cats-dogs", pets[order[:400]], pets[order[400:]]), ("cifar10", *cifar)):
