@@ -440,7 +440,7 @@ def _find_similar(key: Key) -> str | None:
 def _time_once(
     name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape, layout: torch.memory_format
 ) -> tuple[float, bool]:
-    """Return the seconds of one run, and whether another program interrupted it, so that they count."""
+    """Return the seconds of one run, and whether they include time that another program took."""
     # Other programs do not count in the time of a thread, but other threads of this one would have to.
     own_thread = torch.get_num_threads() == 1
     clock = time.thread_time if own_thread else time.perf_counter
