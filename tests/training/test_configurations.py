@@ -125,7 +125,9 @@ def check_history(run: Run, rates: list[float]) -> None:
             "result": ("val_error", "test_error", "at_chance"),
         }
         for name, value in line.items():
-            if value is None:
+            if name == "learning_rate" and line.get("fitted"):
+                assert value is None, line  # a fitted head has none
+            elif value is None:
                 assert name in may_lack.get(line["kind"], ()), line
                 assert name == "at_chance" or not sizes.get(name.split("_")[0]), line
             if isinstance(value, float):
