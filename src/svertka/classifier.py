@@ -397,7 +397,9 @@ class Classifier:
         here = network_device(classifier.network) in (None, torch.device("cpu"))
         if precision is None and here and (folder := parse_path(run)).is_dir():
             shape = classifier.preprocess.input_shape[1:]
-            classifier.optimized = read_optimized(folder, folder / WEIGHTS, shape, len(classifier.names))
+            # Classes that occur in patches only have no scores in it.
+            count = len(classifier.names) - len(classifier.config.patches_only)
+            classifier.optimized = read_optimized(folder, folder / WEIGHTS, shape, count)
             if classifier.optimized is not None and classifier.calibration is not None:
                 say(f"{folder}: the optimized network does not tell unknown images; --precision fp32 does")
         return classifier

@@ -14,6 +14,7 @@ from svertka.cli.option_types import (
     IncludeTraining,
     MaxPixels,
     Overwrite,
+    Precision,
     RunArgument,
     Threads,
     TrustBuilder,
@@ -44,6 +45,7 @@ def locate(
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     trust_builder: TrustBuilder = False,
+    precision: Precision = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -68,6 +70,7 @@ def locate(
         threads=threads,
         max_pixels=parse_pixel_count(max_pixels),
         trust_builder=trust_builder,
+        precision=precision,
     )
     for image in located.images:
         if image.error:

@@ -100,9 +100,8 @@ def optimize_run(
     """Optimize the network of a run for the CPU and write it into the run, where other commands use it.
 
     The ranges of int8 are measured on training images of the run, and the loss of accuracy on its own validation
-    images, which are recognized by content. `predict`, `evaluate`, `compare` and `serve` use the file on the CPU until
-    the weights of the run change. `locate` does not: it applies layers to images of many sizes, and the file has a
-    network for images of one size.
+    images, which are recognized by content. `predict`, `evaluate`, `compare`, `serve` and `locate` use the file on the
+    CPU until the weights of the run change. In `locate`, layers that overlapping patches share stay float32.
 
     For several labels the metric is the mean average precision, for a number the mean absolute error, and "auto"
     chooses among int8, bf16 and fp32 for the whole network.

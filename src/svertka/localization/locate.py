@@ -155,6 +155,7 @@ def locate(
     threads: int | None = None,
     max_pixels: int | None = None,
     trust_builder: bool = False,
+    precision: str | None = None,
 ) -> LocatedImages:
     """Locate the classes or labels with the highest scores in images.
 
@@ -172,19 +173,21 @@ def locate(
         threads: CPU threads, at least 1. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
         trust_builder: As for `Classifier.load`.
+        precision: "fp32" to use the weights of a run even if it has an optimized network. On the CPU, its layers from
+            the first that is computed patch by patch are used otherwise; those that all patches share stay float32.
 
     Returns:
         The classes, their scores and regions in each image. Images that cannot be read have an `error`.
 
     Raises:
-        UsageError: The run predicts a number; there is no image; the weights do not exist; the network cannot be
-            traced; or `output` exists.
+        UsageError: The run predicts a number; there is no image; the weights or the precision do not exist; the
+            network cannot be traced; or `output` exists.
         DataError: No box belongs to any of the images, or a box lies outside its image or has an unknown class.
         RunError: The run is missing or damaged.
         StorageError: The folder cannot be written.
     """
     torch_device, _ = choose_device(device), set_threads(threads)
-    classifier = Classifier.open(run, torch_device, of_patches=True, trust_builder=trust_builder)
+    classifier = Classifier.open(run, torch_device, of_patches=True, trust_builder=trust_builder, precision=precision)
     classifier.require_names("locate")
     scorer = PatchScorer(classifier)
     inputs = list_inputs(images, classifier.preprocess.bands)

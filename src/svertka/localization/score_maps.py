@@ -15,7 +15,9 @@ from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.device import network_device
 from svertka.graph.shared_crops import make_shared_crops
+from svertka.localization.optimized_rest import optimized_rest
 from svertka.localization.patch_pyramid import PyramidLevel, pyramid_levels
+from svertka.progress import say
 
 POWER = 5  # the paper's k: the larger, the more the best patches count
 
@@ -53,7 +55,14 @@ class PatchScorer:
         self.preprocess, self._require_finite = classifier.preprocess, classifier.require_finite
         self._activate = classifier.task.activate
         self.network = make_shared_crops(classifier.network, self.preprocess.input_shape)
-        self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, MANY_IMAGES)
+        rest = (
+            None
+            if classifier.optimized is None
+            else optimized_rest(classifier.optimized, self.network, len(classifier.names))
+        )
+        if classifier.optimized is not None and rest is None:
+            say(f"{classifier.origin}: the optimized network cannot be applied to patches; they are computed in fp32")
+        self.network.rest = rest or optimize_if_worthwhile(self.network.rest, self.network.shape, MANY_IMAGES)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
         self.names = tuple(self.index)
 
