@@ -82,7 +82,7 @@ def test_later_rows_are_aligned_with_earlier_ones(capsys: pytest.CaptureFixture[
 def test_signs_that_an_encoding_lacks_do_not_widen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal("ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: terminal_size((22, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: terminal_size((22, 24)))  # pytest asks, too
     print_table([(" ".join(["3×32×32"] * 4), "1")], shrink=(0,))
     print_line("3×32×32 犬")
     table, line = terminal.getvalue().splitlines()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.classifier import Classifier, Config
+from svertka.compiler.optimize import optimize
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import ExportMismatchError, UsageError
 
@@ -94,6 +95,26 @@ def test_onnxruntime_computes_all_layers_in_int8(tmp_path: Path) -> None:
     assert (kinds["QLinearConv"], kinds["QGemm"], kinds["Conv"], kinds["Gemm"]) == (5, 2, 1, 0)
     assert kinds["QLinearAdd"] >= 1
     assert scores_of(model, images[:3]).shape == (3, 4)  # any batch
+
+
+@pytest.mark.usefixtures("_any_agreement")
+def test_openvino_gives_the_scores_of_onnxruntime_and_of_svertka(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is one of the peers of bench/requirements.txt")
+    torch.manual_seed(0)
+    network, images = Block(), images_of(100)
+    model, _ = converted(network, images)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(tmp_path / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = torch.from_numpy(compiled(images.numpy())[0])
+    own = optimize(network, images[:1], precision="int8", calibration=images)(images)
+    for other in (scores_of(model, images), own):
+        assert relative_error(found, other) < 0.01
+        assert relative_error(found, other.roll(1, 0)) > 0.1  # images are told apart
+    steps = [one.get_rt_info() for one in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = Counter((one["layerType"].astype(str), one["runtimePrecision"].astype(str)) for one in steps)
+    assert kinds["Convolution", "u8"] + kinds["Convolution", "i8"] == 5
+    assert kinds["FullyConnected", "u8"] + kinds["FullyConnected", "i8"] == 2
 
 
 @pytest.mark.usefixtures("_any_agreement")
