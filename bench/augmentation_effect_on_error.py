@@ -15,7 +15,6 @@ Real data: SVERTKA_DATA.
 
 import argparse
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 import svertka
+from shared_data import data_folder
 from svertka.data.dataset import ArrayImages
 from svertka.data.source_opener import open_source
 
@@ -62,7 +62,7 @@ def cifar10(seed: int) -> Split:
 
 def cats_dogs(seed: int) -> Split:
     """Return 50 random photographs of each class, and 200 others."""
-    root = Path(os.environ.get("SVERTKA_DATA", ".")) / "cats-dogs"
+    root = data_folder() / "cats-dogs"
     chosen: list[tuple[str, str]] = []
     held_out: list[tuple[str, str]] = []
     for name in ("cat", "dog"):

@@ -10,7 +10,6 @@ of one thread, in the page: decoding, resizing and the network. CPU time is that
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ from onnx import ModelProto, numpy_helper
 from playwright.sync_api import Browser, sync_playwright
 
 import svertka
+from shared_data import data_folder
 from svertka.classifier import Classifier
 from svertka.exporters.classifier_page import convert_for_page
 
@@ -73,11 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", default="efficientnet_lite0:bundled")
     parser.add_argument("--precision", default="int16")
-    parser.add_argument("--images", type=Path, default=Path(os.environ.get("SVERTKA_DATA", ".")) / "imagenet-samples")
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    images = sorted(options.images.iterdir())
+    images = sorted((options.images or data_folder() / "imagenet-samples").iterdir())
     classifier = Classifier.load(options.run)
     tensors = [classifier.preprocess(path) for path in images]
     wanted = np.concatenate([classifier.probabilities([one]).numpy() for one in tensors])

@@ -19,15 +19,14 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shared_data import data_folder
 from svertka.classifier import Classifier, Config
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.preprocessing import Preprocess, resize_shorter_side
@@ -138,11 +137,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of each side (default: 2)")
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
     options = parser.parse_args()
-    folder = Path(os.environ.get("SVERTKA_DATA", "")) / "cats-dogs"
-    if not folder.is_dir():
-        sys.exit(f"no images in {folder}; set SVERTKA_DATA")
     torch.set_num_threads(options.threads)
-    everything = open_source(folder, to_train=False)
+    everything = open_source(data_folder() / "cats-dogs", to_train=False)
 
     def some(count: int) -> Dataset:
         return everything.take(np.linspace(0, len(everything) - 1, count).astype(np.int64))

@@ -15,7 +15,6 @@ with a Lanczos filter in floating point. Needs SVERTKA_DATA or `--images FOLDER`
 import argparse
 import io
 import json
-import os
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from shared_data import data_folder
 from svertka.data.image_io import decode_to_pixels
 from svertka.data.preprocessing import resize_central_square
 
@@ -115,10 +115,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="rounds (default: 10)")
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
     options = parser.parse_args()
-    folder = options.images or Path(os.environ.get("SVERTKA_DATA", "")) / "imagenet-samples"
+    folder = options.images or data_folder() / "imagenet-samples"
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not files:
-        sys.exit(f"no JPEG files in {folder}; set SVERTKA_DATA or give --images FOLDER")
+        sys.exit(f"no JPEG files in {folder}; give --images FOLDER")
     torch.set_num_threads(1)  # each way uses its own `--threads` threads
     images = [path.read_bytes() for path in files]
     truths = [reference(data, options.side) for data in images]

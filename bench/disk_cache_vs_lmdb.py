@@ -39,6 +39,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from shared_data import data_folder
+
 SIDE = 224
 PER_TRANSACTION = 100
 IMAGES = 300  # decoded; further rows are the same images shifted by some pixels
@@ -316,20 +318,17 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(run_child(*sys.argv[2:])))
         return
-    data = os.environ.get("SVERTKA_DATA")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, default=Path(data) / "cats-dogs" if data else None)
+    parser.add_argument("--images", type=Path, help="folder (default: cats-dogs of SVERTKA_DATA)")
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=200, help="damaged stores")
     parser.add_argument("--folder", type=Path, help="where the stores are written (default: the temporary folder)")
     options = parser.parse_args()
-    if options.images is None:
-        parser.error("name a folder of images with --images, or set SVERTKA_DATA")
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in STORES}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         images = Path(name) / "images.npy"
-        np.save(images, decode(options.images))
+        np.save(images, decode(options.images or data_folder() / "cats-dogs"))
 
         def fresh(store: str) -> Path:
             folder = Path(name) / store

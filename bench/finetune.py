@@ -34,6 +34,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from shared_data import data_folder
 from svertka.device import cpu_name, describe_device
 from svertka.models import weights
 from svertka.models.registry import MODELS
@@ -168,23 +169,23 @@ def one(what: str, side: str, folder: Path, data: Path, threads: int) -> dict[st
 def main() -> None:
     """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=list(OURS), choices=[*OURS, []])
+    parser.add_argument("what", nargs="*", default=[], choices=[*OURS, []], metavar="WHAT", help="what (default: all)")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--side", choices=("theirs", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SVERTKA_DATA", ".")) / "cats-dogs")
+    parser.add_argument("--data", type=Path, help="folder (default: cats-dogs of SVERTKA_DATA)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    data = (options.data or data_folder() / "cats-dogs").resolve()
     if options.side is not None:
         what, source = options.what[0], options.folder
         if options.side == "theirs":
             print(json.dumps(tutorial(source, what)))
         else:
-            print(json.dumps(command(options.data if what == "first" else source, OURS[what], options.threads)))
+            print(json.dumps(command(data if what == "first" else source, OURS[what], options.threads)))
         return
-    data = options.data.resolve()
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,7 +1,9 @@
 """The folder of real data that benchmarks read."""
 
-import os
 from pathlib import Path
+
+from svertka.data import builtin
+from svertka.errors import UsageError
 
 
 def data_folder() -> Path:
@@ -10,8 +12,7 @@ def data_folder() -> Path:
     Raises:
         SystemExit: It is not set, or is no folder.
     """
-    given = os.environ.get("SVERTKA_DATA")
-    if not given or not Path(given).is_dir():
-        found = f"SVERTKA_DATA={given} is no folder" if given else "SVERTKA_DATA is not set"
-        raise SystemExit(f"{found}; set it to the folder of the data sets")
-    return Path(given).resolve()
+    try:
+        return builtin.data_folder()
+    except UsageError as error:
+        raise SystemExit(str(error)) from None

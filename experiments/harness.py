@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 import svertka
+from svertka.data import builtin
 from svertka.errors import SvertkaError, UsageError
 from svertka.run import Run
 
@@ -74,12 +74,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 def data_folder() -> Path:
     """Return the folder with the data sets, which the environment variable SVERTKA_DATA names."""
-    if not os.environ.get("SVERTKA_DATA"):
-        raise UsageError(
-            "SVERTKA_DATA is not set; set it to the folder with the data sets that docs/results.md lists, "
-            "or print the stored results with --draw"
-        )
-    return Path(os.environ["SVERTKA_DATA"]).resolve()
+    try:
+        return builtin.data_folder()
+    except UsageError as error:
+        raise UsageError(f"{error}, or print the stored results with --draw") from None
 
 
 def trained(name: str, source: Path | str, **settings: Any) -> Run:

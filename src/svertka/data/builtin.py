@@ -169,6 +169,19 @@ def open_builtin(name: str) -> Dataset:
     raise UsageError(f"no data set is called {name}; use one of: {', '.join(NAMES)}")
 
 
+def data_folder() -> Path:
+    """Return the folder of data sets that the environment variable SVERTKA_DATA names, for benchmarks and experiments.
+
+    Raises:
+        UsageError: It is not set, or is no folder.
+    """
+    given = os.environ.get("SVERTKA_DATA")
+    if not given or not Path(given).is_dir():
+        found = f"SVERTKA_DATA={given} is no folder" if given else "SVERTKA_DATA is not set"
+        raise UsageError(f"{found}; set it to the folder of the data sets that docs/results.md lists")
+    return Path(given).resolve()
+
+
 def _dataset(name: str, names: tuple[str, ...], images: Pixels, labels: Pixels, parts: list[str]) -> Dataset:
     return Dataset(name, names, ArrayImages(images, name), labels.astype(np.int64), np.array(parts))
 
