@@ -62,6 +62,50 @@ def test_moves_and_their_undo(photos: Path, tmp_path: Path) -> None:
     assert contents(photos) == before
 
 
+def test_spaces_around_names_belong_to_them(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for number, path in enumerate([" cat/ 1.png", "dog/2.png", "dog /3.png"]):
+        save(root / path, number)
+    before = contents(root)
+    file = fixes(tmp_path, " cat/ 1.png, cat,dog ", " dog/2.png , dog,dog ", "dog /3.png ,dog , cat")
+    found = apply_corrections(root, file, write=True)
+    assert sorted(contents(root)) == [" cat/3.png", "dog / 1.png", "dog /2.png"]
+    assert found.undo is not None
+    apply_corrections(root, found.undo, write=True)
+    assert contents(root) == before
+
+
+def test_undo_returns_names_that_differ_only_in_case(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for number, path in enumerate(["Cat/A.png", "cat/a.png", "dog/b.png"]):
+        save(root / path, number)
+    before = contents(root)
+    if len(before) < 3:
+        pytest.skip("the disk does not distinguish upper and lower case")
+    undo = apply_corrections(root, fixes(tmp_path, "Cat/A.png,Cat,dog", "cat/a.png,cat,Cat"), write=True).undo
+    assert undo is not None
+    apply_corrections(root, undo, write=True)
+    assert contents(root) == before
+
+
+def test_undo_after_the_process_was_killed_while_it_moved(photos: Path, tmp_path: Path) -> None:
+    before = contents(photos)
+    undo = apply_corrections(photos, fixes(tmp_path, "cat/1.png,cat,dog", "cat/2.png,cat,dog"), write=True).undo
+    assert undo is not None
+    (photos / "dog/2-1.png").rename(photos / "cat/2.png")  # as if it had not been moved yet
+    found = apply_corrections(photos, undo, write=True)
+    assert [one.path for one in found.moves] == ["dog/1-1.png"]
+    assert contents(photos) == before
+
+
+def test_an_undo_file_of_images_that_are_nowhere_is_refused(photos: Path, tmp_path: Path) -> None:
+    undo = apply_corrections(photos, fixes(tmp_path, "cat/1.png,cat,dog"), write=True).undo
+    assert undo is not None
+    (photos / "dog/1-1.png").unlink()
+    with pytest.raises(DataError, match=r"names dog/1-1.png, which is not an image"):
+        apply_corrections(photos, undo)
+
+
 def test_a_class_of_which_everything_moved_is_undone(photos: Path, tmp_path: Path) -> None:
     before = contents(photos)
     file = fixes(tmp_path, *(f"cat/{place}.png,cat,dog" for place in range(3)))

@@ -91,8 +91,10 @@ def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
     found: dict[str, Correction] = {}
     for number, row in _rows(file):
         where = f"line {number} of {file}"
-        path = paths.get(row["path"]) or paths.get(row["path"].replace("\\", "/").removeprefix("./"))
+        path = _find(paths, row["path"]) or _find(paths, row["path"].strip().replace("\\", "/").removeprefix("./"))
         if path is None:
+            if _is_undone(row, paths, labels, spelling):
+                continue
             raise DataError(f"{where} names {shorten(row['path'])}, which is not an image of {listing.source}")
         if path in found:
             raise DataError(f"{where} names {path}, as {found[path].where} does; leave one of them")
@@ -100,7 +102,7 @@ def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
         if corrected is None:
             raise DataError(f"{where} has {spelling.noun} {shorten(row['corrected'])}; {spelling.suggest(row)}")
         label = row.get("label")
-        if label and spelling.read(label) != labels[path]:
+        if label and label.strip() and spelling.read(label) != labels[path]:
             is_, of = ("is", "of ") if listing.kind == "single-label" else ("has", "")
             raise DataError(
                 f"{where} says that {path} {is_} {of}{spelling.noun.removeprefix('the ')} {shorten(label)}, but it "
@@ -108,6 +110,19 @@ def read_corrections(file: Path, listing: FolderListing) -> list[Correction]:
             )
         found[path] = Correction(path, labels[path], corrected, row.get(DESTINATION) or None, where)
     return list(found.values())
+
+
+def _find(known: Mapping[str, str], text: str) -> str | None:
+    """Return what is known as `text`, or else as `text` without the spaces around it, which may belong to a name."""
+    return known.get(text) or known.get(text.strip())
+
+
+def _is_undone(
+    row: Mapping[str, str], paths: Mapping[str, str], labels: Mapping[str, str], spelling: "_Spelling"
+) -> bool:
+    """Return whether the image of a row of an undo file is back, as if the command that moved it was killed before."""
+    path = _find(paths, row.get(DESTINATION, ""))
+    return path is not None and labels[path] == spelling.read(row["corrected"])
 
 
 class _Spelling:
@@ -132,13 +147,14 @@ class _Spelling:
         """Return a class, labels in the order of their names, or a number as `check` writes it; None if it is none."""
         if self.kind == "regression":
             try:
-                number = float(text.removeprefix("'"))
+                number = float(text.strip().removeprefix("'"))
             except ValueError:
                 return None
             return format_number(number) if math.isfinite(number) else None
         if self.kind == "single-label" or text in self._known:
-            return self._known.get(text)
-        given = {self._known.get(name.strip()) for name in text.removeprefix("'").split(SEPARATOR) if name.strip()}
+            return _find(self._known, text)
+        names = text.strip().removeprefix("'").split(SEPARATOR)
+        given = {_find(self._known, name) for name in names if name.strip()}
         if None in given:
             return None
         return SEPARATOR.join(name for name in self.names if name in given)
@@ -148,7 +164,7 @@ class _Spelling:
         if self.kind == "regression":
             return "write a finite number"
         names = row["corrected"].split(SEPARATOR) if self.kind == "multi-label" else [row["corrected"]]
-        return _suggest(next(name for name in names if name.strip() not in self._known), self.names)
+        return _suggest(next(name for name in names if _find(self._known, name) is None).strip(), self.names)
 
 
 def plan_moves(listing: FolderListing, corrections: Iterable[Correction]) -> list[Move]:
@@ -167,16 +183,18 @@ def plan_moves(listing: FolderListing, corrections: Iterable[Correction]) -> lis
     taken: set[str] = set()
 
     def is_taken(path: PurePosixPath) -> bool:
-        return path.as_posix().casefold() in taken or os.path.lexists(listing.root / path)
+        return fold(path.as_posix()) in taken or os.path.lexists(listing.root / path)
 
     moves = []
     for one in wanted:
+        # Names that differ only in case are one file on some disks; where undo returns files to, they are not.
+        fold = str.casefold if one.destination is None else str
         _refuse_links(listing.root, one.path, one.where)
         if to_printable(one.path) != one.path:
             raise DataError(f"{one.where}: the name of {one.path} has invisible characters; rename the file first")
         destination = number_until_free(PurePosixPath(folders.destination(one)), is_taken).as_posix()
         _refuse_links(listing.root, destination, one.where)
-        taken.add(destination.casefold())
+        taken.add(fold(destination))
         moves.append(Move(one.path, destination, one.label, one.corrected))
     return moves
 
@@ -205,7 +223,7 @@ def _rows(file: Path) -> Iterable[tuple[int, dict[str, str]]]:
                     f"line {rows.line_num} of {file} has {len(cells)} cells, and the first line {len(header)}; quote "
                     "cells that contain the separator"
                 )
-            found.append((rows.line_num, dict(zip(header, map(str.strip, cells), strict=True))))
+            found.append((rows.line_num, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         raise DataError(f"line {rows.line_num} of {file} is not CSV: {error}; save it again") from error
     return found
