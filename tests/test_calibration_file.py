@@ -68,5 +68,11 @@ def test_a_missing_damaged_or_other_file_is_refused(run: Path) -> None:
         Classifier.load(run)
 
 
+def test_the_advice_on_sets_holds_whatever_share_the_test_set_has() -> None:
+    advice = advise_on_sets("run")
+    assert "train with a larger test set (--test), or give labeled images" in advice
+    assert not any(letter.isdigit() for letter in advice)
+
+
 def test_the_printed_command_takes_a_run_whose_name_begins_with_a_dash() -> None:
     assert advise_on_sets("-r").endswith("svertka calibrate ./-r --new SOURCE")

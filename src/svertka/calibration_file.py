@@ -115,8 +115,8 @@ class RunCalibration:
 def advise_on_sets(run: str) -> str:
     """Return what to do where a run has too few calibration images for prediction sets."""
     return (
-        "images that chose the epoch cannot be used: train with --test 0.1 or more, or give labeled images that are "
-        f"new to the run: {format_command('calibrate', Path(run))} --new SOURCE"
+        "validation images that chose the epoch are not used; train with a larger test set (--test), or give labeled "
+        f"images that are new to the run: {format_command('calibrate', Path(run))} --new SOURCE"
     )
 
 

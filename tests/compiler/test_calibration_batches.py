@@ -53,6 +53,7 @@ def test_few_images_are_warned_about_where_optimize_is_called() -> None:
         (7, "calibration= is of type int; give images"),
         ("folder", "calibration= is of type str; give images"),
         (torch.randn(2, 3, 5, 4), "calibration= has images of 3×5×4 and the example's are 3×4×4; resize them"),
+        (torch.randn(2, 1, 4, 4), "calibration= has images of 1×4×4 and the example's are 3×4×4; convert them"),
         (
             [torch.randn(2, *SHAPE), torch.full((1, *SHAPE), torch.nan)],
             "calibration= has images with values that are not",

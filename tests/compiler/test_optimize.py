@@ -345,6 +345,8 @@ def test_other_inputs_are_refused() -> None:
     optimized = optimize(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))
     with pytest.raises(UsageError, match="the images are 3×9×8 and this network was optimized for 3×8×8"):
         optimized(torch.randn(1, 3, 9, 8))
+    with pytest.raises(UsageError, match="the images are 1×8×8 and this .* for 3×8×8; convert them, or"):
+        optimized(torch.randn(1, 1, 8, 8))
     with pytest.raises(UsageError, match="float64 on cpu; an optimized network takes"):
         optimized(torch.randn(1, 3, 8, 8, dtype=torch.float64))
 

@@ -137,6 +137,8 @@ def test_a_number(header: str, columns: str | None, tmp_path: Path) -> None:
         ("path,age", ["a.jpg,0", "b.jpg,-1e300"], "target=age", r"age=-1e300, beyond ±1e\+30; give it in a larger"),
         ("path,a,b", ["a.jpg,0,x"], "label=a,target=b", "label and target each say what an image shows; give one"),
         ("path,a", ["a.jpg,0"], "labels=b", "has no column b, but path, a"),
+        ("path,age", ["a.jpg,0"], None, r"=COLUMN \(labels=COLUMN for several labels an image, target=COLUMN for a nu"),
+        ("path,breed", ["a.jpg,0"], None, "--columns path=path,label=breed$"),
         ("path,label", ["a.jpg,cat|", "b.jpg,cat"], None, "has only one label, cat; several labels need two names"),
         ("path,label", ["a.jpg,cat", "a.jpg,dog"], None, "or write several labels into one, joined by |"),
     ],

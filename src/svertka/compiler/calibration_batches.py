@@ -100,7 +100,8 @@ def require_float_images(argument: str, batch: Any, shape: tuple[int, ...]) -> T
         raise UsageError(f"in {argument}=, {reason}") from reason
     if images.shape[1:] != shape:
         sizes = ["×".join(map(str, one)) for one in (images.shape[1:], shape)]
-        raise UsageError(f"{argument}= has images of {sizes[0]} and the example's are {sizes[1]}; resize them")
+        change = "resize" if images.shape[1] == shape[0] else "convert"
+        raise UsageError(f"{argument}= has images of {sizes[0]} and the example's are {sizes[1]}; {change} them")
     if not bool(images.isfinite().all()):
         raise UsageError(f"{argument}= has images with values that are not finite; use typical images")
     return images

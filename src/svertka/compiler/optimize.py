@@ -469,9 +469,11 @@ class Optimized(nn.Module):
         x = to_plain_images(x)
         compiled = self._find_compiled(x)
         if compiled is None:
+            has_channels = any(one.info.example[1] == x.shape[1] for one in self.compiled)
             raise UsageError(
                 f"the images are {'×'.join(map(str, x.shape[1:]))} and this network was optimized for "
-                f"{self._describe_sizes()}; resize them, or optimize it with an example of this size"
+                f"{self._describe_sizes()}; {'resize' if has_channels else 'convert'} them, or optimize it with an "
+                "example of this size"
             )
         return compiled.run(x)
 

@@ -505,7 +505,8 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
             guesses[meaning] = guess
     pairs = ",".join(f"{meaning}={guesses.get(meaning, 'COLUMN')}" for meaning in ("path", "label"))
     listed = shorten(", ".join(names), 400)
-    return f"{file} has no column {column}, but {listed}; name the columns: {shell_quote('--columns', pairs)}"
+    kinds = "" if "label" in guesses else " (labels=COLUMN for several labels an image, target=COLUMN for a number)"
+    return f"{file} has no column {column}, but {listed}; name the columns: {shell_quote('--columns', pairs)}{kinds}"
 
 
 def _row(values: Mapping[str, str], shown: Sequence[str], targets: TargetColumns, number: int, file: Path) -> LabelRow:
