@@ -121,3 +121,20 @@ def test_without_the_private_functions_results_are_right() -> None:
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ran.stdout.strip() == "right", ran.stderr
+
+
+SHAPES = """
+import sys
+from torch import nn
+import svertka
+
+layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6(), nn.Dropout(), nn.Hardswish(), nn.GELU()
+network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5), nn.Softmax(1))
+table = str(svertka.summary(network, 16))
+print("Softmax" in table, "torch._dynamo" in sys.modules)
+"""
+
+
+def test_shapes_of_a_network_are_computed_without_the_compiler() -> None:
+    ran = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, timeout=240, check=False)
+    assert ran.stdout.strip() == "True False", ran.stderr

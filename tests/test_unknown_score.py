@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
+from sklearn.covariance import ledoit_wolf_shrinkage as shrinkage_of_scikit_learn
 from sklearn.datasets import load_digits
 
 from svertka.classifier import Classifier
@@ -16,6 +17,7 @@ from svertka.unknown_score import (
     UnknownScore,
     add_unknown_score,
     fit_unknown_score,
+    ledoit_wolf_shrinkage,
     split_features_and_logits,
 )
 
@@ -115,3 +117,12 @@ def test_a_network_that_cannot_be_split_is_refused_where_features_are_needed() -
         torch.randn(2, 3, 4, 4)
     )
     torch.testing.assert_close(scores, -logits.logsumexp(1))
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (50, 200), (500, 30)])
+def test_the_shrinkage_is_that_of_scikit_learn(shape: tuple[int, int]) -> None:
+    draws = np.random.default_rng(shape[0])
+    features = draws.normal(size=shape) * draws.gamma(1, size=shape[1])
+    features -= features.mean(0)
+    expected = shrinkage_of_scikit_learn(features, assume_centered=True)
+    assert ledoit_wolf_shrinkage(features, features.T @ features / len(features)) == pytest.approx(expected, rel=1e-9)

@@ -4,7 +4,9 @@ A fallback is never wrong, but may be slower, because it chooses PyTorch's own p
 svertka uses `torch._C`.
 """
 
+import sys
 from collections.abc import Callable
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -92,3 +94,47 @@ def rendezvous_store() -> Any:
     """Return the key-value store of the default process group; the fallback returns None."""
     get = _optional(torch.distributed.distributed_c10d, "_get_default_store")
     return None if get is None else get()
+
+
+def _compute_shapes_without_compiler() -> int:
+    """Let PyTorch's Python functions, which compute shapes on the meta device, run without importing torch.compile.
+
+    At its first call, each would import it to have the function skipped, which takes more than a second.
+
+    Returns:
+        The number of functions.
+    """
+    tables = _optional(_optional(torch, "_decomp"), "global_decomposition_table")
+    disable = _optional(torch, "_disable_dynamo")
+    if None in (tables, disable):
+        return 0
+    code, count = disable(lambda: None).__code__, 0
+    waiting = [function for table in tables.values() for function in table.values()]
+    seen: set[int] = set()
+    while waiting:
+        function = waiting.pop()
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        inside = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        contents = {name: cell.cell_contents for name, cell in inside.items() if _has_contents(cell)}
+        if function.__code__ is code and not hasattr(skipped := contents["fn"], _SKIPPED):
+            setattr(skipped, _SKIPPED, skipped)
+            count += 1
+        waiting += contents.values()
+    return count
+
+
+_SKIPPED = "__dynamo_disable"  # what is called in place of a function that torch.compile skips
+
+
+def _has_contents(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+if "torch._dynamo" not in sys.modules:
+    _compute_shapes_without_compiler()

@@ -91,6 +91,26 @@ def flatten_features(features: Tensor) -> Tensor:
     return features.mean((2, 3)) if features.dim() == 4 else features.flatten(1)
 
 
+def ledoit_wolf_shrinkage(centered: npt.NDArray[np.float64], covariance: npt.NDArray[np.float64]) -> float:
+    """Return the share of the identity in a covariance that has the least expected squared error, 0 to 1.
+
+    scikit-learn has this function, too, but takes a second to import.
+
+    Args:
+        centered: Features without their mean, (N, D).
+        covariance: Their covariance, (D, D).
+
+    Source:
+        Ledoit & Wolf 2004, section 3.2.
+    """
+    count, size = centered.shape
+    square = float(np.square(covariance).sum())
+    of_images = float(np.square(np.square(centered).sum(1)).mean())  # mean squared norm of x xᵀ
+    distance = square - float(np.trace(covariance)) ** 2 / size  # d² of the paper, times D
+    error = min((of_images - square) / count, distance)  # b²
+    return error / distance if size > 1 and error > 0 else 0.0
+
+
 def fit_unknown_score(
     features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64], val_features: Tensor, val_logits: Tensor
 ) -> UnknownScore:
@@ -112,7 +132,6 @@ def fit_unknown_score(
         Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
     """
     from scipy.linalg import solve_triangular
-    from sklearn.covariance import ledoit_wolf_shrinkage
 
     if not np.isfinite(features).all():
         raise UsageError(
@@ -127,7 +146,7 @@ def fit_unknown_score(
     centered = directions - means[own]
     covariance = centered.T @ centered / len(centered)
     variance = max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    shrinkage = float(ledoit_wolf_shrinkage(centered, assume_centered=True))
+    shrinkage = ledoit_wolf_shrinkage(centered, covariance)
     covariance *= 1 - shrinkage
     covariance[np.diag_indices_from(covariance)] += (shrinkage + MIN_VARIANCE) * variance
     # With covariance = L Lᵀ, distances are lengths of L⁻¹ (x − mean).

@@ -9,9 +9,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from svertka.data.dataset import ArrayImages, Dataset, Pixels
 from svertka.data.hash_split import split_by_hash
@@ -182,7 +185,9 @@ def data_folder() -> Path:
     return Path(given).resolve()
 
 
-def _dataset(name: str, names: tuple[str, ...], images: Pixels, labels: Pixels, parts: list[str]) -> Dataset:
+def _dataset(
+    name: str, names: tuple[str, ...], images: Pixels, labels: npt.NDArray[np.integer[Any]], parts: list[str]
+) -> Dataset:
     return Dataset(name, names, ArrayImages(images, name), labels.astype(np.int64), np.array(parts))
 
 
@@ -191,17 +196,28 @@ def _digits() -> Dataset:
 
     They have no test part, so a fifth of them, chosen by content hash, becomes it.
     """
-    from sklearn.datasets import load_digits  # here, because it takes a second that other data sets need not
-
-    bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    values, labels = _read_digits()
+    pixels = np.rint(values.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     images = ArrayImages(pixels, "digits")
     digests = [images.digest(index) for index in range(len(images))]
-    labels = bunch.target.astype(np.int64)
     unknown = np.full(len(labels), "", dtype="<U5")
     test = split_by_hash(digests, labels, unknown, val=0, test=DIGITS_TEST_SHARE)["test"]
     parts = np.where(np.isin(np.arange(len(labels)), test), "test", "train")
     return _dataset("digits", tuple("0123456789"), pixels, labels, parts.tolist())
+
+
+def _read_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return the 64 values of each digit, 0 to 16, and the labels, without importing scikit-learn, if possible."""
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.exists():
+            rows = np.loadtxt(file, delimiter=",")
+            return rows[:, :-1], rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    bunch = load_digits()
+    return bunch.data, bunch.target.astype(np.int64)
 
 
 def _roots() -> Iterator[Path]:

@@ -15,6 +15,7 @@ from svertka.conv import autotune
 from svertka.errors import RunError
 from svertka.tensor_files import read_tensors_and_header, write_tensors
 from svertka.text_width import shorten
+from svertka.training.eager_optimizers import EagerAdamW, EagerSGD
 from svertka.training.recipe import first_validation_error
 from svertka.training.training_loop import TrainingProgress
 from svertka.training.weight_average import WeightAverage
@@ -25,8 +26,8 @@ _NUMBERS = TypeAdapter(dict[str, float])
 _CHOICES = TypeAdapter(dict[str, str])
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
 SLOTS: dict[type, tuple[set[str], set[str]]] = {  # required and allowed state of a parameter
-    torch.optim.SGD: (set(), {"momentum_buffer"}),
-    torch.optim.AdamW: (ADAM, ADAM),
+    EagerSGD: (set(), {"momentum_buffer"}),
+    EagerAdamW: (ADAM, ADAM),
 }
 MAX_STEPS = 2**53
 

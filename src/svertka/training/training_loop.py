@@ -16,6 +16,7 @@ from svertka.device import autocast
 from svertka.errors import TrainingError
 from svertka.tasks import SINGLE_LABEL, AnyTask
 from svertka.training.batch_norm_momentum import BatchNormMomentum
+from svertka.training.eager_optimizers import EagerAdamW, EagerSGD
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.synchronized_batch_norm import count_images_as
@@ -360,8 +361,8 @@ def make_optimizer(
         )
     options: dict[str, Any] = {"lr": recipe.lr, "fused": True}
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=(recipe.momentum, 0.999), **options)
-    return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
+        return EagerAdamW(groups, betas=(recipe.momentum, 0.999), **options)
+    return EagerSGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
 
 
 def unfreeze_scheduled(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
