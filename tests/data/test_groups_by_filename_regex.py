@@ -69,6 +69,16 @@ def test_one_column_counts_and_others_may_be_named(tmp_path: Path) -> None:
     assert open_folder(file, columns={"group": "film"}).groups.tolist() == ["f", "g"]  # type: ignore[union-attr]
 
 
+def test_a_note_names_the_column_that_was_taken_for_groups(tmp_path: Path) -> None:
+    file, note = tmp_path / "x.csv", "the column Site of {} is read as the group of each image"
+    file.write_text("path,label,Site\n1.png,a,s\n2.png,b,t\n")
+    assert note.format(file) in open_folder(file).account.notes
+    assert open_folder(file, columns={"group": "Site"}).account.notes == ()
+    lines = tmp_path / "x.jsonl"
+    lines.write_text('{"path": "1.png", "label": "a", "Site": "s"}\n{"path": "2.png", "label": "b", "Site": "t"}\n')
+    assert note.format(lines) in open_folder(lines).account.notes
+
+
 def test_a_column_of_one_group_is_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text("path,label,site\n1.png,a,here\n2.png,b,here\n")

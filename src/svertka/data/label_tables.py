@@ -301,7 +301,7 @@ def _unreadable(file: Path, error: Exception) -> DataError:
 
 
 def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], TargetColumns, list[str]]:
-    """Return the rows, the keys of the labels, and notes on unused keys."""
+    """Return the rows, the keys of the labels, and notes on other keys."""
     objects = list(_json_objects(text, file))
     keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some keys
     if not objects:
@@ -319,7 +319,7 @@ def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[
         shown = [read[key] for key in targets.columns]
         rows.append(_row({meaning: read[key] for meaning, key in meanings.items()}, shown, targets, number, file))
     values = {key: {str(value.get(key, "")) for _, value in objects} for key in keys if key and key not in used}
-    return rows, targets, _on_unused(values, file)
+    return rows, targets, [*_on_groups(meanings, columns, file), *_on_unused(values, file)]
 
 
 def _as_cell(value: Any) -> str:
@@ -377,7 +377,7 @@ def _scalar(value: Any, key: str, where: str, targets: TargetColumns) -> str:
 def _delimited_rows(
     text: str, file: Path, columns: Mapping[str, str]
 ) -> tuple[list[LabelRow], TargetColumns, int | None, str, list[str]]:
-    """Return the rows, the columns of the labels and their place, the separator, and notes on unused columns."""
+    """Return the rows, the columns of the labels and their place, the separator, and notes on other columns."""
     told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # written by Excel
     first = next((line for line in text.splitlines()[told:] if line.strip()), "")
     separator = text[4] if told else _separator(first, columns)
@@ -394,7 +394,7 @@ def _delimited_rows(
             numbered.insert(0, (first_line, header))
             shown: tuple[int, ...] = (1,)
             places = _places_without_header(names)
-            targets, unused = TargetColumns("single-label", ("label",)), []
+            targets, notes = TargetColumns("single-label", ("label",)), []
         else:
             body = [line for _, line in numbered]
 
@@ -407,14 +407,15 @@ def _delimited_rows(
             places = {meaning: names.index(column) for meaning, column in meanings.items()}
             shown = tuple(names.index(column) for column in targets.columns)
             used = (*meanings.values(), *targets.columns)
-            unused = _on_unused({name: set(cells(name)) for name in names if name and name not in used}, file)
+            unused = {name: set(cells(name)) for name in names if name and name not in used}
+            notes = [*_on_groups(meanings, columns, file), *_on_unused(unused, file)]
         rows = []
         for number, line in numbered:
             _check_width(line, names, {*places.values(), *shown}, number, file)
             padded = [*line, *[""] * (len(names) - len(line))]
             read = {meaning: padded[place] for meaning, place in places.items()}
             rows.append(_row(read, [padded[place] for place in shown], targets, number, file))
-        return rows, targets, None if targets.is_one_hot else shown[0], separator, unused
+        return rows, targets, None if targets.is_one_hot else shown[0], separator, notes
     except csv.Error as error:
         unclosed = "a double quote is not closed" if "end of data" in str(error) else str(error)
         raise DataError(f"line {lines.line_num} of {file} is not CSV: {unclosed}; correct it") from error
@@ -455,6 +456,14 @@ def _check_width(line: list[str], names: Sequence[str], used: Set[int], number: 
         return
     columns = "column" if len(line) == 1 else "columns"
     raise DataError(f"line {number} of {file} has {len(line)} {columns}, and the first line {len(names)}; {advice}")
+
+
+def _on_groups(meanings: Mapping[str, str], columns: Mapping[str, str], file: Path) -> list[str]:
+    """Return a note on the column of the groups, if nobody named it and its name leaves it open."""
+    name = meanings.get("group")
+    if name is None or "group" in columns or name.lower() == "group":
+        return []
+    return [f"the column {name} of {file} is read as the group of each image"]
 
 
 def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
