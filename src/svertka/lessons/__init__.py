@@ -30,7 +30,9 @@ from svertka.lessons.lesson_data import load_odd_scans as load_odd_scans
 from svertka.lessons.lesson_data import load_photo_network as load_photo_network
 from svertka.lessons.lesson_data import load_photographs as load_photographs
 from svertka.lessons.shape_network import load_shape_network as load_shape_network
+from svertka.text_width import shorten
 
+LONGEST_MESSAGE = 200  # characters of an exception's message
 Check = Callable[[Any], str | None]
 _MODULES = (
     convolution_exercises,
@@ -88,5 +90,6 @@ def check(exercise: str | float, answer: Any) -> Verdict:
     try:
         reason = EXERCISES[number](answer)
     except Exception as error:  # an answer may fail in any way, and the student should read how
-        reason = f"It fails with {type(error).__name__}: {error}"
+        message = shorten(str(error).strip().partition("\n")[0], LONGEST_MESSAGE, is_prose=True).removesuffix(".")
+        reason = f"It fails with {type(error).__name__}{': ' * bool(message)}{message}."
     return Verdict(number, reason is None, reason or "")

@@ -11,6 +11,18 @@ import torch
 TOLERANCE = 1e-4
 
 
+def to_number(answer: Any) -> float | None:
+    """Return an answer as a float, infinity if it is too large for one; None if it is not a real number."""
+    if isinstance(answer, torch.Tensor | np.ndarray) and answer.shape == ():
+        answer = None if isinstance(answer, torch.Tensor) and answer.is_meta else answer.item()
+    if isinstance(answer, bool) or not isinstance(answer, Real):
+        return None
+    try:
+        return float(answer)
+    except OverflowError:
+        return math.inf
+
+
 def check_number(
     answer: Any, expected: float, hints: dict[float, str] | None = None, tolerance: float = 0
 ) -> str | None:
@@ -18,13 +30,11 @@ def check_number(
 
     `tolerance` is a share of the number that an answer may differ by, for numbers that are rounded.
     """
-    if isinstance(answer, torch.Tensor | np.ndarray) and answer.shape == ():
-        answer = answer.item()
-    if isinstance(answer, bool) or not isinstance(answer, Real):
+    value = to_number(answer)
+    if value is None:
         return f"A number is asked for, and the answer is of type {type(answer).__name__}."
-    value = float(answer)
     if not math.isfinite(value):
-        return f"{answer} is not a finite number."
+        return f"{value} is not a finite number."
     if abs(value - expected) <= tolerance * abs(expected):
         return None
     for mistake, hint in (hints or {}).items():
@@ -40,9 +50,8 @@ def check_array(answer: Any, expected: torch.Tensor, what: str, hints: Sequence[
     """
     if answer is None:
         return f"{what} is None. The function has to return it."
-    try:
-        values = _to_values(answer)
-    except (TypeError, ValueError):
+    values = to_values(answer)
+    if values is None:
         return f"{what} is not an array of numbers."
     for mistake, hint in hints:
         if check_array(values, torch.as_tensor(mistake), what) is None:
@@ -57,20 +66,19 @@ def check_array(answer: Any, expected: torch.Tensor, what: str, hints: Sequence[
     return f"{what} has {found:g} at {place}; it should be {right:g}. {int(wrong.sum())} values are wrong."
 
 
-def _to_values(answer: Any) -> torch.Tensor:
-    """Return an array as float64.
-
-    Raises:
-        TypeError, ValueError: It does not hold real numbers.
-    """
-    if isinstance(answer, torch.Tensor):
-        answer = answer.detach().cpu()
-    elif isinstance(answer, list | tuple):  # such as of tensors with gradients
-        answer = [one.detach().cpu() if isinstance(one, torch.Tensor) else one for one in answer]
-    array = np.asarray(answer)
-    if array.dtype.kind == "c":
-        raise TypeError("complex numbers")
-    return torch.from_numpy(array.astype(np.float64))
+def to_values(answer: Any) -> torch.Tensor | None:
+    """Return an array as float64; None if it is not an array of real numbers."""
+    values = list(answer) if isinstance(answer, list | tuple) else [answer]
+    if any(isinstance(one, torch.Tensor) and (one.is_meta or one.layout != torch.strided) for one in values):
+        return None
+    values = [one.detach().cpu() if isinstance(one, torch.Tensor) else one for one in values]  # may have gradients
+    try:
+        array = np.asarray(values if isinstance(answer, list | tuple) else values[0])
+        if array.dtype.kind not in "biufO" or any(isinstance(one, str | bytes) for one in array.flat):
+            return None
+        return torch.from_numpy(array.astype(np.float64))
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def check_function(answer: Any, arguments: str) -> str | None:
@@ -82,7 +90,10 @@ def check_set(answer: Any, expected: tuple[Any, ...], hints: dict[tuple[Any, ...
     """Return why `answer` is not a list of what is `expected`, in any order, with the hint for a known mistake."""
     if isinstance(answer, str) or not hasattr(answer, "__iter__"):
         return f"A list is asked for, and the answer is of type {type(answer).__name__}."
-    found = {one.item() if hasattr(one, "item") else one for one in answer}
+    try:
+        found = {one.item() if hasattr(one, "item") else one for one in answer}
+    except (TypeError, ValueError, RuntimeError):  # such as lists in a list
+        return "A list of single values is asked for."
     if found == set(expected):
         return None
     for mistake, hint in (hints or {}).items():

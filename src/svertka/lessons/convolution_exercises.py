@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from svertka.lessons.answer_checks import check_array, check_number
+from svertka.lessons.answer_checks import check_array, check_number, to_values
 
 
 def check_convolve(answer: Any) -> str | None:
@@ -48,7 +48,9 @@ def check_nonzero(answer: Any) -> str | None:
 
 def check_shift(answer: Any) -> str | None:
     """1.4: a 3×3 kernel that moves the image one pixel to the right, with padding 1."""
-    kernel = torch.as_tensor(answer, dtype=torch.float64)
+    kernel = to_values(answer)
+    if kernel is None:
+        return "The kernel is not an array of numbers."
     if tuple(kernel.shape) != (3, 3):
         return f"The kernel has the shape {tuple(kernel.shape)}; it should be (3, 3)."
     image = torch.arange(1.0, 26.0, dtype=torch.float64).reshape(5, 5)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from svertka.confidence_intervals import mcnemar_p_value, wilson_interval
-from svertka.lessons.answer_checks import check_function, check_number
+from svertka.lessons.answer_checks import check_function, check_number, to_number
 
 # Per cent. The mean of the largest of 20 draws from Binomial(100, ½) is 59.3; few simulations give 57 to 62.
 BEST_OF_TWENTY, ROUGHLY = 59.5, 0.043
@@ -22,8 +22,11 @@ def check_top_k_error(answer: Any) -> str | None:
     for k in (1, 3, 5):
         expected = float((place >= k).double().mean())
         result = answer(scores, labels, k)
-        if result is None:
-            return "It returns None. The error is asked for."
+        value = to_number(result)
+        if value is None:
+            return (
+                f"It returns {'None' if result is None else type(result).__name__}. The error, a number, is asked for."
+            )
         if (reason := check_number(result, expected, tolerance=1e-6)) is None:
             continue
         for mistake, hint in (
@@ -36,7 +39,7 @@ def check_top_k_error(answer: Any) -> str | None:
         ):
             if check_number(result, mistake, tolerance=1e-6) is None:
                 return f"For k = {k}: {hint}"
-        return f"For k = {k} it returns {float(result):.4f}, and {expected:.4f} is right."
+        return f"For k = {k} it returns {value:.4f}, and {expected:.4f} is right."
     return None
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.lessons.answer_checks import check_function, check_number
+from svertka.lessons.answer_checks import check_function, check_number, to_number
 from svertka.lessons.faulty_trainings import FEW, HIGH, LOW, RIGHT, SHUFFLED, WHO_DID_WHAT
 
 # What in its curves tells each training.
@@ -43,10 +43,11 @@ def check_momentum_step(answer: Any) -> str | None:
     found = []
     for gradient in gradients:
         result = answer(weight, gradient, velocity, rate, momentum)
-        if not isinstance(result, list | tuple) or len(result) != 2:
+        numbers = [to_number(one) for one in result] if isinstance(result, list | tuple) else []
+        if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
             return "It has to return two numbers, the new weight and the new velocity."
-        weight, velocity = result
-        found.append(float(weight))
+        weight, velocity = numbers[0], numbers[1]
+        found.append(weight)
     variants: dict[str, Callable[[float, float], tuple[float, float]]] = {
         "": lambda v, g: (momentum * v + g,) * 2,
         "The weight moves with the old velocity. Compute the new one first.": lambda v, g: (momentum * v + g, v),
@@ -90,7 +91,7 @@ def check_five_trainings(answer: Any) -> str | None:
     for name, kind in answer.items():
         if kind is ...:
             return f"{name} is still to be filled in."
-        if kind not in SIGNS:
+        if not isinstance(kind, str) or kind not in SIGNS:
             return f"{kind} is not one of {', '.join(SIGNS)}."
     wrong = [name for name, kind in answer.items() if kind != WHO_DID_WHAT[name]]
     if not wrong:

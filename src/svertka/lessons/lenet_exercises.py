@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from svertka.lessons.answer_checks import check_array, check_function, check_number
+from svertka.lessons.answer_checks import check_array, check_function, check_number, to_values
 from svertka.lessons.lesson_data import load_digits, scan_badly
 from svertka.models.lenet import make_class_codes
 
@@ -62,8 +62,8 @@ def check_normalization(answer: Any) -> str | None:
 
 
 def _is_close(answer: Any, expected: list[float]) -> bool:
-    values = np.asarray(answer, dtype=np.float64)
-    return values.shape == (2,) and bool(np.abs(values - expected).max() < 2e-3)
+    values = to_values(answer)
+    return values is not None and values.shape == (2,) and bool((values - torch.tensor(expected)).abs().max() < 2e-3)
 
 
 def check_repair(answer: Any) -> str | None:
@@ -72,7 +72,10 @@ def check_repair(answer: Any) -> str | None:
         return reason
     images, _ = load_digits()
     scans, hidden = scan_badly(images[:5]), images[:5]
-    result = np.asarray(answer(scans.copy()))
+    found = answer(scans.copy())
+    if to_values(found) is None:
+        return "The result is not an array of images."
+    result = np.asarray(found.detach() if isinstance(found, torch.Tensor) else found)
     if result.shape == hidden.shape and np.array_equal(result, hidden):
         return None
     for mistake, hint in (

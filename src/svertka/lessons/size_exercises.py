@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from svertka.conv_shape import output_size
-from svertka.lessons.answer_checks import check_array, check_number
+from svertka.lessons.answer_checks import check_array, check_number, to_number
 
 
 def check_output_size(answer: Any) -> str | None:
@@ -17,16 +17,15 @@ def check_output_size(answer: Any) -> str | None:
     for size, kernel, stride, padding, dilation in product((7, 10, 32), (1, 3, 5), (1, 2, 3), (0, 1), (1, 2)):
         if dilation * (kernel - 1) + 1 > size + 2 * padding:
             continue
-        found, expected = (
-            answer(size, kernel, stride, padding, dilation),
-            output_size(size, kernel, stride, padding, dilation),
-        )
+        result = answer(size, kernel, stride, padding, dilation)
+        expected, found = output_size(size, kernel, stride, padding, dilation), to_number(result)
         if found is None:
-            return "The function returns None. It has to return the number of positions."
+            kind = "None" if result is None else type(result).__name__
+            return f"The function returns {kind}. It has to return the number of positions."
         if found != expected:
             return (
                 f"For size={size}, kernel={kernel}, stride={stride}, padding={padding}, dilation={dilation} it returns "
-                f"{found}; there are {expected} positions."
+                f"{found:g}; there are {expected} positions."
             )
     return None
 

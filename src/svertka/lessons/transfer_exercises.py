@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,9 +96,9 @@ def _take_step(network: nn.Sequential, images: Tensor, labels: Tensor) -> None:
 def check_order(answer: Any) -> str | None:
     """9.5: the order of three ways to train on 60 images."""
     words = ["head", "all", "scratch"]
-    if isinstance(answer, str) or not hasattr(answer, "__iter__") or sorted(answer) != sorted(words):
+    found = list(answer) if isinstance(answer, list | tuple | np.ndarray) else []
+    if not all(isinstance(one, str) for one in found) or sorted(found) != sorted(words):
         return f"A list of the three words {', '.join(sorted(words))} is asked for."
-    found = list(answer)
     if found[0] == "scratch" or found.index("scratch") < found.index("all"):
         return "From random weights, 60 images are far too few: even a clumsy start from pretrained weights is better."
     if found[0] == "all":

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from svertka.lessons.answer_checks import check_array, check_function, check_number
+from svertka.lessons.answer_checks import check_array, check_function, check_number, to_values
 from svertka.lessons.shape_network import SHAPES
 
 
@@ -20,7 +21,10 @@ def check_strongest(answer: Any) -> str | None:
         result = answer(maps, unit)
         if result is None:
             return "It returns None. Three numbers are asked for."
-        found = [int(one) for one in torch.as_tensor(result).flatten()]
+        values = to_values(result)
+        if values is None or not values.isfinite().all():
+            return "It has to return three numbers: image, row and column."
+        found = [int(one) if one == int(one) else one for one in values.flatten().tolist()]
         if found == expected:
             continue
         if found == [int(maps[:, unit].argmax())]:
@@ -64,9 +68,10 @@ def check_projection(answer: Any) -> str | None:
 
 def check_shapes(answer: Any) -> str | None:
     """8.4: what the four units look for."""
-    if isinstance(answer, str) or not hasattr(answer, "__len__") or len(answer) != len(SHAPES):
+    words = answer.tolist() if isinstance(answer, np.ndarray) else answer
+    if not isinstance(words, list | tuple) or len(words) != len(SHAPES):
         return "A list of four words is asked for."
-    for unit, (word, right) in enumerate(zip(answer, SHAPES, strict=True)):
+    for unit, (word, right) in enumerate(zip(words, SHAPES, strict=True)):
         if word not in SHAPES:
             return f"{word} is not one of {', '.join(sorted(SHAPES))}."
         if word != right:
