@@ -136,3 +136,36 @@ def test_fields_in_real_networks_are_where_gradients_are(
             for field, at in zip(layer.fields, (row, column), strict=True)
         )
         assert (seen(gradient, 0), seen(gradient, 1)) == (vertical, horizontal), (layer.name, row, column)
+
+
+class Tokens(nn.Module):
+    """Patches of an image as tokens after a class token, normalized one by one, then summed."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(2, 6, 4, stride), nn.LayerNorm(6)
+        self.token, self.head = nn.Parameter(torch.ones(1, 1, 6)), nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return self.head(self.norm(torch.cat([self.token.expand(len(images), -1, -1), tokens], 1)).sum(1))
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_a_norm_of_each_token_sees_the_pixels_of_its_patch(stride: int) -> None:
+    torch.manual_seed(1)
+    network = Tokens(stride).double()
+    shape = 1, 2, 12, 16
+    fields = {layer.name: layer.fields for layer in trace(network, shape).layers}
+    image = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    outputs: list[Tensor] = []
+    network.norm.register_forward_hook(lambda *args: outputs.append(args[2]))
+    network(image)
+    for axis, field in enumerate(fields["norm"]):
+        assert len(field.intervals) == outputs[0].shape[1]
+        assert field.extent == 4
+        for position in range(len(field.intervals)):
+            (gradient,) = torch.autograd.grad(outputs[0][0, position, 0], image, retain_graph=True, allow_unused=True)
+            first, last = field.of(position)
+            assert seen(gradient, axis) == ((first, last) if position else None)
+    assert all(field.intervals == ((0, size - 1),) for field, size in zip(fields["head"], shape[2:], strict=True))

@@ -185,7 +185,34 @@ def _same_order(
     for place, other in enumerate(output.shape):
         if other == size and math.prod(output.shape[:place]) == before:
             return ReceptiveFieldAxis(field, place)
-    return _gathered(field)
+    return _tokens(tensor.shape, field, dim, output.shape) or _gathered(field)
+
+
+def _tokens(
+    before: tuple[int, ...], field: ReceptiveField, dim: int, after: tuple[int, ...]
+) -> ReceptiveFieldAxis | None:
+    """Return the axis after two dimensions, such as rows and columns, became one; None if other things changed."""
+    first = next((place for place, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), 0)
+    if dim not in (first, first + 1) or after != (
+        *before[:first],
+        math.prod(before[first : first + 2]),
+        *before[first + 2 :],
+    ):
+        return None
+    other = before[first + 1 if dim == first else first]
+    positions = range(len(field.intervals))
+    taps = [[one] for one in positions for _ in range(other)] if dim == first else [[one] for one in positions] * other
+    return ReceptiveFieldAxis(field.reading(taps), first)
+
+
+def _concatenation(
+    arguments: Arguments, tensor: ShapeAndSymbol, field: ReceptiveField, dim: int, _: ShapeAndSymbol
+) -> ReceptiveFieldAxis:
+    if arguments["dim"] % tensor.ndim != dim:
+        return ReceptiveFieldAxis(field, dim)
+    # Positions of the other tensors, such as a class token, do not depend on this one.
+    taps = [[at] if one is tensor else [] for one in arguments["tensors"] for at in range(one.shape[dim])]
+    return ReceptiveFieldAxis(field.reading(taps), dim)
 
 
 def _permute(
@@ -284,4 +311,5 @@ RULES: dict[str, Rule] = {
     "select": _select,
     "unbind": _unbind,
     "stack": _stack,
+    "cat": _concatenation,
 }
