@@ -106,7 +106,7 @@ def curves(
         if log_y:
             axis.set_yscale("log")
         if len(lines) > 1:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # not on a curve
         axis.set_title(title, loc="left")
     return figure
 
