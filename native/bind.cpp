@@ -364,6 +364,33 @@ void max_pool_input_gradient(const Window& shape, nb::handle gradient, nb::handl
     from.is_bfloat16() ? compute.operator()<BFloat16>(true) : compute.operator()<float>(false);
 }
 
+void max_pool_convolution_gradient(const Window& pool, const Window& convolution, nb::handle gradient, nb::handle places,
+                                   bool rectify, nb::handle weights, nb::handle result, int threads) {
+    check_max_pool(pool, threads);
+    check(convolution);
+    for (const auto& [axis, maps] : {std::pair{convolution.y, pool.y}, std::pair{convolution.x, pool.x}}) {
+        require_between("dilation", axis.dilation, 1, 1);
+        require_between("pad", axis.pad, 0, 0);
+        require_between("outputs", axis.out_size, maps.size, maps.size);
+        const Size size = product({maps.size - 1, axis.stride}) + axis.taps;
+        require_between("size", axis.size, size, size);
+    }
+    require_between("batch", convolution.batch, pool.batch, pool.batch);
+    require_between("out_channels", convolution.out_channels, pool.in_channels, pool.in_channels);
+    require_between("in_step", convolution.in_step, convolution.in_channels, convolution.in_channels);
+    require_between("out_step", convolution.out_step, convolution.out_channels, convolution.out_channels);
+    const Size pooled = product({pixels_out(pool), pool.in_channels});
+    const Size row = product({convolution.x.taps, convolution.in_channels});
+    const Size columns = (row + weight_columns - 1) / weight_columns * weight_columns;
+    const float* upstream = Tensor("gradient", gradient).numbers<float>(pooled);
+    const std::int8_t* where = Tensor("places", places).numbers<std::int8_t>(pooled);
+    const float* by =
+        Tensor("weights", weights).numbers<float>(product({pool.in_channels, convolution.y.taps, columns}));
+    float* to = Tensor("result", result).numbers<float>(product({pixels_in(convolution), convolution.in_channels}));
+    const nb::gil_scoped_release unlocked;
+    used->max_pool.convolution_gradient(pool, convolution, upstream, where, rectify, by, to, threads);
+}
+
 void check(const LinearShape& shape, int threads) {
     require_between("rows", shape.rows, 1, max_size);
     require_between("inputs", shape.inputs, 1, max_size);
@@ -536,6 +563,8 @@ NB_MODULE(_kernels, module) {
     module.def("max_pool_forward", max_pool_forward, "shape"_a, "input"_a, "output"_a, "places"_a, "threads"_a);
     module.def("max_pool_input_gradient", max_pool_input_gradient, "shape"_a, "gradient"_a, "places"_a, "result"_a,
                "threads"_a);
+    module.def("max_pool_convolution_gradient", max_pool_convolution_gradient, "pool"_a, "convolution"_a, "gradient"_a,
+               "places"_a, "rectify"_a, "weights"_a, "result"_a, "threads"_a);
     nb::class_<LinearShape>(module, "LinearShape").def(nb::init<Size, Size, Size>(), "rows"_a, "inputs"_a, "outputs"_a);
     module.def("linear_forward", linear_forward, "shape"_a, "input"_a, "weights"_a, "bias"_a.none(), "result"_a, "threads"_a);
     module.def("linear_input_gradient", linear_input_gradient, "shape"_a, "gradient"_a, "weights"_a, "result"_a, "threads"_a);

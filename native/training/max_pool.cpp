@@ -1,6 +1,9 @@
 // The input gradient is gathered: each of its pixels is written once, with the gradients of the windows that read it.
 #include "max_pool.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "../bfloat16.h"
 #include "../parallel.h"
 
@@ -95,41 +98,104 @@ void find_largest(const Window& shape, const Number* input, Number* output, std:
     });
 }
 
+// The windows that read pixel (y, x) of an image.
+struct Readers {
+    Reading found[max_taps];
+    Index count = 0;
+
+    ALWAYS_INLINE Readers(const Window& shape, Index image, Index y, Index x) {
+        const Range rows = readers_of(shape.y, y), columns = readers_of(shape.x, x);
+        for (Index out_y = rows.first; out_y < rows.last; ++out_y)
+            for (Index out_x = columns.first; out_x < columns.last; ++out_x) {
+                const Index i = y + shape.y.pad - out_y * shape.y.stride, j = x + shape.x.pad - out_x * shape.x.stride;
+                found[count++] = {((image * shape.y.out_size + out_y) * shape.x.out_size + out_x) * shape.in_channels,
+                                  i * shape.x.taps + j};
+            }
+    }
+
+    // The sum of the gradients of the windows whose maximum is this pixel, for `left` channels from `channel` on.
+    template <class Number>
+    ALWAYS_INLINE Vector sum(const Number* gradient, const std::int8_t* places, Index channel, Index left) const {
+        Vector sum{};
+        for (Index k = 0; k < count; ++k) {
+            const Index place = found[k].place + channel;
+            const Vector upstream = load_up_to(gradient + place, left);
+            const Bits own = load_places(places + place, left);
+#if defined(__AVX512F__)
+            const __mmask16 mine = _mm512_cmpeq_epi32_mask((__m512i)own, _mm512_set1_epi32(static_cast<int>(found[k].tap)));
+            sum = (Vector)_mm512_mask_add_ps((__m512)sum, mine, (__m512)sum, (__m512)upstream);
+#else
+            sum += own == static_cast<std::uint32_t>(found[k].tap) ? upstream : Vector{};
+#endif
+        }
+        return sum;
+    }
+};
+
 template <class Number>
 void gather(const Window& shape, const Number* gradient, const std::int8_t* places, Number* result, int threads) {
     const Index channels = shape.in_channels;
     parallel_for(shape.batch * shape.y.size, threads, [&](Index line, int) {
         const Index image = line / shape.y.size, y = line % shape.y.size;
-        const Range rows = readers_of(shape.y, y);
         for (Index x = 0; x < shape.x.size; ++x) {
-            const Range columns = readers_of(shape.x, x);
-            Reading readers[max_taps];
-            Index count = 0;
-            for (Index out_y = rows.first; out_y < rows.last; ++out_y)
-                for (Index out_x = columns.first; out_x < columns.last; ++out_x) {
-                    const Index i = y + shape.y.pad - out_y * shape.y.stride, j = x + shape.x.pad - out_x * shape.x.stride;
-                    readers[count++] = {((image * shape.y.out_size + out_y) * shape.x.out_size + out_x) * channels,
-                                        i * shape.x.taps + j};
-                }
+            const Readers readers(shape, image, y, x);
             Number* const to = result + (line * shape.x.size + x) * channels;
             for (Index channel = 0; channel < channels; channel += lanes) {
                 const Index left = channels - channel;
-                Vector sum{};
-                for (Index k = 0; k < count; ++k) {
-                    const Index place = readers[k].place + channel;
-                    const Vector upstream = load_up_to(gradient + place, left);
-                    const Bits own = load_places(places + place, left);
-#if defined(__AVX512F__)
-                    const __mmask16 mine = _mm512_cmpeq_epi32_mask((__m512i)own, _mm512_set1_epi32(static_cast<int>(readers[k].tap)));
-                    sum = (Vector)_mm512_mask_add_ps((__m512)sum, mine, (__m512)sum, (__m512)upstream);
-#else
-                    sum += own == static_cast<std::uint32_t>(readers[k].tap) ? upstream : Vector{};
-#endif
-                }
-                store_up_to(to + channel, sum, left);
+                store_up_to(to + channel, readers.sum(gradient, places, channel, left), left);
             }
         }
     });
+}
+
+// The channels of a pixel that are not 0.
+struct Nonzero {
+    std::vector<float> values;
+    std::vector<std::int32_t> channels;
+    Index count = 0;
+
+    explicit Nonzero(Index channel_count) : values(channel_count + lanes), channels(channel_count + lanes) {}
+
+    // Adds those of a vector whose first lane is `channel`; if `rectify`, without the negative ones. Lanes without a
+    // channel are 0.
+    ALWAYS_INLINE void add(Vector numbers, Index channel, bool rectify) {
+#if defined(__AVX512F__)
+        const __m512i places = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(channel)),
+                                                _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        const __m512 zero = _mm512_setzero_ps();
+        const __mmask16 kept = rectify ? _mm512_cmp_ps_mask((__m512)numbers, zero, _CMP_NLE_UQ)
+                                       : _mm512_cmp_ps_mask((__m512)numbers, zero, _CMP_NEQ_UQ);
+        _mm512_storeu_ps(values.data() + count, _mm512_maskz_compress_ps(kept, (__m512)numbers));
+        _mm512_storeu_si512(channels.data() + count, _mm512_maskz_compress_epi32(kept, places));
+        count += __builtin_popcount(kept);
+#else
+        for (Index lane = 0; lane < lanes; ++lane) {
+            values[count] = numbers[lane];
+            channels[count] = static_cast<std::int32_t>(channel + lane);
+            count += rectify ? !(numbers[lane] <= 0) : numbers[lane] != 0;
+        }
+#endif
+    }
+};
+
+// Adds to `parts` vectors, from number `first` on, the products of a pixel's channels with their weights. Vector number
+// n belongs to tap n / line in y, and is at n % line of the `row_size` numbers that this tap reaches.
+template <Index parts>
+ALWAYS_INLINE void add_products(const Nonzero& nonzero, const float* weights, Index weights_step, Index first, Index line,
+                                float* to, Index row_step, Index row_size) {
+    Vector sums[parts]{};
+    for (Index k = 0; k < nonzero.count; ++k) {
+        const float value = nonzero.values[k];
+        const float* const by = weights + nonzero.channels[k] * weights_step + first * lanes;
+#pragma GCC unroll 8
+        for (Index n = 0; n < parts; ++n) sums[n] += value * load(by + n * lanes);
+    }
+#pragma GCC unroll 8
+    for (Index n = 0; n < parts; ++n) {
+        const Index tap = (first + n) / line, at = (first + n) % line * lanes, left = row_size - at;
+        float* const place = to + tap * row_step + at;
+        store_up_to(place, load_up_to(place, left) + sums[n], left);
+    }
 }
 
 }  // namespace
@@ -143,6 +209,36 @@ void max_pool_input_gradient(const Window& shape, const void* gradient, const st
                              bool narrow, int threads) {
     narrow ? gather(shape, static_cast<const BFloat16*>(gradient), places, static_cast<BFloat16*>(result), threads)
            : gather(shape, static_cast<const float*>(gradient), places, static_cast<float*>(result), threads);
+}
+
+void max_pool_convolution_gradient(const Window& pool, const Window& convolution, const float* gradient,
+                                   const std::int8_t* places, bool rectify, const float* weights, float* result,
+                                   int threads) {
+    const Index channels = pool.in_channels, row_size = convolution.x.taps * convolution.in_channels;
+    const Index row_step = convolution.x.size * convolution.in_channels, per_image = convolution.y.size * row_step;
+    const Index line = ceil_div(row_size, weight_columns) * (weight_columns / lanes), all = convolution.y.taps * line;
+    parallel_for(pool.batch, threads, [&](Index image, int) {
+        float* const own = result + image * per_image;
+        std::fill(own, own + per_image, 0.0f);
+        Nonzero nonzero(channels);
+        for (Index y = 0; y < pool.y.size; ++y)
+            for (Index x = 0; x < pool.x.size; ++x) {
+                const Readers readers(pool, image, y, x);
+                nonzero.count = 0;
+                for (Index channel = 0; channel < channels; channel += lanes)
+                    nonzero.add(readers.sum(gradient, places, channel, channels - channel), channel, rectify);
+                if (nonzero.count == 0) continue;
+                float* const to = own + y * convolution.y.stride * row_step + x * convolution.x.stride * convolution.in_channels;
+                Index first = 0;
+                const auto add = [&]<Index parts>() {
+                    for (; all - first >= parts; first += parts)
+                        add_products<parts>(nonzero, weights, all * lanes, first, line, to, row_step, row_size);
+                };
+                add.template operator()<6>();
+                add.template operator()<3>();
+                add.template operator()<1>();
+            }
+    });
 }
 
 }  // namespace svertka::INSTRUCTIONS

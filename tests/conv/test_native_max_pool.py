@@ -115,3 +115,71 @@ def test_windows_outside_the_image_are_refused():
             native_support.kernels.max_pool_forward(shape, x, x, places, 1)
         with pytest.raises(ValueError, match="must be from"):
             native_support.kernels.max_pool_input_gradient(shape, x, places, x, 1)
+
+
+def fence(tensors, choose):
+    """Copies of tensors in memory order, between pages that may not be touched."""
+    flat = [one.as_strided((one.numel(),), (1,), one.storage_offset()) for one in tensors]
+    return flat, [Fenced(one, at_end=choose.random() < 0.7).numbers for one in flat]
+
+
+def test_gradients_of_pooled_convolutions_are_those_of_pytorch(instructions, large_count):
+    for seed in range(large_count(20, 1000)):
+        choose = random.Random(seed)
+        layer = drawn_layer(choose)
+        sides = [taps + choose.randint(0, 5) for taps in layer.kernel_size]
+        batch, channels, inputs = choose.randint(1, 3), choose.choice((1, 3, 8, 16, 17, 33)), choose.choice((1, 3, 5))
+        taps = tuple(choose.choice((1, 2, 3, 7)) for _ in "yx")
+        strides = tuple(choose.choice((1, 2, 4)) for _ in "yx")
+        maps = draw(choose, (batch, channels, *sides), torch.float32)
+        pooled, indices = layer.__class__(
+            layer.kernel_size, layer.stride, layer.padding, ceil_mode=layer.ceil_mode, return_indices=True
+        )(maps)
+        gradient = draw(choose, pooled.shape, torch.float32)
+        weight = draw(choose, (channels, inputs, *taps), torch.float32)
+        rectify = choose.random() < 0.7
+        spread = torch.zeros(batch, channels, sides[0] * sides[1], dtype=torch.float64)
+        spread.scatter_add_(2, indices.flatten(2), gradient.double().flatten(2))
+        spread = spread.relu() if rectify else spread
+        expected = torch.nn.functional.conv_transpose2d(
+            spread.view(batch, channels, *sides), weight.double(), stride=strides
+        )
+
+        places = torch.zeros(pooled.shape).contiguous(memory_format=torch.channels_last)
+        for axis, step in ((0, layer.kernel_size[1]), (1, 1)):
+            at = indices // sides[1] if axis == 0 else indices % sides[1]
+            starts = torch.arange(pooled.shape[2 + axis]) * layer.stride[axis] - layer.padding[axis]
+            places += (at - (starts[:, None] if axis == 0 else starts)) * step
+        rows = weight.permute(0, 2, 3, 1).flatten(2)
+        packed = torch.nn.functional.pad(rows, (0, -rows.shape[2] % 16)).contiguous()
+        result = native_support.empty_channels_last(tuple(expected.shape)).fill_(torch.nan)
+        make = native_support.make_window_sizes
+        axes = zip(sides, pooled.shape[2:], layer.kernel_size, layer.stride, layer.padding, (1, 1), strict=True)
+        pool = make(batch, (channels, channels), axes, (channels, channels))
+        axes = zip(expected.shape[2:], sides, taps, strides, (0, 0), (1, 1), strict=True)
+        convolution = make(batch, (inputs, channels), axes, (inputs, channels))
+        upstream = gradient.contiguous(memory_format=torch.channels_last)
+        flat, fenced = fence([upstream, places.to(torch.int8), packed, result], choose)
+        of, where, by, to = fenced
+        native_support.kernels.max_pool_convolution_gradient(
+            pool, convolution, of, where, rectify, by, to, choose.choice((1, 3))
+        )
+        flat[3].copy_(to)
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=0, msg=f"seed {seed}: {layer}, {sides}")
+
+
+def test_convolutions_that_do_not_fit_a_pool_are_refused():
+    axis, window = native_support.kernels.WindowAxis, native_support.kernels.Window
+    pool = window(1, 1, 1, axis(4, 2, 2, 2, 0, 1), axis(4, 2, 2, 2, 0, 1), 1, 1)
+    x, places = torch.zeros(1000), torch.zeros(1000, dtype=torch.int8)
+    fitting = axis(9, 4, 3, 2, 0, 1)
+    for wrong in (axis(8, 4, 3, 2, 0, 1), axis(9, 3, 3, 2, 0, 1), axis(9, 4, 3, 2, 1, 1), axis(9, 4, 2, 2, 0, 2)):
+        for y, x_axis in ((wrong, fitting), (fitting, wrong)):
+            convolution = window(1, 1, 1, y, x_axis, 1, 1)
+            with pytest.raises(ValueError, match="must be from"):
+                native_support.kernels.max_pool_convolution_gradient(pool, convolution, x, places, True, x, x, 1)
+    convolution = window(1, 1, 1, fitting, fitting, 1, 1)
+    for small in ((x[:3], places, x, x), (x, places[:3], x, x), (x, places, x[:47], x), (x, places, x, x[:80])):
+        given = [one.clone() for one in small]
+        with pytest.raises(ValueError, match="holds"):
+            native_support.kernels.max_pool_convolution_gradient(pool, convolution, *given[:2], True, *given[2:], 1)

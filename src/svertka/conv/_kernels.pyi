@@ -195,6 +195,16 @@ def max_pool_forward(
     threads: int,
 ) -> None: ...
 def max_pool_input_gradient(shape: Window, gradient: Tensor, places: Tensor, result: Tensor, threads: int) -> None: ...
+def max_pool_convolution_gradient(
+    pool: Window,
+    convolution: Window,
+    gradient: Tensor,
+    places: Tensor,
+    rectify: bool,
+    weights: Tensor,
+    result: Tensor,
+    threads: int,
+) -> None: ...
 
 class LinearShape:
     def __init__(self, rows: int, inputs: int, outputs: int) -> None: ...

@@ -13,7 +13,7 @@ from svertka.inspection.checked_forward_pass import StopForward
 from svertka.inspection.deconvolution import compiled_backward_pass, deconvnet, max_pool_switches
 from svertka.inspection.deconvolution.backward_graph import BackwardGraph, Unpooled
 from svertka.inspection.deconvolution.deconvnet import Deconvnet, Projection
-from svertka.inspection.deconvolution.max_unpooling import find_switches, max_unpool
+from svertka.inspection.deconvolution.max_unpooling import PooledWindows, find_switches, max_unpool
 
 Make = Callable[[str, int], nn.Module]
 
@@ -62,7 +62,7 @@ def densenet() -> nn.Module:
 def irregular() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 6, (3, 5), (1, 2), (0, 3)), nn.ReLU6(),
-        nn.MaxPool2d((2, 3), (2, 1), dilation=(1, 2), ceil_mode=True),
+        nn.MaxPool2d((2, 3), (2, 1), ceil_mode=True),
         nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=3), nn.ReLU(),
         Doubled(6, nn.MaxPool2d(3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1)), nn.AvgPool2d(3, 1, 1),
         nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True),
@@ -185,7 +185,7 @@ def test_compiled_projections_of_random_networks_are_those_by_autograd(
 
 
 @pytest.mark.parametrize(
-    "pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 2, ceil_mode=True), nn.MaxPool2d((3, 2), (1, 2), dilation=(2, 3))]
+    "pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 2, ceil_mode=True), nn.MaxPool2d((3, 2), (1, 2))]
 )
 def test_max_unpooling_is_the_gradient_of_max_pooling(pool: nn.MaxPool2d) -> None:
     torch.manual_seed(1)
@@ -197,8 +197,14 @@ def test_max_unpooling_is_the_gradient_of_max_pooling(pool: nn.MaxPool2d) -> Non
     gradient = torch.randn_like(outputs)
     (expected,) = torch.autograd.grad(outputs, maps, gradient)
     switches = find_switches(indices, term, 11)[None]
-    offsets = -torch.tensor([padding])
-    assert torch.equal(max_unpool(gradient, switches, term, offsets, (9, 11)), expected)
+    windows = PooledWindows(gradient, switches, term, -np.array([padding]))
+    assert torch.equal(max_unpool(windows, (9, 11)), expected)
+    # A window of the result that begins before the first position, and one that begins behind it.
+    above = F.pad(expected, (3, 0, 4, 0))
+    assert torch.equal(max_unpool(windows._replace(offsets=windows.offsets + np.array([4, 3])), (13, 14)), above)
+    assert torch.equal(
+        max_unpool(windows._replace(offsets=windows.offsets - np.array([4, 3])), (5, 8)), expected[..., 4:, 3:]
+    )
 
 
 def small() -> nn.Sequential:
@@ -213,7 +219,9 @@ def test_wrong_compiled_projections_are_replaced(monkeypatch: pytest.MonkeyPatch
     arguments = images, "5", range(8), (4, 4), [0, 1] * 4
     expected = Deconvnet(network, (1, 3, 24, 24)).project(*arguments)
     monkeypatch.setattr(deconvnet, "MIN_COMPILED", 1)
-    monkeypatch.setattr(compiled_backward_pass, "max_unpool", lambda *args: 2 * max_unpool(*args))
+    for name in ("max_unpool", "unpool_and_transpose"):
+        right = getattr(compiled_backward_pass, name)
+        monkeypatch.setattr(compiled_backward_pass, name, lambda *args, right=right: 2 * right(*args))
     found = Deconvnet(network, (1, 3, 24, 24)).project(*arguments)
     assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(found, expected, strict=True))
 

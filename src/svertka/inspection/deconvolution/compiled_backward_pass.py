@@ -18,6 +18,7 @@ from svertka.data.dataset import Ints
 from svertka.inspection.deconvolution.backward_graph import (
     Cone,
     Copied,
+    Pair,
     Rectified,
     Scaled,
     Transposed,
@@ -30,12 +31,19 @@ from svertka.inspection.deconvolution.backward_stages import (
     TransposedNetwork,
     find_stages,
 )
-from svertka.inspection.deconvolution.gradient_windows import Window, find_windows
-from svertka.inspection.deconvolution.max_unpooling import MAX_TAPS, max_unpool
+from svertka.inspection.deconvolution.gradient_windows import Window, find_windows, keeps_positions
+from svertka.inspection.deconvolution.max_unpooling import (
+    PooledWindows,
+    can_unpool,
+    can_unpool_and_transpose,
+    max_unpool,
+    pack_weights,
+    unpool_and_transpose,
+)
 
 BATCH_SIZE = 8  # units and images at a time
 
-Switches = Callable[[int, int], Tensor]  # of the image and the max-pool of these numbers, (h, w, C) uint8
+Switches = Callable[[int, int], Tensor]  # of the image and the max-pool of these numbers, (h, w, C) int8
 CompiledStages = dict[object, Optimized]
 
 
@@ -65,7 +73,13 @@ class CompiledBackwardPass:
         self.used: set[object] = set()
         self._first, self._filters, self._factors = _follow_activation(cone)
         self._cone = replace(cone, terms={value: some for value, some in cone.terms.items() if value < self._first})
-        self._stages = list(find_stages(self._cone, self._first, windows))
+        # The weights of transposed convolutions of gradients that come from max-unpooling alone, which are mostly 0.
+        self._packed = {one.result: pack_weights(one) for one in _find_transposed_after_unpooling(self._cone)}
+        self._stages = [
+            stage
+            for stage in find_stages(self._cone, self._first, windows)
+            if not self._packed.keys() >= set(stage.inner)
+        ]
 
     def project(self, units: Ints, positions: Ints, images: Ints, switches: Switches) -> Iterator[PlacedGradient]:
         """Yield the gradients of the image for batches of activations.
@@ -86,6 +100,13 @@ class CompiledBackwardPass:
     def _run(self, run: "_Run", units: Ints, positions: Ints) -> PlacedGradient:
         run.gradients[self._first] = self._plant(units, positions, run.starts(self._first))
         for stage in self._stages:
+            if (
+                0 in stage.added
+                and stage.is_copy
+                and len(stage.added[0]) == 1
+                and isinstance(stage.added[0][0], Transposed)
+            ):
+                return self._transpose(run, 0, stage.added[0][0])  # also what is outside of the image
             added = [self._add(run, value, terms) for value, terms in stage.added.items()]
             if not stage.is_copy:
                 place = next(iter(stage.inner))
@@ -118,19 +139,26 @@ class CompiledBackwardPass:
     def _add(self, run: "_Run", value: int, terms: Sequence[Windows]) -> Tensor:
         """Return the sum of terms with other windows than `value`."""
         found = [
-            run.unpool(value, term) if isinstance(term, Unpooled) else self._transpose(run, value, term)
+            max_unpool(run.find_pooled_windows(value, term), run.size(value))
+            if isinstance(term, Unpooled)
+            else run.move(self._transpose(run, value, term), value)
             for term in terms
         ]
         for other in found[1:]:
             found[0].add_(other)
         return found[0]
 
-    def _transpose(self, run: "_Run", value: int, term: Windows) -> Tensor:
+    def _transpose(self, run: "_Run", value: int, term: Windows) -> PlacedGradient:
         assert isinstance(term, Transposed)
-        gradient, origins = run.gradients[term.result]
+        starts = run.starts(term.result) * term.stride - term.padding
+        if term.result in self._packed:
+            (pool,) = self._cone.terms[term.result]
+            assert isinstance(pool, Unpooled)
+            windows, size = run.find_pooled_windows(term.result, pool), run.size(term.result)
+            return PlacedGradient(unpool_and_transpose(windows, size, term, self._packed[term.result]), starts)
+        gradient = run.gradients[term.result].values
         key = "transposed", value, term.result, tuple(gradient.shape)
-        whole = self._compile(key, lambda: TransposedNetwork(term), gradient)
-        return run.move(PlacedGradient(whole, origins * term.stride - term.padding), value)
+        return PlacedGradient(self._compile(key, lambda: TransposedNetwork(term), gradient), starts)
 
     def _run_stage(self, stage: Stage, inputs: list[Tensor]) -> list[Tensor]:
         whole = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
@@ -176,7 +204,7 @@ class _Run:
 
     def move(self, gradient: PlacedGradient, place: int) -> Tensor:
         """Return a gradient in the window of value `place`: without what is outside, and 0 elsewhere."""
-        size = [axis.length for axis in self._windows[place]]
+        size = self.size(place)
         count, channels, *lengths = gradient.values.shape
         result = torch.zeros(count, *size, channels).permute(0, 3, 1, 2)
         corners = (gradient.starts - self.starts(place)).tolist()
@@ -187,17 +215,21 @@ class _Run:
             to[:, rows, columns] = of[:, from_rows, from_columns]
         return result
 
-    def unpool(self, value: int, term: Unpooled) -> Tensor:
-        """Return a term of a value by max-unpooling."""
+    def size(self, value: int) -> Pair:
+        """Return the rows and columns of the window of a value."""
+        rows, columns = self._windows[value]
+        return rows.length, columns.length
+
+    def find_pooled_windows(self, value: int, term: Unpooled) -> PooledWindows:
+        """Return the gradients from which a term of a value is computed by max-unpooling."""
         gradient, origins = self.gradients[term.result]
         height, width = gradient.shape[2:]
         switches = [
             self._switches(image, term.pool)[row : row + height, column : column + width]
             for image, (row, column) in zip(self._images.tolist(), origins.tolist(), strict=True)
         ]
-        offsets = torch.from_numpy(origins * term.stride - term.padding - self.starts(value))
-        rows, columns = (axis.length for axis in self._windows[value])
-        return max_unpool(gradient, torch.stack(switches), term, offsets, (rows, columns))
+        offsets = origins * term.stride - term.padding - self.starts(value)
+        return PooledWindows(gradient, torch.stack(switches), term, offsets)
 
 
 def compile_backward_pass(cone: Cone, compiled: CompiledStages) -> CompiledBackwardPass | None:
@@ -217,7 +249,7 @@ def compile_backward_pass(cone: Cone, compiled: CompiledStages) -> CompiledBackw
     if (
         windows is None
         or any(one.dtype != torch.float32 or not one.is_cpu for one in tensors)
-        or any(isinstance(term, Unpooled) and max(term.taps) > MAX_TAPS for term in terms)
+        or any(isinstance(term, Unpooled) and not can_unpool(term) for term in terms)
     ):
         return None
     return CompiledBackwardPass(cone, windows, compiled)
@@ -246,6 +278,20 @@ def _follow_activation(cone: Cone) -> tuple[int, Transposed | None, Tensor]:
             break
         value = reader
     return value, None, factors
+
+
+def _find_transposed_after_unpooling(cone: Cone) -> Iterator[Transposed]:
+    """Yield the transposed convolutions that change positions, and alone read the result of one max-unpooling."""
+    for value, terms in cone.terms.items():
+        for term in terms:
+            if (
+                isinstance(term, Transposed)
+                and not keeps_positions(term, cone, value)
+                and can_unpool_and_transpose(term)
+                and [type(one) for one in cone.terms.get(term.result, ())] == [Unpooled]
+                and sum(one.result == term.result for some in cone.terms.values() for one in some) == 1
+            ):
+                yield term
 
 
 def _overlap(start: int, count: int, step: int, size: int) -> tuple[slice, slice]:

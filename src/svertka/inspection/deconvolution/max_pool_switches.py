@@ -30,7 +30,7 @@ class MaxPoolSwitches:
         self._num_bytes = 0
 
     def of(self, image: Tensor) -> list[Tensor]:
-        """Return the switches of each max-pool, (h, w, C) uint8, as `max_unpooling` reads them.
+        """Return the switches of each max-pool, (h, w, C) int8, as `max_unpooling` reads them.
 
         Args:
             image: (C, H, W) float32.
