@@ -126,6 +126,14 @@ def test_folders_that_all_classes_hold_are_questioned(tmp_path: Path) -> None:
     assert list_folder(make(tmp_path / "x", *each("cat/in", "dog/in"))).account.warnings == ()
 
 
+def test_a_note_names_the_subfolders_that_are_one_class(tmp_path: Path) -> None:
+    for root in (tmp_path / "x", tmp_path / "y" / "train"):
+        make(root, *each("pets/cat", "pets/dog", "wild/raccoon"))
+        notes = list_folder(tmp_path / root.relative_to(tmp_path).parts[0]).account.notes
+        assert notes == ("the subfolders of a class folder are one class: pets (cat, dog)",)
+    assert list_folder(make(tmp_path / "z", *each("cat/in", "dog/in", "dog"))).account.notes == ()
+
+
 def test_a_class_folder_that_holds_the_others_is_questioned(tmp_path: Path) -> None:
     make(tmp_path, *each("yes", "no", "brain/yes", "brain/no"))
     (warning,) = list_folder(tmp_path).account.warnings

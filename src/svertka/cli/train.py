@@ -87,8 +87,8 @@ def train(
         str | None,
         typer.Option(
             help="Type of the last layer: linear, cosine or adaptation (trained step by step), or logistic or "
-            "nearest-mean (fitted directly to the features). Default: logistic for a new head on frozen layers, with "
-            "at most 4,000 training images and no option of steps, such as --epochs; else linear.",
+            "nearest-mean (fitted directly to the features). Default: logistic for a new head of classes on frozen "
+            "layers, with at most 4,000 training images and no option of steps, such as --epochs; else linear.",
             rich_help_panel=MODEL,
         ),
     ] = None,

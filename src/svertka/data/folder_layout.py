@@ -359,7 +359,7 @@ class _Reader:
                 self.layout.entries.append(entry)
 
     def _question_subfolders(self, classes: Sequence[Folder]) -> None:
-        """Warn if class folders have the same subfolders, which may be the classes."""
+        """Say which subfolders are merged into classes, and warn if they may be the classes."""
         plain = [folder for folder in classes if not folder.images]
         names = Counter(inside.name for folder in plain for inside in folder.full)
         common = sorted(name for name, count in names.items() if count > 1 and 2 * count > len(plain))
@@ -368,6 +368,9 @@ class _Reader:
                 f"the class folders {join_first([folder.name for folder in plain], SHOWN)} have the same subfolders, "
                 f"{join_first(common, SHOWN)}; if those are the classes, put all images of each into one folder"
             )
+        elif merged := [folder for folder in plain if len(folder.full) > 1]:
+            listed = [f"{folder.name} ({join_first([one.name for one in folder.full], SHOWN)})" for folder in merged]
+            self.layout.notes.append(f"the subfolders of a class folder are one class: {join_first(listed, SHOWN)}")
         beside = {folder.name for folder in classes}
         for folder in plain:
             inside = sorted(one.name for one in folder.full if one.name in beside)

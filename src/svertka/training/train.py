@@ -116,8 +116,8 @@ def train(
             head, the name of a stage, or "all".
         head: Last layer: "linear", "cosine" or "adaptation", trained step by step; or "logistic" or "nearest-mean",
             fitted directly to the features. None: that of the recipe. With the default recipe, a new dense layer on
-            frozen layers is "logistic" for at most 4,000 training images, unless an option of steps is given, such as
-            `epochs`, `lr` or `time`; it errs less than one that is trained in the recipe's few steps.
+            frozen layers is "logistic" for at most 4,000 training images of one class each, unless an option of steps
+            is given, such as `epochs`, `lr` or `time`; it errs less than one that is trained in the recipe's few steps.
         initial: Weight initialization: "gaussian", "glorot" or "he". None: the network's own.
         size: Height and width of the network's input, in pixels. None: that of the weights, or of the images.
         boxes: Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. The head is then trained on patches,
