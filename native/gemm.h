@@ -1,7 +1,7 @@
 // The GEMM micro-kernel of all algorithms: an MR × NR register tile of A · B.
 #pragma once
 
-#include "bf16_pairs.h"
+#include "half_vectors.h"
 
 namespace svertka::INSTRUCTIONS {
 
@@ -45,22 +45,28 @@ struct NoPrefetch {
 // are floats, or pairs of bfloat16 for two consecutive k; steps, strides and `depth` then count pairs.
 // The strides inside a chunk are compile-time constants, so that each element of A is a broadcast memory operand at a
 // fixed offset from one pointer. k may be split into `pieces` of `depth` steps each, which are
-// `piece` floats apart in A.
-template <Index row_stride, Index step_stride, class Sum, int count, int vectors, class Factor, class Ahead = NoPrefetch>
+// `piece` floats apart in A. `half_last`: only the first half of the last vector is computed.
+template <Index row_stride, Index step_stride, bool half_last = false, class Sum, int count, int vectors, class Factor,
+          class Ahead = NoPrefetch>
 ALWAYS_INLINE void add_products(Sum (&sums)[count][vectors], const Factor* a, Index chunk, const Factor* b,
                                 Index b_stride, Index second, Index depth, Index pieces = 1, Index piece = 0,
                                 Ahead ahead = {}) {
+    constexpr int whole = half_last ? vectors - 1 : vectors;
+    [[maybe_unused]] HalfVector tails[count] = {};
     const auto step = [&](const Factor* column) __attribute__((always_inline)) {
         ahead.next();
         decltype(load(b)) factors[vectors];
 #pragma GCC unroll 2
-        for (int half = 0; half < vectors; ++half) factors[half] = load(b + half * second);
+        for (int half = 0; half < whole; ++half) factors[half] = load(b + half * second);
+        [[maybe_unused]] HalfBits tail{};
+        if constexpr (half_last) __builtin_memcpy(&tail, b + whole * second, sizeof tail);
         b += b_stride;
 #pragma GCC unroll 16
-        for (int row = 0; row < count; ++row)
+        for (int row = 0; row < count; ++row) {
 #pragma GCC unroll 2
-            for (int half = 0; half < vectors; ++half)
-                add_product(sums[row][half], column[row * row_stride], factors[half]);
+            for (int half = 0; half < whole; ++half) add_product(sums[row][half], column[row * row_stride], factors[half]);
+            if constexpr (half_last) add_product(tails[row], column[row * row_stride], tail);
+        }
     };
     for (; pieces > 0; --pieces, a += piece) {
         const Factor* from = a;
@@ -71,6 +77,9 @@ ALWAYS_INLINE void add_products(Sum (&sums)[count][vectors], const Factor* a, In
         }
         for (Index k = 0; k < left; ++k) step(from + k * step_stride);
     }
+    if constexpr (half_last)
+#pragma GCC unroll 16
+        for (int row = 0; row < count; ++row) sums[row][whole] += widen(tails[row]);
 }
 
 // Call function(row, half) for each sum of a register tile.

@@ -17,11 +17,25 @@ struct RowBlocks {
     // `room`: factors of a block that fit in the cache of a thread. `may_share`: whether `shared` is considered.
     template <class Pass>
     RowBlocks(const Pass& pass, Index room, bool may_share, int threads) {
-        const Index wanted = max(min(room / pass.steps, 16 * MR), MR);
-        shared = may_share && pass.panels >= 2 * threads && pass.pixels < 4 * threads * wanted;
-        const Index share = threads == 1 ? pass.pixels : ceil_div(pass.pixels, 4 * threads);
-        const Index limit = shared ? max(8 * wanted, 4 * MR) : min(wanted, share);
-        block = ceil_div(ceil_div(pass.pixels, ceil_div(pass.pixels, limit)), MR) * MR;
+        const Index wanted = max(min(room / pass.steps, 16 * MR), MR), tiles = ceil_div(pass.pixels, MR);
+        // Panels are divided if that gives more equal shares than dividing rows, or weights that only one thread's cache has
+        // to hold.
+        const Index by_panels = ceil_div(pass.panels, threads) * pass.pixels;
+        const Index by_rows = ceil_div(tiles, threads) * MR * pass.panels;
+        const bool better = by_panels < by_rows || (by_panels == by_rows && pass.panels * pass.steps * NR > room);
+        shared = may_share && (better || threads == 1) && pass.panels >= 2 * threads && pass.pixels < 4 * threads * wanted;
+        const Index limit = shared ? max(8 * wanted, 4 * MR) : wanted, fewest = ceil_div(pass.pixels, limit);
+        block = ceil_div(tiles, fewest) * MR;
+        if (shared || threads == 1) return;
+        // Several blocks per thread, if that does not make the largest share of a thread larger.
+        Index smallest = 0;
+        for (Index each = 4; each > 0; --each) {
+            const Index size = ceil_div(tiles, max(each * threads, fewest));
+            const Index share = ceil_div(ceil_div(tiles, size), threads) * size;
+            if (smallest && share >= smallest) continue;
+            smallest = share;
+            block = size * MR;
+        }
     }
 };
 

@@ -17,6 +17,9 @@ namespace {
 // panel's weights fit in the L1 cache.
 constexpr Index KC = 192;
 
+// How many channels a panel's last vector has: all, less, or at most half of them.
+enum class Width { whole, part, half };
+
 // The tensors, sizes and steps of one call. `Factor`: the type that is multiplied. `Number`: that of the input, floats or pairs
 // of bfloat16, which `shape` then counts as channels. `Result`: that of the output and the residual.
 template <class FactorType, class NumberType = float, class Result = float>
@@ -45,16 +48,20 @@ struct Pass {
     void multiply(Index first, Index count, const Factor* gathered, Index number, float* products) const {
         const Index channels = shape.out_channels - number * NR;
         if (channels >= NR)
-            multiply_by<2, true>(first, count, gathered, number, products);
+            multiply_by<2, Width::whole>(first, count, gathered, number, products);
+        else if (channels > lanes + half_lanes)
+            multiply_by<2, Width::part>(first, count, gathered, number, products);
         else if (channels > lanes)
-            multiply_by<2, false>(first, count, gathered, number, products);
+            multiply_by<2, half_lanes ? Width::half : Width::part>(first, count, gathered, number, products);
         else if (channels == lanes)
-            multiply_by<1, true>(first, count, gathered, number, products);
+            multiply_by<1, Width::whole>(first, count, gathered, number, products);
+        else if (channels > half_lanes)
+            multiply_by<1, Width::part>(first, count, gathered, number, products);
         else
-            multiply_by<1, false>(first, count, gathered, number, products);
+            multiply_by<1, half_lanes ? Width::half : Width::part>(first, count, gathered, number, products);
     }
 
-    template <int vectors, bool whole>
+    template <int vectors, Width width>
     void multiply_by(Index first, Index count, const Factor* gathered, Index number, float* products) const {
         Factor room[KC * NR];
         const Index part = ceil_div(ceil_div(steps, ceil_div(steps, KC)), lanes) * lanes;  // parts of k of about one size
@@ -71,7 +78,7 @@ struct Pass {
             const Index share = ceil_div(NR * sizeof(Factor), ceil_div(count, MR));
             block.ahead = {reinterpret_cast<const char*>(weights + (number * steps + k + here) * NR), share};
             for (Index row = 0; row < count; row += MR, block.ahead.from += here * share)
-                block_of<vectors, whole, lanes, MR>(min(MR, count - row), first + row,
+                block_of<vectors, width, lanes, MR>(min(MR, count - row), first + row,
                                                       a + row * windows.chunks * lanes, block, products + row * NR);
         }
     }
@@ -102,18 +109,19 @@ struct Pass {
     };
 
     // A register tile of `count` rows, the first at `a`.
-    template <int vectors, bool whole, Index row_stride, int max_rows>
+    template <int vectors, Width width, Index row_stride, int max_rows>
     ALWAYS_INLINE void block_of(Index count, Index pixel, const Factor* a, const Block& block, float* products) const {
         if constexpr (max_rows > 1) {
             if (count < max_rows)
-                return block_of<vectors, whole, row_stride, max_rows - 1>(count, pixel, a, block, products);
+                return block_of<vectors, width, row_stride, max_rows - 1>(count, pixel, a, block, products);
         }
-        rows_of<vectors, whole, row_stride, max_rows>(pixel, a, block, products);
+        rows_of<vectors, width, row_stride, max_rows>(pixel, a, block, products);
     }
 
-    // `whole`: every vector is full; otherwise the panel's last vector lacks some channels.
-    template <int vectors, bool whole, Index row_stride, int count>
+    // `width`: that of the panel's last vector.
+    template <int vectors, Width width, Index row_stride, int count>
     [[gnu::noinline]] void rows_of(Index pixel, const Factor* a, const Block& block, float* products) const {
+        constexpr bool whole = width == Width::whole;
         const Index channel = block.number * NR, left = whole ? lanes : shape.out_channels - channel - (vectors - 1) * lanes;
         const auto load_vector = [=](const auto* from, int half) __attribute__((always_inline)) {
             return whole || half < vectors - 1 ? load(from + half * lanes) : load_partial(from + half * lanes, left);
@@ -126,8 +134,8 @@ struct Pass {
             });
         }
         Vector sums[count][vectors] = {};
-        add_products<row_stride, 1>(sums, a, block.chunk, block.b, NR, lanes, block.depth, block.pieces, block.piece,
-                                    block.ahead);
+        add_products<row_stride, 1, width == Width::half>(sums, a, block.chunk, block.b, NR, lanes, block.depth,
+                                                          block.pieces, block.piece, block.ahead);
         // Added last, as sums of many terms lose precision.
         if (block.add)
             each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
@@ -332,11 +340,11 @@ struct Pass {
     ALWAYS_INLINE void strips_by(Index channels, Index count, Index pixel, const Factor* a, const Block& block,
                                  float* products) const {
         if (channels >= NR)
-            block_of<2, true, row_stride, MR>(count, pixel, a, block, products);
+            block_of<2, Width::whole, row_stride, MR>(count, pixel, a, block, products);
         else if (channels > lanes)
-            block_of<2, false, row_stride, MR>(count, pixel, a, block, products);
+            block_of<2, Width::part, row_stride, MR>(count, pixel, a, block, products);
         else
-            block_of<1, false, row_stride, MR>(count, pixel, a, block, products);
+            block_of<1, Width::part, row_stride, MR>(count, pixel, a, block, products);
     }
 };
 

@@ -1,4 +1,4 @@
-// Grouped convolution, down to depthwise.
+// Grouped convolution, and the depthwise convolutions that have no kernel of their own (depthwise.cpp).
 //
 // Small groups: one vector holds neighboring output channels, of one group or of several whole groups, and another vector
 // their inputs. For each tap and each i, one vector product adds the contribution of the i-th input of every group: the
@@ -13,6 +13,7 @@
 #include "../parallel.h"
 #include "../scratch.h"
 #include "../vector_epilogue.h"
+#include "depthwise.h"
 #include "direct.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -343,11 +344,6 @@ struct Pass {
         const Index taps = shape.x.dilation == 1 ? shape.x.taps : 0, stride = shape.x.stride;
         if (taps == 3 && stride == 1) return {&Pass::band_of<3, 1, several, true>, &Pass::band_of<3, 1, several, false>};
         if (taps == 3 && stride == 2) return {&Pass::band_of<3, 2, several, true>, &Pass::band_of<3, 2, several, false>};
-        if constexpr (!several) {
-            if (taps == 5 && stride == 1) return {&Pass::band_of<5, 1, false, true>, &Pass::band_of<5, 1, false, false>};
-            if (taps == 5 && stride == 2) return {&Pass::band_of<5, 2, false, true>, &Pass::band_of<5, 2, false, false>};
-            if (taps == 7 && stride == 1) return {&Pass::band_of<7, 1, false, true>, &Pass::band_of<7, 1, false, false>};
-        }
         return {&Pass::band_of_any<several, true>, &Pass::band_of_any<several, false>};
     }
 };
@@ -381,6 +377,7 @@ void compute(const Window& shape, Index count, const void* input, const float* w
 void grouped(const Window& shape, std::ptrdiff_t count, const void* input, const float* weights, const Epilogue& epilogue,
              void* output, bool narrow, int threads) {
     if (shape.batch == 0) return;
+    if (has_depthwise_kernel(shape, count)) return depthwise(shape, input, weights, epilogue, output, narrow, threads);
     (narrow ? compute<BFloat16> : compute<float>)(shape, count, input, weights, epilogue, output, threads);
 }
 

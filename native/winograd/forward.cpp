@@ -104,7 +104,7 @@ struct Pass {
         const bool past_caches = stream, later = epilogue.in_two_passes();
         // Results of bfloat16 wait for the second half of their cache line: memory is written in whole lines.
         constexpr bool waits = std::is_same_v<Result, BFloat16>;
-        Halves waiting[waits ? outputs * outputs : 1];
+        Halves waiting[waits ? outputs * outputs : 1] = {};  // gcc warns of uninitialized ones
         for (Index half = 0; half < here; half += lanes) {
             const VectorEpilogue vector_epilogue(epilogue, output, shape.out_step, pixel, first + half, here - half, shape.out_width);
             const auto product_at = [=](auto i, auto j) __attribute__((always_inline)) {

@@ -17,6 +17,8 @@ SHAPES = [
     ConvShape.of((1, 40, 7, 6), (80, 20, 3, 3), padding=1, groups=2),
     ConvShape.of((2, 12, 8, 7), (4, 3, 3, 3), padding=1, groups=4),
     ConvShape.of((1, 40, 9, 8), (20, 20, 5, 5), stride=(2, 1), padding=2, groups=2),
+    ConvShape.of((1, 170, 6, 9), (170, 1, 5, 5), padding=2, groups=170),  # weights of two parts of the channels
+    ConvShape.of((2, 40, 2, 5), (40, 1, 3, 3), padding=(2, 1), groups=40),  # two lines, of which some are padding
     ConvShape.of((0, 8, 5, 5), (8, 1, 3, 3), groups=8),
 ]
 
