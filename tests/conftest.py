@@ -85,14 +85,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_timings() -> None:
-    """What a test checks does not depend on times, and hundreds of trainings time their steps."""
+    """What a test checks does not depend on times, and hundreds of trainings time their steps.
+
+    Ten folds of a new head are enough where not their number is checked; users get three times ten.
+    """
     from svertka.compiler import mixed_precision
-    from svertka.evaluation import inference_speed, optimize_run
+    from svertka.evaluation import cross_validation, inference_speed, optimize_run
     from svertka.training import time_estimate
 
     time_estimate.TIMED_FOR = inference_speed.SPENT = optimize_run.TIMED_SECONDS = 0.0
     time_estimate.TIMED_STEPS = time_estimate.TIMED_ENDS = 1
     mixed_precision.TIMING_SECONDS = mixed_precision.COMPARING_SECONDS = 0.2
+    cross_validation.REPEATS = 1
 
 
 @pytest.fixture(scope="session", autouse=True)

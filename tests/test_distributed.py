@@ -203,6 +203,7 @@ def test_two_processes_train_with_boxes_and_gradual(
     assert run.result()["val_error"] == pytest.approx(judged.top1_error)
 
 
+@pytest.mark.large  # the sentence: test_the_threads_of_a_process_group_end_with_it
 def test_what_went_wrong_in_one_process_is_said_with_its_rank(digit_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(

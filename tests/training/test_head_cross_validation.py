@@ -14,6 +14,7 @@ from svertka.classifier import Classifier, Config, read_config
 from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError
+from svertka.evaluation import cross_validation
 from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.tasks import AnyTask, MultiLabel, SingleLabel
@@ -55,6 +56,7 @@ def spied(digit_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume, "cross_validate_head", spy)
+        patch.setattr(cross_validation, "REPEATS", 3)
         output = tmp_path_factory.mktemp("runs") / "run"
         seen["run"] = svertka.train(digit_folder, weights=weights, output=output, **FEW)
     return seen
