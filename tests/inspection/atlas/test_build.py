@@ -127,7 +127,7 @@ def test_finished_atlas_is_not_rebuilt(run: Run, atlas: Atlas, capsys: pytest.Ca
 
 def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after 8 files, after 16 more, and so on, the folder equals that of an uninterrupted build."""
-    atlas = look(run, layers=["c1", "c5"], units=120, output=tmp_path / "undisturbed", threads=1)
+    atlas = look(run, layers=["c1", "c5"], units=24, output=tmp_path / "undisturbed", threads=1)
     real, left, made, said = ResumableFolder.write, [0], [], []
 
     def write(self: ResumableFolder, name: str, content: bytes) -> None:
@@ -141,7 +141,7 @@ def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest
     for times in range(1, 20):
         left[0] = 8 * times
         try:
-            again = look(run, layers=["c1", "c5"], units=120, output=tmp_path / "atlas", threads=1)
+            again = look(run, layers=["c1", "c5"], units=24, output=tmp_path / "atlas", threads=1)
             break
         except Interrupted as error:
             said.append(str(error))

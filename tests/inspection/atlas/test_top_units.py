@@ -50,7 +50,7 @@ def test_units_are_ranked_by_share_of_the_recorded_maximum(network: nn.Sequentia
 
 def test_largest_activations_are_read_from_an_atlas(digit_folder: Path, tmp_path: Path, quiet: None) -> None:
     run: Run = svertka.train(digit_folder, model="lenet5", epochs=1, output=tmp_path / "run")
-    svertka.look(run, images=40, units=120)
+    svertka.look(run, images=8, units=120)
     best = read_largest_activations_of_atlas(run.folder / "atlas")
     assert {name: len(values) for name, values in best.items()} == {"c1": 6, "c3": 16, "c5": 120}
     assert all((values >= 0).all() for values in best.values())
