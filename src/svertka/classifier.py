@@ -401,7 +401,7 @@ class Classifier:
             count = len(classifier.names) - len(classifier.config.patches_only)
             classifier.optimized = read_optimized(folder, folder / WEIGHTS, shape, count)
             if classifier.optimized is not None and classifier.calibration is not None:
-                say(f"{folder}: the optimized network does not tell unknown images; --precision fp32 does")
+                say(f"{folder}: the optimized network does not say which images are unknown; --precision fp32 does")
         return classifier
 
     def require_single_label(self, what: str, to_do: str = "use evaluate, predict, export or serve") -> None:

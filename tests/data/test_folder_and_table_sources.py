@@ -264,6 +264,7 @@ def test_parts_without_class_folders_are_no_classes(tmp_path: Path, folders: tup
     ("paths", "said"),
     [
         (["data/train-0.parquet", "readme.md"], "there are 1 .parquet: save the images in them as files first"),
+        (["1.jpg", "labels.xlsx"], "there are 1 .xlsx: if they list the classes of the images, save them as CSV"),
         (["train.zip", "test.tar.gz"], "there are 1 .gz, 1 .zip: unpack them first"),
         (["a/1.npy", "a/2.npy", "b/1.npy"], "there are 3 .npy: save the images"),
     ],

@@ -126,6 +126,12 @@ def test_folders_that_all_classes_hold_are_questioned(tmp_path: Path) -> None:
     assert list_folder(make(tmp_path / "x", *each("cat/in", "dog/in"))).account.warnings == ()
 
 
+def test_names_that_are_one_number_are_a_warning(tmp_path: Path) -> None:
+    make(tmp_path, *each("007", "7", "7.0", "8", "1e1", "10"))
+    (warning,) = list_folder(tmp_path).account.warnings
+    assert warning.startswith("the classes 007 and 7 and 7.0 are one number, written differently: if they are one")
+
+
 def test_a_note_names_the_subfolders_that_are_one_class(tmp_path: Path) -> None:
     for root in (tmp_path / "x", tmp_path / "y" / "train"):
         make(root, *each("pets/cat", "pets/dog", "wild/raccoon"))

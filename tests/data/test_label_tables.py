@@ -141,6 +141,17 @@ def test_an_image_has_one_label(tmp_path: Path) -> None:
         list_folder(tmp_path / "all.csv")
 
 
+def test_absolute_paths_into_the_folder_of_the_table(tmp_path: Path) -> None:
+    make(tmp_path / "disk", "a.jpg", "b.jpg")
+    (tmp_path / "photos").symlink_to("disk")
+    rows = [f"{tmp_path}/photos/a.jpg,cat", f"{tmp_path}/disk/b.jpg,dog", "b.jpg,dog"]
+    (tmp_path / "disk" / "all.csv").write_text("\n".join(["path,label", *rows]))
+    for source in (tmp_path / "photos", tmp_path / "photos" / "all.csv"):
+        listing = list_folder(source)
+        assert [(one.path, one.label) for one in listing.entries] == [("a.jpg", "cat"), ("b.jpg", "dog")]
+        assert f"{tmp_path}/photos/all.csv has 1\N{NO-BREAK SPACE}repeated row; each" in " ".join(listing.account.notes)
+
+
 def test_a_group_is_read(tmp_path: Path) -> None:
     (tmp_path / "all.csv").write_text("path,label,group\na.jpg,cat,7\n")
     assert list_folder(tmp_path / "all.csv").entries == (LabeledImage("a.jpg", "cat", "", "7"),)

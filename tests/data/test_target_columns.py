@@ -139,6 +139,18 @@ def test_a_number(header: str, columns: str | None, tmp_path: Path) -> None:
         ("path,a", ["a.jpg,0"], "labels=b", "has no column b, but path, a"),
         ("path,age", ["a.jpg,0"], None, r"=COLUMN \(labels=COLUMN for several labels an image, target=COLUMN for a nu"),
         ("path,breed", ["a.jpg,0"], None, "--columns path=path,label=breed$"),
+        (
+            "path,label",
+            ["a.jpg,\"['a', 'b']\"", "b.jpg,\"['b']\""],
+            None,
+            r"line 2 of .* has label=\['a', 'b'\], a list",
+        ),
+        (
+            "path,tags",
+            ["a.jpg,cat", "b.jpg,\"['b']\""],
+            "labels=tags",
+            r"line 3 of .* separate several labels by |, wi",
+        ),
         ("path,label", ["a.jpg,cat|", "b.jpg,cat"], None, "has only one label, cat; several labels need two names"),
         ("path,label", ["a.jpg,cat", "a.jpg,dog"], None, "or write several labels into one, joined by |"),
     ],

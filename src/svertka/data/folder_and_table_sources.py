@@ -38,6 +38,7 @@ OWN_FOLDERS = "put the images of each class into a folder of its own, such as ph
 # Files that hold many images, or arrays.
 CONTAINERS = {".parquet", ".arrow", ".tfrecord", ".tfrecords", ".rec", ".lmdb", ".mdb", ".h5", ".hdf5", ".npy", ".npz"}
 CONTAINERS |= {".mat", ".pkl", ".pickle", ".pt", ".pth", ".idx", ".bin", ".mp4", ".avi", ".mov", ".mkv", ".pdf"}
+SPREADSHEETS = {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}
 
 
 @dataclass(frozen=True)
@@ -188,13 +189,17 @@ class FolderListing:
         return {part: {name for of, label in pairs if of == part for name in self._split(label)} for part in PARTS}
 
     def _containers(self) -> str | None:
-        """Return a sentence on archives and files that may hold images; None if there are none."""
-        counts = [(suffix, count) for suffix, count in self.account.not_images if suffix in ARCHIVES | CONTAINERS]
-        if not counts:
-            return None
-        named = ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
-        to_do = "unpack them" if all(suffix in ARCHIVES for suffix, _ in counts) else "save the images in them as files"
-        return f"there are {named}: {to_do} first"
+        """Return sentences on archives and files that may hold images or labels; None if there are none."""
+        said = []
+        for suffixes, to_do in (
+            (ARCHIVES, "unpack them first"),
+            (CONTAINERS, "save the images in them as files first"),
+            (SPREADSHEETS, "if they list the classes of the images, save them as CSV"),
+        ):
+            counts = [f"{count:,} {suffix}" for suffix, count in self.account.not_images if suffix in suffixes]
+            if counts:
+                said.append(f"there are {', '.join(counts)}: {to_do}")
+        return "; ".join(said) or None
 
     def _left_out_in(self, folder: str) -> str:
         """Return what is left out of `folder`, in parentheses; "" if nothing."""

@@ -37,6 +37,7 @@ MASK_WORD = re.compile("mask|seg|gt|ground|label", re.IGNORECASE)  # in each nam
 UNLABELED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # folders of images without a class
 EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # tables of a challenge, whose labels are placeholders
 INVISIBLE = ("Cc", "Cf")  # categories of characters that show nothing
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")  # names that spreadsheets rewrite, 007 as 7 and 1 as 1.0
 SHOWN = 5  # names in a sentence
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
 
@@ -146,6 +147,16 @@ def merge_class_spellings(
         else:
             notes.append(f"the classes {listed} of different parts are merged to {ordered[0]}")
             called |= dict.fromkeys(ordered[1:], ordered[0])
+    numbers: dict[float, list[str]] = defaultdict(list)
+    for name in sorted(parts):
+        if NUMBER.fullmatch(name):
+            numbers[float(name)].append(name)
+    warnings += [
+        f"the classes {' and '.join(names)} are one number, written differently: if they are one class, give them one "
+        "name"
+        for names in numbers.values()
+        if len(names) > 1
+    ]
     if not called:
         return list(entries), notes, warnings
     renamed = [

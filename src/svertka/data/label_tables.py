@@ -22,6 +22,7 @@ from svertka.data.target_columns import KINDS, Kind, TargetColumns, find_target_
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, shell_quote
 from svertka.files import error_reason, read_regular_file
+from svertka.pages.number_format import count_with_noun
 from svertka.tasks import SEPARATOR
 from svertka.text_width import shorten
 
@@ -163,7 +164,8 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     found = [replace(row, path=path) for row, path in zip(rows, located, strict=True)]
     kept = _without_repetitions(found)
     if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept)} rows of {file} are repeated; each counts once")
+        repeated = count_with_noun(len(rows) - len(kept), "repeated row")
+        notes.append(f"{file} has {repeated}; each row counts once")
     paths = {row.line: row.path for row in found}
     target = targets.columns[0] if targets.kind == "regression" else ""
     return Table(

@@ -29,7 +29,7 @@ def locate_images(file: Path, paths: list[str]) -> tuple[list[str], list[str]]:
         DataError: A path may mean several files.
     """
     files = FileSpelling(file.parent)
-    paths, notes = _locate_folders(file, paths, files)
+    paths, notes = _locate_folders(file, _relative_to(file.parent, paths), files)
     spelled: list[str] = []
     different: list[str] = []
     for path in paths:
@@ -41,6 +41,12 @@ def locate_images(file: Path, paths: list[str]) -> tuple[list[str], list[str]]:
         verb = "path in {} differs" if len(different) == 1 else "paths in {} differ"
         notes.append(f"{len(different):,} {verb.format(file)} from the files in letter case or accents: {pairs}")
     return spelled, notes
+
+
+def _relative_to(folder: Path, paths: Sequence[str]) -> list[str]:
+    """Return `paths`, absolute ones into `folder` relative to it, so that each file has one path."""
+    starts = [f"{place.rstrip('/')}/" for place in (str(folder.absolute()), str(folder.resolve()))]
+    return [next((path[len(start) :] for start in starts if path.startswith(start)), path) for path in paths]
 
 
 def is_row(cells: list[str], folder: Path) -> bool:

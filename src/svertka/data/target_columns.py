@@ -7,6 +7,7 @@ target                  a number, if it is no whole number in some rows, or take
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ Kind = Literal["single-label", "multi-label", "regression"]
 KINDS: dict[str, Kind] = {"label": "single-label", "labels": "multi-label", "target": "regression"}
 SEPARATORS = (SEPARATOR, ";", ",", " ")  # of the labels in a cell, the first that occurs
 BINARY = {"0", "1", "0.0", "1.0"}
+WRITTEN_LIST = re.compile(r"\[\s*['\"].*\]$", re.DOTALL)  # ['cat', 'dog'], as pandas writes a list into a cell
 MANY_NUMBERS = 20  # whole numbers of which more are no classes
 
 
@@ -60,6 +62,11 @@ class TargetColumns:
                 name for name, cell in zip(self.columns, cells, strict=True) if float(cell.strip() or 0)
             )
         cell = cells[0].strip()
+        if WRITTEN_LIST.match(cell):
+            raise DataError(
+                f"{where} has {self.columns[0]}={shorten(cell)}, a list as Python writes it; separate several labels "
+                f"by {SEPARATOR}, without brackets and quotes"
+            )
         if self.kind == "multi-label":
             return SEPARATOR.join(dict.fromkeys(filter(None, map(str.strip, cell.split(self.separator)))))
         if not cell:
