@@ -127,7 +127,8 @@ def test_chains_compute_what_the_network_does(
 def test_maps_that_fit_in_the_cache_are_not_tiled() -> None:
     parts = nn.Conv2d(8, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 8, 1)
     network = nn.Sequential(*parts).eval()
-    for side, tiled in ((16, False), (48, True)):
+    for side, threads, tiled in ((16, 1, False), (48, 1, True), (48, 2, False), (80, 2, True)):  # two divide an image
+        torch.set_num_threads(threads)
         optimized = optimize(network, torch.randn(1, 8, side, side))
         chains = [step for step, _ in optimized.compiled[0].plan(1).ranges if isinstance(step, ConvolutionChain)]
         assert bool(chains) == tiled
@@ -136,6 +137,7 @@ def test_maps_that_fit_in_the_cache_are_not_tiled() -> None:
 @kernels
 def test_intermediate_maps_need_no_arena_memory() -> None:
     wide = nn.Sequential(nn.Conv2d(8, 96, 1), nn.Conv2d(96, 96, 3, padding=1, groups=96), nn.Conv2d(96, 8, 1)).eval()
+    torch.set_num_threads(2)
     optimized = optimize(wide, torch.randn(1, 8, 40, 40))
     assert optimized.compiled[0].plan(4).size <= 2 * 4 * 8 * 40 * 40
 

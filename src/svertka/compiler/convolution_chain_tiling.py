@@ -16,6 +16,7 @@ from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
 
 MIN_TILED_FLOATS = 1 << 16  # smaller intermediate maps stay in the L2 cache as a whole
+DIVIDED_IMAGE_FACTOR = 4  # MIN_TILED_FLOATS is larger by this if threads divide an image and compute border rows twice
 MAX_TILE_FLOATS = 1 << 18  # of intermediate rows per thread, about the size of an L2 cache
 FLOAT_BYTES = 4
 DEPTHWISE, DENSE = ("depthwise", "int8-depthwise"), ("direct", "int8")  # kinds of kernels
@@ -27,6 +28,7 @@ def form_convolution_chains(
     weights: Mapping[str, PackedWeights | PackedInt8Weights],
     kept: Iterable[int],
     per_float: Mapping[int, int],
+    threads: int = 1,
 ) -> list[Step | ConvolutionChain]:
     """Return `steps` with chains instead of consecutive convolutions that are faster together.
 
@@ -41,6 +43,7 @@ def form_convolution_chains(
         kept: Values needed to the end.
         per_float: How many numbers of a value take the memory of a float, for values whose pixels begin with a whole
             float. Other values are in no chain.
+        threads: How many threads run the network. If there are more than images, each image is divided among them.
     """
     uses = Counter(value for step in steps for value in step.inputs) + Counter(kept)
 
@@ -57,7 +60,8 @@ def form_convolution_chains(
         between = maps[step.x]
         size = between.height * between.width * between.channels // per_float[step.x]
         weights_size = sum(one.numbers.nbytes for one in packed) // FLOAT_BYTES
-        return size > max(MIN_TILED_FLOATS, weights_size)
+        least = MIN_TILED_FLOATS * (DIVIDED_IMAGE_FACTOR if between.batch < threads else 1)
+        return size > max(least, weights_size)
 
     runs: list[list[Step]] = []
     for step in steps:

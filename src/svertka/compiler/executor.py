@@ -109,7 +109,9 @@ class ExecutionPlan:
         per_float = {
             value: self._numbers_in_float(value) for value in self.layouts.of if self._is_in_whole_floats(value)
         }
-        chains = form_convolution_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed], per_float)
+        chains = form_convolution_chains(
+            self.layouts.steps, self.maps, weights, [*returned, *viewed], per_float, torch.get_num_threads()
+        )
         steps = fuse_attention(chains, self.shapes, [*returned, *viewed])
         elsewhere = {
             0,
