@@ -3,7 +3,8 @@
     python bench/pointwise_share_of_roof.py [--only resnet50] [--precision fp32 bf16 int8] [--batch 16] [--threads 1]
         [--rounds 8] [--json]
 
-Each shape is computed by an optimized network of one convolution with ReLU. With one thread, the clock is CPU time.
+Each convolution, with ReLU, is between two small ones, so that its maps have the dtype that they have inside a network.
+With one thread, the clock is CPU time.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from svertka.device import cpu_name, set_threads
 from svertka.models.registry import find_model
 from turns import seconds
 
+NEIGHBOR_CHANNELS = 8  # read and returned by the convolutions before and after it
 Shape = tuple[int, int, int, int]  # input channels, output channels, side of the input, stride
 
 
@@ -48,15 +50,17 @@ def share_of_roof(shape: Shape, precision: str, batch: int, threads: int, rounds
     """Return `ms`, `gmacs`, 10⁹ multiply-adds per second, and `share` of the highest measured rate."""
     ins, outs, side, stride = shape
     torch.manual_seed(0)
-    layer = nn.Sequential(nn.Conv2d(ins, outs, 1, stride), nn.ReLU()).eval()
-    images = torch.randn(batch, ins, side, side).contiguous(memory_format=torch.channels_last)
+    sizes = ((NEIGHBOR_CHANNELS, ins, 1), (ins, outs, stride), (outs, NEIGHBOR_CHANNELS, 1))
+    parts = (part for one in sizes for part in (nn.Conv2d(*one[:2], 1, one[2]), nn.ReLU()))
+    images = torch.randn(batch, NEIGHBOR_CHANNELS, side, side).contiguous(memory_format=torch.channels_last)
     calibration = images if precision == "int8" else None
-    optimized = optimize(layer, images, precision=precision, calibration=calibration)
+    optimized = optimize(nn.Sequential(*parts).eval(), images, precision=precision, calibration=calibration)
     plan = optimized.compiled[0].plan(batch)
-    memories, last = [plan._arena(), images.permute(0, 2, 3, 1), None], len(plan.program)
-    plan.program.run(memories, 0, last, threads)  # in int8, a step before the convolution rounds the images
+    memories = [plan._arena(), images.permute(0, 2, 3, 1), None]
+    plan.program.run(memories, 0, len(plan.program), threads)
+    middle = [place for step, place in plan.ranges if isinstance(step, FusedConvolution)][1]
+    convolve = partial(plan.program.run, memories, middle.start, middle.stop, threads)
     clock = time.process_time if threads == 1 else time.perf_counter
-    convolve = partial(plan.program.run, memories, last - 1, last, threads)
     fastest = min(seconds(convolve, clock) for _ in range(rounds))
     rate = batch * (-(-side // stride)) ** 2 * ins * outs / fastest / 1e9
     return {"ms": 1e3 * fastest, "gmacs": rate, "share": rate / roof(threads, precision)}
