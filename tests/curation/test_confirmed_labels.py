@@ -8,7 +8,7 @@ from PIL import Image
 import svertka
 from svertka.curation import dataset_check
 from svertka.curation.apply_corrections import apply_corrections
-from svertka.curation.confirmed_labels import add_confirmed, find_confirmed_file, read_confirmed
+from svertka.curation.confirmed_labels import change_confirmed, find_confirmed_file, read_confirmed
 from svertka.curation.label_check import GlobalOutlier, LabelError, LabelFindings
 from svertka.data.folder_and_table_sources import open_folder
 from svertka.errors import DataError
@@ -42,14 +42,14 @@ def test_the_file_is_beside_the_source(source: str, file: str, tmp_path: Path) -
 def test_images_in_memory_and_built_in_ones_have_none() -> None:
     assert find_confirmed_file("mnist") is None
     assert find_confirmed_file([("a.png", "cat")]) is None
-    assert add_confirmed("mnist", [("a.png", "cat")]) is None
+    assert change_confirmed("mnist", [("a.png", "cat")]) is None
     assert read_confirmed("mnist") == {}
 
 
 def test_later_decisions_replace_earlier_ones_on_the_same_path(photos: Path) -> None:
-    add_confirmed(photos, [("cat/0.png", "cat"), ("cat/1.png", "cat")])
-    assert add_confirmed(photos, []) is None
-    file = add_confirmed(photos, [("cat/1.png", "dog"), ("=x,\udce9.png", "=cat")])
+    change_confirmed(photos, [("cat/0.png", "cat"), ("cat/1.png", "cat")])
+    assert change_confirmed(photos, []) is None
+    file = change_confirmed(photos, [("cat/1.png", "dog"), ("=x,\udce9.png", "=cat")])
     assert file == photos.with_name("photos.confirmed.json")
     assert read_confirmed(photos) == {"cat/0.png": "cat", "cat/1.png": "dog", "=x,\udce9.png": "=cat"}
 
@@ -63,6 +63,15 @@ def test_applied_decisions_are_kept_by_the_new_path(photos: Path, tmp_path: Path
     assert read_confirmed(photos) == {"cat/0.png": "cat", "dog/1-1.png": "dog"}
     assert found.undo is not None
     assert apply_corrections(photos, found.undo, write=True).decisions == ()
+    assert read_confirmed(photos) == {"cat/0.png": "cat"}
+
+
+def test_no_file_is_left_when_all_decisions_are_undone(photos: Path, tmp_path: Path) -> None:
+    found = apply_corrections(photos, fixes(tmp_path, "cat/1.png,cat,dog"), write=True)
+    assert (tmp_path / "photos.confirmed.json").exists()
+    assert found.undo is not None
+    apply_corrections(photos, found.undo, write=True)
+    assert not (tmp_path / "photos.confirmed.json").exists()
 
 
 def test_confirmed_labels_alone_are_kept(photos: Path, tmp_path: Path) -> None:
@@ -92,7 +101,7 @@ def test_confirmed_images_are_counted_and_not_listed(photos: Path, monkeypatch: 
         return LabelFindings(checked=6, error=0.5, interval=(0.4, 0.6), errors=tuple(errors), outliers=(outlier,))
 
     monkeypatch.setattr(dataset_check, "check_labels", found)
-    add_confirmed(photos, [("cat/0.png", "cat"), ("cat/1.png", "dog"), ("dog/0.png", "dog"), ("gone.png", "cat")])
+    change_confirmed(photos, [("cat/0.png", "cat"), ("cat/1.png", "dog"), ("dog/0.png", "dog"), ("gone.png", "cat")])
     labels = svertka.check(photos, labels=True).labels
     assert labels is not None
     assert [one.index for one in labels.errors] == [1, 2]  # 1 was decided to be a dog, and is a cat now

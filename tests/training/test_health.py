@@ -260,6 +260,14 @@ def test_nothing_is_advised_that_is_in_use(kind: str) -> None:
     assert [one.kind for one in find_problems(SIGNS[kind], 10, BARE)] == [kind]
 
 
+@pytest.mark.parametrize(("step", "is_normalized", "found"), [(4, True, 0), (20, True, 1), (4, False, 1)])
+def test_with_batch_norm_the_first_steps_do_not_diverge_yet(step: int, is_normalized: bool, found: int) -> None:
+    """The loss of a ResNet-18 on 108 images rose to 8.6 in steps 3 and 4, and fell to 0.6 in the next two."""
+    history = epochs([0.9], train_error=0.9, train_loss=8.6, step=step)
+    said = find_problems(history, 10, Recipe(), is_normalized=is_normalized)
+    assert [finding.kind for finding in said] == ["diverging"] * found
+
+
 def test_against_divergence_all_that_is_not_in_use_is_advised() -> None:
     everything = "try a lower learning rate (--lr 0.01), --warmup 1 or --clip 1"
     assert divergence_advice(BARE.with_changes(lr=0.1)) == everything

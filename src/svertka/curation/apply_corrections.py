@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from svertka.curation.confirmed_labels import add_confirmed
+from svertka.curation.confirmed_labels import change_confirmed
 from svertka.curation.corrections import (
     DESTINATION,
     HEADER,
@@ -134,16 +134,17 @@ def _keep_decisions(
 ) -> tuple[Path, ...]:
     """Add what was decided to the decisions on the source, and on the corrected copy of it; return their files.
 
-    A file that undoes moves decides nothing.
+    A file that undoes moves decides nothing, and what was decided on the images that it moves back is dropped.
     """
     decided = [one for one in corrections if one.destination is None]
     confirmed = [(one.path, one.label) for one in decided if one.corrected == one.label]
     moved = {one.path: one.destination for one in moves}
     if not listing.tables:
         confirmed += [(moved[one.path], one.corrected) for one in decided if one.path in moved]
-    files = [add_confirmed(listing.source, confirmed)]
+    undone = [one.path for one in corrections if one.destination is not None and one.path in moved]
+    files = [change_confirmed(listing.source, confirmed, undone)]
     if listing.tables and listing.tables[0][0].file == listing.source:
-        files += [add_confirmed(copy, [(one.path, one.corrected) for one in decided]) for copy in tables]
+        files += [change_confirmed(copy, [(one.path, one.corrected) for one in decided]) for copy in tables]
     return tuple(file for file in files if file is not None)
 
 

@@ -1,7 +1,7 @@
 """Labels that somebody has decided on, kept beside a source, so that the next check does not doubt them again."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from svertka.data.builtin import NAMES
@@ -10,7 +10,15 @@ from svertka.data.dataset import Dataset, FileImages
 from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.source_opener import Source, is_path
 from svertka.errors import DataError
-from svertka.files import error_reason, is_url, parse_path, read_json, resolve_path, write_json
+from svertka.files import (
+    error_reason,
+    is_url,
+    os_error_to_storage_error,
+    parse_path,
+    read_json,
+    resolve_path,
+    write_json,
+)
 
 SUFFIX = ".confirmed.json"  # not CSV, which would be read as a table of labels
 LARGEST = 2**28  # bytes, as of a table of labels
@@ -46,21 +54,32 @@ def read_confirmed(source: Source) -> Mapping[str, str]:
     return found
 
 
-def add_confirmed(source: Source, decided: Iterable[tuple[str, str]]) -> Path | None:
+def change_confirmed(source: Source, decided: Iterable[tuple[str, str]], undone: Collection[str] = ()) -> Path | None:
     """Add decisions, path and class of each image, to those on `source`; a later one replaces that on the same path.
 
+    Args:
+        source: What was decided on.
+        decided: The decisions.
+        undone: Paths whose decisions are dropped. The file is removed if none is left.
+
     Returns:
-        The file; None if there is nothing to add.
+        The file; None if nothing was added.
 
     Raises:
         DataError: The file cannot be read.
         StorageError: It cannot be written.
     """
     file, new = find_confirmed_file(source), dict(decided)
-    if file is None or not new:
+    if file is None or not (new or undone):
         return None
-    write_json(file, {**read_confirmed(source), **new})
-    return file
+    before = read_confirmed(source)
+    after = {path: label for path, label in before.items() if path not in set(undone)} | new
+    if after:
+        write_json(file, after)
+    elif before:
+        with os_error_to_storage_error(file):
+            file.unlink()
+    return file if new else None
 
 
 def name_in_source(dataset: Dataset, index: int) -> str:

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from svertka.curation.confirmed_labels import add_confirmed
+from svertka.curation.confirmed_labels import change_confirmed
 from svertka.run import Run
 from svertka.serving.http_error import HTTPError
 from svertka.serving.run_files import find_run_file
@@ -179,7 +179,7 @@ class UnderstandPage:
         if wanted.path.partition("/")[0] != wanted.label:
             change = await run_in_threadpool(self._collection.move, [wanted.path], wanted.label)
             sentence, path = change.sentence, change.moves[0][1]
-        await run_in_threadpool(add_confirmed, self._collection.folder, [(path, wanted.label)])
+        await run_in_threadpool(change_confirmed, self._collection.folder, [(path, wanted.label)])
         self._workspace.decided.add(wanted.path)
         return self._show_doubts(said(sentence))
 

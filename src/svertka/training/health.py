@@ -26,6 +26,7 @@ VANISHING = 1e-4  # gradient of the first layer relative to that of the last, ea
 AT_CHANCE = 0.97  # error relative to that of guessing from which nothing is learned
 LEARNED = 0.9  # error relative to that of guessing below which something is learned
 DIVERGING = 2.0  # loss relative to that of equal scores for all classes
+FIRST_STEPS = 20  # in networks with normalization layers, the loss of fewer steps may rise and fall again
 MOVED = 0.02  # largest relative change of the weights that is too small to learn
 STRONG_DECAY = 0.1  # weight decay of sgd that may keep the weights near 0
 SMALL_CLIP = 0.01  # norm of clipped gradients that may be too small to learn
@@ -69,7 +70,7 @@ def find_problems(
     of_gradients = [_exploding(epochs, recipe), _vanishing(epochs, recipe, is_normalized)]
     if classes is None:
         return [finding for finding in (constant, *of_gradients) if finding is not None]
-    if (diverging := _diverging(epochs, classes, recipe)) is not None:
+    if (diverging := _diverging(epochs, classes, recipe, is_normalized)) is not None:
         return [diverging]
     dead = _dead(epochs, classes, recipe)
     of_units = [one for one in (constant, dead) if one is not None]
@@ -154,8 +155,12 @@ def _lowest_error(epoch: Mapping[str, Any], recipe: Recipe) -> float:
     return min(error, float(val_error)) if recipe.mixing and val_error is not None else error
 
 
-def _diverging(epochs: Sequence[Mapping[str, Any]], classes: int, recipe: Recipe) -> Finding | None:
+def _diverging(
+    epochs: Sequence[Mapping[str, Any]], classes: int, recipe: Recipe, is_normalized: bool
+) -> Finding | None:
     loss, equal = epochs[-1]["train_loss"], math.log(classes)
+    if is_normalized and epochs[-1].get("step", math.inf) < FIRST_STEPS:
+        return None
     if loss < DIVERGING * equal or _lowest_error(epochs[-1], recipe) < LEARNED * _chance(classes):
         return None
     return Finding(
