@@ -1,5 +1,6 @@
 """Receptive fields against gradients: with positive weights nothing cancels, so what is seen has a gradient."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -161,11 +162,11 @@ def test_a_norm_of_each_token_sees_the_pixels_of_its_patch(stride: int) -> None:
     outputs: list[Tensor] = []
     network.norm.register_forward_hook(lambda *args: outputs.append(args[2]))
     network(image)
-    for axis, field in enumerate(fields["norm"]):
-        assert len(field.intervals) == outputs[0].shape[1]
-        assert field.extent == 4
-        for position in range(len(field.intervals)):
-            (gradient,) = torch.autograd.grad(outputs[0][0, position, 0], image, retain_graph=True, allow_unused=True)
-            first, last = field.of(position)
-            assert seen(gradient, axis) == ((first, last) if position else None)
+    rows, columns = fields["norm"]
+    assert (rows.extent, columns.extent) == (4, 4)
+    assert [len(field.intervals) for field in fields["norm"]] == [len(field.intervals) for field in fields["patches"]]
+    for row, column in itertools.product(range(len(rows.intervals)), range(len(columns.intervals))):
+        token = outputs[0][0, 1 + row * len(columns.intervals) + column]
+        (gradient,) = torch.autograd.grad(token[0], image, retain_graph=True)
+        assert (seen(gradient, 0), seen(gradient, 1)) == (rows.of(row), columns.of(column))
     assert all(field.intervals == ((0, size - 1),) for field, size in zip(fields["head"], shape[2:], strict=True))

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,8 @@ class Layer:
         shape: Shape of the output.
         parameters: Number of parameters that it reads and no earlier layer has read.
         multiply_adds: Multiply-adds of convolutions and matrix products, without biases.
-        fields: Receptive fields along each axis of the image; a single interval if all units have the same.
+        fields: Receptive fields along each axis of the image; a single interval if all units have the same. Those of
+            tokens with known positions are of the rows and of the columns of `maps`.
         inputs: Names of the layers whose outputs it reads; `INPUT` is the image.
         call: The name without suffix and the number of the call, from 1, which identify the call in another pass.
             None if the layer returns no tensor, or is an operation that is not called from Python.
@@ -267,16 +268,17 @@ class _LayerAnalysis:
             if call not in self._capture.outputs and draft.output is not None:  # it returns nothing: `maps[0] = 1`
                 shape, number = self._capture.shapes[draft.output], draft.output
             axes = () if number is None else self._origins[number].axes
+            maps = self._find_maps(number, axes)
             yield Layer(
                 name=names[call],
                 kind=call.kind,
                 shape=shape,
                 parameters=draft.parameters,
                 multiply_adds=draft.multiply_adds,
-                fields=tuple(axis.field for axis in axes),
+                fields=_fields_of_maps(axes, maps),
                 inputs=tuple(names[maker] for maker in draft.inputs),
                 call=call.key if call in self._capture.outputs else None,
-                maps=self._find_maps(number, axes),
+                maps=maps,
                 conv_arguments=draft.convolution,
             )
 
@@ -383,6 +385,16 @@ class _LayerAnalysis:
         if formula is None:
             return 0
         return int(formula(*positional, **named, out_val=results[0] if len(results) == 1 else results)) // 2
+
+
+def _fields_of_maps(axes: Sequence[ReceptiveFieldAxis], maps: MapLayout | None) -> tuple[ReceptiveField, ...]:
+    """Return the receptive fields of a value; those of tokens become those of the rows and columns of its maps."""
+    fields = tuple(axis.field for axis in axes)
+    if maps is None or len(fields) != 2 or maps.dims[2] != maps.dims[3] or any(len(f.intervals) == 1 for f in fields):
+        return fields
+    rows, columns = maps.size
+    taps = [[maps.start + row * columns + column for column in range(columns)] for row in range(rows)]
+    return fields[0].reading(taps), fields[1].reading([list(column) for column in zip(*taps, strict=True)])
 
 
 def _conv_arguments(overload: Any, arguments: dict[str, Any]) -> tuple[Any, ...] | None:

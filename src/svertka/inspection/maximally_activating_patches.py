@@ -59,7 +59,7 @@ class LayerPatches:
         images: (units, k) int64, indices in the data set; −1 where there are fewer, as in the next two.
         positions: (units, k, 2) int64, row and column in the feature map.
         boxes: (units, k, 4) int64, the receptive field of the position in pixels: top, left, bottom, right, the last
-            two excluded, clipped to the image. That of a token is the whole image.
+            two excluded, clipped to the image. That of a token behind attention is the whole image.
         activation_rate: (units,) float32, the share of images that activate the unit.
         histogram: (units, bins) int64, images that activate the unit, by activation.
         histogram_edges: (bins + 1,) float32, four bins per octave.
