@@ -1,6 +1,6 @@
 """Experiment: CIFAR-10 to 94 % accuracy in a short time with the recipe `cifar10-fast`, also averaged over views.
 
-The settings were fixed before any of the three seeds was scored, and each seed is scored once. The views are those of
+The settings were fixed before any of the seeds was scored, and each seed is scored once. The views are those of
 Jordan 2024 (§3.5): the image, the image moved one pixel up and left, the image moved one pixel down and right, and the
 mirror image of each; the logits of the first pair count twice. 2 % of the training images are used for validation.
 
