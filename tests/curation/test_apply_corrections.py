@@ -33,6 +33,13 @@ def fixes(folder: Path, *rows: str, header: str = "path,label,corrected") -> Pat
     return file
 
 
+def write(source: Path, file: Path) -> Path:
+    """Apply corrections, and return the file that undoes them."""
+    undo = apply_corrections(source, file, write=True).undo
+    assert undo is not None
+    return undo
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -53,12 +60,12 @@ def test_nothing_moves_without_write(photos: Path, tmp_path: Path) -> None:
 def test_moves_and_their_undo(photos: Path, tmp_path: Path) -> None:
     before = contents(photos)
     file = fixes(tmp_path, "cat/1.png,cat,dog", "cat/2.png,cat,dog", "dog/0.png,dog,cat")
-    found = apply_corrections(photos, file, write=True)
+    undo = write(photos, file)
     after = contents(photos)
     assert sorted(after) == ["cat/0-1.png", "cat/0.png", "dog/1-1.png", "dog/1.png", "dog/2-1.png", "dog/2.png"]
     assert after["dog/1-1.png"] == before["cat/1.png"]
-    assert found.undo == tmp_path / "fixes.undo.csv"
-    apply_corrections(photos, found.undo, write=True)
+    assert undo == tmp_path / "fixes.undo.csv"
+    apply_corrections(photos, undo, write=True)
     assert contents(photos) == before
 
 
@@ -68,10 +75,9 @@ def test_spaces_around_names_belong_to_them(tmp_path: Path) -> None:
         save(root / path, number)
     before = contents(root)
     file = fixes(tmp_path, " cat/ 1.png, cat,dog ", " dog/2.png , dog,dog ", "dog /3.png ,dog , cat")
-    found = apply_corrections(root, file, write=True)
+    undo = write(root, file)
     assert sorted(contents(root)) == [" cat/3.png", "dog / 1.png", "dog /2.png"]
-    assert found.undo is not None
-    apply_corrections(root, found.undo, write=True)
+    apply_corrections(root, undo, write=True)
     assert contents(root) == before
 
 
@@ -82,16 +88,14 @@ def test_undo_returns_names_that_differ_only_in_case(tmp_path: Path) -> None:
     before = contents(root)
     if len(before) < 3:
         pytest.skip("the disk does not distinguish upper and lower case")
-    undo = apply_corrections(root, fixes(tmp_path, "Cat/A.png,Cat,dog", "cat/a.png,cat,Cat"), write=True).undo
-    assert undo is not None
+    undo = write(root, fixes(tmp_path, "Cat/A.png,Cat,dog", "cat/a.png,cat,Cat"))
     apply_corrections(root, undo, write=True)
     assert contents(root) == before
 
 
 def test_undo_after_the_process_was_killed_while_it_moved(photos: Path, tmp_path: Path) -> None:
     before = contents(photos)
-    undo = apply_corrections(photos, fixes(tmp_path, "cat/1.png,cat,dog", "cat/2.png,cat,dog"), write=True).undo
-    assert undo is not None
+    undo = write(photos, fixes(tmp_path, "cat/1.png,cat,dog", "cat/2.png,cat,dog"))
     (photos / "dog/2-1.png").rename(photos / "cat/2.png")  # as if it had not been moved yet
     found = apply_corrections(photos, undo, write=True)
     assert [one.path for one in found.moves] == ["dog/1-1.png"]
@@ -99,8 +103,7 @@ def test_undo_after_the_process_was_killed_while_it_moved(photos: Path, tmp_path
 
 
 def test_an_undo_file_of_images_that_are_nowhere_is_refused(photos: Path, tmp_path: Path) -> None:
-    undo = apply_corrections(photos, fixes(tmp_path, "cat/1.png,cat,dog"), write=True).undo
-    assert undo is not None
+    undo = write(photos, fixes(tmp_path, "cat/1.png,cat,dog"))
     (photos / "dog/1-1.png").unlink()
     with pytest.raises(DataError, match=r"names dog/1-1.png, which is not an image"):
         apply_corrections(photos, undo)
@@ -109,8 +112,7 @@ def test_an_undo_file_of_images_that_are_nowhere_is_refused(photos: Path, tmp_pa
 def test_a_class_of_which_everything_moved_is_undone(photos: Path, tmp_path: Path) -> None:
     before = contents(photos)
     file = fixes(tmp_path, *(f"cat/{place}.png,cat,dog" for place in range(3)))
-    undo = apply_corrections(photos, file, write=True).undo
-    assert undo is not None
+    undo = write(photos, file)
     apply_corrections(photos, undo, write=True)
     assert contents(photos) == before
 

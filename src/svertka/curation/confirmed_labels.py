@@ -1,7 +1,7 @@
 """Labels that somebody has decided on, kept beside a source, so that the next check does not doubt them again."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from svertka.data.builtin import NAMES
@@ -54,7 +54,7 @@ def read_confirmed(source: Source) -> Mapping[str, str]:
     return found
 
 
-def change_confirmed(source: Source, decided: Iterable[tuple[str, str]], undone: Collection[str] = ()) -> Path | None:
+def change_confirmed(source: Source, decided: Iterable[tuple[str, str]], undone: Iterable[str] = ()) -> Path | None:
     """Add decisions, path and class of each image, to those on `source`; a later one replaces that on the same path.
 
     Args:
@@ -69,11 +69,11 @@ def change_confirmed(source: Source, decided: Iterable[tuple[str, str]], undone:
         DataError: The file cannot be read.
         StorageError: It cannot be written.
     """
-    file, new = find_confirmed_file(source), dict(decided)
-    if file is None or not (new or undone):
+    file, new, dropped = find_confirmed_file(source), dict(decided), set(undone)
+    if file is None or not (new or dropped):
         return None
     before = read_confirmed(source)
-    after = {path: label for path, label in before.items() if path not in set(undone)} | new
+    after = {path: label for path, label in before.items() if path not in dropped} | new
     if after:
         write_json(file, after)
     elif before:
