@@ -187,7 +187,11 @@ def test_pictures_are_collected_moved_deleted_and_brought_back(
 def replace_classes(tab: Any, part: str) -> None:
     """Ask for the list of classes again, and return when the part of it that `part` selects has been replaced."""
     tab.evaluate("part => { window.old = document.querySelector(part); htmx.trigger(document.body, 'stale'); }", part)
-    tab.wait_for_function("!window.old.isConnected")
+    # Not wait_for_function, which looks again with eval when it has to wait: the page's policy forbids that.
+    tab.evaluate("""() => new Promise(done => {
+        const look = () => old.isConnected ? requestAnimationFrame(look) : done();
+        look();
+    })""")
 
 
 class HeldRequests:
