@@ -30,10 +30,10 @@ def test_elsewhere_than_on_a_terminal_there_are_lines(
         shown.advance(17)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines()[0].startswith("decoding: 1 of 3, ")
+    assert err.splitlines()[0] == "decoding: 1 of 3"
     assert err.splitlines()[1].startswith("decoding: 3 of 3, loss 0.1, 0.0 s left")
     assert err.splitlines()[2] == "[bold]as it is[/bold]"
-    assert err.splitlines()[3].startswith("drawing: 17%, ")
+    assert err.splitlines()[3] == "drawing: 17%"
 
 
 class Terminal(io.StringIO):
@@ -104,7 +104,7 @@ def test_where_lines_cannot_be_redrawn_there_are_lines(name: str, value: str, mo
         shown.update("epoch 1: loss 0.5")
         shown.update("epoch 2: loss 0.25")
     first, *rest = terminal.getvalue().splitlines()
-    assert first.startswith("training: 1 of 2 steps, ")
+    assert first == "training: 1 of 2 steps"
     assert rest == ["epoch 1: loss 0.5", "epoch 2: loss 0.25"]
 
 
@@ -118,13 +118,17 @@ def test_signs_that_an_encoding_lacks_are_replaced(monkeypatch: pytest.MonkeyPat
     assert terminal.getvalue().isascii()
 
 
-def test_steps_of_before_do_not_count_as_speed() -> None:
-    shown = module.Progress("training", 100, done=90)
-    assert shown.seconds_left is None
+def test_neither_steps_of_before_nor_the_first_one_count_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    shown, left = module.Progress("training", 100, done=90), []
+    for seconds in (8.0, 0.25, 0.75, 1.5, 2.5):  # the first step takes long, since it prepares the others
+        clock[0] += seconds
+        shown.advance()
+        left.append(shown.seconds_left)
+    assert left == [None, None, 3.5, 5.0, 6.25]
     shown.advance(5)
-    seconds_left = shown.seconds_left
-    assert seconds_left is not None
-    assert 0 < seconds_left <= 2 * shown.seconds
+    assert shown.seconds_left == 0.0
 
 
 def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from svertka.text_width import ELLIPSIS, join_items_that_fit, shorten, text_widt
 FIRST_LINE = 2.0  # seconds before the first line where stderr is not a terminal, and
 LINE_EVERY = 10.0  # between lines, and
 WORKING_LINE = 30.0  # before a job of unknown length is mentioned
+STEADY_AFTER = 1.0  # seconds from the first units, which include the preparation, to an estimate of the time left
 BAR_DELAY = 0.3  # seconds before a bar appears, so that short jobs do not flash
 REFRESHES = 8  # per second
 GAP = 2  # columns between the fields of the bar's line
@@ -83,6 +84,7 @@ class Progress:
         self.note = self.latest = ""
         self._start = done
         self._began = self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first units were done, and how many were done then
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count units that are done.
@@ -94,6 +96,8 @@ class Progress:
         self.done += count
         self.note = note
         now = time.monotonic()
+        if self._first is None and self.done > self._start:
+            self._first = now, self.done
         waited = LINE_EVERY if self._last_line > self._began else FIRST_LINE
         if now - self._last_line > waited and not is_bar_shown():
             self._last_line = now
@@ -125,10 +129,13 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate of the seconds left at the mean speed so far; None: not known."""
-        if not self._start < self.done <= self.total:
+        """Estimate of the seconds left at the mean speed since the first units were done; None: not known."""
+        if self._first is None or self.done > self.total:
             return None
-        return self.seconds / (self.done - self._start) * (self.total - self.done)
+        if self.done == self.total:
+            return 0.0
+        seconds, count = time.monotonic() - self._first[0], self.done - self._first[1]
+        return seconds / count * (self.total - self.done) if count and seconds >= STEADY_AFTER else None
 
 
 class _Display:
