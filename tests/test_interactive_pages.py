@@ -197,6 +197,11 @@ def test_a_layer_is_chosen_in_the_diagram_and_by_keyboard(opened):
         assert "212×212 pixels" in tab.locator("#says").text_content()
         tab.locator("#network").select_option("resnet18")
         assert "layer4" in tab.locator("#says").text_content()
+        tab.get_by_role("button", name="conv1", exact=True).focus()
+        tab.keyboard.press("Enter")
+        assert "7×7 pixels" in tab.locator("#says").text_content()
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.textContent") == "maxpool"
 
 
 def test_gradients_equal_pytorchs(opened):

@@ -192,6 +192,7 @@ const ReceptiveField = {
         : `Of these, ${inside[0]}×${inside[1]} lie inside the image, ${(100 * share).toFixed(1)} % of it; the rest is padding.`,
     );
     drawCone();
+    drawTable();
     drawGrowth();
     drawProfile();
   }
@@ -254,20 +255,29 @@ const ReceptiveField = {
     cone.setAttribute("aria-valuetext", `${layer().name}, position ${column}: pixels ${first} to ${last}`);
   }
 
+  let listed = null; // the network in the table, which keeps its buttons, and with them the focus, while layers are chosen
+  function drawTable() {
+    const body = find("layers").tBodies[0];
+    if (listed !== network) {
+      listed = network;
+      body.replaceChildren(...network.layers.map((one, index) => {
+        const { span, stride } = ReceptiveField.window(network, index, one.inputs[0]);
+        const isJoin = one.inputs.length > 1;
+        const link = element("button", { type: "button", style: "border: 0; padding: 0; min-height: 24px; min-width: 24px; text-align: left; background: none", "aria-pressed": undefined }, one.name);
+        link.addEventListener("click", () => chooseLayer(index));
+        const cells = isJoin ? ["joins", ""] : [one.grid ? `${span}×${span}` : "all", one.grid ? stride : ""];
+        return element("tr", {}, element("th", { scope: "row" }, link),
+          ...[...cells, `${one.side}×${one.side}`, one.grid ? one.grid[1] : "", one.grid ? `${one.grid[2]}×${one.grid[2]}` : "the whole image"].map((text) => element("td", {}, String(text))));
+      }));
+    }
+    [...body.rows].forEach((line, index) => {
+      line.style.background = index === state.layer ? "var(--wash)" : "";
+      line.querySelector("button").style.fontWeight = index === state.layer ? 600 : "";
+    });
+  }
+
   function drawGrowth() {
     const { name, grid, inputs } = layer();
-    const body = find("layers").tBodies[0];
-    body.replaceChildren(...network.layers.map((one, index) => {
-      const { span, stride } = ReceptiveField.window(network, index, one.inputs[0]);
-      const isJoin = one.inputs.length > 1;
-      const link = element("button", { type: "button", style: "border: 0; padding: 0; min-height: 24px; min-width: 24px; text-align: left; background: none", "aria-pressed": undefined }, one.name);
-      link.addEventListener("click", () => chooseLayer(index));
-      const cells = isJoin ? ["joins", ""] : [one.grid ? `${span}×${span}` : "all", one.grid ? stride : ""];
-      const line = element("tr", {}, element("th", { scope: "row" }, link),
-        ...[...cells, `${one.side}×${one.side}`, one.grid ? one.grid[1] : "", one.grid ? `${one.grid[2]}×${one.grid[2]}` : "the whole image"].map((text) => element("td", {}, String(text))));
-      if (index === state.layer) { line.style.background = "var(--wash)"; link.style.fontWeight = 600; }
-      return line;
-    }));
     const holder = find("growth");
     if (!grid) { holder.textContent = `${name}: every unit sees the whole image.`; return; }
     if (inputs.length > 1) {
