@@ -18,6 +18,8 @@ from hypothesis import settings
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import nn
 
     from svertka.classifier import Classifier
@@ -270,6 +272,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             top, left = 100 * (number // 4), 160 * (number % 4)
             Image.fromarray(whole[top : top + 120, left : left + 160]).save(root / name / f"{number:02}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def photo_tiles() -> "npt.NDArray[np.uint8]":
+    """520 tiles of two photographs, shuffled, (520, 32, 32, 3)."""
+    import numpy as np
+    from sklearn.datasets import load_sample_images
+
+    whole = np.stack(load_sample_images().images)[:, :416]
+    tiles = whole.reshape(2, 13, 32, 20, 32, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 32, 32, 3)
+    return np.random.default_rng(0).permutation(tiles)
 
 
 @pytest.fixture(scope="session")

@@ -28,16 +28,29 @@ def run_ranks(script: str, folder: Path, *arguments: str, count: int = 2) -> Non
     """Run a Python script in `count` processes; raise AssertionError with their output if one fails."""
     path = folder / "script.py"
     path.write_text(script)
-    together: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run_in_group(str(path), *arguments, count=count)
+
+
+def run_in_group(*arguments: str, count: int = 2) -> list[str]:
+    """Run `arguments` (a script, or -m and a module, and what follows) in `count` processes, without torchrun.
+
+    Returns:
+        What each process printed on stdout.
+
+    Raises:
+        AssertionError: A process failed; the message is what all printed.
+    """
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with rendezvous(count) as found:
-        command = [sys.executable, str(path), *arguments]
-        processes = [subprocess.Popen(command, env=os.environ | variables, **together) for variables in found]
+        command = [sys.executable, *arguments]
+        processes = [subprocess.Popen(command, env=os.environ | variables, **pipes) for variables in found]
         try:
-            printed = [wait_for_end(process)[0] for process in processes]
+            printed = [wait_for_end(process) for process in processes]
         finally:
             for process in processes:
                 process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(printed)
+    assert all(process.returncode == 0 for process in processes), "\n".join("".join(both) for both in printed)
+    return [stdout for stdout, _ in printed]
 
 
 def start_torchrun(*arguments: str) -> subprocess.Popen[str]:

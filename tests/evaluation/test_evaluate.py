@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,21 +94,18 @@ def resnet20(tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     return F.linear(maps.mean((2, 3)), tensors["linear.weight"], tensors["linear.bias"])
 
 
-def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
+def test_pretrained_weights_match_plain_pytorch(shared_data: Path, photo_tiles: npt.NDArray[np.uint8]) -> None:
     file = shared_data / "weights" / "resnet20-cifar10.safetensors"
     classifier = Classifier.load(f"resnet20:{file}")
-    dataset = open_source("cifar10")
-    assert dataset.names == classifier.names
-    first = np.flatnonzero(dataset.parts == "test")[:250]
-    assert isinstance(dataset.images, ArrayImages)
+    drawn, order = np.random.default_rng(0).integers(10, size=250), np.arange(250)
     judged = evaluate_network(
         classifier.network,
-        BatchLoader(dataset.images.array, dataset.labels, first, classifier.preprocess, batch_size=125),
+        BatchLoader(photo_tiles[:250], drawn, order, classifier.preprocess, batch_size=125),
         classifier.names,
     )
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    images = ((torch.from_numpy(dataset.images.array[first]) / 255 - mean) / std).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(dataset.labels[first])
+    images = ((torch.from_numpy(photo_tiles[:250]) / 255 - mean) / std).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(drawn)
     tensors = load_file(file)
     logits = torch.cat([resnet20(tensors, some) for some in images.split(125)])
     wrong = (logits.argmax(1) != labels).float().mean().item()
@@ -116,21 +114,13 @@ def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
     assert judged.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
-def test_resnet20_matches_its_published_error(shared_data: Path, large_count: Callable[[int, int], int]) -> None:
+@pytest.mark.large  # the same weights: above
+def test_resnet20_matches_its_published_error(shared_data: Path) -> None:
     file = shared_data / "weights" / "resnet20-cifar10.safetensors"
-    count = large_count(500, 10_000)
-    if count == 10_000:
-        judged = evaluate(f"resnet20:{file}", "cifar10")
-    else:
-        classifier, dataset = Classifier.load(f"resnet20:{file}"), open_source("cifar10")
-        assert isinstance(dataset.images, ArrayImages)
-        last = np.flatnonzero(dataset.parts == "test")[-count:]
-        batches = BatchLoader(dataset.images.array, dataset.labels, last, classifier.preprocess, batch_size=125)
-        judged = evaluate_network(classifier.network, batches, classifier.names)
-    assert judged.images == count
-    error = 1 - 0.9173
-    tolerance = 0.0002 if count == 10_000 else 3 * (error / count) ** 0.5  # three standard errors
-    assert judged.top1_error == pytest.approx(error, abs=tolerance)
+    judged = evaluate(f"resnet20:{file}", "cifar10")
+    assert judged.images == 10_000
+    assert judged.names == open_source("cifar10").names
+    assert judged.top1_error == pytest.approx(1 - 0.9173, abs=0.0002)
 
 
 @pytest.mark.large  # its weights: test_efficientnet_lite.py; names of ImageNet: above

@@ -70,8 +70,8 @@ def _saved(content: bytes, beside: Path) -> Path:
     return path
 
 
-def test_beyond_this_machine_it_needs_a_token(small_run: Path) -> None:
-    with process(str(small_run), "--host", "0.0.0.0") as (said, _):
+def test_beyond_this_machine_it_needs_a_token_and_a_killed_server_leaves_no_process(small_run: Path) -> None:
+    with process(str(small_run), "--host", "0.0.0.0") as (said, server):
         assert len(said["token"]) >= 32
         assert said["url"].endswith(f"?token={said['token']}")
         port = int(said["url"].partition("?")[0].rstrip("/").rpartition(":")[2])
@@ -83,6 +83,15 @@ def test_beyond_this_machine_it_needs_a_token(small_run: Path) -> None:
         request.add_header("Authorization", f"Bearer {said['token']}")
         with urllib.request.urlopen(request, timeout=120) as answer:
             assert json.load(answer)["status"] == "ok"
+        children = _children(server.pid)  # which decode
+        server.kill()
+        server.wait()
+        for _ in range(1200):
+            if not any(_is_running(pid) for pid in children):
+                break
+            time.sleep(0.1)
+        assert children
+        assert not any(_is_running(pid) for pid in children)
 
 
 @pytest.mark.parametrize(
@@ -154,19 +163,6 @@ def test_a_terminal_that_is_gone_ends_it_in_peace_while_decoders_are_busy(small_
         printed = server.stderr.read()
         assert printed == "" or (is_late and printed.startswith("Cancel 1 running task(s)"))
         assert printed.count("\n") <= 1
-        assert children
-        assert not any(_is_running(pid) for pid in children)
-
-
-def test_processes_that_decode_end_with_a_server_that_is_killed(small_run: Path) -> None:
-    with process(str(small_run)) as (_, server):
-        children = _children(server.pid)
-        server.kill()
-        server.wait()
-        for _ in range(1200):
-            if not any(_is_running(pid) for pid in children):
-                break
-            time.sleep(0.1)
         assert children
         assert not any(_is_running(pid) for pid in children)
 
