@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from svertka.confidence_intervals import error_interval, mcnemar_p_value, paired_difference_interval, wilson_interval
+from svertka.confidence_intervals import (
+    error_interval,
+    format_percentage_points,
+    mcnemar_p_value,
+    paired_difference_interval,
+    wilson_interval,
+)
 
 
 @given(images=st.integers(1, 60_000), share=st.floats(0, 1))
@@ -52,6 +58,10 @@ def test_paired_interval_has_95_percent_coverage(images: int, first: float, seco
     intervals = [paired_difference_interval(int(one), int(other), images) for one, other, _ in draws]
     held = np.mean([low <= first - second <= high for low, high in intervals])
     assert 0.93 <= held <= 1  # conservative where few pictures differ, as its authors say
+
+
+def test_differences_have_the_sign_of_every_other_number() -> None:
+    assert [format_percentage_points(share) for share in (-0.013, 0.004, -0.0004)] == ["-1.3", "+0.4", "0.0"]
 
 
 def test_intervals_without_images_are_nan() -> None:

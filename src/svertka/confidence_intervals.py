@@ -74,9 +74,9 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 
 
 def format_percentage_points(share: float) -> str:
-    """Format a difference of shares (−1 to 1) in percentage points: "−1.3", "+0.4", "0.0"."""
-    text = f"{100 * share:+.1f}".replace("-", "−")
-    return text[1:] if text in ("+0.0", "−0.0") else text
+    """Format a difference of shares (−1 to 1) in percentage points: "-1.3", "+0.4", "0.0"."""
+    text = f"{100 * share:+.1f}"
+    return text[1:] if text in ("+0.0", "-0.0") else text
 
 
 def format_p_value(p: float) -> str:

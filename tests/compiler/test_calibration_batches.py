@@ -50,6 +50,9 @@ def test_few_images_are_warned_about_where_optimize_is_called() -> None:
     [
         (torch.empty(0, *SHAPE), "calibration= has no images; give some hundred typical images"),
         ([], "calibration= has no images"),
+        (torch.zeros(2, *SHAPE), "calibration= has 2 equal images, so the ranges of values are unknown; give typical"),
+        ([torch.ones(1, *SHAPE).cumsum(3)] * 120, "calibration= has 120 equal images"),
+        (torch.full((1, *SHAPE), -1.8), "calibration= has one image of equal values, so the ranges"),
         (7, "calibration= is of type int; give images"),
         ("folder", "calibration= is of type str; give images"),
         (torch.randn(2, 3, 5, 4), "calibration= has images of 3×5×4 and the example's are 3×4×4; resize them"),

@@ -13,6 +13,7 @@ from svertka.curation.dataset_findings import describe_findings
 from svertka.data.folder_and_table_sources import open_folder
 from svertka.data.hash_split import split_by_hash
 from svertka.errors import UsageError
+from svertka.text_width import text_width
 
 
 def noise(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -43,6 +44,14 @@ def test_a_folder_in_order(photos: Path) -> None:
     assert findings.turned == 0
     assert (findings.misnamed, findings.outliers, findings.intensities) == ((), (), None)
     assert len(describe_findings(findings)) == 6
+
+
+def test_counts_of_classes_are_aligned_whatever_their_names(photos: Path) -> None:
+    (photos / "cat").rename(photos / "two\nlines")
+    (photos / "dog").rename(photos / "犬")
+    lines = describe_findings(check(photos))[1:3]
+    assert [line.split() for line in lines] == [["two\\nlines", "12"], ["犬", "10"]]
+    assert text_width(lines[0]) == text_width(lines[1])
 
 
 def test_the_split_is_that_of_training(photos: Path) -> None:

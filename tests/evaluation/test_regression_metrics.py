@@ -30,6 +30,10 @@ def test_metrics_are_those_of_scikit_learn() -> None:
     assert worst[0] == np.abs(found.predicted - found.targets).max()
 
 
+def test_a_difference_has_the_sign_of_every_other_number() -> None:
+    assert [evaluation(4, 1.0).format_metric_difference(value) for value in (-0.25, 3.0)] == ["-0.25", "+3"]
+
+
 def test_intervals_cover_the_error_of_many_images() -> None:
     intervals = [evaluation(150, 5, seed).error_interval for seed in range(25)]
     assert np.mean([low <= 5 * math.sqrt(2 / math.pi) <= high for low, high in intervals]) >= 0.85

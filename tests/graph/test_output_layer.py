@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from svertka.compiler.optimize import optimize
 from svertka.errors import UsageError
 from svertka.graph.output_layer import count_classes, find_output_layer, resize_output_layer
+from svertka.graph.summary import trace
 
 SHAPE = (1, 3, 32, 32)
 
@@ -112,3 +114,7 @@ def test_a_network_that_needs_another_input_is_refused() -> None:
 
     with pytest.raises(UsageError, match=r"Conditional needs inputs other than images \(text, scale\); wrap it"):
         count_classes(Conditional(), SHAPE)
+    with pytest.raises(UsageError, match=r" says: .*missing .*; it needs inputs other than images \(text, scale"):
+        trace(Conditional(), SHAPE)
+    with pytest.raises(UsageError, match=r"; it needs inputs other than images \(text, scale\); wrap .* images only$"):
+        optimize(Conditional().eval(), torch.zeros(SHAPE))

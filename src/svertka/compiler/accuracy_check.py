@@ -10,6 +10,7 @@ from svertka.compiler.output_structure import iter_output_tensors
 from svertka.compiler.validation import float32_hint
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_network
+from svertka.graph.trace_errors import other_inputs_advice
 from svertka.pages.number_format import count_with_noun
 
 # Largest float32 error relative to the largest value. The built-in models stay below 1e-5.
@@ -266,6 +267,8 @@ def _check_classes(precision: str, name: str, ours: Tensor, theirs: Tensor, tole
 
 def suggest_after_failed_capture(original: nn.Module, example: Tensor) -> str:
     """Return what to do about `original`, whose capture failed, as the end of an error message."""
+    if other_inputs_advice(original):
+        return ""  # which the failure says
     try:
         original(example.clone())
     except Exception:  # a network may raise anything

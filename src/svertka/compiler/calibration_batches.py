@@ -43,12 +43,13 @@ class CalibrationBatches:
         self.kept = torch.empty(0, *shape, device="cpu")
         self.count = 0
         self.low, self.high = math.inf, -math.inf
+        self._differ = False  # whether any image differs from the first
 
     def __iter__(self) -> Iterator[Tensor]:
         """Return an iterator over the images in batches that the network can run.
 
         Raises:
-            UsageError: There are no images, or some are of another shape or not finite.
+            UsageError: There are no images, all are equal, or some are of another shape or not finite.
         """
         size = self._batch_size or BATCH_SIZE
         rest = self.kept
@@ -59,6 +60,8 @@ class CalibrationBatches:
             if len(images):
                 low, high = (float(one) for one in images.aminmax())
                 self.low, self.high = min(self.low, low), max(self.high, high)
+                first = self.kept[:1] if self.count else images[:1]
+                self._differ = self._differ or not bool((images == first).all())
             self.count += len(images)
             self.kept = torch.cat([self.kept, images[: MAX_KEPT - len(self.kept)]])
             rest = torch.cat([rest, images]) if len(rest) else images
@@ -67,6 +70,9 @@ class CalibrationBatches:
             rest = rest[whole:]
         if self.count == 0:
             raise UsageError("calibration= has no images; give some hundred typical images, (N, C, H, W) float32")
+        if not self._differ and (self.count > 1 or self.low == self.high):
+            equal = f"{self.count:,} equal images" if self.count > 1 else "one image of equal values"
+            raise UsageError(f"calibration= has {equal}, so the ranges of values are unknown; give typical images")
         if len(rest) and self._batch_size is None:
             yield rest
 

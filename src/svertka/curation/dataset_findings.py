@@ -10,6 +10,7 @@ from svertka.data.rgb_conversion import Range
 from svertka.escaping import to_printable
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.tasks import AnyTask
+from svertka.text_width import pad, text_width
 
 SHOWN = 10  # items per kind in `describe_findings`
 UNEVEN = 1.5  # ratio of the largest to the smallest class from which it is reported
@@ -195,8 +196,9 @@ def describe_findings(findings: Findings) -> list[str]:
             f"{findings.read:,} of them were read, and only these are judged: how many others are bad is not known; "
             "copies are searched for by name and size, near-duplicates are not"
         )
-    widest = max(map(len, findings.classes), default=0)
-    lines += [f"  {name:{widest}}  {count}" for name, count in findings.classes.items()]
+    shown = {to_printable(name): count for name, count in findings.classes.items()}
+    widest = max(map(text_width, shown), default=0)
+    lines += [f"  {pad(name, widest)}  {count}" for name, count in shown.items()]
     if findings.numbers is not None:
         low, median, high = findings.numbers
         lines.append(f"numbers, smallest / median / largest: {low:.6g} / {median:.6g} / {high:.6g}")

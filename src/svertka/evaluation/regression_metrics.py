@@ -86,7 +86,7 @@ class RegressionEvaluation:
 
     def format_metric_difference(self, value: float) -> str:
         """Return a difference of mean absolute errors as text."""
-        return f"{value:+.3g}".replace("-", "−")
+        return f"{value:+.3g}"
 
     def metric_cells(self) -> tuple[tuple[str, str], ...]:
         """Return the names and values of what a table of runs shows."""

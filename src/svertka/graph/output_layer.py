@@ -1,6 +1,5 @@
 """The layer that computes a network's class scores, found in a trace, and a replacement with other classes."""
 
-import inspect
 import re
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_with_meta_tensors
 from svertka.graph.summary import Layer, trace
-from svertka.graph.trace_errors import first_line_of_error, trace_failure_message
+from svertka.graph.trace_errors import first_line_of_error, other_inputs_advice, trace_failure_message
 
 BATCH = 2  # images; with one, a network that confuses batch and classes would pass
 PROBABILITIES = ("Softmax", "softmax", "Softmin", "softmin", "Sigmoid", "sigmoid")  # kinds of layers
@@ -27,11 +26,8 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
     """
     name = type(network).__name__
     twin = copy_with_meta_tensors(network, hooks=False)[0]
-    if needed := _other_inputs(twin):
-        raise UsageError(
-            f"{name} needs inputs other than images ({', '.join(needed)}); wrap it in a module whose forward takes "
-            "images only"
-        )
+    if advice := other_inputs_advice(twin):
+        raise UsageError(f"{name} {advice}")
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     try:
         with torch.inference_mode(), torch.device("meta"):
@@ -63,22 +59,6 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
     if output.dtype == torch.float64:
         raise UsageError(f"{name} returns float64 scores; svertka needs float32: call float() on them in its forward")
     return output.shape[1]
-
-
-def _other_inputs(network: nn.Module) -> list[str]:
-    """Return the names of the arguments of forward that have no default, apart from the images."""
-    try:
-        parameters = list(inspect.signature(network.forward).parameters.values())
-    except (TypeError, ValueError):
-        return []
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [one.name for one in parameters if one.kind in positional and one.default is inspect.Parameter.empty]
-    keyword = [
-        one.name
-        for one in parameters
-        if one.kind is inspect.Parameter.KEYWORD_ONLY and one.default is inspect.Parameter.empty
-    ]
-    return needed[1:] + keyword
 
 
 def find_output_layer(network: nn.Module, shape: tuple[int, ...]) -> str | None:

@@ -1,5 +1,7 @@
 """Errors of networks that cannot be traced, with the same wording for every kind of trace."""
 
+import inspect
+
 from torch import nn
 
 from svertka.errors import UsageError
@@ -33,10 +35,33 @@ def trace_failure_message(network: nn.Module, shape: tuple[int, ...], error: Bas
         error: Raised by the network or by PyTorch.
         where: Name of the running layer or module; "" for the network itself.
     """
-    size = "×".join(map(str, shape))
-    return f"{type(network).__name__} cannot be traced with an input of {size}; {where or THE_NETWORK} says: " + (
-        first_line_of_error(error)
+    name, size = type(network).__name__, "×".join(map(str, shape))
+    said = f"{name} cannot be traced with an input of {size}; {where or THE_NETWORK} says: {first_line_of_error(error)}"
+    return f"{said}; it {advice}" if (advice := other_inputs_advice(network)) else said
+
+
+def other_inputs_advice(network: nn.Module) -> str:
+    """Return what to do about a network whose forward needs other inputs than images; "" if it needs none."""
+    needed = ", ".join(_other_inputs(network))
+    return needed and (
+        f"needs inputs other than images ({needed}); wrap it in a module whose forward takes images only"
     )
+
+
+def _other_inputs(network: nn.Module) -> list[str]:
+    """Return the names of the arguments of forward that have no default, apart from the images."""
+    try:
+        parameters = list(inspect.signature(network.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one.name for one in parameters if one.kind in positional and one.default is inspect.Parameter.empty]
+    keyword = [
+        one.name
+        for one in parameters
+        if one.kind is inspect.Parameter.KEYWORD_ONLY and one.default is inspect.Parameter.empty
+    ]
+    return needed[1:] + keyword
 
 
 def value_dependence_error(place: str, operation: str) -> UsageError:
