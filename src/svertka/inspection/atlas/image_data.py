@@ -83,7 +83,7 @@ def write_image_data(
     layers: Sequence[AtlasLayer],
     inputs: AtlasInputs,
     folder: ResumableFolder,
-    advance: Callable[[int], None],
+    advance: Callable[[int, int], None],
 ) -> None:
     """Write the missing files of the images.
 
@@ -92,7 +92,7 @@ def write_image_data(
         layers: Layers of the atlas.
         inputs: Classifier and images.
         folder: Folder of the atlas.
-        advance: Called with the number of images just finished.
+        advance: Called with the number of images just finished, and the number of those with overlays.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -108,7 +108,7 @@ def write_image_data(
         if f"data/{key}.js" not in folder:
             _write_overlays(images, chunk, records, inputs, folder)
             folder.write_script(f"data/{key}.js", key, records)
-        advance(len(chunk))
+        advance(len(chunk), len(_slots_with_overlays(images, chunk)))
     labels = inputs.shown_labels[1][images.indices].tolist()
     names = [inputs.image_name(int(index)) for index in images.indices]
     folder.write_script("data/pictures.js", "pictures", {"names": list(zip(names, labels, predictions, strict=True))})
@@ -195,7 +195,7 @@ def _write_overlays(
     images: AtlasImages, chunk: range, records: list[dict[str, Any]], inputs: AtlasInputs, folder: ResumableFolder
 ) -> None:
     """Write the overlays of the images of `chunk` for their first prediction, and add their scales to `records`."""
-    slots = images.with_overlays[(images.with_overlays >= chunk.start) & (images.with_overlays < chunk.stop)]
+    slots = _slots_with_overlays(images, chunk)
     if not len(slots):
         return
     network, size, kind = inputs.classifier.network, inputs.image_size, inputs.classifier.task.kind
@@ -220,6 +220,10 @@ def _write_overlays(
             drop = occlusion_per_pixel(drops[index], side, stride, size)
             folder.write(f"overlays/{slot}-occlusion.webp", encode_heatmap_overlay(drop))
             records[slot - chunk.start]["scales"] = {"occlusion": round(max(0.0, float(drop.max())), 4)}
+
+
+def _slots_with_overlays(images: AtlasImages, chunk: range) -> Ints:
+    return images.with_overlays[(images.with_overlays >= chunk.start) & (images.with_overlays < chunk.stop)]
 
 
 def occlusion_per_pixel(values: Tensor, side: int, stride: int, size: int) -> Tensor:

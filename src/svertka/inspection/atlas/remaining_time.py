@@ -53,11 +53,17 @@ class RemainingTime:
         """Return a function that advances `shown`, a bar from 0 to 100, by a number of finished units."""
         return lambda count: self._advance(shown, count * self._seconds_per_unit[layer.key], layer.layer.name)
 
-    def advance_images(self, shown: Progress) -> Callable[[int], None]:
-        """Return a function that advances `shown`, a bar from 0 to 100, by a number of finished images."""
-        share = len(self._images.with_overlays) / max(1, len(self._images.indices))
-        seconds = self._seconds_per_image + share * self._seconds_per_overlay_image
-        return lambda count: self._advance(shown, count * seconds, "images")
+    def advance_images(self, shown: Progress) -> Callable[[int, int], None]:
+        """Return a function that advances `shown`, a bar from 0 to 100.
+
+        It takes the number of finished images, and the number of those with overlays.
+        """
+
+        def advance(images: int, overlays: int) -> None:
+            seconds = images * self._seconds_per_image + overlays * self._seconds_per_overlay_image
+            self._advance(shown, seconds, "images")
+
+        return advance
 
     def _advance(self, shown: Progress, seconds: float, note: str) -> None:
         self._done += seconds
