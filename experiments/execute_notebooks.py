@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
-TIMEOUT = 900  # seconds for each cell, on a busy machine
+TIMEOUT = 3000  # seconds for each cell, on a busy machine
 COLORS, JPEG_QUALITY = 64, 60
 
 
