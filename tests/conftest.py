@@ -401,7 +401,7 @@ def browser() -> Iterator[Any]:
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
     arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=arguments)
+        started = driver.chromium.launch(executable_path=chromium, args=arguments, timeout=120_000)  # milliseconds
         new_context = started.new_context
 
         def new_patient_context(**settings: Any) -> Any:

@@ -295,7 +295,7 @@ def test_a_history_that_no_training_writes_is_refused_before_it_is_read(finished
     assert [entry["kind"] for entry in run.history()][-1] == "result"
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["config.json", "training.json", "metrics.jsonl", "model.safetensors"])
 def test_what_is_no_file_is_one_sentence(finished: Run, pictures: Path, tmp_path: Path, name: str) -> None:
     run = copied(finished, tmp_path / "run")

@@ -56,7 +56,7 @@ def one_by_one(network: nn.Module, images: Tensor, made: FullyConvolutional) -> 
     return torch.stack(scores, -1).view(len(images), -1, len(rows), len(columns))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_one_window_is_the_network(built: Built, name: str) -> None:

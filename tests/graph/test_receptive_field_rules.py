@@ -105,7 +105,7 @@ def test_padding_around_a_mean_sees_nothing(positive: Positive) -> None:
     assert columns.intervals == ((4, -1), (0, 3), (4, -1))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -42,7 +42,7 @@ def crops(image: Tensor, parts: SharedCrops, places: Ints) -> Iterator[Tensor]:
         yield image[:, :, y : y + parts.window[0], x : x + parts.window[1]]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SIZES)
 @torch.inference_mode()
 def test_an_image_of_the_input_size_is_one_window(built: Built, name: str) -> None:

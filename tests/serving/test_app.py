@@ -182,7 +182,7 @@ def test_those_who_come_together_are_answered_together(
 
     def wait_for_all(pictures: Any) -> Any:
         sizes.append(len(pictures))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(sizes) == 1 and batcher.open < 24:  # meanwhile no other image is decoded
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -26,7 +26,7 @@ def test_trained_weights_are_frozen_but_for_what_is_to_learn() -> None:
         assert default_recipe("/photos", BACKBONE[0], unfreeze=unfreeze, trained=True) == recipe
 
 
-@pytest.mark.sample(80)
+@pytest.mark.sample(30)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("source", [*NAMES, "/photos"])
 def test_every_network_has_a_recipe_on_every_source(source: str, model: str) -> None:
