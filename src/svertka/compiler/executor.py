@@ -58,6 +58,7 @@ from svertka.compiler.tensor_kernel_arguments import (
 )
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant, Operation, Value
+from svertka.large_pages import empty_on_large_pages
 
 ARENA, INPUT, OUTPUT = range(3)  # numbers of the memories of a run
 OWN, BEFORE, AFTER, OPERANDS = range(4)  # numbers of the memories of a tile step; more operands follow
@@ -208,7 +209,7 @@ class ExecutionPlan:
         try:
             return self._arenas.pop()
         except IndexError:
-            return _empty_floats((self.size,))
+            return empty_on_large_pages((self.size,), torch.float32)
 
     def _check_result(self, operation: Operation, number: int, result: Tensor) -> None:
         """Raise ValueError unless `result` has the shape and dtype that were captured."""

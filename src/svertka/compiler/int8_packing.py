@@ -8,6 +8,7 @@ from torch import Tensor
 
 from svertka.compiler.ir import LARGEST_BYTE, FusedConvolution
 from svertka.conv import native_support
+from svertka.large_pages import stack_on_large_pages
 
 SPLIT = 64  # outputs whose weights are transformed at a time, to save memory
 
@@ -52,7 +53,7 @@ class PackedInt8Weights:
             matrix = F.pad(matrix, (0, -matrix.shape[2] % per, 0, 0, 0, -len(part) % panel)).to(dtype)
             parts.append(matrix.reshape(len(matrix) // panel, panel, -1, per).permute(0, 2, 1, 3))
         winograd = not strict and _supports_winograd(step, weight)
-        return cls("int8", shape, groups, torch.stack(parts).contiguous(), sums, winograd)
+        return cls("int8", shape, groups, stack_on_large_pages(parts), sums, winograd)
 
     def unpack(self) -> Tensor:
         """Return the int8 weights, (O, C / groups, kh, kw)."""

@@ -12,6 +12,7 @@ from svertka.compiler.fusion import FusedNetwork, list_step_operands
 from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native_support
 from svertka.graph.operation_and_value_types import Constant, iter_leaves
+from svertka.large_pages import stack_on_large_pages
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, tile transforms cost more than they save
 MIN_WINOGRAD_GROUP = 24  # the same for a group, compared with the grouped kernels
@@ -85,7 +86,7 @@ class PackedWeights:
             matrix = rows.reshape(-1, len(part))
             matrix = F.pad(matrix, (0, -len(part) % panel, 0, -len(matrix) % side_by_side))
             parts.append(matrix.reshape(-1, side_by_side, matrix.shape[1] // panel, panel).permute(2, 0, 3, 1))
-        return cls(kernel, shape, groups, torch.stack(parts).contiguous(), paired_lines)
+        return cls(kernel, shape, groups, stack_on_large_pages(parts), paired_lines)
 
     def unpack(self) -> Tensor:
         """Return the weights, (O, C / groups, kh, kw)."""
