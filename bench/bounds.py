@@ -2,9 +2,9 @@
 
 The bounds are the multiplications over the highest rate of a matrix product or a 1×1 convolution, and the bytes of all
 weights and of all maps, each written once and read once by each step that needs it, over the highest rate of a sum of
-400 MB. Both rates are measured on the machine at hand. Multiplications are those left by Winograd's algorithm, F(4,3),
-where svertka uses it. In int8, its products need 16 bits, of which a CPU computes half as many at once: a 3×3
-convolution counts as the cheaper of both ways. Transforms of Winograd's algorithm do not count.
+400 MB. Both rates are measured on the machine at hand. Multiplications are those left by Winograd's algorithm, F(4,3)
+or F(6,3), where svertka uses it. In int8, its products need 16 bits, of which a CPU computes half as many at once: a
+3×3 convolution counts as the cheaper of both ways. Transforms of Winograd's algorithm do not count.
 """
 
 import warnings
@@ -18,7 +18,8 @@ from svertka.compiler.capture_at_several_batch_sizes import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import BatchDependentSize, FusedConvolution, step_output_numbers
 from svertka.compiler.optimize import optimize
-from svertka.compiler.packing import is_linear_layer, select_kernel_kind
+from svertka.compiler.packing import is_linear_layer, select_kernel_kind, select_winograd_tile
+from svertka.conv import native_support
 from turns import seconds
 
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a value
@@ -39,8 +40,11 @@ def work(network: nn.Module, shape: tuple[int, ...], precision: str = "fp32") ->
             every = batch * prod(window) * prod(weight)
             defined += every
             if not is_linear_layer(steps, step) and select_kernel_kind(step, tuple(weight)) == "winograd":
-                kernels = ceil(weight[2] / 3) ** 2  # F(4,3) takes 6×6 products for 4×4 results
-                tiles = batch * prod(ceil(side / 4) for side in window) * 36 * weight[0] * weight[1] * kernels
+                kernels = ceil(weight[2] / 3) ** 2
+                floats = native_support.kernels.Precision["FLOAT32" if precision == "fp32" else "BFLOAT16"]
+                tile = select_winograd_tile(min(window), floats)  # F(4,3) takes 6×6 products for 4×4 results
+                products = (tile + 2) ** 2 * weight[0] * weight[1] * kernels
+                tiles = batch * prod(ceil(side / tile) for side in window) * products
                 every = min(every, 2 * tiles) if precision == "int8" else tiles
             left += every
     maps = sum(prod(sides(value)) for step in steps.steps for value in (*step.inputs, *step_output_numbers(step)))

@@ -134,6 +134,7 @@ void winograd_forward(const Convolution& shape, nb::handle input, nb::handle wei
     const Size of_weights =
         packed ? used->winograd.packed_size(packed_inputs(shape, precision), shape.out_channels) : weights_of(shape);
     const Tensor from("input", input), by("weights", weights), to("output", output);
+    check_tile(shape, precision != Precision::bfloat16 && !from.is_bfloat16());
     const void* numbers = nullptr;
     if (packed && precision != Precision::float32)
         numbers = by.numbers<BFloat16>(of_weights);
@@ -156,6 +157,7 @@ void winograd_forward(const Convolution& shape, nb::handle input, nb::handle wei
 void winograd_weight_gradient(const Convolution& shape, nb::handle gradient, nb::handle input, Precision precision,
                               nb::handle result, int threads) {
     check(shape);
+    check_tile(shape, false);
     require_between("threads", threads, 1, max_threads);
     const Size in = reach(pixels_in(shape), shape.in_step, shape.in_channels);
     const Size out = reach(pixels_out(shape), shape.out_step, shape.out_channels);
@@ -486,7 +488,8 @@ NB_MODULE(_kernels, module) {
         .def(nb::init<Size, Size, Size, Size, Size, Size, Size, Size, Size>(), "batch"_a, "in_channels"_a,
              "out_channels"_a, "height"_a, "width"_a, "out_height"_a, "out_width"_a, "pad_y"_a, "pad_x"_a)
         .def_rw("in_step", &Convolution::in_step)
-        .def_rw("out_step", &Convolution::out_step);
+        .def_rw("out_step", &Convolution::out_step)
+        .def_rw("tile", &Convolution::tile);
 
     module.def(
         "winograd_packed_size",

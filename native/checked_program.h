@@ -46,6 +46,7 @@ class CheckedProgram {
                       const EpilogueSpec& epilogue, Place output, NarrowMaps narrow) {
         check(shape);
         require_products_of_bfloat16(narrow, precision);
+        check_tile(shape, precision != Precision::bfloat16 && !narrow.input);
         const Size count = winograd_.packed_size(packed_inputs(shape, precision), shape.out_channels);
         const void* numbers = kept(weights, count, precision);
         reads_map(shape, input, narrow.input);

@@ -58,6 +58,12 @@ inline void check(const Convolution& shape) {
     require_between("out_step", shape.out_step, shape.out_channels, max_size);
 }
 
+// `floats`: whether maps and products are floats.
+inline void check_tile(const Convolution& shape, bool floats) {
+    if (shape.tile != 4 && !(shape.tile == 6 && floats))
+        require(false, "tile=" + std::to_string(shape.tile) + " must be 4, or 6 in a forward pass with maps and products of floats");
+}
+
 inline Size pixels_in(const Convolution& shape) { return product({shape.batch, shape.height, shape.width}); }
 inline Size pixels_out(const Convolution& shape) { return product({shape.batch, shape.out_height, shape.out_width}); }
 inline Size weights_of(const Convolution& shape) { return product({shape.in_channels, shape.out_channels, 9}); }

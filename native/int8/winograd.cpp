@@ -10,13 +10,15 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
+constexpr int outputs = 4, points = Tiles<outputs>::points;
+
 struct Pass {
     const Window& shape;
     const Requantization& after;
     const Factor* weights;  // packed as `Int8::convolve` reads them
     void* output;
     Byte zero;
-    TileBlocks<ShortPair> blocks;
+    TileBlocks<ShortPair, outputs> blocks;
     Images<Byte> input;
     static constexpr Index row_of_taps = 3;
     Index steps_of_tap = shape.in_channels / per_factor, steps = row_of_taps * row_of_taps * steps_of_tap;
@@ -28,7 +30,7 @@ struct Pass {
     }
 
     void transform_input(const Tile& tile, Index index, ShortPair* to) const {
-        constexpr int size = winograd::points;
+        constexpr int size = points;
         const Byte* pixel[size][size];
         locate_pixels(input, tile.image, tile.y - shape.y.pad, tile.x - shape.x.pad, size, size, pixel);
         const Shorts offset = static_cast<std::int16_t>(zero) - Shorts{};
@@ -40,7 +42,7 @@ struct Pass {
                 for (Index j = 0; j < outputs; ++j)
                     __builtin_prefetch(pixel[i][j] + channel + 2 * outputs * input.step, 0, 2);
             const auto keep = [&](auto i, auto j, Shorts numbers) __attribute__((always_inline)) {
-                store_as(to + (i * winograd::points + j) * stride, numbers);
+                store_as(to + (i * points + j) * stride, numbers);
             };
             if (count < 2 * lanes)
                 transform<winograd::whole_data_matrix>(
@@ -66,7 +68,7 @@ struct Pass {
                             return pairs_of<pair>(from + (row_of_taps * i + j) * apart + half);
                         },
                         [&](auto i, auto j, Shorts numbers) __attribute__((always_inline)) {
-                            store_as(place + (i * winograd::points + j) * blocks.weight_stride, numbers);
+                            store_as(place + (i * points + j) * blocks.weight_stride, numbers);
                         });
                 });
             }
@@ -107,7 +109,7 @@ struct Pass {
         const Index stride = blocks.product_stride;
         transform<winograd::divided_output_matrix>(
             [=](auto i, auto j) __attribute__((always_inline)) {
-                return load(products + (i * winograd::points + j) * stride);
+                return load(products + (i * points + j) * stride);
             },
             store);
     }
@@ -147,8 +149,8 @@ std::ptrdiff_t int8_winograd_inputs() { return values_per<ShortPair> * KC; }
 
 void int8_winograd(const Window& shape, const Byte* input, Byte zero, const void* weights, const Requantization& after,
                    void* output, int threads) {
-    const Tiles tiles(shape.batch, shape.y.out_size, shape.x.out_size);
-    const Plan plan(shape.in_channels, shape.out_channels, values_per<ShortPair>, tiles.count(), threads);
+    const Tiles<outputs> tiles(shape.batch, shape.y.out_size, shape.x.out_size);
+    const Plan plan(shape.in_channels, shape.out_channels, values_per<ShortPair>, tiles.count(), tiles.frequencies, threads);
     Pass pass{.shape = shape,
               .after = after,
               .weights = static_cast<const Factor*>(weights),
@@ -164,9 +166,9 @@ bool int8_winograd_is_faster(const Window& shape) {
     constexpr double of_weights = 220;                 // for each vector of weights
     constexpr double of_tile = 340, of_outputs = 280;  // for a vector of inputs, and of outputs
     // Where blocks of tiles read transformed weights of more than 8 MiB again and again, these come from memory.
-    const Index of_all_weights = frequencies * shape.in_channels * shape.out_channels * 2;
-    const Axis y(shape.y.out_size), x(shape.x.out_size);
-    const auto products = [](const Axis& axis) { return 5.0 * axis.count + axis.whole; };
+    const Index of_all_weights = Tiles<outputs>::frequencies * shape.in_channels * shape.out_channels * 2;
+    const Axis<outputs> y(shape.y.out_size), x(shape.x.out_size);
+    const auto products = [](const Axis<outputs>& axis) { return 5.0 * axis.count + axis.whole; };
     const double batch = shape.batch, tiles = batch * y.count * x.count;
     const double of_product = tiles > 128 && of_all_weights > Index{8} << 20 ? 2.2 : 1.3;
     const double vectors = ceil_div(shape.out_channels, lanes), pairs = shape.in_channels / 2.0;

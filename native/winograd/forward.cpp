@@ -1,7 +1,7 @@
-// Winograd convolution F(4×4, 3×3); with adjoint weights, its input gradient.
+// Winograd convolution F(4×4, 3×3) or F(6×6, 3×3); with adjoint weights, its input gradient.
 //
 // Tiles are processed in blocks across the whole batch. A block's input transform is followed, for each panel of output
-// channels, by the 36 products with the panel's transformed weights and the output transform, so that intermediate results
+// channels, by the 36 or 64 products with the panel's transformed weights and the output transform, so that intermediate results
 // stay in a cache.
 #include "../vector_epilogue.h"
 #include "input_transform.h"
@@ -14,16 +14,17 @@ namespace {
 
 // The tensors, sizes and steps of one call. Images consist of `Number`s, the output and the residual of `Result`s. `Factor`s
 // are multiplied: floats or pairs of inputs.
-template <class Number, class Result, class Factor>
+template <class Number, class Result, class Factor, int outputs>
 struct Pass {
     const Convolution& shape;
     const Epilogue& epilogue;
     Weights weights;
     Result* output;
-    TileBlocks<Factor> blocks;
+    TileBlocks<Factor, outputs> blocks;
     Images<Number> input;
     bool stream;  // outputs exceed the cache and fill whole cache lines: use non-temporal stores
     static constexpr Index several = values_per<Factor>;
+    static constexpr int points = Tiles<outputs>::points;
     static constexpr Index fetched_pairs = 8;  // of inputs, from one that is transformed to one that is prefetched
 
     void set_padding(float* memory) {
@@ -33,8 +34,8 @@ struct Pass {
 
     void transform_input(const Tile& tile, Index index, Factor* to) const {
         to = blocks.row_of(index, to);
-        transform_tile<winograd::data_matrix>(input, tile.image, tile.y - shape.pad_y, tile.x - shape.pad_x,
-                                           winograd::points, winograd::points, several * blocks.tile_stride,
+        transform_tile<winograd::data_matrix<outputs>>(input, tile.image, tile.y - shape.pad_y, tile.x - shape.pad_x,
+                                           points, points, several * blocks.tile_stride,
                                            [=](Index group) { return element_address(to, group); });
     }
 
@@ -53,10 +54,10 @@ struct Pass {
                 const float* taps_of = from + half;
                 Factor* place = to + input / several * NR + half;
                 fetch_taps(taps_of + 2 * fetched_pairs * taps * NR);
-                transform<winograd::weight_matrix>(
+                transform<winograd::weight_matrix<outputs>>(
                     [&](auto i, auto j) __attribute__((always_inline)) { return load(taps_of + (3 * i + j) * NR); },
                     [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
-                        Factor* factors = place + (i * winograd::points + j) * blocks.weight_stride;
+                        Factor* factors = place + (i * points + j) * blocks.weight_stride;
                         if constexpr (several == 1)
                             store(factors, vector);
                         else
@@ -75,7 +76,7 @@ struct Pass {
                 const Pair* taps_of = from + (several == 1 ? part % NR : part / 2);
                 Place* place = reinterpret_cast<Place*>(to) + part;
                 fetch_taps(taps_of + fetched_pairs * taps * NR);
-                transform<winograd::weight_matrix>(
+                transform<winograd::weight_matrix<outputs>>(
                     [&](auto i, auto j) __attribute__((always_inline)) {
                         const Pair* pairs = taps_of + (3 * i + j) * NR;
                         if constexpr (several == 2)
@@ -84,7 +85,7 @@ struct Pass {
                             return part < NR ? first_of(load(pairs)) : second_of(load(pairs));
                     },
                     [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
-                        store(place + (i * winograd::points + j) * several * blocks.weight_stride, vector);
+                        store(place + (i * points + j) * several * blocks.weight_stride, vector);
                     });
             }
         }
@@ -108,13 +109,13 @@ struct Pass {
         for (Index half = 0; half < here; half += lanes) {
             const VectorEpilogue vector_epilogue(epilogue, output, shape.out_step, pixel, first + half, here - half, shape.out_width);
             const auto product_at = [=](auto i, auto j) __attribute__((always_inline)) {
-                return load(products + (i * winograd::points + j) * stride + half);
+                return load(products + (i * points + j) * stride + half);
             };
             if (later) {
                 store_in_two_passes(vector_epilogue, product_at, height, width);
                 continue;
             }
-            transform<winograd::output_matrix>(
+            transform<winograd::output_matrix<outputs>>(
                 product_at, [=, &waiting](auto i, auto j, Vector vector) __attribute__((always_inline)) {
                     if (i >= height || j >= width) return;
                     vector += vector_epilogue.bias;
@@ -135,7 +136,7 @@ struct Pass {
     [[gnu::noinline]] static void store_in_two_passes(const VectorEpilogue<Result>& vector_epilogue, ProductAt product_at,
                                                       Index height, Index width) {
         float sums[outputs * outputs * lanes];
-        transform<winograd::output_matrix>(product_at, [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
+        transform<winograd::output_matrix<outputs>>(product_at, [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
             store(sums + (i * outputs + j) * lanes, vector);
         });
         for (Index i = 0; i < height; ++i)
@@ -153,17 +154,17 @@ struct Pass {
     }
 };
 
-template <class Factor, class Number, class Result>
+template <class Factor, class Number, class Result, int outputs>
 void compute(const Convolution& shape, const void* input, const Weights& weights, const Epilogue& epilogue, void* results,
              int threads) {
     Result* const output = static_cast<Result*>(results);
-    const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
-    const Plan plan(shape.in_channels, shape.out_channels, values_per<Factor>, tiles.count(), threads);
+    const Tiles<outputs> tiles(shape.batch, shape.out_height, shape.out_width);
+    const Plan plan(shape.in_channels, shape.out_channels, values_per<Factor>, tiles.count(), tiles.frequencies, threads);
     const Index size = shape.batch * shape.out_height * shape.out_width * shape.out_channels;
     const Index of_line = std::is_same_v<Result, BFloat16> ? NR : lanes;  // channels that are stored together
     const bool lines = NR * sizeof(Result) % 64 == 0 && shape.out_channels % of_line == 0 &&
                        shape.out_step % of_line == 0 && is_aligned(output);
-    Pass<Number, Result, Factor> pass{
+    Pass<Number, Result, Factor, outputs> pass{
         .shape = shape,
         .epilogue = epilogue,
         .weights = weights,
@@ -192,11 +193,12 @@ void forward(const Convolution& shape, const void* input, const void* weights, O
     const bool halves = order == Order::packed && precision != Precision::float32;
     const Weights all{weights, order, halves, shape.in_channels, shape.out_channels};
     const auto run = [&](auto function) { function(shape, input, all, epilogue, output, threads); };
+    if (shape.tile == 6) return run(compute<float, float, float, 6>);
     if (precision != Precision::bfloat16)
-        return run(narrow.input ? compute<float, BFloat16, BFloat16> : compute<float, float, float>);
+        return run(narrow.input ? compute<float, BFloat16, BFloat16, 4> : compute<float, float, float, 4>);
     if (narrow.input)
-        return run(narrow.output ? compute<Pair, BFloat16, BFloat16> : compute<Pair, BFloat16, float>);
-    run(narrow.output ? compute<Pair, float, BFloat16> : compute<Pair, float, float>);
+        return run(narrow.output ? compute<Pair, BFloat16, BFloat16, 4> : compute<Pair, BFloat16, float, 4>);
+    run(narrow.output ? compute<Pair, float, BFloat16, 4> : compute<Pair, float, float, 4>);
 }
 
 }  // namespace svertka::INSTRUCTIONS

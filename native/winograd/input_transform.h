@@ -46,7 +46,7 @@ void locate_pixels(const Images<Number>& from, Index image, Index y, Index x, In
 template <const auto& matrix, class Number, class Place>
 void transform_tile(const Images<Number>& from, Index image, Index y, Index x, Index height, Index width, Index stride,
                  Place place) {
-    constexpr int size = matrix.columns;
+    constexpr int size = matrix.columns, outputs = matrix.rows - winograd::taps + 1;
     const Number* pixel[size][size];
     locate_pixels(from, image, y, x, height, width, pixel);
     const Index groups = ceil_div(from.channels, lanes), rest = from.channels % lanes;
@@ -58,7 +58,7 @@ void transform_tile(const Images<Number>& from, Index image, Index y, Index x, I
                 __builtin_prefetch(pixel[i][j] + group * lanes + 2 * outputs * from.step, 0, 2);
         auto* const to = place(group);
         const auto keep = [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
-            store(to + (i * winograd::points + j) * stride, vector);
+            store(to + (i * matrix.rows + j) * stride, vector);
         };
         if (rest && group == groups - 1)
             transform<matrix>([&](auto i, auto j) { return load_partial(pixel[i][j] + group * lanes, rest); }, keep);

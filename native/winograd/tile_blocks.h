@@ -23,24 +23,27 @@ struct Plan {
     bool shared;
     Index block, depth;
 
-    // `several`: number of inputs in a factor.
-    Plan(Index in_channels, Index out_channels, Index several, Index tiles, int threads) {
-        const Index panels = ceil_div(out_channels, NR);
-        const bool fits = frequencies * in_channels * panels * NR <= several << 24;  // 64 MiB
-        shared = !fits || (tiles <= 128 && panels >= threads);
-        const Index wanted = shared ? 128 : max(min(28, ceil_div(tiles, 8 * threads)), 1);
+    // `several`: number of inputs in a factor. `frequencies`: products of a tile.
+    Plan(Index in_channels, Index out_channels, Index several, Index tiles, Index frequencies, int threads) {
+        const Index panels = ceil_div(out_channels, NR), weights = frequencies * in_channels * panels * NR;
+        // Tiles of six outputs have 64 products: fewer of them, and the weights of fewer inputs, fit in the second cache.
+        const bool large = frequencies > 36;
+        const bool fits = weights <= several << 24;  // 64 MiB
+        shared = !fits || (tiles <= (large ? 72 : 128) && panels >= threads);
+        const Index most = large && weights <= several << 23 ? 14 : 28;
+        const Index wanted = shared ? 128 : max(min(most, ceil_div(tiles, 8 * threads)), 1);
         block = ceil_div(ceil_div(tiles, max(ceil_div(tiles, wanted), 1)), MR) * MR;
-        depth = shared ? min(in_channels, several * 2 * KC) : in_channels;
+        depth = shared ? min(in_channels, several * (large ? KC : 2 * KC)) : in_channels;
     }
 };
 
 // `Factor`s are multiplied: floats or pairs of inputs.
-template <class Factor>
+template <class Factor, int outputs>
 struct TileBlocks {
-    static constexpr Index several = values_per<Factor>;
+    static constexpr Index several = values_per<Factor>, frequencies = Tiles<outputs>::frequencies;
 
     Index in_channels, out_channels;
-    Tiles tiles;
+    Tiles<outputs> tiles;
     Plan plan;
     Index block = plan.block, depth = plan.depth;  // tiles, and input channels whose weights are transformed at a time
     Index groups = ceil_div(in_channels, several * lanes), panels = ceil_div(out_channels, NR);
@@ -52,7 +55,7 @@ struct TileBlocks {
     // Where tile `index` of its block begins: (frequency, register block, group of channels, row of the block, lane).
     Factor* row_of(Index index, Factor* to) const { return to + (index / MR * groups * MR + index % MR) * lanes; }
 
-    // Computes the 36 products of a block and the weights of panel `number` for inputs `first` to `last`. The second vector
+    // Computes the products of a block and the weights of panel `number` for inputs `first` to `last`. The second vector
     // of a panel without so many outputs is left out.
     void multiply(Range here, const Factor* transformed_tiles, const Factor* transformed_weights, Index number, Index first,
                   Index last, float* products) const {
@@ -93,7 +96,8 @@ template <class Pass>
 void compute_blocks(Pass& pass, Index of_padding, Index of_room, int threads) {
     const auto& blocks = pass.blocks;
     using Factor = std::remove_pointer_t<decltype(blocks.row_of(0, nullptr))>;
-    const Tiles& tiles = blocks.tiles;
+    const auto& tiles = blocks.tiles;
+    constexpr Index frequencies = tiles.frequencies;
     const bool shared = blocks.plan.shared;
 
     const auto store_block = [&](Range here, const float* products, Index number) {

@@ -6,15 +6,15 @@
 
 namespace svertka::INSTRUCTIONS {
 
-constexpr Index outputs = 4;  // outputs of a whole tile along one axis
-constexpr Index frequencies = winograd::points * winograd::points;  // pairs of points, which are the products of a tile
-
-// One axis: `whole` tiles of four outputs, then short tiles of three, which do not need the point ∞: five products instead
-// of six. So 7 = 4 + 3 outputs take 11 products and 14 = 4 + 4 + 3 + 3 take 22. The last tile may be even shorter.
+// One axis: `whole` tiles of `outputs` outputs, then short tiles of one less, which do not need the point ∞. With four,
+// these take five products instead of six: 7 = 4 + 3 outputs take 11 products and 14 = 4 + 4 + 3 + 3 take 22. The last tile
+// may be even shorter.
+template <int outputs>
 struct Axis {
     Index size, count, whole;
 
-    explicit Axis(Index size) : size(size), count(ceil_div(size, outputs)), whole(max(size - 3 * count, 0)) {}
+    explicit Axis(Index size)
+        : size(size), count(ceil_div(size, outputs)), whole(max(size - (outputs - 1) * count, 0)) {}
     Index start(Index tile) const { return outputs * tile - max(tile - whole, 0); }
     Index length(Index tile) const { return min(tile < whole ? outputs : outputs - 1, size - start(tile)); }
 };
@@ -29,9 +29,13 @@ struct Range {
 };
 
 // The tiles of all images in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both. In
-// this order, the tiles that need a given pair of points are contiguous.
+// this order, the tiles that need a given pair of points are contiguous. `most`: outputs of a whole tile along one axis.
+template <int most>
 class Tiles {
   public:
+    static constexpr int outputs = most, points = winograd::Points<most>::count;
+    static constexpr Index frequencies = points * points;  // pairs of points, which are the products of a tile
+
     Tiles(Index batch, Index height, Index width) : y_(height), x_(width), batch_(batch) {
         for (int kind = 0; kind < 4; ++kind) {
             const auto [rows, columns] = extent(kind);
@@ -41,11 +45,11 @@ class Tiles {
 
     Index count() const { return bounds_[4]; }
 
-    // The part of `block` that needs the product of points (frequency / 6, frequency % 6), counted from its start; {0, 0}
+    // The part of `block` that needs the product of points (frequency / points, frequency % points), counted from its start; {0, 0}
     // if it is empty.
     Range needing(Index frequency, Range block) const {
-        const bool y = frequency / winograd::points == winograd::infinity;
-        const bool x = frequency % winograd::points == winograd::infinity;
+        const bool y = frequency / points == points - 1;
+        const bool x = frequency % points == points - 1;
         const Index first = max(bounds_[x ? 1 : 0], block.first);
         const Index last = min(bounds_[y ? 2 : x ? 3 : 4], block.last);
         return first < last ? Range{first - block.first, last - block.first} : Range{0, 0};
@@ -76,7 +80,7 @@ class Tiles {
         return {kind < 2 ? whole_rows : short_rows, kind == 1 || kind == 2 ? whole_columns : short_columns};
     }
 
-    Axis y_, x_;
+    Axis<outputs> y_, x_;
     Index batch_;
     Index bounds_[5] = {};
 };

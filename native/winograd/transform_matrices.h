@@ -43,13 +43,23 @@ struct Fraction {
     constexpr explicit operator short() const { return static_cast<short>(above / below); }
 };
 
-constexpr int points = 6;        // n
-constexpr int infinity = 5;      // the index of ∞
+constexpr int taps = 3;  // r
 
+// The n − 1 finite points of tiles of `outputs` outputs; opposite points are neighbors.
+template <int outputs>
 struct Points {
-    Fraction finite[infinity];  // opposite points are neighbors
+    static constexpr int infinity = outputs + taps - 2;  // the index of ∞
+    static constexpr int count = infinity + 1;           // n
+    Fraction finite[infinity];
 };
-constexpr Points accurate{{{0}, {5, 8}, {-5, 8}, {3, 2}, {-3, 2}}}, whole{{{0}, {1}, {-1}, {2}, {-2}}};
+
+template <int outputs>
+constexpr Points<outputs> accurate;
+template <>
+constexpr Points<4> accurate<4>{{{0}, {5, 8}, {-5, 8}, {3, 2}, {-3, 2}}};
+template <>
+constexpr Points<6> accurate<6>{{{0}, {1, 2}, {-1, 2}, {1}, {-1}, {2}, {-2}}};
+constexpr Points<4> whole{{{0}, {1}, {-1}, {2}, {-2}}};
 
 template <int height, int width>
 struct Matrix {
@@ -63,17 +73,18 @@ constexpr Fraction power(Fraction base, int exponent) {
     return result;
 }
 
-// Values of a polynomial with `taps` coefficients: G, or with `divided` false the transpose of A.
-template <int taps>
-constexpr Matrix<points, taps> evaluation(const Points& at, bool divided) {
-    Matrix<points, taps> result{};
+// Values of a polynomial with `size` coefficients: G, or with `divided` false the transpose of A.
+template <int size, int outputs>
+constexpr Matrix<Points<outputs>::count, size> evaluation(const Points<outputs>& at, bool divided) {
+    constexpr int infinity = at.infinity;
+    Matrix<at.count, size> result{};
     for (int p = 0; p < infinity; ++p) {
         Fraction divisor{1};
         for (int q = 0; q < infinity; ++q)
             if (divided && q != p) divisor = divisor * (at.finite[p] - at.finite[q]);
-        for (int k = 0; k < taps; ++k) result.at[p][k] = power(at.finite[p], k) / divisor;
+        for (int k = 0; k < size; ++k) result.at[p][k] = power(at.finite[p], k) / divisor;
     }
-    result.at[infinity][taps - 1] = {1};
+    result.at[infinity][size - 1] = {1};
     return result;
 }
 
@@ -86,36 +97,42 @@ constexpr Matrix<width, height> transpose(Matrix<height, width> matrix) {
 }
 
 // Bᵀ: row p holds the coefficients of Π (x − q) over the finite points q other than p.
-constexpr Matrix<points, points> interpolation(const Points& at) {
-    Matrix<points, points> result{};
-    for (int p = 0; p < points; ++p) {
+template <int outputs>
+constexpr Matrix<Points<outputs>::count, Points<outputs>::count> interpolation(const Points<outputs>& at) {
+    Matrix<at.count, at.count> result{};
+    for (int p = 0; p < at.count; ++p) {
         Fraction* row = result.at[p];
         row[0] = {1};
-        for (int q = 0; q < infinity; ++q) {
+        for (int q = 0; q < at.infinity; ++q) {
             if (q == p) continue;
-            for (int k = points - 1; k >= 0; --k) row[k] = (k ? row[k - 1] : Fraction{0}) - at.finite[q] * row[k];
+            for (int k = at.count - 1; k >= 0; --k) row[k] = (k ? row[k - 1] : Fraction{0}) - at.finite[q] * row[k];
         }
     }
     return result;
 }
 
-constexpr auto data_matrix = interpolation(accurate);                              // Bᵀ
-constexpr auto weight_matrix = evaluation<3>(accurate, true);                       // G of F(4,3): the weights
-constexpr auto output_matrix = transpose(evaluation<4>(accurate, false));           // Aᵀ of F(4,3): 4 outputs
-constexpr auto gradient_matrix = evaluation<4>(accurate, true);                     // G of F(3,4): a tile of the gradient
-constexpr auto weight_gradient_matrix = transpose(evaluation<3>(accurate, false));  // Aᵀ of F(3,4): 3 taps
+// The matrices of F(outputs, 3): Bᵀ, G for the weights, and Aᵀ.
+template <int outputs>
+constexpr auto data_matrix = interpolation(accurate<outputs>);
+template <int outputs>
+constexpr auto weight_matrix = evaluation<taps>(accurate<outputs>, true);
+template <int outputs>
+constexpr auto output_matrix = transpose(evaluation<outputs>(accurate<outputs>, false));
+
+constexpr auto gradient_matrix = evaluation<4>(accurate<4>, true);                        // G of F(3,4): a tile of the gradient
+constexpr auto weight_gradient_matrix = transpose(evaluation<taps>(accurate<4>, false));  // Aᵀ of F(3,4)
 
 // The same for F(4,3) of integers, with the divisions in Aᵀ.
 constexpr auto whole_data_matrix = interpolation(whole);
-constexpr auto whole_weight_matrix = evaluation<3>(whole, false);
+constexpr auto whole_weight_matrix = evaluation<taps>(whole, false);
 constexpr auto divided_output_matrix = transpose(evaluation<4>(whole, true));
 
 // Whether Aᵀ [(G g) ⊙ (Bᵀ d)] is the correlation, in exact fractions.
-template <int outputs, int taps>
-constexpr bool correlates(const Matrix<outputs, points>& output, const Matrix<points, taps>& weight,
+template <int outputs, int size, int points>
+constexpr bool correlates(const Matrix<outputs, points>& output, const Matrix<points, size>& weight,
                           const Matrix<points, points>& data) {
     for (int k = 0; k < outputs; ++k)
-        for (int j = 0; j < taps; ++j)
+        for (int j = 0; j < size; ++j)
             for (int i = 0; i < points; ++i) {
                 Fraction sum{0};
                 for (int p = 0; p < points; ++p) sum = sum + output.at[k][p] * weight.at[p][j] * data.at[p][i];
@@ -123,8 +140,9 @@ constexpr bool correlates(const Matrix<outputs, points>& output, const Matrix<po
             }
     return true;
 }
-static_assert(correlates(output_matrix, weight_matrix, data_matrix));
-static_assert(correlates(weight_gradient_matrix, gradient_matrix, data_matrix));
+static_assert(correlates(output_matrix<4>, weight_matrix<4>, data_matrix<4>));
+static_assert(correlates(output_matrix<6>, weight_matrix<6>, data_matrix<6>));
+static_assert(correlates(weight_gradient_matrix, gradient_matrix, data_matrix<4>));
 static_assert(correlates(divided_output_matrix, whole_weight_matrix, whole_data_matrix));
 
 // The largest sum of a row's numbers, all taken as positive.

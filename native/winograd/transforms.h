@@ -39,24 +39,31 @@ ALWAYS_INLINE Numbers dot(const Numbers* from) {
 // `matrix` (points × anything) times `from`. The rows of opposite points differ only in the sign of their odd columns.
 template <const auto& matrix, class Numbers>
 ALWAYS_INLINE void to_points(const Numbers* from, Numbers* to) {
+    constexpr int infinity = matrix.rows - 1;
     to[0] = dot<matrix, 0, 0, 1>(from);
-    unrolled<2>([&](auto pair) __attribute__((always_inline)) {
+    unrolled<(infinity - 1) / 2>([&](auto pair) __attribute__((always_inline)) {
         constexpr int row = 1 + 2 * pair;
         const Numbers even = dot<matrix, row, 0, 2>(from), odd = dot<matrix, row, 1, 2>(from);
         to[row] = even + odd;
         to[row + 1] = even - odd;
     });
-    to[winograd::infinity] = dot<matrix, winograd::infinity, 0, 1>(from);
+    to[infinity] = dot<matrix, infinity, 0, 1>(from);
 }
 
 // `matrix` (anything × points) times `from`. The columns of opposite points differ only in the sign of their odd rows.
 template <const auto& matrix>
 ALWAYS_INLINE void from_points(const Vector* from, Vector* to) {
-    const Vector even[] = {{}, from[1] + from[2], {}, from[3] + from[4], {}, from[winograd::infinity]};
-    const Vector odd[] = {{}, from[1] - from[2], {}, from[3] - from[4], {}, from[winograd::infinity]};
+    constexpr int points = matrix.columns, infinity = points - 1;
+    Vector even[points] = {}, odd[points] = {};
+    unrolled<(infinity - 1) / 2>([&](auto pair) __attribute__((always_inline)) {
+        constexpr int column = 1 + 2 * pair;
+        even[column] = from[column] + from[column + 1];
+        odd[column] = from[column] - from[column + 1];
+    });
+    even[infinity] = odd[infinity] = from[infinity];
     unrolled<matrix.rows>([&](auto row) __attribute__((always_inline)) {
         Vector sum = dot<matrix, row, 1, 2>(row % 2 ? odd : even);
-        if constexpr (row == 0) sum += dot<matrix, 0, 0, winograd::points>(from);  // 0⁰ = 1, and higher powers of 0 are 0
+        if constexpr (row == 0) sum += dot<matrix, 0, 0, points>(from);  // 0⁰ = 1, and higher powers of 0 are 0
         to[row] = sum;
     });
 }
@@ -67,7 +74,7 @@ ALWAYS_INLINE void transform(Load load, Store store) {
     constexpr int width = matrix.columns, height = matrix.rows;
     using Numbers = decltype(load(std::integral_constant<int, 0>{}, std::integral_constant<int, 0>{}));
     const auto apply = [](const Numbers* from, Numbers* to) __attribute__((always_inline)) {
-        if constexpr (height == winograd::points)
+        if constexpr (height >= width)
             to_points<matrix>(from, to);
         else
             from_points<matrix>(from, to);

@@ -14,13 +14,15 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
+constexpr int outputs = 4, points = Tiles<outputs>::points;
+constexpr Index frequencies = Tiles<outputs>::frequencies;
 constexpr int height = lanes < 16 ? 4 : 8;  // height of the register block, a divisor of `lanes`
 
 // Images consist of `Number`s. `Factor`s are multiplied: floats or pairs of tiles.
 template <class Number, class Factor>
 struct Pass {
     static constexpr Index several = values_per<Factor>;
-    Tiles tiles;
+    Tiles<outputs> tiles;
     Images<Number> input, gradient;
     Index pad_y, pad_x;
     Index block;    // tiles
@@ -60,8 +62,8 @@ struct Pass {
     template <class Stored>
     void transform_as(const Tile& tile, Index step, Factor* inputs, Factor* gradients) const {
         const auto place = [](Factor* some) { return reinterpret_cast<Stored*>(some); };
-        transform_tile<winograd::data_matrix>(
-            input, tile.image, tile.y - pad_y, tile.x - pad_x, winograd::points, winograd::points, input_stride,
+        transform_tile<winograd::data_matrix<outputs>>(
+            input, tile.image, tile.y - pad_y, tile.x - pad_x, points, points, input_stride,
             [=, this](Index group) { return place(inputs + (group / 2 * steps + step) * NR + group % 2 * lanes); });
         transform_tile<winograd::gradient_matrix>(
             gradient, tile.image, tile.y, tile.x, tile.height, tile.width, gradient_stride,
@@ -98,7 +100,7 @@ struct Pass {
                 if (count <= 0) break;
                 transform<winograd::weight_gradient_matrix>(
                     [&](auto i, auto j) __attribute__((always_inline)) {
-                        return load(products + (i * winograd::points + j) * product_stride + (output - first) * NR +
+                        return load(products + (i * points + j) * product_stride + (output - first) * NR +
                                     half);
                     },
                     [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
@@ -111,7 +113,7 @@ struct Pass {
 
 template <class Factor, class Number>
 void compute(const Convolution& shape, const Number* gradient, const Number* input, float* result, int threads) {
-    const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
+    const Tiles<outputs> tiles(shape.batch, shape.out_height, shape.out_width);
     const Index several = values_per<Factor>, blocks = max(ceil_div(tiles.count(), several * 112), 1);
     Pass<Number, Factor> pass{
         .tiles = tiles,

@@ -15,6 +15,7 @@ namespace svertka {
 struct Convolution {
     std::ptrdiff_t batch, in_channels, out_channels, height, width, out_height, out_width, pad_y, pad_x;
     std::ptrdiff_t in_step = in_channels, out_step = out_channels;
+    std::ptrdiff_t tile = 4;  // outputs of a tile along an axis: 4, or 6 in a forward pass with maps and products of floats
 };
 
 enum class Order {

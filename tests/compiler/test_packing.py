@@ -17,7 +17,8 @@ from svertka.compiler.ir import FusedConvolution
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.packing import PackedWeights, choose_precisions, convert_weight_precision, select_kernel_kind
 from svertka.compiler.serialize import OptimizationRecord
-from svertka.conv import native_support
+from svertka.conv import native_support, native_winograd
+from svertka.conv_shape import ConvShape
 
 # The root mean square error of a layer whose products are bfloat16, over that of its results, for normally distributed
 # inputs and weights. F(4,3) rounds transformed tiles and weights. Errors of layers add up like the square root of their
@@ -197,6 +198,24 @@ def test_the_kernel_of_a_group_depends_on_its_channels(
     optimized, x = optimize(layer.eval(), torch.randn(2, ins, 9, 9)), torch.randn(2, ins, 9, 9)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(x), layer(x), rtol=0, atol=1e-5 * max(1, ins / groups) ** 0.5)
+
+
+@pytest.mark.parametrize(("groups", "bias"), [(1, True), (2, False)])
+def test_float32_maps_of_24_pixels_have_larger_winograd_tiles(groups: int, bias: bool) -> None:
+    layer = nn.Conv2d(48, 48, 3, padding=1, groups=groups, bias=bias).eval()
+    for side, tile in ((23, 4), (24, 6)):
+        x = torch.randn(3, 48, side, 24)
+        optimized = optimize(layer, x)
+        parts = zip(x.chunk(groups, 1), layer.weight.detach().chunk(groups), strict=True)
+        shape = ConvShape(3, 48 // groups, 48 // groups, side, 24, (3, 3), padding=(1, 1))
+        expected = [
+            native_winograd.forward_with_epilogue(
+                part, native_winograd.pack_weight(weight), shape, bias=layer.bias if bias else None, tile=tile
+            )
+            for part, weight in parts
+        ]
+        assert torch.equal(optimized(x), torch.cat(expected, 1))
+        assert torch.equal(optimized(x)[:1], optimized(x[:1]))
 
 
 def test_a_file_is_read_with_other_instruction_sets(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_convolutions_stay_inside(
             window = kernels.Window(shape[0], reads, writes, *axes, shape[1], of_weight[0])
             sides = kernels.Convolution(shape[0], reads, writes, *shape[2:], *size, *step.padding)
             sides.in_step, sides.out_step = shape[1], of_weight[0]
+            sides.tile = 4 if packed.precision == kernels.Precision.BFLOAT16 else choose.choice((4, 6))
             add, sizes = (program.add_winograd, sides) if packed.kernel == "winograd" else (program.add_direct, window)
             for group, part in enumerate(numbers.numbers.reshape(packed.numbers.shape)):
                 own = kernels.Epilogue(
@@ -278,6 +279,21 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
         window = kernels.Window(1, 4, 4, kernels.WindowAxis(*sliding), kernels.WindowAxis(5, 5, 3, 1, 1, 1), 4, 4)
         with pytest.raises(ValueError, match="must be from"):
             kernels.Program().add_pool(window, kernels.Pooling.MEAN, place(0), place(1))
+
+
+def test_sizes_of_tiles_without_kernels_are_refused() -> None:
+    kernels = native_support.kernels
+    x, floats, bfloat16 = torch.zeros(4096), kernels.Precision.FLOAT32, kernels.Precision.BFLOAT16
+    shape = kernels.Convolution(1, 4, 4, 5, 5, 5, 5, 1, 1)
+    ending = kernels.Epilogue(None, place(-1), 0, -math.inf, math.inf)
+    for tile, numbers, precision in ((5, x, floats), (6, x.bfloat16(), floats), (6, x, bfloat16)):
+        shape.tile = tile
+        with pytest.raises(ValueError, match=f"tile={tile} must be 4, or 6 in a forward pass with maps"):
+            kernels.winograd_forward(shape, numbers, x, kernels.Order.PLAIN, None, None, False, precision, numbers, 1)
+    with pytest.raises(ValueError, match="tile=6 must be 4"):
+        kernels.winograd_weight_gradient(shape, x, x, floats, x, 1)
+    with pytest.raises(ValueError, match="tile=6 must be 4"):
+        kernels.Program().add_winograd(shape, place(0), x.bfloat16(), bfloat16, ending, place(1))
 
 
 def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:

@@ -75,6 +75,33 @@ def test_random_convolutions_agree_with_float64(
     checked()
 
 
+def test_random_convolutions_in_larger_tiles_agree_with_float64(
+    instructions: str, large_count: Callable[[int, int], int], three_by_three: st.SearchStrategy[ConvShape]
+) -> None:
+    @settings(max_examples=large_count(16, 2000), deadline=None)
+    @given(
+        shape=three_by_three,
+        seed=st.integers(0, 2**32),
+        threads=st.sampled_from((1, 2, 3)),
+        epilogue=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    )
+    def checked(shape: ConvShape, seed: int, threads: int, epilogue: tuple[bool, bool, bool]) -> None:
+        torch.set_num_threads(threads)
+        x, weight, residual = tensors(shape, seed)
+        has_bias, has_residual, relu = epilogue
+        bias = torch.linspace(-3, 3, shape.out_channels) if has_bias else None
+        exact = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=shape.padding)
+        exact = exact + residual if has_residual else exact
+        packed = native_winograd.pack_weight(weight)
+        result = native_winograd.forward_with_epilogue(
+            x, packed, shape, bias=bias, residual=residual if has_residual else None, relu=relu, tile=6
+        )
+        difference = (result - (exact.relu() if relu else exact)).abs().max()
+        assert difference < 8e-5 * sizes_of_sums(shape)[0]
+
+    checked()
+
+
 def test_bfloat16_is_rounded_once(
     instructions: str, large_count: Callable[[int, int], int], three_by_three: st.SearchStrategy[ConvShape]
 ) -> None:
@@ -109,6 +136,19 @@ def test_every_plan_agrees_with_float64(instructions: str, sizes: tuple[int, ...
     operands = tensors(shape)
     for result, exact in zip(passes(*operands, shape), exactly(*operands, shape), strict=True):
         assert largest_error(result, exact) < 1e-5
+    x, weight, _ = operands
+    result = native_winograd.forward_with_epilogue(x, native_winograd.pack_weight(weight), shape, tile=6)
+    assert largest_error(result, exactly(*operands, shape)[0]) < 4e-5
+
+
+# 81 tiles, whose transformed weights are kept, or transformed for each block.
+@pytest.mark.parametrize("channels", [(512, 264), (1300, 200)])
+def test_larger_tiles_of_many_weights_agree_with_float64(instructions: str, channels: tuple[int, int]) -> None:
+    shape = ConvShape(1, *channels, 54, 54, (3, 3), padding=(1, 1))
+    x, weight, _ = tensors(shape)
+    result = native_winograd.forward_with_epilogue(x, native_winograd.pack_weight(weight), shape, tile=6)
+    exact = F.conv2d(x[:, :, 46:].double(), weight.double(), padding=1)[:, :, 1:]
+    assert largest_error(result[:, :, 47:], exact) < 1e-4
 
 
 def test_weights_too_large_to_keep_transformed_are_transformed_for_each_block(instructions: str) -> None:
@@ -125,6 +165,11 @@ def test_the_error_at_256_channels_is_as_stated(instructions: str, error: Callab
         root_mean_square, largest = error(result, exact)
         assert root_mean_square < 1.1e-6
         assert largest < 1e-5
+    x, weight, _ = operands
+    result = native_winograd.forward_with_epilogue(x, native_winograd.pack_weight(weight), shape, tile=6)
+    root_mean_square, largest = error(result, exactly(*operands, shape)[0])
+    assert 2e-6 < root_mean_square < 4.6e-6  # less would be that of the smaller tiles
+    assert largest < 4e-5
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

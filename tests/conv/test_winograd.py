@@ -43,7 +43,9 @@ def magnified(points: list[float], outputs: int, taps: int) -> float:
     return (powers(outputs) ** 2 * rows[:, None]).sum() / (outputs * taps)
 
 
-@pytest.mark.parametrize(("outputs", "taps", "stated"), [(2, 3, 1.7), (4, 3, 4.8), (2, 5, 5.4), (4, 5, 19), (2, 7, 25)])
+@pytest.mark.parametrize(
+    ("outputs", "taps", "stated"), [(2, 3, 1.7), (4, 3, 4.8), (6, 3, 20.6), (2, 5, 5.4), (4, 5, 19), (2, 7, 25)]
+)
 def test_no_points_near_those_chosen_round_much_better(outputs: int, taps: int, stated: float) -> None:
     points = np.array([float(point) for point in winograd.POINTS[outputs + taps - 1]])
     chosen = magnified(points, outputs, taps)
@@ -56,7 +58,7 @@ def test_no_points_near_those_chosen_round_much_better(outputs: int, taps: int, 
 
 
 def test_the_dyadic_points_are_exact_in_float32() -> None:
-    for outputs, taps in ((2, 3), (4, 3), (2, 5), (4, 5), (2, 7)):
+    for outputs, taps in ((2, 3), (4, 3), (6, 3), (2, 5), (4, 5), (2, 7)):
         transforms = winograd.make_transforms(outputs, taps)
         for row in (*transforms.data, *transforms.inverse):
             assert all(Fraction(float(np.float32(entry))) == entry for entry in row)
@@ -102,6 +104,7 @@ def test_what_is_not_finite_spreads_over_its_tiles_only() -> None:
         (4, 3, None, 6.7e-7, 1e-5),
         (4, 3, (0, 1, -1, 2, -2), 1.5e-6, 4e-5),
         (2, 5, None, 7.6e-7, 1e-5),
+        (6, 3, None, 2.8e-6, 5e-5),
         (4, 5, None, 2.7e-6, 5e-5),
         (2, 7, None, 3.5e-6, 5e-5),
     ],

@@ -9,7 +9,7 @@ from svertka.compiler.int8_packing import PackedInt8Weights
 from svertka.compiler.int8_requantization import make_requantization
 from svertka.compiler.ir import UNBOUNDED, FusedConvolution, Pool
 from svertka.compiler.memory_planner import FeatureMapSize
-from svertka.compiler.packing import PackedWeights
+from svertka.compiler.packing import PackedWeights, select_winograd_tile
 from svertka.conv import native_support
 
 
@@ -175,10 +175,11 @@ class ConvolutionKernels:
         plain = replace(step, bounds=UNBOUNDED, activation="NONE", multiply=False, residual_last=False)
         last = len(packed.numbers) - 1
         apart, narrow = self.leaves_residual(step), self._narrow_maps(step)
+        tile = select_winograd_tile(min(after.height, after.width), packed.precision)
         for number, numbers in enumerate(packed.numbers):
             pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
             shape = native_support.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
-            shape.in_step, shape.out_step = x.step, result.step
+            shape.in_step, shape.out_step, shape.tile = x.step, result.step, tile
             part = plain if number < last or apart else step
             if number > 0:
                 part = replace(part, bias=None, multiply=False, residual_last=False)
@@ -201,6 +202,7 @@ class ConvolutionKernels:
         sizes = before.height, before.width, after.height, after.width
         shape = native_support.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
         shape.in_step, shape.out_step = x.step, result.step
+        shape.tile = select_winograd_tile(min(after.height, after.width), packed.precision)
         narrow = self._narrow_maps(step)
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)

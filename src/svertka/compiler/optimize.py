@@ -93,11 +93,12 @@ def optimize(
     shared, and each size has its own ranges of maps and corrected biases.
 
     Convolutions of 3×3 and 5×5 use Winograd tiles. A NaN, an infinity, or a value about 1e5 times as large as its
-    neighbors affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
-    may overflow, because tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids
-    Winograd. In int8, convolutions of 3×3 use Winograd tiles of integers where these are faster and no sum can exceed
-    32 bits. Results are those of the direct kernels up to rounding in float32, after which a value may be off by one of
-    the 256 steps.
+    neighbors affects up to 3 pixels more than in PyTorch (5×5: up to 6). Float32 maps of at least 24×24 pixels have
+    larger tiles, which round four times as coarsely: a value about 2e4 times as large affects up to 5 pixels more there
+    (5×5: up to 8). If values of a layer exceed 1e30, its results may overflow, because tiles are sums of values.
+    `Optimized.winograd_layers` names these layers; `strict` avoids Winograd. In int8, convolutions of 3×3 use Winograd
+    tiles of integers where these are faster and no sum can exceed 32 bits. Results are those of direct kernels up to
+    rounding in float32, after which a value may be off by one of the 256 steps.
 
     Args:
         network: Any nn.Module with float32 parameters on the CPU. The result computes what it does in evaluation mode.

@@ -15,6 +15,7 @@ from svertka.graph.operation_and_value_types import Constant, iter_leaves
 from svertka.large_pages import stack_on_large_pages
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, tile transforms cost more than they save
+MIN_LARGE_TILE_SIDE = 24  # of maps; on smaller ones, few tiles share the transform of the weights
 MIN_WINOGRAD_GROUP = 24  # the same for a group, compared with the grouped kernels
 MAX_GROUPED_CHANNELS = 64  # of a group; with more, the weights of the grouped kernels do not stay in the cache
 MAX_FLOAT32_INPUTS = 4  # kernels read images with so few channels in place, with float32 weights
@@ -203,6 +204,20 @@ def select_kernel_kind(step: FusedConvolution, shape: tuple[int, ...], *, strict
     if not strict and sides and step.stride == step.dilation == (1, 1) and min(channels) >= fewest:
         return "winograd"
     return "grouped" if step.groups > 1 and max(channels) <= MAX_GROUPED_CHANNELS else "direct"
+
+
+def select_winograd_tile(side: int, precision: "native_support.kernels.Precision") -> int:
+    """Return the number of results along an axis of the tiles of a Winograd kernel: 4 or 6.
+
+    Tiles of 6×6 results take 64 products for 36 results instead of 36 for 16, and round four times as coarsely, so that
+    they are only used in float32. The choice depends neither on the batch size nor on the CPU.
+
+    Args:
+        side: Height or width of the result, whichever is smaller.
+        precision: The precision of the products.
+    """
+    is_float = precision == native_support.kernels.Precision.FLOAT32
+    return 6 if is_float and side >= MIN_LARGE_TILE_SIDE else 4
 
 
 def _has_lines_of_pairs(step: FusedConvolution, shape: tuple[int, ...]) -> bool:

@@ -29,7 +29,8 @@ class Order(Enum):
 class Convolution:
     """Sizes of a 3×3 convolution with stride 1; pads are the zeros before the first row and column.
 
-    Steps are values from one pixel to the next: the channels, or more where maps are concatenated.
+    Steps are values from one pixel to the next: the channels, or more where maps are concatenated. `tile`: outputs of a
+    tile along an axis, 4, or 6 in a forward pass with maps and products of float32.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Convolution:
     ) -> None: ...
     in_step: int
     out_step: int
+    tile: int
 
 class Axis:
     """One axis of a correlation: sizes of input and output, padding and distances of taps, inputs and outputs."""

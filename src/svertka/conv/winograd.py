@@ -31,14 +31,16 @@ dropped.
 
 **Points.** Each axis magnifies rounding errors √(Σᵢₖ Aₖᵢ² ‖Gₖ‖² ‖Bₖ‖² / (m r)) times. The minimum over all points,
 found numerically, is at 0, ±1, ∞ for F(2, 3), at 0, ±0.651, ±1.535, ∞ for F(4, 3), near which 5/8 and 3/2 have few
-binary digits, and at 0, ±0.501, ±1, ±1.99, ∞ for F(4, 5). Measured in float32 against float64, forward, 256 to 256
-channels, 28×28 pixels, normal input and weights, 4 draws, on a Xeon with MKL; relative to the root mean square of the
-results (asserted in `tests/conv/test_winograd.py`; the first column is for both axes):
+binary digits, at 0, ±0.506, ±1, ±1.98, ∞ for F(6, 3), and at 0, ±0.501, ±1, ±1.99, ∞ for F(4, 5). Measured in float32
+against float64, forward, 256 to 256 channels, 28×28 pixels, normal input and weights, 4 draws (F(6, 3): 2 on a Zen 4),
+on a Xeon with MKL; relative to the root mean square of the results (asserted in `tests/conv/test_winograd.py`; the
+first column is for both axes):
 
                                               magnified   RMS error   largest
     F(2×2, 3×3)                                     1.7      2.2e-7    1.2e-6
     F(4×4, 3×3)                                     4.8      6.7e-7    5.8e-6
     the same from 0, ±1, ±2, ∞                     10.8      1.5e-6    1.9e-5
+    F(6×6, 3×3)                                    21        2.7e-6    3.2e-5
     F(2×2, 5×5)                                     5.4      7.6e-7    4.1e-6
     F(4×4, 5×5)                                    19        2.7e-6    2.3e-5
     F(2×2, 7×7)                                    25        3.5e-6    2.0e-5
