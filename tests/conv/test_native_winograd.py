@@ -138,7 +138,7 @@ def test_every_plan_agrees_with_float64(instructions: str, sizes: tuple[int, ...
         assert largest_error(result, exact) < 1e-5
     x, weight, _ = operands
     result = native_winograd.forward_with_epilogue(x, native_winograd.pack_weight(weight), shape, tile=6)
-    assert largest_error(result, exactly(*operands, shape)[0]) < 4e-5
+    assert largest_error(result, exactly(*operands, shape)[0]) < 7e-5
 
 
 # 81 tiles, whose transformed weights are kept, or transformed for each block.
