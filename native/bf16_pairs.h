@@ -28,6 +28,15 @@ ALWAYS_INLINE Bits load_partial(const Pair* from, Index count) {
 
 ALWAYS_INLINE void store(Pair* to, Bits pairs) { __builtin_memcpy(to, &pairs, sizeof pairs); }
 
+// bf16_bits, with denormals as zero if products treat them so, too.
+ALWAYS_INLINE Bits factor_bits(Vector vector) {
+#if defined(__AVX512BF16__)
+    return (Bits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)to_bf16(vector));
+#else
+    return bf16_bits(vector);
+#endif
+}
+
 ALWAYS_INLINE Vector first_of(Bits pairs) { return (Vector)(pairs << 16); }
 ALWAYS_INLINE Vector second_of(Bits pairs) { return (Vector)(pairs & 0xffff0000); }
 

@@ -93,11 +93,11 @@ ALWAYS_INLINE void each_sum(Function function) {
 
 // Σ_k A[row][k] · B[k][column] for `count` ≤ MR rows and `vectors` of NR columns, stored to C at row · NR as
 // floats, or added to it if `add`.
-template <int count, Index row_stride, Index step_stride, int vectors = 2, class Factor>
+template <int count, Index row_stride, Index step_stride, int vectors = 2, class Factor, class Ahead = NoPrefetch>
 void block_product(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, float* c, Index depth,
-                   bool add) {
+                   bool add, Ahead ahead = {}) {
     SumOf<Factor> sums[count][vectors] = {};
-    add_products<row_stride, step_stride>(sums, a, chunk, b, b_stride, second, depth);
+    add_products<row_stride, step_stride>(sums, a, chunk, b, b_stride, second, depth, 1, 0, ahead);
     each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
         float* to = c + row * NR + half * lanes;
         const Vector sum = __builtin_convertvector(sums[row][half], Vector);

@@ -26,8 +26,15 @@ ALWAYS_INLINE Vector derivative(Vector x) {
         const Vector inside = x * (1.0f / 3.0f) + 0.5f;
         return x < -3.0f ? Vector{} : x > 3.0f ? 1.0f - Vector{} : inside;
     }
-    if constexpr (activation == Activation::gelu)  // Φ(x) + x · φ(x)
-        return 0.5f + 0.5f * error_function(x * 0.7071067812f) + x * 0.3989422804f * exponential(-0.5f * x * x);
+    if constexpr (activation == Activation::gelu) {
+        // Φ(x) + x · φ(x), with an error below 4e-7: a minimax fit, which takes half of the time of both functions.
+        const Vector near = clamp(x, -5.7f, 5.7f), square = near * near;
+        return 0.5f + near *
+                          polynomial(square, 0.7978853583f, -0.03099166602f, 0.01422949973f, 1.932602936e-5f,
+                                     3.594541704e-5f, 1.927874393e-7f) /
+                          polynomial(square, 1.0f, 0.2944992483f, 0.04098100588f, 0.003522977f, 1.920414943e-4f,
+                                     8.947895367e-6f);
+    }
     return 1.0f - Vector{};
 }
 

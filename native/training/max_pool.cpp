@@ -48,25 +48,44 @@ ALWAYS_INLINE void keep_larger(Vector& best, Bits& place, Vector number, Index t
 #endif
 }
 
-// A pixel that a window reads, or a window that reads a pixel: the place of its first channel, and the tap.
-struct Reading {
-    Index place, tap;
-};
-
 struct Range {
     Index first, last;
 };
 
-// The taps of an axis at output `out` that are inside the image.
-ALWAYS_INLINE Range taps_inside(const WindowAxis& axis, Index out) {
+// The pixels that a window reads, or the windows that read a pixel: the place of the first channel of each, and the tap.
+struct Readings {
+    struct {
+        Index place, tap;
+    } found[max_taps];
+    Index count = 0;
+
+    // Those of a rectangle; place_of(y, x) and tap_of(y, x) are of one of them.
+    template <class PlaceOf, class TapOf>
+    ALWAYS_INLINE Readings(Range rows, Range columns, PlaceOf place_of, TapOf tap_of) {
+        for (Index y = rows.first; y < rows.last; ++y)
+            for (Index x = columns.first; x < columns.last; ++x) found[count++] = {place_of(y, x), tap_of(y, x)};
+    }
+};
+
+// The pixels of an axis that the window of output `out` reads.
+ALWAYS_INLINE Range pixels_of(const WindowAxis& axis, Index out) {
     const Index start = out * axis.stride - axis.pad;
-    return {max(-start, 0), min(axis.taps, axis.size - start)};
+    return {max(start, 0), min(start + axis.taps, axis.size)};
 }
 
-// The outputs of an axis whose windows read pixel `place`.
-ALWAYS_INLINE Range readers_of(const WindowAxis& axis, Index place) {
-    const Index end = place + axis.pad;
-    return {end < axis.taps ? 0 : (end - axis.taps) / axis.stride + 1, min(end / axis.stride + 1, axis.out_size)};
+// The outputs of an axis whose windows read each pixel.
+std::vector<Range> readers_of(const WindowAxis& axis) {
+    std::vector<Range> readers;
+    for (Index end = axis.pad; end < axis.size + axis.pad; ++end)
+        readers.push_back({end < axis.taps ? 0 : (end - axis.taps) / axis.stride + 1,
+                           min(end / axis.stride + 1, axis.out_size)});
+    return readers;
+}
+
+// The tap of the window of output (out_y, out_x) that reads pixel (y, x).
+ALWAYS_INLINE Index tap_of(const Window& shape, Index out_y, Index out_x, Index y, Index x) {
+    const Index i = y + shape.y.pad - out_y * shape.y.stride, j = x + shape.x.pad - out_x * shape.x.stride;
+    return i * shape.x.taps + j;
 }
 
 template <class Number>
@@ -74,23 +93,19 @@ void find_largest(const Window& shape, const Number* input, Number* output, std:
     const Index channels = shape.in_channels;
     parallel_for(shape.batch * shape.y.out_size, threads, [&](Index line, int) {
         const Index image = line / shape.y.out_size, out_y = line % shape.y.out_size;
-        const Range rows = taps_inside(shape.y, out_y);
+        const Range rows = pixels_of(shape.y, out_y);
         for (Index out_x = 0; out_x < shape.x.out_size; ++out_x) {
-            const Range columns = taps_inside(shape.x, out_x);
-            Reading read[max_taps];
-            Index count = 0;
-            for (Index i = rows.first; i < rows.last; ++i)
-                for (Index j = columns.first; j < columns.last; ++j) {
-                    const Index y = out_y * shape.y.stride - shape.y.pad + i, x = out_x * shape.x.stride - shape.x.pad + j;
-                    read[count++] = {((image * shape.y.size + y) * shape.x.size + x) * channels, i * shape.x.taps + j};
-                }
+            const Readings read(
+                rows, pixels_of(shape.x, out_x),
+                [&](Index y, Index x) { return ((image * shape.y.size + y) * shape.x.size + x) * channels; },
+                [&](Index y, Index x) { return tap_of(shape, out_y, out_x, y, x); });
             const Index to = (line * shape.x.out_size + out_x) * channels;
             for (Index channel = 0; channel < channels; channel += lanes) {
                 const Index left = channels - channel;
-                Vector best = load_up_to(input + read[0].place + channel, left);
-                Bits place = Bits{} + static_cast<std::uint32_t>(read[0].tap);
-                for (Index k = 1; k < count; ++k)
-                    keep_larger(best, place, load_up_to(input + read[k].place + channel, left), read[k].tap);
+                Vector best = load_up_to(input + read.found[0].place + channel, left);
+                Bits place = Bits{} + static_cast<std::uint32_t>(read.found[0].tap);
+                for (Index k = 1; k < read.count; ++k)
+                    keep_larger(best, place, load_up_to(input + read.found[k].place + channel, left), read.found[k].tap);
                 store_up_to(output + to + channel, best, left);
                 store_places(places + to + channel, place, left);
             }
@@ -98,51 +113,52 @@ void find_largest(const Window& shape, const Number* input, Number* output, std:
     });
 }
 
-// The windows that read pixel (y, x) of an image.
+// The windows that read each pixel.
 struct Readers {
-    Reading found[max_taps];
-    Index count = 0;
+    const Window& shape;
+    std::vector<Range> rows = readers_of(shape.y), columns = readers_of(shape.x);
 
-    ALWAYS_INLINE Readers(const Window& shape, Index image, Index y, Index x) {
-        const Range rows = readers_of(shape.y, y), columns = readers_of(shape.x, x);
-        for (Index out_y = rows.first; out_y < rows.last; ++out_y)
-            for (Index out_x = columns.first; out_x < columns.last; ++out_x) {
-                const Index i = y + shape.y.pad - out_y * shape.y.stride, j = x + shape.x.pad - out_x * shape.x.stride;
-                found[count++] = {((image * shape.y.out_size + out_y) * shape.x.out_size + out_x) * shape.in_channels,
-                                  i * shape.x.taps + j};
-            }
-    }
-
-    // The sum of the gradients of the windows whose maximum is this pixel, for `left` channels from `channel` on.
-    template <class Number>
-    ALWAYS_INLINE Vector sum(const Number* gradient, const std::int8_t* places, Index channel, Index left) const {
-        Vector sum{};
-        for (Index k = 0; k < count; ++k) {
-            const Index place = found[k].place + channel;
-            const Vector upstream = load_up_to(gradient + place, left);
-            const Bits own = load_places(places + place, left);
-#if defined(__AVX512F__)
-            const __mmask16 mine = _mm512_cmpeq_epi32_mask((__m512i)own, _mm512_set1_epi32(static_cast<int>(found[k].tap)));
-            sum = (Vector)_mm512_mask_add_ps((__m512)sum, mine, (__m512)sum, (__m512)upstream);
-#else
-            sum += own == static_cast<std::uint32_t>(found[k].tap) ? upstream : Vector{};
-#endif
-        }
-        return sum;
+    ALWAYS_INLINE Readings of(Index image, Index y, Index x) const {
+        return {rows[y], columns[x],
+                [&](Index out_y, Index out_x) {
+                    return ((image * shape.y.out_size + out_y) * shape.x.out_size + out_x) * shape.in_channels;
+                },
+                [&](Index out_y, Index out_x) { return tap_of(shape, out_y, out_x, y, x); }};
     }
 };
+
+// The sum of the gradients of the windows `readers` whose maximum is their common pixel, for `left` channels from `channel`
+// on.
+template <class Number>
+ALWAYS_INLINE Vector sum_of_gradients(const Readings& readers, const Number* gradient, const std::int8_t* places,
+                                      Index channel, Index left) {
+    Vector sum{};
+    for (Index k = 0; k < readers.count; ++k) {
+        const auto [first, tap] = readers.found[k];
+        const Vector upstream = load_up_to(gradient + first + channel, left);
+        const Bits own = load_places(places + first + channel, left);
+#if defined(__AVX512F__)
+        const __mmask16 mine = _mm512_cmpeq_epi32_mask((__m512i)own, _mm512_set1_epi32(static_cast<int>(tap)));
+        sum = (Vector)_mm512_mask_add_ps((__m512)sum, mine, (__m512)sum, (__m512)upstream);
+#else
+        sum += own == static_cast<std::uint32_t>(tap) ? upstream : Vector{};
+#endif
+    }
+    return sum;
+}
 
 template <class Number>
 void gather(const Window& shape, const Number* gradient, const std::int8_t* places, Number* result, int threads) {
     const Index channels = shape.in_channels;
+    const Readers readers{shape};
     parallel_for(shape.batch * shape.y.size, threads, [&](Index line, int) {
         const Index image = line / shape.y.size, y = line % shape.y.size;
         for (Index x = 0; x < shape.x.size; ++x) {
-            const Readers readers(shape, image, y, x);
+            const Readings own = readers.of(image, y, x);
             Number* const to = result + (line * shape.x.size + x) * channels;
             for (Index channel = 0; channel < channels; channel += lanes) {
                 const Index left = channels - channel;
-                store_up_to(to + channel, readers.sum(gradient, places, channel, left), left);
+                store_up_to(to + channel, sum_of_gradients(own, gradient, places, channel, left), left);
             }
         }
     });
@@ -217,16 +233,18 @@ void max_pool_convolution_gradient(const Window& pool, const Window& convolution
     const Index channels = pool.in_channels, row_size = convolution.x.taps * convolution.in_channels;
     const Index row_step = convolution.x.size * convolution.in_channels, per_image = convolution.y.size * row_step;
     const Index line = ceil_div(row_size, weight_columns) * (weight_columns / lanes), all = convolution.y.taps * line;
+    const Readers readers{pool};
     parallel_for(pool.batch, threads, [&](Index image, int) {
         float* const own = result + image * per_image;
         std::fill(own, own + per_image, 0.0f);
         Nonzero nonzero(channels);
         for (Index y = 0; y < pool.y.size; ++y)
             for (Index x = 0; x < pool.x.size; ++x) {
-                const Readers readers(pool, image, y, x);
+                const Readings windows = readers.of(image, y, x);
                 nonzero.count = 0;
                 for (Index channel = 0; channel < channels; channel += lanes)
-                    nonzero.add(readers.sum(gradient, places, channel, channels - channel), channel, rectify);
+                    nonzero.add(sum_of_gradients(windows, gradient, places, channel, channels - channel), channel,
+                                rectify);
                 if (nonzero.count == 0) continue;
                 float* const to = own + y * convolution.y.stride * row_step + x * convolution.x.stride * convolution.in_channels;
                 Index first = 0;

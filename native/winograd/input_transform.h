@@ -23,8 +23,8 @@ struct Second {
     Pair pair;
 };
 
-ALWAYS_INLINE void store(First* to, Vector vector) { store(&to->pair, bf16_bits(vector)); }
-ALWAYS_INLINE void store(Second* to, Vector vector) { store(&to->pair, load(&to->pair) | bf16_bits(vector) << 16); }
+ALWAYS_INLINE void store(First* to, Vector vector) { store(&to->pair, factor_bits(vector)); }
+ALWAYS_INLINE void store(Second* to, Vector vector) { store(&to->pair, load(&to->pair) | factor_bits(vector) << 16); }
 
 // The addresses of the pixels of the tile that begins at pixel (y, x); `zeros` for those outside the image, and behind
 // `height` rows or `width` columns of the tile.
@@ -42,10 +42,11 @@ void locate_pixels(const Images<Number>& from, Index image, Index y, Index x, In
 
 // Transforms the tile that begins at pixel (y, x), with as many rows and columns as the matrix has columns. For the
 // channels from `lanes` · group on, number `frequency` is stored at place(group) + frequency · stride. Pixels outside the
-// image, and those behind `height` rows or `width` columns of the tile, count as zero.
+// image, and those behind `height` rows or `width` columns of the tile, count as zero. `ahead`: distance to the tile whose
+// pixels are prefetched, in pixels; in large maps, the tile after the next is in the same rows.
 template <const auto& matrix, class Number, class Place>
 void transform_tile(const Images<Number>& from, Index image, Index y, Index x, Index height, Index width, Index stride,
-                 Place place) {
+                 Place place, Index ahead = 2 * (matrix.rows - winograd::taps + 1)) {
     constexpr int size = matrix.columns, outputs = matrix.rows - winograd::taps + 1;
     const Number* pixel[size][size];
     locate_pixels(from, image, y, x, height, width, pixel);
@@ -55,7 +56,7 @@ void transform_tile(const Images<Number>& from, Index image, Index y, Index x, I
         // images take 10 % to 25 % longer.
         for (Index i = 0; i < size; ++i)
             for (Index j = 0; j < outputs; ++j)
-                __builtin_prefetch(pixel[i][j] + group * lanes + 2 * outputs * from.step, 0, 2);
+                __builtin_prefetch(pixel[i][j] + group * lanes + ahead * from.step, 0, 2);
         auto* const to = place(group);
         const auto keep = [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
             store(to + (i * matrix.rows + j) * stride, vector);

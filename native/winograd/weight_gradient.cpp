@@ -41,10 +41,10 @@ struct Pass {
     void transform_step(Range here, Index step, Factor* inputs, Factor* gradients) const {
         const Index tile = here.first + several * step;
         if constexpr (several == 1) {
-            transform_as<float>(tiles[tile], step, inputs, gradients);
+            transform_as<float>(tile, step, inputs, gradients);
         } else {
-            transform_as<First>(tiles[tile], step, inputs, gradients);
-            if (tile + 1 < here.last) transform_as<Second>(tiles[tile + 1], step, inputs, gradients);
+            transform_as<First>(tile, step, inputs, gradients);
+            if (tile + 1 < here.last) transform_as<Second>(tile + 1, step, inputs, gradients);
         }
     }
 
@@ -58,35 +58,48 @@ struct Pass {
 
   private:
     // Transforms the input's tile into (frequency, panel, step, input in its panel) and the gradient's into (frequency,
-    // group of outputs, step, output in its group).
+    // group of outputs, step, output in its group). In small maps, the tile after the next is not in the same rows.
     template <class Stored>
-    void transform_as(const Tile& tile, Index step, Factor* inputs, Factor* gradients) const {
+    void transform_as(Index index, Index step, Factor* inputs, Factor* gradients) const {
+        const Tile tile = tiles[index], later = tiles[min(index + 2, tiles.count() - 1)];
+        const auto ahead = [&](const Images<Number>& images) {
+            return ((later.image - tile.image) * images.height + later.y - tile.y) * images.width + later.x - tile.x;
+        };
         const auto place = [](Factor* some) { return reinterpret_cast<Stored*>(some); };
         transform_tile<winograd::data_matrix<outputs>>(
             input, tile.image, tile.y - pad_y, tile.x - pad_x, points, points, input_stride,
-            [=, this](Index group) { return place(inputs + (group / 2 * steps + step) * NR + group % 2 * lanes); });
+            [=, this](Index group) { return place(inputs + (group / 2 * steps + step) * NR + group % 2 * lanes); },
+            ahead(input));
         transform_tile<winograd::gradient_matrix>(
             gradient, tile.image, tile.y, tile.x, tile.height, tile.width, gradient_stride,
-            [=, this](Index group) { return place(gradients + (group * steps + step) * lanes); });
+            [=, this](Index group) { return place(gradients + (group * steps + step) * lanes); }, ahead(gradient));
     }
 
     // Computes the 36 products over the tiles `here` for the outputs from `first` on and one panel of inputs. A tile that
     // does not need a product but shares a step with one that does adds zero, because its gradient is zero there.
+    // Meanwhile the factors of the next frequency are prefetched: in each block of outputs a group of gradients, or half of
+    // the inputs.
     void multiply(Range here, const Factor* inputs, const Factor* gradients, Index first, Index number,
                   float* products) const {
-        const Index last = min(first + some, groups * lanes);
+        const Index last = min(first + some, groups * lanes), groups_here = (last - first) / lanes;
+        const auto gradients_of = [=, this](Index frequency, Index group, Index begin) {
+            return gradients + frequency * gradient_stride + (group * steps + begin) * lanes;
+        };
         for (Index frequency = 0; frequency < frequencies; ++frequency) {
             const Range needed = tiles.needing(frequency, here);
             const Index begin = needed.first / several, end = ceil_div(needed.last, several);
             const Factor* b = inputs + frequency * input_stride + (number * steps + begin) * NR;
             for (Index output = first; output < last; output += height) {
-                const Factor* a = gradients + frequency * gradient_stride +
-                                  (output / lanes * steps + begin) * lanes + output % lanes;
+                const Factor* a = gradients_of(frequency, output / lanes, begin) + output % lanes;
+                const Index block = (output - first) / height;
+                const Factor* next = block < groups_here ? gradients_of(frequency + 1, first / lanes + block, begin)
+                                                         : b + input_stride + (block - groups_here) % 2 * steps * lanes;
+                const Prefetch ahead{reinterpret_cast<const char*>(next), lanes * sizeof(Factor)};
                 float* const c = products + frequency * product_stride + (output - first) * NR;
                 if (input.channels - number * NR > lanes)  // else the panel's second vector is left out
-                    block_product<height, 1, lanes>(a, lanes * lanes, b, NR, lanes, c, end - begin, false);
+                    block_product<height, 1, lanes>(a, lanes * lanes, b, NR, lanes, c, end - begin, false, ahead);
                 else
-                    block_product<height, 1, lanes, 1>(a, lanes * lanes, b, NR, lanes, c, end - begin, false);
+                    block_product<height, 1, lanes, 1>(a, lanes * lanes, b, NR, lanes, c, end - begin, false, ahead);
             }
         }
     }
@@ -114,7 +127,10 @@ struct Pass {
 template <class Factor, class Number>
 void compute(const Convolution& shape, const Number* gradient, const Number* input, float* result, int threads) {
     const Tiles<outputs> tiles(shape.batch, shape.out_height, shape.out_width);
-    const Index several = values_per<Factor>, blocks = max(ceil_div(tiles.count(), several * 112), 1);
+    const Index several = values_per<Factor>;
+    // With larger blocks, sums are added to the result fewer times, which takes longer with more channels of both kinds.
+    const Index wanted = several * (min(shape.in_channels, shape.out_channels) < 128 ? 112 : 224);
+    const Index blocks = max(ceil_div(tiles.count(), wanted), 1);
     Pass<Number, Factor> pass{
         .tiles = tiles,
         .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},

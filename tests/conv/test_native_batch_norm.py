@@ -69,6 +69,21 @@ def counted(function, calls):
     return call
 
 
+def test_the_derivative_of_gelu_is_off_by_at_most_4e_7(instructions, monkeypatch):
+    monkeypatch.setattr(native_batch_norm, "MIN_VALUES", 1)
+    places = torch.linspace(-9, 9, 20001)
+    layer = nn.BatchNorm2d(len(places))
+    with torch.no_grad():
+        layer.weight.zero_()  # so that GELU's input is the bias
+        layer.bias.copy_(places)
+    upstream = torch.zeros(2, len(places), 1, 1)
+    upstream[0] = 1
+    run(accelerate(nn.Sequential(layer, nn.GELU())), torch.randn_like(upstream), upstream)
+    x = places.double().requires_grad_()
+    nn.functional.gelu(x).sum().backward()
+    torch.testing.assert_close(layer.bias.grad.double(), x.grad, rtol=0, atol=4e-7)
+
+
 @pytest.mark.parametrize("settings", [{"momentum": None}, {"momentum": 0.3}, {"track_running_stats": False}], ids=str)
 def test_statistics_follow_the_settings(settings):
     torch.manual_seed(0)

@@ -151,6 +151,16 @@ def test_larger_tiles_of_many_weights_agree_with_float64(instructions: str, chan
     assert largest_error(result[:, :, 47:], exact) < 1e-4
 
 
+@pytest.mark.parametrize("sizes", [(240, 16, 20, 4, 3), (480, 128, 130, 4, 1)])
+def test_weight_gradients_add_blocks_of_tiles(instructions: str, sizes: tuple[int, ...]) -> None:
+    shape = ConvShape(*sizes, (3, 3), padding=(1, 1))  # a tile for each image, and at most 448 tiles in a block
+    x, _, gradient = (one.bfloat16() for one in tensors(shape))
+    exact = torch.nn.grad.conv2d_weight(x.double(), shape.weight, gradient.double(), padding=shape.padding)
+    for pairs, limit in ((False, 1e-5), (True, 0.015)):
+        result = native_winograd.weight_gradient(gradient, x, shape, pairs=pairs).double()
+        assert (result - exact).square().mean() < limit**2 * exact.square().mean()
+
+
 def test_weights_too_large_to_keep_transformed_are_transformed_for_each_block(instructions: str) -> None:
     shape = ConvShape(1, 2400, 200, 46, 46, (3, 3), padding=(1, 1))  # 144 tiles
     x, weight, _ = tensors(shape)
