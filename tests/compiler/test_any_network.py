@@ -245,7 +245,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "is spread": (nn.DataParallel(nn.Conv2d(3, 4, 1)), "optimize its .module"),
     "is lazy": (nn.LazyConv2d(8, 3), "weight is not initialized yet; run the network once"),
     "has no values": (nn.Conv2d(3, 4, 1, device="meta"), "weight is on the meta device"),
-    "takes two": (Two(), r"missing 1 required .* use an example such that network\(example\) runs"),
+    "takes two": (Two(), r"missing 1 required .*; it needs inputs other than images \(y\); wrap it in a module"),
     "other channels": (
         nn.Sequential(nn.Conv2d(5, 4, 1)),
         r"0 says: Invalid channel dimensions; .* use an example such that network\(example\) runs",
