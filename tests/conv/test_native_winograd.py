@@ -61,7 +61,7 @@ def largest_error(result: torch.Tensor, exact: torch.Tensor) -> float:
 def test_random_convolutions_agree_with_float64(
     instructions: str, large_count: Callable[[int, int], int], three_by_three: st.SearchStrategy[ConvShape]
 ) -> None:
-    @settings(max_examples=large_count(16, 2000), deadline=None)
+    @settings(max_examples=large_count(10, 2000), deadline=None)
     @given(shape=three_by_three, seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(shape: ConvShape, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -78,7 +78,7 @@ def test_random_convolutions_agree_with_float64(
 def test_random_convolutions_in_larger_tiles_agree_with_float64(
     instructions: str, large_count: Callable[[int, int], int], three_by_three: st.SearchStrategy[ConvShape]
 ) -> None:
-    @settings(max_examples=large_count(16, 2000), deadline=None)
+    @settings(max_examples=large_count(10, 2000), deadline=None)
     @given(
         shape=three_by_three,
         seed=st.integers(0, 2**32),
@@ -105,7 +105,7 @@ def test_random_convolutions_in_larger_tiles_agree_with_float64(
 def test_bfloat16_is_rounded_once(
     instructions: str, large_count: Callable[[int, int], int], three_by_three: st.SearchStrategy[ConvShape]
 ) -> None:
-    @settings(max_examples=large_count(12, 1000), deadline=None)
+    @settings(max_examples=large_count(8, 1000), deadline=None)
     @given(shape=three_by_three, seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(shape: ConvShape, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)

@@ -336,6 +336,7 @@ def leaks() -> dict[str, tuple[Any, str, Callable[[Any], Any]]]:
     }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("purpose", ["fit", "choice", "statistics"])
 def test_such_a_mistake_would_be_seen(
