@@ -171,15 +171,13 @@ class ConvolutionKernels:
     ) -> None:
         """Add one 3×3 Winograd convolution; for larger kernels four, each added to the previous result."""
         x, residual, result, _ = where
-        sizes = before.height, before.width, after.height, after.width
+        channels = before.channels, after.channels
         plain = replace(step, bounds=UNBOUNDED, activation="NONE", multiply=False, residual_last=False)
         last = len(packed.numbers) - 1
         apart, narrow = self.leaves_residual(step), self._narrow_maps(step)
-        tile = select_winograd_tile(min(after.height, after.width), packed.precision)
         for number, numbers in enumerate(packed.numbers):
             pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
-            shape = native_support.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
-            shape.in_step, shape.out_step, shape.tile = x.step, result.step, tile
+            shape = _make_winograd_shape(channels, pads, packed, before, after, where)
             part = plain if number < last or apart else step
             if number > 0:
                 part = replace(part, bias=None, multiply=False, residual_last=False)
@@ -199,15 +197,28 @@ class ConvolutionKernels:
         """Add one 3×3 Winograd convolution for each group."""
         x, residual, result, _ = where
         reads, writes = packed.shape[1], packed.shape[0] // step.groups
-        sizes = before.height, before.width, after.height, after.width
-        shape = native_support.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
-        shape.in_step, shape.out_step = x.step, result.step
-        shape.tile = select_winograd_tile(min(after.height, after.width), packed.precision)
+        shape = _make_winograd_shape((reads, writes), step.padding, packed, before, after, where)
         narrow = self._narrow_maps(step)
         for group, numbers in enumerate(packed.numbers):
             ending = self._make_epilogue(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
             program.add_winograd(shape, places[0], numbers, packed.precision, ending, places[1], narrow)
+
+
+def _make_winograd_shape(
+    channels: tuple[int, int],
+    pads: tuple[int, ...],
+    packed: PackedWeights,
+    before: FeatureMapSize,
+    after: FeatureMapSize,
+    where: ConvolutionLocations,
+) -> "native_support.kernels.Convolution":
+    """Return the sizes of a 3×3 Winograd convolution of some input and output channels of two feature maps."""
+    sizes = before.height, before.width, after.height, after.width
+    shape = native_support.kernels.Convolution(before.batch, *channels, *sizes, *pads)
+    shape.in_step, shape.out_step = where.x.step, where.result.step
+    shape.tile = select_winograd_tile(min(after.height, after.width), packed.precision)
+    return shape
 
 
 def make_window(

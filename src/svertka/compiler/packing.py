@@ -15,9 +15,9 @@ from svertka.graph.operation_and_value_types import Constant, iter_leaves
 from svertka.large_pages import stack_on_large_pages
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, tile transforms cost more than they save
-MIN_LARGE_TILE_SIDE = 24  # of maps; on smaller ones, few tiles share the transform of the weights
 MIN_WINOGRAD_GROUP = 24  # the same for a group, compared with the grouped kernels
 MAX_GROUPED_CHANNELS = 64  # of a group; with more, the weights of the grouped kernels do not stay in the cache
+MIN_LARGE_TILE_SIDE = 24  # of maps; on smaller ones, few tiles share the transform of the weights
 MAX_FLOAT32_INPUTS = 4  # kernels read images with so few channels in place, with float32 weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}  # of weights, by precision
