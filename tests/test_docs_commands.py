@@ -220,7 +220,7 @@ def workspace(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "2", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return {"OMP_NUM_THREADS": "2"} | os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 @contextmanager

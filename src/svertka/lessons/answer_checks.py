@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 TOLERANCE = 1e-4
+ROUNDED = 0.005  # share by which a rounded answer may differ from a mistake of every exercise
 
 
 def to_number(answer: Any) -> float | None:
@@ -40,13 +41,27 @@ def check_number(
     for mistake, hint in (hints or {}).items():
         if abs(value - mistake) <= tolerance * abs(mistake):
             return hint
+    if expected and abs(value / expected + 1) <= ROUNDED:
+        return "The sign is wrong."
+    if 0 < expected < 1 and abs(value / expected / 100 - 1) <= ROUNDED:
+        return "This is in per cent; a number from 0 to 1 is asked for."
+    if abs(value * expected - 1) <= ROUNDED:
+        return "This is 1 divided by the number that is asked for: the other way round."
     return f"{answer} is too {'large' if value > expected else 'small'}."
 
 
-def check_array(answer: Any, expected: torch.Tensor, what: str, hints: Sequence[tuple[Any, str]] = ()) -> str | None:
+def check_array(
+    answer: Any,
+    expected: torch.Tensor,
+    what: str,
+    hints: Sequence[tuple[Any, str]] = (),
+    *,
+    shows_expected: bool = True,
+) -> str | None:
     """Return why `answer` does not hold the values of `expected`, with the hint for a known mistake; None if it does.
 
     `what` names the answer in the reason. `hints` are mistakes, the values of an answer, each with its hint.
+    `shows_expected` tells whether the reason may quote a right value: not where the array itself is the solution.
     """
     if answer is None:
         return f"{what} is None. The function has to return it."
@@ -63,7 +78,11 @@ def check_array(answer: Any, expected: torch.Tensor, what: str, hints: Sequence[
         return None
     place = tuple(int(one) for one in wrong.nonzero()[0])
     found, right = float(values[place]), float(expected[place])
-    return f"{what} has {found:g} at {place}; it should be {right:g}. {int(wrong.sum())} values are wrong."
+    count = f"{int(wrong.sum())} of {wrong.numel()} values {'is' if wrong.sum() == 1 else 'are'} wrong"
+    if shows_expected:
+        return f"{what} has {found:g} at {place}; it should be {right:g}. {count}."
+    where = int(place[0]) if len(place) == 1 else place
+    return f"{what} has {found:g} at {where}, counted from 0, which is not right. {count}."
 
 
 def to_values(answer: Any) -> torch.Tensor | None:

@@ -21,6 +21,10 @@ def check_saved_parameters(answer: Any) -> str | None:
         49 * square: "This is what one 7×7 has.",
         40 * square: "There are three convolutions of 3×3.",
         -22 * square: "They save parameters: 49 is more than 27.",
+        22 * square + 2 * CHANNELS: "The layers have no biases.",
+        22 * square - 2 * CHANNELS: "The layers have no biases.",
+        22 / 49: "This is the share. How many parameters are it?",
+        27 / 49: "This is the share that is left. How many parameters are saved?",
     }
     return check_number(answer, 22 * square, hints)
 
@@ -40,6 +44,9 @@ def check_pointwise(answer: Any) -> str | None:
             continue
         if channels == outputs and check_array(result, F.conv2d(maps, weight.T[:, :, None, None]), what) is None:
             return "The weights are transposed: row o of `weight` belongs to output channel o."
+        mixed = (maps.reshape(-1, channels) @ weight.T).reshape(2, outputs, 6, 7)
+        if check_array(result, mixed, what) is None:
+            return "reshape cuts the numbers in their order, so it mixes pixels. Move the channels to the end first."
         if tuple(getattr(result, "shape", ())) == (2, 6, 7, outputs):
             return "The channels are the last axis of the result. They belong to the second."
         return reason
@@ -55,6 +62,9 @@ def check_inception_path(answer: Any) -> str | None:
         float(192 * 16 + 16 * 25 * 32): "These are the weights. Each is used at every position.",
         28.0 * 28 * 192 * 25 * 32: "This is the 5×5 convolution without the 1×1 before it.",
         float(first + 24 * 24 * 16 * 25 * 32): "The 5×5 convolution is padded, so it has 28×28 outputs.",
+        float(2 * (first + second)): "These are operations. A multiply-add is a multiplication and an addition.",
+        float(first + 28 * 28 * 16 * 5 * 32): "A kernel of 5×5 has 25 weights.",
+        28.0 * 28 * 192 * 16 * 25 * 32: "The two convolutions follow each other: their multiply-adds are added.",
     }
     return check_number(answer, first + second, hints)
 
@@ -66,6 +76,9 @@ def check_vanishing(answer: Any) -> str | None:
         0.8: "This is after one layer.",
         0.8**49: "There are 50 layers.",
         0.2**50: "Each layer leaves 0.8, not 0.2.",
+        0.0: "It is small, but not 0.",
+        0.8 / 50: "Each of the layers multiplies by 0.8, one after the other.",
+        1e-5: "The order of magnitude is right; give two digits.",
     }
     return check_number(answer, 0.8**50, hints, tolerance=0.05)
 
@@ -89,11 +102,18 @@ def check_residual_block(answer: Any) -> str | None:
             ("The ReLU after the sum is missing.", x + change),
             ("The ReLU comes before the sum. Then a block could only add, never take away.", x + F.relu(change)),
             ("The connection is missing: add x.", F.relu(change)),
+            ("The connection is missing: add x, and then comes a ReLU.", change),
+            ("x is added as it is, without ReLU. The ReLU comes after the sum.", F.relu(x) + change),
+            ("x is added to f(x), not multiplied.", F.relu(x * change)),
+            ("The second convolution is missing.", F.relu(x + F.relu(first(x)))),
+            ("The two convolutions are swapped.", F.relu(x + first(F.relu(second(x))))),
             ("The ReLU after the first convolution is missing.", F.relu(x + second(first(x)))),
             ("The connection begins after the first convolution. It begins at x.", F.relu(F.relu(first(x)) + change)),
         ):
             if check_array(result, known, "") is None:
                 return hint or None
+        if isinstance(result, nn.Module):
+            return "It returns a module. F.relu(…) computes; nn.ReLU(…) makes a layer."
         return check_array(result, F.relu(x + change), "The result")
 
 

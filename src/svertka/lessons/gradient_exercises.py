@@ -23,9 +23,20 @@ def check_input_gradient(answer: Any) -> str | None:
             continue
         if tuple(getattr(result, "shape", ())) == tuple(gradient.shape):
             return "It has the size of the output. The image was larger: pad the gradient first."
-        turned = F.conv_transpose2d(gradient[None, None], kernel.flip(0, 1)[None, None])[0, 0]
-        if check_array(result, turned, what) is None:
-            return "The kernel lies as in the forward pass. Look at the row of A.T above: it is turned by 180°."
+        for other, hint in (
+            (
+                kernel.flip(0, 1),
+                "The kernel lies as in the forward pass. In the row of A.T above it is turned by 180°.",
+            ),
+            (kernel.flip(0), "Only the columns are turned around. A turn by 180° turns the rows around, too."),
+            (kernel.flip(1), "Only the rows are turned around. A turn by 180° turns the columns around, too."),
+            (kernel.flip(0, 1).T, "The kernel is transposed. It should be turned by 180°: kernel.flip(0, 1)."),
+        ):
+            if check_array(result, F.conv_transpose2d(gradient[None, None], other[None, None])[0, 0], what) is None:
+                return hint
+        shape = height + 2 * (columns - rows), width + 2 * (rows - columns)  # with the paddings of the axes swapped
+        if tuple(getattr(result, "shape", ())) == shape:
+            return "With kernels that are not square it fails: F.pad takes the last axis, the columns, first."
         return reason
     return None
 
@@ -37,7 +48,7 @@ def check_weight_gradient(answer: Any) -> str | None:
         ([[25.0] * 3] * 3, "There are 25 outputs, but the upper left weight meets the zeros of the padding in 9."),
         ([[9.0] * 3] * 3, "9 is right without padding. Here the middle weight meets each of the 25 pixels."),
     )
-    return check_array(answer, expected, "The gradient", hints)
+    return check_array(answer, expected, "The gradient", hints, shows_expected=False)
 
 
 def check_best_step_size(answer: Any) -> str | None:
@@ -55,6 +66,8 @@ def check_transposed_size(answer: Any) -> str | None:
         23.0: "23 is right without padding. Padding takes pixels away here, on both sides.",
         22.0: "Padding takes pixels away on both sides.",
         25.0: "Padding does not add pixels here, but takes them away: A.T goes from the outputs to the unpadded image.",
+        26.0: "The first kernel begins at pixel 0, the last one at 6 · 3 = 18. And padding takes pixels away.",
+        35.0: "The kernels overlap: they begin 3 pixels apart.",
         2.0: "This is the size of a convolution. The transposed one goes the other way.",
         1.0: "This is the size of a convolution. The transposed one goes the other way.",
     }
@@ -67,6 +80,8 @@ def check_kernels_without_checkerboard(answer: Any) -> str | None:
         (4, 6, 8): "These are the even ones, which are right for stride 2.",
         (3,): "With a kernel of 3, nothing overlaps. There are larger kernels that overlap evenly.",
         (6, 9): "With a kernel of 3, nothing overlaps, and each pixel gets one contribution.",
+        (3, 5, 7, 9): "With a kernel of 5 and stride 3, some pixels get one contribution and others two along an axis.",
+        (4,): "With a kernel of 4 and stride 3, one pixel of three gets two contributions along an axis.",
     }
     return check_set(answer, (3, 6, 9), hints)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +31,16 @@ def check_first_loss(answer: Any) -> str | None:
         3.0: "The loss takes the natural logarithm, not that of base 10.",
         0.001: "This is the probability of the true class. The loss is −ln of it.",
         -math.log(1000): "The loss is −ln p, and p is below 1, so it is positive.",
+        1000.0: "The probability of the true class is 1 / 1000. The loss is −ln of it.",
+        0.999: "This is the error, a share of images. The loss is −ln of the probability of the true class.",
+        7.0: "This is close; give three digits.",
     }
     return check_number(answer, math.log(1000), hints, tolerance=0.005)
+
+
+def _to_two_numbers(result: Any) -> tuple[float, float] | None:
+    numbers = [to_number(one) for one in result] if isinstance(result, list | tuple) else []
+    return None if len(numbers) != 2 or numbers[0] is None or numbers[1] is None else (numbers[0], numbers[1])
 
 
 def check_momentum_step(answer: Any) -> str | None:
@@ -39,14 +48,23 @@ def check_momentum_step(answer: Any) -> str | None:
     if reason := check_function(answer, "weight, gradient, velocity, learning rate and momentum"):
         return reason
     gradients, rate, momentum = [1.0, -2.0, 0.5, 3.0], 0.1, 0.8
+    old = 0.5  # a velocity from which one step tells mistakes apart that look alike from 0
+    new = momentum * old + gradients[0]
+    moved = 1 - rate * new
+    step = _to_two_numbers(answer(1.0, gradients[0], old, rate, momentum))
+    if step is None:
+        return "It has to return two numbers, the new weight and the new velocity."
+    if np.allclose(step, (new, moved)):
+        return "The new weight comes first, then the new velocity."
+    if np.allclose(step, (moved, old)):
+        return "It returns the old velocity. The next step needs the new one."
     weight, velocity = 1.0, 0.0
     found = []
     for gradient in gradients:
-        result = answer(weight, gradient, velocity, rate, momentum)
-        numbers = [to_number(one) for one in result] if isinstance(result, list | tuple) else []
-        if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
+        numbers = _to_two_numbers(answer(weight, gradient, velocity, rate, momentum))
+        if numbers is None:
             return "It has to return two numbers, the new weight and the new velocity."
-        weight, velocity = numbers[0], numbers[1]
+        weight, velocity = numbers
         found.append(weight)
     variants: dict[str, Callable[[float, float], tuple[float, float]]] = {
         "": lambda v, g: (momentum * v + g,) * 2,
@@ -61,6 +79,10 @@ def check_momentum_step(answer: Any) -> str | None:
             -(momentum * v + g),
         ),
     }
+    variants["The velocity is to be multiplied by the learning rate before it is subtracted."] = lambda v, g: (
+        momentum * v + g,
+        (momentum * v + g) / rate,
+    )
     for hint, variant in variants.items():
         weight, velocity = 1.0, 0.0
         path = []
@@ -75,13 +97,12 @@ def check_momentum_step(answer: Any) -> str | None:
 
 def check_largest_rate(answer: Any) -> str | None:
     """7.3: the learning rate above which ½ · 8 · w² diverges."""
-    hints = {
-        0.125: "With 1/8, one step leads to the minimum. Larger steps leap over it, but w may still shrink.",
-        0.5: "With ½, w becomes w − 4w = −3w. That grows.",
-        8.0: "w is multiplied by 1 − η·8 in each step. When is this between −1 and 1?",
-        2.0: "w is multiplied by 1 − η·8 in each step. When is this between −1 and 1?",
-    }
-    return check_number(answer, 0.25, hints, tolerance=0.01)
+    hints = {0.125: "With 1/8, one step leads to the minimum. Larger steps leap over it, but w may still shrink."}
+    reason, value = check_number(answer, 0.25, hints, tolerance=0.01), to_number(answer)
+    if reason is None or reason in hints.values() or value is None or not 0 < value < math.inf:
+        return reason
+    factor = f"A rate of {value:g} multiplies w by 1 − 8 · {value:g} = {1 - 8 * value:g} in each step"
+    return f"{factor}, so it shrinks." if value < 0.25 else f"{factor}. It grows, but with some smaller rates, too."
 
 
 def check_five_trainings(answer: Any) -> str | None:
@@ -110,13 +131,20 @@ def _network_after(step: Callable[..., Any], network: nn.Module, images: Tensor,
     return [parameter.detach() for parameter in copy.parameters()]
 
 
-def _train_step(*, cleared: bool = True, softmax: bool = False, stepped: bool = True) -> Callable[..., None]:
+def _train_step(
+    *,
+    cleared: bool = True,
+    softmax: bool = False,
+    stepped: bool = True,
+    reduction: str = "mean",
+    loss: Callable[..., Tensor] = F.cross_entropy,
+) -> Callable[..., None]:
     def step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
         if cleared:
             optimizer.zero_grad()
         scores = network(images)
-        loss = F.cross_entropy(scores.softmax(1) if softmax else scores, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        found = loss(scores.softmax(1) if softmax else scores, labels, reduction=reduction)
+        found.backward()  # type: ignore[no-untyped-call]
         if stepped:
             optimizer.step()
 
@@ -138,7 +166,15 @@ def check_train_step(answer: Any) -> str | None:
         ("Both faults are still there.", _train_step(cleared=False, softmax=True)),
         ("cross_entropy takes scores and computes the softmax itself. One fault is left.", _train_step(softmax=True)),
         ("backward() adds to the gradients of the step before. One fault is left.", _train_step(cleared=False)),
-        ("The weights do not change.", _train_step(stepped=False)),
+        (
+            "The weights do not change: zero_grad(), backward() and step() have to come in this order.",
+            _train_step(stepped=False),
+        ),
+        ("The loss is the mean over the images, not their sum.", _train_step(reduction="sum")),
+        (
+            "nll_loss takes logarithms of probabilities. cross_entropy computes them from scores.",
+            _train_step(loss=F.nll_loss),
+        ),
     )
     for hint, step in known:
         expected = _network_after(step, network, images, labels)
@@ -155,6 +191,9 @@ def check_cosine(answer: Any) -> str | None:
         0.1 * (1 + math.cos(math.pi / 4)) / 2: "This is the rate after one quarter.",
         0.1 * (1 + math.cos(math.radians(math.pi * 0.75))) / 2: "The angle is in radians.",
         0.146447: "This is the share of the first rate.",
+        0.075: "This is three quarters of the rate.",
+        0.1 * math.cos(0.75 * math.pi): "A rate is not negative: it is multiplied by (1 + cos) / 2.",
+        0.1 * math.cos(0.75 * math.pi / 2): "The angle goes from 0 to π, and the rate is multiplied by (1 + cos) / 2.",
     }
     return check_number(answer, 0.1 * (1 + math.cos(0.75 * math.pi)) / 2, hints, tolerance=0.01)
 

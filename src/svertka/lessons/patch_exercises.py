@@ -1,11 +1,12 @@
 """Exercises of the notebook "Sliding patches"."""
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from svertka.lessons.answer_checks import check_function, check_number
+from svertka.lessons.answer_checks import check_function, check_number, to_number
 
 
 def check_patch_count(answer: Any) -> str | None:
@@ -16,6 +17,8 @@ def check_patch_count(answer: Any) -> str | None:
         6.0: "These do not overlap. They are 32 pixels apart.",
         112.0: "The patch at the very start counts along both axes.",
         105.0: "The patch at the very start counts along both axes.",
+        23.0: "There are 8 rows of 15 patches each.",
+        144.0: "The last patch begins at 448 − 224 and at 672 − 224: (448 − 224) / 32 + 1 along an axis.",
     }
     return check_number(answer, 8 * 15, hints)
 
@@ -51,6 +54,8 @@ def check_as_convolution(answer: Any) -> str | None:
         swapped = linear.weight.reshape(outputs, side, side, channels).permute(0, 3, 1, 2)
         if torch.allclose(result.weight, swapped, atol=1e-4):
             return "The weights are in the order rows, columns, channels. Flattened maps have the channels first."
+        if torch.allclose(result.weight.mT, linear.weight.reshape(shape), atol=1e-4):
+            return "Rows and columns of the kernel are swapped."
     return "The convolution has the right shape, but gives other numbers. Copy the weights of the dense layer."
 
 
@@ -59,7 +64,8 @@ def check_shared_work(answer: Any) -> str | None:
     hints = {
         225.0: "One pass over the large image reads more pixels than one over a patch.",
         9.0: "This is how many patches the large image has side by side, without overlap.",
-        1 / 25: "The other way round.",
+        15.0: "15 is the number of patches along an axis.",
+        4.0: "This is the share of the work that is left, in per cent. How many times less is it?",
         75.0: "The large image has 9 times as many pixels as a patch, not 3.",
     }
     return check_number(answer, 25, hints, tolerance=0.01)
@@ -72,6 +78,8 @@ def check_spoiled_rows(answer: Any) -> str | None:
         2.0: "This is right for two convolutions.",
         6.0: "Three at the upper edge, and three at the lower.",
         7.0: "7 is the receptive field. It reaches beyond the edge from how many rows?",
+        9.0: "Each convolution reads one row beyond the edge, not three.",
+        0.0: "A patch is padded with zeros, and the large image has pixels there.",
     }
     return check_number(answer, 3, hints)
 
@@ -80,11 +88,15 @@ def check_power(answer: Any) -> str | None:
     """10.5: the power from which one strong patch outvotes a hundred weak ones."""
     hints = {
         4.0: "For k = 4 it is close: 0.9⁴ + 99 · 0.1⁴ = 0.666 for B, and 100 · 0.3⁴ = 0.81 for A.",
-        6.0: "It is so already before.",
         1.0: "The mean of A is 0.3, that of B is 0.108.",
         2.0: "For k = 2, the sums are 9 for A and 1.8 for B.",
         3.0: "For k = 3, the sums are 2.7 for A and 0.83 for B.",
     }
+    value = to_number(answer)
+    if value is not None and not value.is_integer() and math.isfinite(value):
+        return "A whole number is asked for."
+    if value is not None and 5 < value < math.inf:
+        return "It is so already before."
     return check_number(answer, 5, hints)
 
 

@@ -24,6 +24,11 @@ def check_max_pool(answer: Any) -> str | None:
                 F.max_pool2d(image[None, None], size, stride=1)[0, 0],
                 "The windows overlap. The next tile begins where the last one ends.",
             ),
+            (-F.max_pool2d(-image[None, None], size)[0, 0], "It returns the minima of the tiles."),
+            (
+                image.reshape(height // size, width // size, size * size).amax(2),
+                "The pixels of a row stay together here: reshape to (H / size, size, W / size, size) first.",
+            ),
         )
         if reason := check_array(result, expected, what, hints):
             return reason
@@ -40,8 +45,16 @@ def check_overlapping_gradient(answer: Any) -> str | None:
             "The right pixels. But some are the maximum of two windows, and the gradients of both add up.",
         ),
         (expected * image.detach(), "The gradient of a maximum is 1 for the largest pixel, whatever its value."),
+        (
+            (expected > 0) * image.detach(),
+            "These are the maxima. The gradient of a maximum is 1 for the largest pixel, whatever its value.",
+        ),
+        (
+            [[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0]],
+            "This is for tiles of 2×2. The four windows of 3×3 overlap: all of them contain the middle of the image.",
+        ),
     )
-    return check_array(answer, expected, "The gradient", hints)
+    return check_array(answer, expected, "The gradient", hints, shows_expected=False)
 
 
 def check_lone_pixel(answer: Any) -> str | None:
@@ -52,6 +65,8 @@ def check_lone_pixel(answer: Any) -> str | None:
         1.0: "From the last column of a tile, the pixel moves into the next one.",
         4 / 9: "It moves to the right only; the rows do not matter.",
         8 / 9: "All three pixels of the last column leave the tile, not one.",
+        1 / 9: "This is the probability of one place in the tile. From how many of the nine does the pixel stay?",
+        3 / 4: "The tiles have 3×3 pixels.",
     }
     return check_number(answer, 2 / 3, hints, tolerance=0.01)
 
@@ -64,7 +79,7 @@ def check_moved_stripes(answer: Any) -> str | None:
         ([0.5] * 6, "These are the means of the pairs. Max-pooling takes the larger."),
         ([0] * 6, "These are the minima of the pairs."),
     )
-    return check_array(answer, torch.ones(6), "The pooled row", hints)
+    return check_array(answer, torch.ones(6), "The pooled row", hints, shows_expected=False)
 
 
 def check_blind_error(answer: Any) -> str | None:
@@ -75,6 +90,9 @@ def check_blind_error(answer: Any) -> str | None:
         0.0: "The network gets the same numbers for all nine places, so it can only guess.",
         8 / 9: "This is the share; per cent are asked for.",
         100.0: "A guess is sometimes right.",
+        12.5: "A guess is right for one of nine places.",
+        87.5: "A guess is right for one of nine places.",
+        90.0: "There are nine places, not ten.",
     }
     return check_number(answer, 800 / 9, hints, tolerance=0.01)
 

@@ -27,6 +27,14 @@ def check_nearest_mean(answer: Any) -> str | None:
         (labels[nearest], "It returns the class of the nearest image. Average each class first."),
         ((queries @ means.T).argmax(1), "It returns the largest product with a mean. Take the distance."),
         (nearest, "It returns the number of the nearest image."),
+        (torch.cdist(queries, means * labels.bincount()[:, None]).argmin(1), "It sums the features. Take their mean."),
+        (
+            (F.normalize(queries) @ F.normalize(means).T).argmax(1),
+            "It returns the mean in the most similar direction. Take the distance.",
+        ),
+        (torch.cdist(queries, means, p=1).argmin(1), "It sums absolute differences. Take the Euclidean distance."),
+        (torch.cdist(queries, means), "These are the distances. The number of the smallest one is asked for."),
+        (torch.cdist(queries, means).argmin(0), "These are the nearest queries of the means, not the other way round."),
     )
     return check_array(result, expected, "The list of classes", hints)
 
@@ -38,6 +46,8 @@ def check_head_parameters(answer: Any) -> str | None:
         1281.0: "There are two classes, each with its weights and its bias.",
         1280.0: "There are two classes, each with its weights and its bias.",
         1281000.0: "This is the old last layer, of 1000 classes.",
+        1282.0: "Each of the two classes has a weight for each feature.",
+        2561.0: "Each of the two classes has a bias.",
     }
     return check_number(answer, 2562, hints)
 
@@ -49,6 +59,8 @@ def check_saving(answer: Any) -> str | None:
         40.0: "In each epoch there is a forward pass, too.",
         3.0: "This is for one epoch.",
         80.0: "A backward pass costs two forward passes, so a step costs three.",
+        59.0: "59 is how much more it is. How many times as much is it?",
+        61.0: "The pass that computes the features is what the others are compared with.",
     }
     return check_number(answer, 60, hints)
 

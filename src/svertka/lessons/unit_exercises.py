@@ -30,9 +30,12 @@ def check_strongest(answer: Any) -> str | None:
         if found == [int(maps[:, unit].argmax())]:
             return "This is one number, counted through all images, rows and columns. Take it apart into the three."
         if len(found) != 3:
-            return f"It returns {len(found)} numbers; image, row and column are asked for."
+            count = "one number" if len(found) == 1 else f"{len(found)} numbers"
+            return f"It returns {count}; image, row and column are asked for."
         if found == [expected[0], expected[2], expected[1]]:
             return "The row comes before the column."
+        if found[0] == unit and found[1:] == list(divmod(int(maps[unit].argmax()) % 28, 7)):
+            return "maps[unit] is the image number `unit`. The maps of one unit are maps[:, unit]."
         whole = int(maps.argmax())
         if found == [whole // (3 * 28), whole % 28 // 7, whole % 7]:
             return "This is the largest activation of all units. Look at the maps of one unit, maps[:, unit]."
@@ -49,8 +52,17 @@ def check_seen_rows(answer: Any) -> str | None:
         (8, 14): "This is what it sees of the output of the first convolution. One layer is left.",
         (16, 28): "The last window of the first convolution begins at row 28. It reads three rows.",
         (16, 26): "The last window of the pooling reads three rows, 12 to 14.",
+        (14, 30): "Row 4 of the pooling begins at row 8 of the first convolution, and this at row 2 · 8 of the pixels.",
+        (18, 30): "Row 4 of the pooling begins at row 8 of the first convolution, and this at row 2 · 8 of the pixels.",
+        (
+            16,
+            32,
+        ): "Row 6 of the pooling reads the rows 12 to 14, and row 14 of the first convolution the rows 28 to 30.",
+        (4, 6): "This is what it reads of the output of the pooling. Two layers are left.",
     }
-    return check_array(answer, torch.tensor([16, 30]), "The list of the first and last row", tuple(hints.items()))
+    return check_array(
+        answer, torch.tensor([16, 30]), "The list of the first and last row", tuple(hints.items()), shows_expected=False
+    )
 
 
 def check_projection(answer: Any) -> str | None:
@@ -62,8 +74,12 @@ def check_projection(answer: Any) -> str | None:
         ([40, 0, 0, 0, 0, 60], "Start with an activation of 1, not with the 20 that the network computes."),
         ([8, 0, 0, 0, 0, 15], "The pixels themselves do not count on the way back, only where the maxima were."),
         ([3, 0, 0, 0, 0, 2], "The kernel is not turned around: its first weight belongs to the first pair."),
+        ([2, 0, 0, 1, 0, 3], "ReLU makes a negative value 0, not positive."),
+        ([2, -1, 3], "These are values of three pairs. Put each where the maximum of its pair was; ReLU comes last."),
+        ([2, 0, 3], "These are values of three pairs. Put each where the maximum of its pair was."),
+        ([1, 1, 0, 0, 1.5, 1.5], "Max-pooling does not spread a value over its pair, as mean pooling would."),
     )
-    return check_array(answer, torch.tensor([2, 0, 0, 0, 0, 3]), "The projection", hints)
+    return check_array(answer, torch.tensor([2, 0, 0, 0, 0, 3]), "The projection", hints, shows_expected=False)
 
 
 def check_shapes(answer: Any) -> str | None:
@@ -87,6 +103,8 @@ def check_occlusions(answer: Any) -> str | None:
         49.0: "The squares overlap: they move in steps of 16.",
         13.0: "This is along one axis.",
         170.0: "The image as it is does not count.",
+        26.0: "There are 13 places along each axis, and each of one goes with each of the other.",
+        197.0: "The last square begins at 192, so that it ends at 224. The image as it is does not count.",
     }
     return check_number(answer, 169, hints)
 
