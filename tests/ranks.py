@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
+from fork_server import DISTRIBUTED, Python
+
 PATIENCE = 200  # seconds; less than pytest's, so that a test shows what a process printed that does not end
 
 
@@ -42,8 +44,7 @@ def run_in_group(*arguments: str, count: int = 2) -> list[str]:
     """
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with rendezvous(count) as found:
-        command = [sys.executable, *arguments]
-        processes = [subprocess.Popen(command, env=os.environ | variables, **pipes) for variables in found]
+        processes = [Python(arguments, modules=DISTRIBUTED, env=os.environ | one, **pipes) for one in found]
         try:
             printed = [wait_for_end(process) for process in processes]
         finally:

@@ -2,12 +2,11 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ import torch
 from PIL import Image
 
 import svertka
-from ranks import PATIENCE, child_processes, run_in_group, run_ranks, start_torchrun, wait_for_end
+from fork_server import DISTRIBUTED, Python, run_python
+from ranks import PATIENCE, child_processes, rendezvous, run_in_group, run_ranks, start_torchrun, wait_for_end
 from svertka import distributed
 from svertka.distributed import _first_sentence
 from svertka.errors import UsageError
@@ -25,6 +25,7 @@ from svertka.training.time_estimate import check_images_per_process
 
 MIXED = {"mixup": 0.3, "cutmix": 1.0, "ema": 0.9, "auto_augment": "trivial", "random_erasing": 0.3}
 OPTIONS = ["--model", "mlp", "--size", "8", "--batch-size", "32", "--lr", "0.05", "--threads", "1"]
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def torchrun(*arguments: str) -> subprocess.Popen[str]:
@@ -108,10 +109,8 @@ def test_the_threads_of_a_process_group_end_with_it() -> None:
     # Otherwise a process now and then aborted at its end ("terminate called without an active exception"), or, after
     # an error, waited for a thread that waited for the lock of the interpreter.
     rendezvous = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE],
-        capture_output=True, text=True, env=os.environ | rendezvous, timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    command = ["-W", "ignore", "-c", ALONE]
+    process = run_python(command, modules=DISTRIBUTED, text=True, env=os.environ | rendezvous, timeout=PATIENCE)
     after_an_error = "process 0 of 2 failed: RuntimeError: no luck 0"
     assert process.stdout.splitlines() == ["trained 0", after_an_error, "no luck 0"], process.stderr
     # The last group is never left, which ends the process.
@@ -119,19 +118,34 @@ def test_the_threads_of_a_process_group_end_with_it() -> None:
     assert "in process_group" in process.stderr
 
 
-def test_a_killed_worker_ends_the_job_and_one_process_continues_it(digit_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.large)])
+def test_a_killed_worker_ends_the_job_and_one_process_continues_it(
+    by_torchrun: bool, digit_folder: Path, tmp_path: Path
+) -> None:
     run = Run(tmp_path / "run")
-    process = torchrun("train", str(digit_folder), "--output", str(run.folder), *OPTIONS, "--epochs", "100000")
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if line.startswith("epoch 2"):
-            break
-    environments = {number: Path(f"/proc/{number}/environ").read_text() for number in child_processes(process)}
-    ranks = {re.search(r"\0RANK=(\d)", text)[1]: number for number, text in environments.items()}  # type: ignore[index]
-    os.kill(ranks["1"], signal.SIGKILL)
-    _, stderr = wait_for_end(process)
+    arguments = ["-m", "svertka", "train", str(digit_folder), "--output", str(run.folder), *OPTIONS]
+    with ExitStack() as stack:
+        if by_torchrun:
+            process = start_torchrun(*arguments, "--epochs", "100000")
+        else:
+            process, other = (
+                Python([*arguments, "--epochs", "100000"], modules=DISTRIBUTED, env=os.environ | one, **pipes)
+                for one, pipes in zip(stack.enter_context(rendezvous(2)), (PIPES, {}), strict=True)
+            )
+        assert process.stderr is not None
+        seen = ""
+        for line in process.stderr:
+            seen += line
+            if line.startswith("epoch 2"):
+                break
+        if by_torchrun:
+            environments = {pid: Path(f"/proc/{pid}/environ").read_text() for pid in child_processes(process)}
+            (killed,) = [pid for pid, text in environments.items() if "\0RANK=1\0" in text]
+            os.kill(killed, signal.SIGKILL)
+        else:
+            other.kill()
+            other.wait()
+        _, stderr = wait_for_end(process)
     assert process.returncode != 0
     assert "was lost" in stderr or f"svertka train --resume {run.folder}" in stderr, seen + stderr
     # As if the plan had been shorter, so that the rest does not take long.

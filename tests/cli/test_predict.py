@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fork_server import Python
 from hostile import DEVICES, PATHS, TEXTS, files
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
@@ -180,9 +180,9 @@ def test_rows_appear_as_they_are_computed_and_are_whole_when_stopped(run: str, f
         "one.Classifier.probabilities = slow\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    arguments = [sys.executable, "-c", script, "predict", run, str(folder), form, "--top", "1", "--threads", "1"]
+    arguments = ["-c", script, "predict", run, str(folder), form, "--top", "1", "--threads", "1"]
     out = tmp_path / "out"
-    with out.open("wb") as file, subprocess.Popen(arguments, stdout=file, stderr=subprocess.PIPE) as process:
+    with out.open("wb") as file, Python(arguments, stdout=file, stderr=subprocess.PIPE) as process:
         while out.read_bytes().count(b".png") < 128:
             assert process.poll() is None
             time.sleep(0.05)

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from fork_server import Python
 
 SCRIPT = Path(__file__).with_name("random_networks.py")
 FOUND = Path(__file__).with_name("random_networks.jsonl")  # those that were wrong once, made small
@@ -40,14 +41,8 @@ class Worker:
     def tried(self, design: Any) -> tuple[str, str]:
         """What becomes of it, and why; "crashed" if the process ends."""
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, str(SCRIPT)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self._process = Python([str(SCRIPT)], text=True, **pipes)
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{design}\n")

@@ -1,14 +1,12 @@
 """PyTorch's algorithm where PyTorch itself is wrong: a crash would end the test run, so the cases run in a process."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import svertka
+from fork_server import run_python
 from svertka.conv import aten, sparse_matrix
 from svertka.conv.api import conv2d
 from svertka.conv_shape import ConvShape
@@ -39,7 +37,7 @@ print("right")
 
 
 def test_a_strided_1x1_convolution_of_few_channels_trains_channels_last():
-    done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, timeout=120)
+    done = run_python(["-c", TRAINING], text=True)
     assert done.stdout == "right\n", (done.returncode, done.stderr)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fork_server import run_python
 from svertka.conv import conv2d, native_support, native_winograd
 from svertka.conv.kernel_sources import hash_kernel_sources
 from svertka.conv_shape import ConvShape
@@ -102,7 +103,7 @@ computed()
 sys.exit(os.waitstatus_to_exitcode(status))
 """
     # Where it deadlocks, the test's own limit ends it.
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=240).returncode == 7
+    assert run_python(["-c", program]).returncode == 7
 
 
 def test_the_tests_and_networks_that_make_sanitize_runs_are_there() -> None:

@@ -1,7 +1,6 @@
 """Rows come back as they were stored, whatever happens to the process or the disk; never wrong data."""
 
 import gc
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fork_server import Python, run_python
 from svertka.data.disk_cache import INDEX_ENTRY, LIMIT, ArrayStore
 from svertka.errors import StorageError
 
@@ -163,7 +163,7 @@ for start in range(1, 4001, 4):
 
 def writer(folder: Path) -> subprocess.Popen:
     code = WRITER.format(path=[str(Path(__file__).parent), *sys.path])
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    process = Python(["-c", code, str(folder)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     return process
 
@@ -260,6 +260,15 @@ def test_clear_only_when_nobody_else_has_it_open(tmp_path):
     check(ArrayStore(tmp_path / "store", SHAPE, np.uint8), 1, 3)
 
 
+def call_here(name: str, *arguments: object) -> str:
+    """Return, as text, what a function of this file returns for `arguments` in a process of its own."""
+    code = (
+        "import sys; from pathlib import *; sys.path[:0] = {}; import test_disk_cache; print(test_disk_cache.{}(*{}))"
+    )
+    path = [str(Path(__file__).parent), *sys.path]
+    return str(run_python(["-c", code.format(path, name, arguments)], text=True, check=True).stdout)
+
+
 def _fill(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     store = ArrayStore(folder, SHAPE, np.uint8)
@@ -273,10 +282,7 @@ def _fill(folder: Path) -> None:
 
 
 def test_a_disk_that_fills_leaves_what_is_stored(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=_fill, args=(tmp_path / "store",))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    call_here("_fill", tmp_path / "store")  # the limit is that of the process
     store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     assert len(store) == 3
     check(store, 1, 2, 3)
@@ -327,5 +333,4 @@ def test_reading_all_rows_keeps_few_in_memory(tmp_path):
     for start in range(0, rows, 500):
         store.append(keys(*range(start, start + 500)), np.zeros((500, 64, 64, 3), np.uint8))
     del store
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(_resident, (tmp_path / "store", rows)) < 20  # megabytes
+    assert int(call_here("_resident", tmp_path / "store", rows)) < 20  # megabytes

@@ -15,6 +15,7 @@ import PIL
 import pytest
 from PIL import Image
 
+from fork_server import DISTRIBUTED, Python
 from ranks import rendezvous, wait_for_end
 from svertka.data import dataset as dataset_module
 from svertka.data import image_disk_cache, image_io
@@ -349,7 +350,8 @@ def test_large_squares_of_arrays_are_made_when_needed_and_never_stored(monkeypat
 def run_python(code: str, cache: Path, **environment: str) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     variables = {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(cache.parent), **environment}
-    return subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True)
+    modules = DISTRIBUTED if "RANK" in environment else ()
+    return Python(["-c", code], modules=modules, env=variables, stdout=subprocess.PIPE, text=True)
 
 
 PREPARE = """

@@ -2,7 +2,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score, top_k_accuracy_score
 
+from fork_server import DISTRIBUTED, Python
 from ranks import PATIENCE, rendezvous
 from svertka.errors import UsageError
 from svertka.evaluation.metrics import (
@@ -286,10 +286,10 @@ with distributed.process_group(torch.device("cpu")):
 def test_two_processes_with_uneven_shards_count_every_image_once(tmp_path: Path) -> None:
     logits, labels = draw(301, 8, seed=9)
     torch.save((logits, labels), tmp_path / "scores.pt")
-    command = [sys.executable, "-c", WORKER, tmp_path / "scores.pt"]
+    command = ["-c", WORKER, str(tmp_path / "scores.pt")]
     with rendezvous(2) as found:
         workers = [
-            subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
+            Python(command, modules=DISTRIBUTED, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
             for variables in found
         ]
         alone = evaluate(logits, labels)

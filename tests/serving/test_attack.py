@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -23,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+
+from fork_server import SERVING, Python
 
 pytest.importorskip("uvicorn")
 
@@ -72,8 +73,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(small_run: Path, jpeg: bytes) -> Iterator[Server]:
-    command = [sys.executable, "-m", "svertka", "serve", str(small_run), "--port", "0", "--threads", "1", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    command = ["-m", "svertka", "serve", str(small_run), "--port", "0", "--threads", "1", "--json"]
+    process = Python(command, modules=SERVING, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     text = ""
     while not text.rstrip().endswith("}"):

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 import svertka
+from fork_server import SERVING, Python
 from svertka.cli.app import main
 from svertka.errors import UsageError
 
@@ -27,8 +27,8 @@ from svertka.serving.uvicorn_server import bind_socket
 
 @contextlib.contextmanager
 def process(*arguments: str) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "svertka", "serve", *arguments, "--port", "0", "--threads", "1", "--json"]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    command = ["-m", "svertka", "serve", *arguments, "--port", "0", "--threads", "1", "--json"]
+    started = Python(command, modules=SERVING, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert started.stdout is not None
         text = ""

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fork_server import SERVING, Python
 
 pytest.importorskip("fastapi")
 
@@ -57,8 +58,8 @@ class Studio:
         self.process = self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "svertka", "studio", str(self.folder), "--port", "0", "--json"]
-        process = subprocess.Popen(command, cwd=self.folder.parent, stdout=subprocess.PIPE)
+        command = ["-m", "svertka", "studio", str(self.folder), "--port", "0", "--json"]
+        process = Python(command, modules=SERVING, cwd=self.folder.parent, stdout=subprocess.PIPE)
         assert process.stdout is not None
         text = b""
         while not text.rstrip().endswith(b"}"):

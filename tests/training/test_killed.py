@@ -1,11 +1,11 @@
 """Killed at random moments, saving included: what lies there is always a run, and goes on to the same weights."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from fork_server import Python, run_python
 
 # One process imports everything once and forks a child for each attempt. One thread: a pool would not survive a fork.
 # A timer of CPU time kills it, so that other processes do not shift the moment: SIGPROF, which nothing handles.
@@ -86,14 +86,8 @@ def test_a_killed_training_can_always_be_continued(
     digit_folder: Path, tmp_path: Path, large_count: Callable[[int, int], int]
 ) -> None:
     attempts = large_count(4, 100)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(digit_folder), str(tmp_path), str(attempts)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=None if attempts > 4 else 240,
-    )
+    arguments = ["-c", SCRIPT, str(digit_folder), str(tmp_path), str(attempts)]
+    done = run_python(arguments, text=True, timeout=3600 if attempts > 4 else 240)
     assert done.returncode == 0, done.stderr
     _, begun, _, finished = done.stdout.split()
     assert int(begun) > attempts / 2  # else the test would have tested nothing
@@ -102,9 +96,9 @@ def test_a_killed_training_can_always_be_continued(
 
 def test_sigterm_saves_and_prints_the_command_that_continues(digit_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "svertka", "train", str(digit_folder), "--model", "mlp", "--size", "8"]
+    command = ["-m", "svertka", "train", str(digit_folder), "--model", "mlp", "--size", "8"]
     command += ["--epochs", "10000", "--output", str(run), "--threads", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with Python(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("epoch 3"):

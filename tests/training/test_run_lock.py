@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import svertka
+from fork_server import Python
 from svertka.errors import DataError, Interrupted, RunError, UsageError
 from svertka.run import Run
 from svertka.training import run_lock as module
@@ -25,8 +25,8 @@ OPTIONS = {"model": "mlp", "size": 8, "epochs": 1, "threads": 1}
 @contextmanager
 def held_by_another(code: str, *arguments: object, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that runs `code`, until it prints a line."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+    command = ["-c", code, *map(str, arguments)]
+    with Python(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
         yield process
