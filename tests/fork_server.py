@@ -185,7 +185,7 @@ def _run(request: dict[str, Any]) -> None:
         warnings.simplefilter(arguments[1])
         arguments = arguments[2:]
     sys.path[:0] = [
-        os.getcwd() if arguments[0] == "-m" else "",
+        str(Path.cwd()) if arguments[0] == "-m" else "",
         *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
     ]
     main = sys.modules["__main__"] = ModuleType("__main__")
