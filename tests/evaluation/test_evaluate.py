@@ -63,6 +63,20 @@ def test_labels_are_matched_by_name_not_by_number() -> None:
     assert renumber_labels_by_class_names(("a", "b"), dataset).labels.tolist() == [1, 0, 0]
 
 
+def test_numbered_classes_are_the_outputs_of_a_network_in_memory() -> None:
+    linear = torch.nn.Linear(3 * 8 * 8, 1000)
+    linear.weight.data.zero_()
+    linear.bias.data.zero_()[437] = 5.0  # every image is of class 437
+    network = torch.nn.Sequential(torch.nn.Flatten(), linear.requires_grad_(False))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    labels = np.repeat([437, 438], [9, 3])
+    evaluation = svertka.evaluate(network, (pixels, labels), size=8)
+    assert evaluation.top1_error == pytest.approx(3 / 12)
+    assert [evaluation.per_class[label].images for label in (436, 437, 438)] == [0, 9, 3]
+    with pytest.raises(DataError, match="holds the class 1000; the network computes scores for 1,000 classes, so"):
+        svertka.evaluate(network, (pixels, labels + 562), size=8)
+
+
 def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
     pictures = ArrayImages(np.zeros((3, 2, 2, 1), np.uint8), "x")
     labels, parts = np.array([0, 1, 1]), np.array(["", "", ""])

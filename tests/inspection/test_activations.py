@@ -184,7 +184,9 @@ def test_unknown_layer_is_rejected_with_similar_names():
     known = list_layers(find_model("squeezenet1_1").build(), (1, 3, 64, 64))
     with pytest.raises(UsageError, match="layer=features.3.sqeeze is not in the network; use features.3.squeeze or"):
         find_layer(known, "features.3.sqeeze")
-    with pytest.raises(UsageError, match="layer=features.3 .* use .* or features.3.cat$"):
+    with pytest.raises(
+        UsageError, match="layer=features.3 is a module that contains layers; use one of them: .* or features.3.cat$"
+    ):
         find_layer(known, "features.3")
     with pytest.raises(UsageError, match="use features.0 or features.1 or features.2$"):
         find_layer(known, "§")

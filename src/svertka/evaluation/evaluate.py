@@ -15,6 +15,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.folder_layout import normalize_class_name
 from svertka.data.image_io import DecodingOptions
 from svertka.data.imagenet import find_class_name
+from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.loader import BatchLoader
 from svertka.data.sharded_images import ClassNames
 from svertka.data.source_opener import Source
@@ -74,6 +75,7 @@ def evaluate(
         run: A run folder or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module; or a list
             of them, whose probabilities, or predicted numbers, are averaged; so are the thresholds of labels.
         source: Labeled images, as for `train`: a folder, a table, the name of a built-in data set, or images in memory.
+            In memory, integers may number the outputs of an nn.Module.
         crops: Crops of each image: "1", "10", "144" or "dense"; see `evaluation.crop_protocols`.
         scales: Lengths of the shorter side of the image at which crops are taken, pixels. None: those of the
             protocol's paper.
@@ -230,6 +232,8 @@ def evaluate_jointly(
             f"{runs[0]} predicts {task.phrase}, and {opened.source} has {opened.task.phrase}; give images labeled in "
             "the same way, or say how to read the table with --columns"
         )
+    if isinstance(given[0], nn.Module):
+        opened = _name_numbered_classes(names, opened)
     dataset = renumber_labels_by_class_names(names, opened)
     selection = select_held_out_images(
         runs,
@@ -367,6 +371,31 @@ def evaluate_network(
             shown.advance()
     result: AnyEvaluation = metrics.all_reduce().result(names)
     return result
+
+
+def _name_numbered_classes(names: tuple[str, ...], dataset: Dataset) -> Dataset:
+    """Return `dataset` with its classes 0, 1, … called as the outputs of a network in memory that have these numbers.
+
+    Datasets of PyTorch number their classes so. The data set is returned as it is if the network itself knows a class
+    of such a name, or if other classes are in it.
+
+    Args:
+        names: The K class names of the network.
+        dataset: Images in memory; others have names.
+
+    Raises:
+        DataError: A number is K or more.
+    """
+    is_numbered = dataset.task.is_single_label and all(name.isdecimal() for name in dataset.names)
+    if dataset.source not in IN_MEMORY or not is_numbered or set(dataset.names) & set(names):
+        return dataset
+    numbers = np.array([int(name) for name in dataset.names], dtype=np.int64)
+    if numbers.max() >= len(names):
+        raise DataError(
+            f"{dataset.source} holds the class {numbers.max()}; the network computes scores for {len(names):,} classes, "
+            f"so labels are 0 to {len(names) - 1}"
+        )
+    return replace(dataset, names=names, labels=numbers[dataset.labels])
 
 
 def renumber_labels_by_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:

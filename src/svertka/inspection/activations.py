@@ -62,8 +62,10 @@ def find_layer(known: Sequence[Layer], name: str) -> Layer:
         if layer.name == name:
             return layer
     names = [layer.name for layer in known]
-    inside = [other for other in names if other.startswith(f"{name}.")]  # the name of a module that contains layers
-    near = inside[-3:] or get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:3]
+    inside = [other for other in names if other.startswith(f"{name}.")]
+    if inside:
+        raise UsageError(f"layer={name} is a module that contains layers; use one of them: {' or '.join(inside[-3:])}")
+    near = get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:3]
     raise UsageError(f"layer={name} is not in the network; " + (f"use {' or '.join(near)}" if near else "it has none"))
 
 
