@@ -73,7 +73,7 @@ def test_numbered_classes_are_the_outputs_of_a_network_in_memory() -> None:
     evaluation = svertka.evaluate(network, (pixels, labels), size=8)
     assert evaluation.top1_error == pytest.approx(3 / 12)
     assert [evaluation.per_class[label].images for label in (436, 437, 438)] == [0, 9, 3]
-    with pytest.raises(DataError, match="holds the class 1000; the network computes scores for 1,000 classes, so"):
+    with pytest.raises(DataError, match="class 1000; the network has scores for 1,000 classes, so labels are 0 to 999"):
         svertka.evaluate(network, (pixels, labels + 562), size=8)
 
 

@@ -167,6 +167,14 @@ def test_a_network_that_takes_images_of_one_size_only_is_evaluated_on_that_size(
     assert svertka.evaluate(network, source, size=20).confusion.tolist() == expected.tolist()
 
 
+def test_a_narrow_figure_is_as_wide_as_its_title(network: nn.Module, images: torch.Tensor) -> None:
+    figure = plot.top_patches(network, images[:1], "0")
+    figure.canvas.draw()
+    (title,) = [text for text in figure.texts if "largest activations" in text.get_text()]
+    extent = title.get_window_extent()
+    assert 0 < extent.x0 < extent.x1 < figure.bbox.width
+
+
 def test_what_cannot_be_shown_is_refused_with_a_sentence(network: nn.Module, images: torch.Tensor) -> None:
     with pytest.raises(UsageError, match="unit 9 does not exist; the layer has 4 units, 0 to 3"):
         plot.feature_maps(network, images, "4", units=[9])

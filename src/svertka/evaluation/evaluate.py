@@ -392,8 +392,8 @@ def _name_numbered_classes(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     numbers = np.array([int(name) for name in dataset.names], dtype=np.int64)
     if numbers.max() >= len(names):
         raise DataError(
-            f"{dataset.source} holds the class {numbers.max()}; the network computes scores for {len(names):,} classes, "
-            f"so labels are 0 to {len(names) - 1}"
+            f"{dataset.source} holds the class {numbers.max()}; the network has scores for {len(names):,} classes, so "
+            f"labels are 0 to {len(names) - 1}"
         )
     return replace(dataset, names=names, labels=numbers[dataset.labels])
 

@@ -24,6 +24,7 @@ Model = str | PathLike[str] | Classifier | nn.Module
 Pixels = npt.NDArray[Any]
 # Colors that color-blind people can tell apart, also in print: Okabe & Ito 2008.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TITLE_WIDTH = 0.08  # inches of a character of the title above a mosaic
 DIVERGING = "RdBu"  # safe for the color-blind: negative red, positive blue
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -84,10 +85,8 @@ def mosaic(
     rows = max(1, math.ceil(len(tiles) / columns))
     columns = min(columns, max(1, len(tiles)))
     extra = 0.06 + 0.16 * max((1 + one.count("\n") for one in titles), default=0)
-    with new_figure(rows, columns, max(3.2, columns * (side + 0.06)), rows * (side + extra) + 0.35 * bool(title)) as (
-        figure,
-        axes,
-    ):
+    width = max(3.2, columns * (side + 0.06), TITLE_WIDTH * len(title))
+    with new_figure(rows, columns, width, rows * (side + extra) + 0.35 * bool(title)) as (figure, axes):
         layout: Any = figure.get_layout_engine()
         layout.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
         for place, axis in enumerate(axes.flat):
