@@ -2,6 +2,7 @@
 
     python bench/train_step.py [--only resnet18 vgg16 resnet20 alexnet_owt airbench lenet | families]
         [--precision fp32 | bf16] [--threads 2] [--rounds 7] [--cpu-time] [--json]
+    python bench/train_step.py --first [--only …] [--threads 2] [--rounds 7]
 
 A step is forward, cross-entropy, backward and SGD with momentum on random images. Speeds are PyTorch's time divided by
 svertka's: above 1, svertka is faster. The algorithms of all shapes are timed before the measurement, without the limit
@@ -12,6 +13,9 @@ are 14 networks of torchvision and timm, which must be installed, on 8 images of
 PyTorch's contiguous format. With `--precision bf16`, both sides run under torch.autocast("cpu", torch.bfloat16), also
 on CPUs that emulate bfloat16. The table then includes the float32 steps of both, and the root mean square error of the
 gradients of one step relative to svertka's step in float32.
+
+With `--first`, the time of the first two steps of a process in float32 is measured: without stored choices of
+algorithms, then with those that the process before has stored.
 """
 
 import argparse
@@ -19,10 +23,15 @@ import copy
 import importlib
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,7 +43,7 @@ from svertka.device import cpu_name, has_bfloat16, set_memory_format, set_thread
 from svertka.malloc import keep_freed_memory
 from svertka.models.registry import find_model
 from train import lenet
-from turns import Way, finite, in_turns, ratios
+from turns import Way, finite, in_turns, ratios, seconds
 
 Step = Callable[[], None]
 
@@ -143,14 +152,52 @@ def compare(
         once["pytorch, bfloat16"] = training(copy.deepcopy(network), images, case.classes, bfloat16=True)
     times = in_turns({side: repeated(step, case.steps) for side, step in once.items()}, rounds, clock)
     found: dict[str, Any] = {}
-    for side, seconds in times.items():
+    for side, durations in times.items():
         a_step = 1e3 / case.steps
-        found[side] = {"ms": a_step * min(seconds), "ms_median": a_step * statistics.median(seconds)}
+        found[side] = {"ms": a_step * min(durations), "ms_median": a_step * statistics.median(durations)}
         if side in errors:
             found[side]["gradient_error"] = errors[side]
         if side != "ours":
-            found[side] |= ratios(seconds, times["ours"])
+            found[side] |= ratios(durations, times["ours"])
     return found
+
+
+def print_first_steps(name: str, threads: int) -> None:
+    """Print the seconds of two steps with svertka, which should be the first of the process."""
+    set_threads(threads)
+    keep_freed_memory()
+    case = CASES[name]
+    network = svertka.accelerate(set_memory_format(case.build(), torch.channels_last))
+    images = torch.randn(case.batch, *case.image).contiguous(memory_format=torch.channels_last)
+    step = training(network, images, case.classes)
+    print(seconds(repeated(step, 2)))
+
+
+def first_steps(name: str, threads: int) -> tuple[float, float]:
+    """Return the seconds of the first two steps of a process without stored choices of algorithms, and of the next."""
+    code = "import sys, train_step; train_step.print_first_steps(sys.argv[1], int(sys.argv[2]))"
+    command = [sys.executable, "-c", code, name, str(threads)]
+    folder = Path(__file__).parent
+    with TemporaryDirectory() as cache:
+        environment = os.environ | {"XDG_CACHE_HOME": cache}
+        first, later = (
+            subprocess.run(command, text=True, check=True, stdout=subprocess.PIPE, cwd=folder, env=environment)
+            for _ in range(2)
+        )
+    return float(first.stdout), float(later.stdout)
+
+
+def compare_first_steps(names: list[str], rounds: int, threads: int) -> None:
+    """Print the best (median) seconds of the first two steps for each network."""
+    for name in names:
+        for kind, found in zip(
+            ("without stored choices", "with stored choices"),
+            zip(*(first_steps(name, threads) for _ in range(rounds)), strict=True),
+            strict=True,
+        ):
+            print(
+                f"{name:30} two steps {kind:22} {min(found):5.2f} s (median {statistics.median(found):.2f})", flush=True
+            )
 
 
 def gradient(network: nn.Module, step: Step) -> Tensor:
@@ -179,8 +226,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cpu-time", action="store_true", help="of the process, in which other programs do not count")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--first", action="store_true", help="the first two steps of a process, with autotuning")
     options = parser.parse_args()
     threads = set_threads(options.threads)
+    if options.first:
+        compare_first_steps(options.only, options.rounds, threads)
+        return
     keep_freed_memory()  # as svertka's command line does
     autotune.TOTAL_BUDGET = math.inf
     clock = time.process_time if options.cpu_time else time.perf_counter
