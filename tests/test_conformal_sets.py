@@ -25,7 +25,7 @@ def test_it_is_refused_with_one_image_too_few(coverage: float, needed: int) -> N
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_coverage_is_between_0_and_1(coverage: float) -> None:
-    with pytest.raises(UsageError, match="must be a coverage between 0 and 1"):
+    with pytest.raises(UsageError, match="must be a coverage above 0 and below 1"):
         conformal_quantile(torch.rand(50), coverage)
 
 

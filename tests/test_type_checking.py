@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import svertka
 from svertka.errors import UsageError
 from svertka.type_checking import ArgumentTypeError, check_types
 
@@ -54,6 +55,7 @@ def test_the_sentence_names_function_argument_value_and_type() -> None:
         (lambda: example("a", rate="b"), "example(): rate='b' must be of type float"),  # type: ignore[arg-type]
         (lambda: Example.load(None), 'load(): path="None" must be of type str'),  # type: ignore[arg-type]
         (lambda: Example().rank("a\nb"), r"rank(): x='a\nb' must be of type Tensor"),  # type: ignore[arg-type]
+        (lambda: svertka.restore(3), "restore(): model=3 must be of type Module"),  # type: ignore[type-var]
     ):
         with pytest.raises(ArgumentTypeError) as caught:
             call()

@@ -37,10 +37,10 @@ def check_coverage(coverage: float) -> float:
     """Return `coverage` as given.
 
     Raises:
-        UsageError: It is not between 0 and 1.
+        UsageError: It is not above 0 and below 1.
     """
     if not 0 < coverage < 1:
-        raise UsageError(f"sets={coverage:g} must be a coverage between 0 and 1, such as 0.95")
+        raise UsageError(f"sets={coverage:g} must be a coverage above 0 and below 1, such as 0.95")
     return coverage
 
 

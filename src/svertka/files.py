@@ -1,5 +1,6 @@
 """Files: atomic writes, bounded reads, the cache folder, locks, and free space."""
 
+import errno
 import json
 import os
 import re
@@ -291,9 +292,10 @@ def os_error_to_storage_error(path: Path) -> Iterator[None]:
         named = error.filename
         is_temporary = isinstance(named, str) and Path(named).parent in (path, path.parent)
         place = path if named is None or is_temporary else named
-        raise StorageError(
-            f"cannot write {place}: {error_reason(error)}; free space or choose another folder"
-        ) from error
+        remedy = "make its folder or choose another" if error.errno == errno.ENOENT else "choose another folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = f"free space or {remedy}"
+        raise StorageError(f"cannot write {place}: {error_reason(error)}; {remedy}") from error
 
 
 def format_bytes(count: float) -> str:

@@ -46,8 +46,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     write_atomic(path, lambda file: file.writelines(parts))
 
 
-def read_tensors_and_header(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors_and_header(path: Path, remedy: str = "train again") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors of a file and the header that `write_tensors` put in it ({} for files of other programs).
+
+    Args:
+        path: Path of the file.
+        remedy: How to make the file again, for error messages.
 
     Raises:
         RunError: The file is missing, damaged, or not safetensors.
@@ -59,13 +63,13 @@ def read_tensors_and_header(path: Path) -> tuple[dict[str, torch.Tensor], dict[s
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
         header = json.loads(metadata.get("svertka", "{}"))
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing; copy it back or train again") from error
+        raise RunError(f"{path} is missing; copy it back or {remedy}") from error
     except UNREADABLE as error:
-        raise unreadable_file_error(path, error) from error
+        raise unreadable_file_error(path, error, remedy) from error
     if metadata.get("blake2b") != (_digest(tensors, metadata["svertka"]) if "svertka" in metadata else None):
-        raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
+        raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or {remedy}")
     if not isinstance(header, dict):
-        raise RunError(f"{path} is damaged (its header is not a JSON object); copy it again or train again")
+        raise RunError(f"{path} is damaged (its header is not a JSON object); copy it again or {remedy}")
     return tensors, header
 
 
@@ -90,18 +94,21 @@ def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise unreadable_file_error(path, error) from error
 
 
-def unreadable_file_error(path: Path, error: Exception) -> RunError:
-    """Return the error to raise for a file of a run that raises `error` when it is read."""
+def unreadable_file_error(path: Path, error: Exception, remedy: str = "train again") -> RunError:
+    """Return the error to raise for a file that raises `error` when it is read; `remedy` makes it again."""
     if isinstance(error, PermissionError):
         return RunError(f"{path} cannot be read: {error_reason(error)}; allow this user to read it")
-    return RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again")
+    what = "is damaged or not a safetensors file" if isinstance(error, SafetensorError) else "is damaged"
+    return RunError(f"{path} {what} ({_reason(error)}); copy it again or {remedy}")
 
 
 def describe_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Return the names of the first few `tensors` with NaN or infinity as text; None if there are none."""
 
     def is_finite(tensor: torch.Tensor) -> bool:
-        wide = tensor if tensor.element_size() > 1 else tensor.float()  # PyTorch cannot test 8-bit numbers
+        wide = (
+            tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()
+        )  # PyTorch cannot test 8-bit numbers
         return bool(wide.isfinite().all())
 
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]

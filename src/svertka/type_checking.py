@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _VIOLATION = re.compile(
     r"^[A-Z][a-z ]* (?P<function>\S+?)\(\) parameter (?P<argument>.*) violates type hint (?P<hint>.*)\.$", re.DOTALL
 )
-_MODULES = re.compile(r"~|\b(?:\w+\.)+(?=\w)")  # and the mark of a type variable
+_MODULES = re.compile(r"\b(?:\w+\.)+(?=\w)")
 
 
 class ArgumentTypeError(UsageError, TypeError):
@@ -40,10 +40,15 @@ _CONFIGURATION = BeartypeConf(
 )
 
 
+def _plain_hint(hint: Any) -> Any:
+    """Return the bound of a type variable, whose name means nothing to users, and other annotations as they are."""
+    return (hint.__bound__ or hint) if isinstance(hint, TypeVar) else hint
+
+
 def check_types(function: Function) -> Function:
     """Make `function` raise ArgumentTypeError, a UsageError and a TypeError, for an argument of another type."""
     annotations = dict(function.__annotations__)
-    function.__annotations__ = {name: hint for name, hint in annotations.items() if name != "return"}
+    function.__annotations__ = {name: _plain_hint(hint) for name, hint in annotations.items() if name != "return"}
     decorate: Callable[[Function], Function] = beartype(conf=_CONFIGURATION)
     checked = decorate(function)
     function.__annotations__ = checked.__annotations__ = annotations

@@ -1,6 +1,7 @@
 """The comparison of an optimized network with the original."""
 
 from contextlib import nullcontext
+from typing import Literal
 
 import pytest
 import torch
@@ -122,11 +123,24 @@ def test_the_share_of_images_that_change_class_is_limited(
         measure_error(swapped, nn.Flatten(), scores[:, :, None, None], set(), {precision})
 
 
-def test_a_network_that_gives_nan_is_named_as_such() -> None:
-    network = nn.Conv2d(3, 8, 3)
-    network.weight.data[0] = torch.nan
-    with pytest.raises(UsageError, match=r"^Conv2d gives NaN or infinite values on the example, so that its error in "):
-        optimize(network, (3, 8, 8), precision="bf16")
+class Logarithm(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).log()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_that_gives_nan_is_named_as_such(precision: Literal["fp32", "bf16"]) -> None:
+    torch.manual_seed(0)
+    network = Logarithm(3, 8, 3)
+    unbounded = r"^Logarithm gives NaN or infinite values on the example, so that its error in "
+    with pytest.raises(UsageError, match=unbounded) if precision == "bf16" else nullcontext():
+        optimize(network, (3, 8, 8), precision=precision)
+    network.bias = nn.Parameter(torch.full((8,), -100.0))
+    with pytest.raises(UsageError, match=r"^Logarithm gives nothing but NaN or infinite values on the example"):
+        optimize(network, (3, 8, 8), precision=precision)
+    network.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(UsageError, match=r"^the weights contain NaN or infinity \(in weight\); load or train them"):
+        optimize(network, (3, 8, 8), precision=precision)
 
 
 @pytest.mark.parametrize(

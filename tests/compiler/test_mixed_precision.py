@@ -189,9 +189,9 @@ def test_the_needed_images_are_the_fewest_whose_interval_is_within_the_bound(sha
         ({"dense": "fp32"}, r"^precision='auto' chooses the precision of dense layers, too; give it alone"),
         ({"count": 300}, r"^validation= has 300.images, too few for max_loss=0.005: with fewer than 553 the 95 % "
                          r"interval .*; give more, or at least max_loss=0.01$"),
-        ({"max_loss": 0.0}, r"^max_loss=0.0 must be a share between 0 and 1"),
-        ({"max_loss": float("nan")}, r"^max_loss=nan must be a share between 0 and 1"),
-        ({"max_loss": "0.5%"}, r"^max_loss='0.5%' must be a share between 0 and 1"),
+        ({"max_loss": 0.0}, r"^max_loss=0.0 must be a share above 0 and below 1"),
+        ({"max_loss": float("nan")}, r"^max_loss=nan must be a share above 0 and below 1"),
+        ({"max_loss": "0.5%"}, r"^max_loss='0.5%' must be a share above 0 and below 1"),
         ({"validation": digits()[0]}, r"^validation= is of type Tensor; give \(images, labels\) or an iterable"),
         ({"validation": []}, r"^validation= has no images; give \(images, labels\)"),
         ({"validation": [digits()[0]]}, r"^validation= has a batch that is no pair of images and labels"),

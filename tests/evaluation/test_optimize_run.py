@@ -169,13 +169,23 @@ def test_a_file_of_another_network_is_refused(copied: Run, digit_folder: Path) -
         ({}, r"digits has 7\d.validation images, and a loss of 0.50% can be bounded with 553 or more; "
              r"use --max-loss 3\.[5-8]% \(max_loss=0\.03[5-8]\), or --precision int8, bf16 or fp32$"),
         ({"precision": "int4"}, "^there is no precision 'int4'; use one of fp32, bf16, int8, auto"),
-        ({"max_loss": 1.5}, "^max_loss=1.5 must be a share between 0 and 1"),
+        ({"max_loss": 1.5}, "^max_loss=1.5 must be a share above 0 and below 1"),
         ({"precision": "int8", "max_loss": 0.1}, "^max_loss=0.1 is a bound for precision=auto; leave it out with int8"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_bounded_is_refused(trained: Run, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         svertka.optimize_run(trained, threads=1, **settings)
+
+
+def test_images_that_the_run_does_not_know_are_refused(trained: Run, digit_folder: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(digit_folder.rglob("*.png"))[::8]):
+        other = tmp_path / ("train", "val")[number % 2] / path.parent.name / path.name
+        other.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    for source in (tmp_path, tmp_path / "train"):
+        with pytest.raises(UsageError, match=rf"^{source} holds none of the images that .*digits was validated on; "):
+            svertka.optimize_run(trained, source, precision="int8", threads=1)
 
 
 def test_a_run_that_has_not_learned_is_told_to_train_longer(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_bad_examples_are_refused_in_one_sentence(
             2,
         )
         assert f"{folder}" in capsys.readouterr().err.splitlines()[-1]
-    with pytest.raises(UsageError, match=r"keep=1.5 must be a share between 0 and 1"):
+    with pytest.raises(UsageError, match=r"keep=1.5 must be a share above 0 and below 1"):
         svertka.calibrate(run, keep=1.5, threads=1)
     assert (run.folder / CALIBRATION).read_bytes() == before
 

@@ -145,9 +145,9 @@ def smallest_testable_max_loss(count: int) -> float:
 
 
 def check_max_loss(max_loss: object) -> None:
-    """Raise UsageError unless `max_loss` is a share between 0 and 1."""
+    """Raise UsageError unless `max_loss` is a share above 0 and below 1."""
     if not isinstance(max_loss, int | float) or not 0 < max_loss < 1:
-        raise UsageError(f"max_loss={max_loss!r} must be a share between 0 and 1, such as 0.005 for 0.5 points")
+        raise UsageError(f"max_loss={max_loss!r} must be a share above 0 and below 1, such as 0.005 for 0.5 points")
 
 
 class ValidationImages:

@@ -65,6 +65,7 @@ def measure_error(
         expected = run_original(original, x) if known is None or batch_size != len(example) else known
         ours = list(iter_output_tensors(optimized(x)))
         _check_same_kinds(name, ours, expected)
+        _check_comparable(name, expected)
         for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
             error = max_relative_error(a, b)
             if "int8" in precisions:
@@ -206,6 +207,15 @@ def _check_same_kinds(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor
         raise UsageError(
             f"optimized, {name} returns tensors of other shapes or types, or on other devices; use the original network"
         )
+
+
+def _check_comparable(name: str, theirs: Sequence[Tensor]) -> None:
+    """Raise UsageError if an output contains nothing but NaN and infinite values, so that it cannot be compared."""
+    for one in theirs:
+        if one.numel() and not bool(one.isfinite().any()):
+            raise UsageError(
+                f"{name} gives nothing but NaN or infinite values on the example; correct the example or the weights"
+            )
 
 
 def _check_mean_error(precision: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:

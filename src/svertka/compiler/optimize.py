@@ -263,8 +263,9 @@ def _warn_about_calibration(
     if calibration.count < MIN_IMAGES:
         warnings.warn(describe_few_images(calibration.count), stacklevel=3)
     if not any(one.quantizations for one in quantized) and precision != "auto":
+        what = "leave calibration= and dense= out" if precision == "fp32" else "use precision='fp32'"
         warnings.warn(
-            f"{name} has no layer that int8 supports, so its feature maps stay float32; use precision='fp32'",
+            f"{name} has no layer that int8 supports, so its feature maps stay float32; {what}",
             stacklevel=3,
         )
 

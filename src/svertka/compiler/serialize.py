@@ -149,7 +149,7 @@ def read_networks(path: Path) -> list[tuple[FusedNetwork, OptimizationRecord]]:
     Raises:
         RunError: The file is missing, damaged, from a newer version, or not an optimized network.
     """
-    tensors, header = read_tensors_and_header(path)
+    tensors, header = read_tensors_and_header(path, "optimize the network again")
     content = header.get("optimized")
     if not isinstance(content, dict):
         raise RunError(f"{path} is not an optimized network; name a file that `Optimized.save` wrote")

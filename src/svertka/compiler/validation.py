@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from svertka import torch_internals
 from svertka.errors import UsageError
 from svertka.graph.network_copy import named_tensors
+from svertka.tensor_files import describe_nonfinite
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:
@@ -27,6 +28,8 @@ def unwrap_network(network: nn.Module) -> nn.Module:
         raise UsageError(f"{type(network).__name__} spreads a network over devices; optimize its .module")
     for name, tensor in named_tensors(network):
         _check_plain(name, tensor)
+    if bad := describe_nonfinite(dict(network.named_parameters())):
+        raise UsageError(f"the weights contain NaN or infinity (in {bad}); load or train them again")
     _check_mode(network)
     return network
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.image_io import DecodingOptions
-from svertka.errors import RunError
+from svertka.errors import RunError, UsageError
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
-from svertka.evaluation.held_out import select_held_out_images
+from svertka.evaluation.held_out import read_manifest, select_held_out_images
 from svertka.progress import progress
 from svertka.run import Run, open_source_as_in_training
 
@@ -60,14 +60,30 @@ class RunImages:
         """Return up to `most` preprocessed images, (N, C, H, W) float32, of a part, evenly spread, and their labels.
 
         No more images than `IMAGE_BYTES` holds are returned.
+
+        Raises:
+            DataError: No image can be read.
+            UsageError: The data set contains none of the images that had this part in the training.
         """
         preprocess = self._classifier.preprocess
         most = min(most, IMAGE_BYTES // (4 * math.prod(preprocess.input_shape)))
-        selection = select_held_out_images(
-            [self._classifier.origin], self._dataset, preprocess, part, include_training=part == "train",
-            threads=self._threads, cache_limit=self._cache_limit,
-        )  # fmt: skip
+        run, manifest = self._classifier.origin, read_manifest(self._classifier.origin)
+        others = UsageError(
+            f"{self._dataset.source} holds none of the images that {run} was "
+            f"{'trained' if part == 'train' else 'validated'} on; name the folder that they are in now"
+        )
+        try:
+            selection = select_held_out_images(
+                [run], self._dataset, preprocess, part, include_training=part == "train",
+                threads=self._threads, cache_limit=self._cache_limit,
+            )  # fmt: skip
+        except UsageError as error:
+            raise others from error
         found = selection.indices
+        if manifest is not None:  # otherwise the selection has divided the data set as the training did
+            found = found[manifest.parts_of(selection.digests) == part]
+        if not len(found):
+            raise others
         chosen = found[spread_evenly(len(found), most)]
         batches = []
         with progress("reading images", len(chosen), "images") as shown:

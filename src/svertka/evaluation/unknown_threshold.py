@@ -89,7 +89,7 @@ def fit_calibration(
         UsageError: There are no validation images, or features are NaN.
     """
     if not 0 < keep < 1:
-        raise UsageError(f"keep={keep:g} must be a share between 0 and 1, such as 0.95")
+        raise UsageError(f"keep={keep:g} must be a share above 0 and below 1, such as 0.95")
     if not len(val.indices):
         raise UsageError(
             f"{classifier.origin} has no validation images, from which the threshold for unknown images is chosen; "

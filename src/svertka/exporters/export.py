@@ -205,9 +205,9 @@ def _check_precision(
 ) -> None:
     """Raise UsageError unless the options of precision fit one another and `to`."""
     if is_page and precision not in ("int16", "fp32", "int8"):
-        raise UsageError(f"precision={precision} is none of a page; use int16, fp32 or int8")
+        raise UsageError(f"a page cannot have precision={precision}; use int16, fp32 or int8")
     if not is_page and precision not in ("fp32", "int8"):
-        raise UsageError(f"precision={precision} is none of an ONNX file; use fp32 or int8")
+        raise UsageError(f"an ONNX file cannot have precision={precision}; use fp32 or int8")
     if precision == "int8" and not is_file:
         raise UsageError(f"--to {to} is a folder, which has float weights; for int8 name a file that ends in .onnx")
     if calibration and (precision != "int8" or is_page):
