@@ -52,9 +52,9 @@ def run(count: int, compute: object = twice) -> list[Tensor | BaseException]:
         with ThreadPoolExecutor(1) as thread:
             batcher = Batcher(compute, thread)  # type: ignore[arg-type]
             worker = asyncio.create_task(batcher.run())
-            with batcher.reserve(count):
+            with batcher.reserve(count) as places:
                 found = await asyncio.gather(
-                    *(batcher.submit(torch.tensor([float(k)])) for k in range(count)), return_exceptions=True
+                    *(batcher.submit(torch.tensor([float(k)]), places) for k in range(count)), return_exceptions=True
                 )
             worker.cancel()
             assert batcher.open == 0
@@ -117,8 +117,8 @@ def test_while_it_computes_it_says_so() -> None:
             free.set()
             worker = asyncio.create_task(batcher.run())
             for _ in range(2):
-                with batcher.reserve(1):
-                    await asyncio.gather(batcher.submit(torch.ones(1)), return_exceptions=True)
+                with batcher.reserve(1) as places:
+                    await asyncio.gather(batcher.submit(torch.ones(1), places), return_exceptions=True)
                 found.append(free.is_set())  # also where computing failed
             worker.cancel()
         return found
@@ -141,9 +141,9 @@ def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pyte
 
             async def later(seconds: float) -> None:
                 await asyncio.sleep(seconds)
-                await batcher.submit(torch.ones(1))
+                await batcher.submit(torch.ones(1), places)
 
-            with batcher.reserve(4):  # the last one comes too late for the first, not for the one before
+            with batcher.reserve(4) as places:  # the last one comes too late for the first, not for the one before
                 await asyncio.gather(*(later(0.4 * k) for k in range(4)))
             worker.cancel()
 
@@ -156,8 +156,8 @@ def test_who_waits_for_others_waits_no_longer_than_the_deadline() -> None:
         with ThreadPoolExecutor(1) as thread:
             batcher = Batcher(twice, thread)
             worker = asyncio.create_task(batcher.run())
-            with batcher.reserve(2):  # the other one never comes
-                found = await asyncio.wait_for(batcher.submit(torch.ones(1)), 120)
+            with batcher.reserve(2) as places:  # the other one never comes
+                found = await asyncio.wait_for(batcher.submit(torch.ones(1), places), 120)
             worker.cancel()
             return found
 
@@ -174,8 +174,8 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
     async def one_of_three() -> None:
         with ThreadPoolExecutor(1) as thread:
             batcher = Batcher(counted, thread)
-            with batcher.reserve(3):
-                tasks = [asyncio.create_task(batcher.submit(torch.ones(1))) for _ in range(3)]
+            with batcher.reserve(3) as places:
+                tasks = [asyncio.create_task(batcher.submit(torch.ones(1), places)) for _ in range(3)]
                 await asyncio.sleep(0)
                 tasks[0].cancel()
                 tasks[2].cancel()
@@ -186,3 +186,24 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
 
     awaited(one_of_three())
     assert sizes == [1]
+
+
+@pytest.mark.parametrize("submitted", [True, False])
+def test_images_that_are_answered_or_not_submitted_are_not_waited_for(
+    submitted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_WAIT_SECONDS", 3600.0)  # of a clock that jumps over what is waited for
+
+    async def last_of_a_burst() -> float:
+        with ThreadPoolExecutor(1) as thread:
+            batcher = Batcher(twice, thread)
+            worker = asyncio.create_task(batcher.run())
+            with batcher.reserve(2, submitted=submitted) as others:
+                if submitted:
+                    await asyncio.gather(*(batcher.submit(torch.ones(1), others) for _ in range(2)))
+                with batcher.reserve(1) as places:
+                    await batcher.submit(torch.ones(1), places)
+            worker.cancel()
+            return asyncio.get_running_loop().time()
+
+    assert awaited(last_of_a_burst(), VirtualClock) < 3600

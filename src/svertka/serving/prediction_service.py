@@ -17,7 +17,7 @@ from svertka.errors import ImageError, ImageFormatError, ImageTooLargeError, Run
 from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
 from svertka.serving.http_error import HTTPError
 from svertka.serving.json_responses import ASCIIJSONResponse
-from svertka.serving.request_batching import Batcher
+from svertka.serving.request_batching import Batcher, Reservation
 from svertka.serving.request_body_limits import BodyReader
 from svertka.serving.schemas import IMAGE_TYPES, ExplainOptions, PredictOptions
 from svertka.serving.served_model import Answer, ServedModel
@@ -129,27 +129,37 @@ class PredictionService:
         async with self.bodies.read(request) as body:
             wanted = await self._parse_body(request, body, options, content_type)
             run, usage = self._find_run(wanted.options.run), RequestDecoding()
-            with self.batchers[run.key].reserve(len(wanted.images)):
+            with self.batchers[run.key].reserve(len(wanted.images)) as places:
                 if wanted.is_single:
-                    entry = await cancel_on_disconnect(request, self._predict_one(run, wanted, 0, usage))
+                    entry = await cancel_on_disconnect(request, self._predict_one(run, wanted, 0, usage, places))
                     return ASCIIJSONResponse([entry])
-                entries = [self._try_one(run, wanted, number, usage) for number in range(len(wanted.images))]
+                entries = [self._try_one(run, wanted, number, usage, places) for number in range(len(wanted.images))]
                 return ASCIIJSONResponse(await cancel_on_disconnect(request, _gather(entries)))
 
     async def _try_one(
-        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: RequestDecoding
+        self,
+        run: ServedModel,
+        wanted: ImageRequest[PredictOptions],
+        number: int,
+        usage: RequestDecoding,
+        places: Reservation,
     ) -> dict[str, Any]:
         """Return the entry of image `number`, with `error` where it has no labels."""
         try:
-            return await self._predict_one(run, wanted, number, usage)
+            return await self._predict_one(run, wanted, number, usage, places)
         except HTTPError as error:
             return wanted.entry(number, {"labels": [], "error": error.reason})
 
     async def _predict_one(
-        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: RequestDecoding
+        self,
+        run: ServedModel,
+        wanted: ImageRequest[PredictOptions],
+        number: int,
+        usage: RequestDecoding,
+        places: Reservation,
     ) -> dict[str, Any]:
         prepared = await self._decode(run, wanted.images[number], usage, run.prepared)
-        row, score = await self.batchers[run.key].submit(prepared)
+        row, score = await self.batchers[run.key].submit(prepared, places)
         with _convert_errors():
             probabilities = run.classifier.require_finite(row)
             described = run.classifier.describe(probabilities, wanted.options.top, unknown_score=score)
@@ -170,7 +180,7 @@ class PredictionService:
             if len(wanted.images) != 1:
                 raise HTTPError(413, f"/explain takes one image, not {len(wanted.images)}")
             run, label = self._find_class(wanted.options)
-            with self.batchers[run.key].reserve(1):
+            with self.batchers[run.key].reserve(1, submitted=False):
                 explained = self._explain_one(run, wanted.images[0], label)
                 return ASCIIJSONResponse(await cancel_on_disconnect(request, explained))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -18,6 +19,13 @@ MAX_PENDING_IMAGES = 256  # further ones get 503
 # Images per batch: on a CPU, an image of 8 takes no longer than one of 16, and later images wait half as long.
 MAX_BATCH = 8
 BATCH_WAIT_SECONDS = 0.005  # that images wait for the next one in progress
+
+
+@dataclass
+class Reservation:
+    """Places in a `Batcher` for the images of one request."""
+
+    unsubmitted: int  # images that may still be submitted
 
 
 class Batcher(Generic[Result]):
@@ -42,12 +50,17 @@ class Batcher(Generic[Result]):
         self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Result]]] = asyncio.Queue()
         self._seconds = 0.05  # running mean per image
 
+        self._unsubmitted = 0  # images of all reservations
         self.open = 0  # images in progress
         self.answered = 0
 
     @contextmanager
-    def reserve(self, count: int) -> Iterator[None]:
+    def reserve(self, count: int, *, submitted: bool = True) -> Iterator[Reservation]:
         """Reserve places for `count` images during the body.
+
+        Args:
+            count: Number of images.
+            submitted: Whether they are submitted, so that a batch may wait for them.
 
         Raises:
             HTTPError: 503, all places are taken.
@@ -57,14 +70,19 @@ class Batcher(Generic[Result]):
             raise HTTPError(
                 503, f"{self.open} images are waiting; try again later", {"Retry-After": str(max(1, seconds))}
             )
+        places = Reservation(count if submitted else 0)
         self.open += count
+        self._unsubmitted += places.unsubmitted
         try:
-            yield
+            yield places
         finally:
             self.open -= count
+            self._unsubmitted -= places.unsubmitted
 
-    async def submit(self, picture: Tensor) -> Result:
-        """Return the result that `compute` returns for `picture`."""
+    async def submit(self, picture: Tensor, places: Reservation) -> Result:
+        """Return the result that `compute` returns for `picture`, one of the images of `places`."""
+        places.unsubmitted -= 1
+        self._unsubmitted -= 1
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((picture, future))
         return await future
@@ -96,7 +114,7 @@ class Batcher(Generic[Result]):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(BATCH_WAIT_SECONDS) as limit:
-                while len(batch) < min(MAX_BATCH, self.open):
+                while len(batch) < MAX_BATCH and (self._unsubmitted or not self._queue.empty()):
                     batch.append(await self._next())
                     limit.reschedule(loop.time() + BATCH_WAIT_SECONDS)
         except TimeoutError:
