@@ -264,7 +264,7 @@ def test_a_damaged_file_is_read_or_one_sentence(
     random.Random(file).shuffle(cases)
     all_verbs = VERBS | {"compare": compared(finished)}
     refused = 0
-    for number, case in enumerate(cases[: large_count(8, len(cases))]):
+    for number, case in enumerate(cases[: large_count(6, len(cases))]):
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(good.folder, run)
@@ -296,6 +296,7 @@ def test_a_history_that_no_training_writes_is_refused_before_it_is_read(finished
 
 
 @pytest.mark.sample(1)
+@pytest.mark.usefixtures("quiet", "unoptimized")
 @pytest.mark.parametrize("name", ["config.json", "training.json", "metrics.jsonl", "model.safetensors"])
 def test_what_is_no_file_is_one_sentence(finished: Run, pictures: Path, tmp_path: Path, name: str) -> None:
     run = copied(finished, tmp_path / "run")

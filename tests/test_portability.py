@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 HIDE = """
 import os, signal, sys
@@ -64,16 +65,10 @@ print("stored")
 """
 
 
-def run(code: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", HIDE + code, *arguments]
+def test_every_module_is_imported_and_rows_are_stored_without_posix_modules(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", HIDE + IMPORT_ALL + STORE, str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
-
-
-def test_every_module_is_imported_without_posix_modules() -> None:
-    assert int(run(IMPORT_ALL)) > 150
-
-
-def test_rows_are_stored_without_posix_modules(tmp_path) -> None:
-    assert run(STORE, str(tmp_path)) == "stored"
+    count, stored = ran.stdout.split()
+    assert int(count) > 150
+    assert stored == "stored"

@@ -99,7 +99,7 @@ def signalled(patch: pytest.MonkeyPatch, phase: str, number: int, *, after: bool
     return sent
 
 
-@pytest.mark.sample(24)
+@pytest.mark.sample(14)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("kind", ["plain", "computed", "early"])
 @pytest.mark.parametrize("phase", list(PHASES))
