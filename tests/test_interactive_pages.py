@@ -78,8 +78,16 @@ def test_convolution_equals_pytorchs(opened, large_count):
         assert seen > 5
 
 
+def uses_space(tab: Any) -> list[bool]:
+    """Whether each element that arrow keys move in keeps Space from scrolling the page."""
+    script = """[...document.querySelectorAll('[tabindex="0"][role=slider]')]
+        .map(one => !one.dispatchEvent(new KeyboardEvent('keydown', {key: ' ', cancelable: true})))"""
+    return list(tab.evaluate(script))
+
+
 def test_the_window_moves_by_mouse_touch_and_keyboard(opened):
     with opened(PAGES / "convolution.html", has_touch=True) as tab:
+        assert uses_space(tab) == [True] * 3
         formula = tab.locator("#formula")
         assert formula.text_content().startswith("y(2, 3) = ")
         tab.locator("#output svg").focus()
@@ -202,6 +210,7 @@ def test_a_layer_is_chosen_in_the_diagram_and_by_keyboard(opened):
         assert "7×7 pixels" in tab.locator("#says").text_content()
         tab.keyboard.press("Tab")
         assert tab.evaluate("document.activeElement.textContent") == "maxpool"
+        assert set(uses_space(tab)) == {True}
 
 
 def test_gradients_equal_pytorchs(opened):
@@ -381,6 +390,7 @@ def test_a_digit_is_drawn_by_keyboard_and_by_mouse(opened):
         tab.locator("#c1").focus()
         tab.keyboard.press("ArrowRight")
         assert tab.locator("#unit-says").text_content().startswith("C1 map 0, row 0, column 1 is ")
+        assert set(uses_space(tab)) == {True}
 
 
 @pytest.mark.large

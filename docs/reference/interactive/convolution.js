@@ -80,7 +80,7 @@ const Images = {
 };
 
 (() => {
-  const { CELL, clamp, drawing, element, factor, find, frame, largest, number, tint } = Lesson;
+  const { CELL, arrowStep, clamp, drawing, element, factor, find, frame, largest, number, tint } = Lesson;
   const state = {
     size: 7, kernel: 3, stride: 1, padding: 1, dilation: 1, mode: "zeros", preset: "edge", image: "seven", drag: "move",
   };
@@ -287,10 +287,9 @@ const Images = {
     svg.addEventListener("pointerdown", point);
     svg.addEventListener("keydown", (event) => {
       const size = Convolution.outputSize(state);
-      const step = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 }[event.key];
-      if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
-      const output = clamp(row * size + column + step, 0, size * size - 1);
+      const step = arrowStep(event);
+      if (!step) return;
+      const output = clamp(row * size + column + step[0] + step[1], 0, size * size - 1);
       select(Math.floor(output / size), output % size);
     });
     function point(event) {

@@ -46,6 +46,14 @@ const Lesson = (() => {
     };
   }
 
+  // The step of an arrow key, [down, right], or undefined. Neither arrow keys nor Space scroll the page.
+  function arrowStep(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return undefined;
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (step || event.key === " ") event.preventDefault();
+    return step;
+  }
+
   // Grids
 
   const CELL = 40;
@@ -71,12 +79,10 @@ const Lesson = (() => {
       svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); follow(event); });
       svg.addEventListener("pointermove", (event) => { if (event.buttons || event.pointerType === "mouse") follow(event); });
       svg.addEventListener("keydown", (event) => {
-        if (event.ctrlKey || event.metaKey || event.altKey) return;
-        const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+        const step = arrowStep(event);
         if (step && move) move(...step);
         else if (step) choose(at[0] + step[0], at[1] + step[1], "keydown");
-        else if (!type || !type(event.key)) return;
-        event.preventDefault();
+        else if (!(event.ctrlKey || event.metaKey || event.altKey) && type?.(event.key)) event.preventDefault();
       });
     } else {
       build(svg, { role: "img", "aria-label": label }, []);
@@ -239,5 +245,5 @@ const Lesson = (() => {
     label();
   });
 
-  return { CELL, bind, clamp, drawing, element, factor, fields, find, frame, grid, largest, number, player, random, tint };
+  return { CELL, arrowStep, bind, clamp, drawing, element, factor, fields, find, frame, grid, largest, number, player, random, tint };
 })();

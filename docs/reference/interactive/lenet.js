@@ -81,7 +81,7 @@ const LeNet = {
 };
 
 (() => {
-  const { bind, clamp, element, factor, find, grid, largest, number, tint } = Lesson;
+  const { arrowStep, bind, clamp, element, factor, find, grid, largest, number, tint } = Lesson;
   const network = LeNet.load(LENET_DATA);
   const state = { centered: true };
   let values = null; // of every layer
@@ -291,9 +291,8 @@ const LeNet = {
       canvas.addEventListener("pointerdown", point);
     });
     maps.addEventListener("keydown", (event) => {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
+      const step = arrowStep(event);
+      if (!step) return;
       const from = chosen.layer === name ? chosen : { layer: name, map: 0, y: 0, x: 0 };
       if (side === 1) { choose({ ...from, map: clamp(from.map + step[0] * columns + step[1], 0, unitCount(name) - 1) }); return; }
       let [map, y, x] = [from.map, from.y + step[0], from.x + step[1]];

@@ -69,7 +69,7 @@ const ReceptiveField = {
 };
 
 (() => {
-  const { bind, clamp, drawing, element, find, number } = Lesson;
+  const { arrowStep, bind, clamp, drawing, element, find, number } = Lesson;
   const { networks, photograph } = RECEPTIVE_FIELD_DATA;
   const state = { network: "vgg16", layer: 12 };
   let [row, column] = [0, 0]; // the position in the chosen layer
@@ -120,9 +120,8 @@ const ReceptiveField = {
     svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); follow(event); });
     svg.addEventListener("pointermove", (event) => { if (event.buttons) follow(event); });
     svg.addEventListener("keydown", (event) => {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
+      const step = arrowStep(event);
+      if (!step) return;
       key(...step);
     });
     return svg;
