@@ -1,5 +1,6 @@
 """What all tests share: a cache of their own, the real data, and how many cases to run."""
 
+import functools
 import gc
 import os
 import random
@@ -115,6 +116,23 @@ def _no_wait_for_disks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # which refuses the same descriptors
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _onnx_functions_are_read_once() -> None:
+    """At each export PyTorch parses all functions of onnxscript again, which is a quarter of its time."""
+    import torch
+
+    export = torch.onnx.export
+
+    def export_with_kept_functions(*arguments: Any, **settings: Any) -> Any:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        torch.onnx.export = export
+        return export(*arguments, **settings)
+
+    torch.onnx.export = export_with_kept_functions
 
 
 @pytest.fixture(scope="session")
