@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import print_table, trained, write_metrics
+from harness import print_table, read_metrics, trained, write_seeds
 
 from svertka.classifier import Classifier
 from svertka.data.builtin import open_builtin
@@ -66,8 +66,8 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     options = parser.parse_args()
-    rows = [learn(seed, options.threads) for seed in options.seeds]
-    write_metrics("cifar10_fast", rows)
+    write_seeds("cifar10_fast", options.seeds, [learn(seed, options.threads) for seed in options.seeds])
+    rows = read_metrics("cifar10_fast")
     table = [
         (
             row["seed"],

@@ -13,8 +13,10 @@ split, about fourteen minutes.
 
 from typing import Any
 
-from harness import COLORS, data_folder, figure, main, print_table, trained
+from harness import COLORS, figure, main, print_table, trained
 from training_helpers import per_cent
+
+from svertka.data.builtin import data_folder
 
 SEEDS = (0, 1, 2)
 BUDGET = "40s"

@@ -16,8 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 import svertka
-from svertka.data import builtin
-from svertka.errors import SvertkaError, UsageError
+from svertka.errors import SvertkaError
 from svertka.run import Run
 
 ROOT = Path(__file__).parent
@@ -64,20 +63,19 @@ def read_metrics(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (METRICS / f"{name}.jsonl").read_text().splitlines()]
 
 
+def write_seeds(name: str, seeds: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows`, all of `seeds`, by `write_metrics`, and keep the stored rows of other seeds."""
+    stored = read_metrics(name) if (METRICS / f"{name}.jsonl").exists() else []
+    others = [row for row in stored if row["seed"] not in seeds]
+    write_metrics(name, sorted([*others, *rows], key=lambda row: row["seed"]))
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table in Markdown."""
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
-
-
-def data_folder() -> Path:
-    """Return the folder with the data sets, which the environment variable SVERTKA_DATA names."""
-    try:
-        return builtin.data_folder()
-    except UsageError as error:
-        raise UsageError(f"{error}, or print the stored results with --draw") from None
 
 
 def trained(name: str, source: Path | str, **settings: Any) -> Run:
@@ -98,8 +96,8 @@ def main(
 ) -> None:
     """Run the command line of the experiment `name`: `measure` on one thread, store the rows, and `draw` them.
 
-    `text` is the text of --help. `measure` is called once for each of `seeds`, or once if there are none. With --draw,
-    nothing is measured, and the stored rows are drawn.
+    `text` is the text of --help. `measure` is called once for each of `seeds`, or once if there are none. The stored
+    rows of other seeds are kept. With --draw, nothing is measured, and the stored rows are drawn.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     if seeds:
@@ -110,9 +108,11 @@ def main(
         torch.set_num_threads(1)
         rows: list[dict[str, Any]] = []
         try:
-            for arguments in [(seed,) for seed in options.seeds] if seeds else [()]:
-                rows += measure(*arguments)
-                write_metrics(name, rows)
+            for number, seed in enumerate(options.seeds if seeds else (), start=1):
+                rows += measure(seed)
+                write_seeds(name, options.seeds[:number], rows)
+            if not seeds:
+                write_metrics(name, measure())
         except SvertkaError as error:
             parser.exit(error.exit_code, f"{parser.prog}: {error}\n")
     draw(read_metrics(name))

@@ -14,10 +14,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from harness import COLORS, data_folder, figure, main, print_table
+from harness import COLORS, figure, main, print_table
 
 from svertka.classifier import Classifier
 from svertka.data import imagenet
+from svertka.data.builtin import data_folder
 
 SIZES = (64, 96, 128, 160, 224, 288, 352, 448)
 NETWORKS = {

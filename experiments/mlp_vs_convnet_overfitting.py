@@ -15,9 +15,10 @@ images choose nothing. The claim to show: the convnet's test error after 12 epoc
 from typing import Any
 
 import torch
-from harness import COLORS, data_folder, figure, main, print_table, trained
+from harness import COLORS, figure, main, print_table, trained
 from training_helpers import per_cent
 
+from svertka.data.builtin import data_folder
 from svertka.models.registry import MODELS, trace_model
 
 PASSES = {"mlp": 20, "resnet20": 12}

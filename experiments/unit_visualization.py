@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from harness import FIGURES, data_folder, figure, main, print_table, trained
+from harness import FIGURES, figure, main, print_table, trained
 from PIL import Image
 
+from svertka.data.builtin import data_folder
 from svertka.data.dataset import Ints, Pixels
 from svertka.inspection import project, to_images, top_patches
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs

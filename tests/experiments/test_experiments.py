@@ -71,6 +71,17 @@ def test_says_which_folder_is_missing(
     assert "SVERTKA_DATA is not set; set it to the folder" in capsys.readouterr().err
 
 
+def test_rows_of_other_seeds_are_kept(figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness
+
+    monkeypatch.setattr(harness, "METRICS", tmp_path)
+    drawn: list[list[dict[str, int]]] = []
+    for seeds, value in (((0, 2), 1), ((1, 2), 5)):
+        monkeypatch.setattr(sys, "argv", ["script", "--seeds", *map(str, seeds)])
+        harness.main("", "numbers", lambda seed, value=value: [{"seed": seed, "x": seed + value}], drawn.append, (0,))
+    assert [[(row["seed"], row["x"]) for row in rows] for rows in drawn] == [[(0, 1), (2, 3)], [(0, 1), (1, 6), (2, 7)]]
+
+
 def test_no_script_reads_the_folder_by_itself() -> None:
     assert len(OF_A_FOLDER) == 4
     benchmarks = {path: path.read_text() for path in ROOT.with_name("bench").glob("*.py")}
