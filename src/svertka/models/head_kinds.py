@@ -1,5 +1,6 @@
 """Heads: the layers that compute class scores from a network's features, and how one replaces another."""
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -57,9 +58,14 @@ def head_kind_without_relu(model: Model, kind: HeadKind) -> HeadKind:
     """
     if kind == "linear" and not has_head(model):
         return kind
-    with meta_device():
-        has_relu = _rectified_head(model.build(2), head_path(model)) is not None
+    has_relu = _has_rectified_head(model)
     return "pooled" if has_relu and kind == "linear" else kind
+
+
+@cache
+def _has_rectified_head(model: Model) -> bool:
+    with meta_device():
+        return _rectified_head(model.build(2), head_path(model)) is not None
 
 
 def set_head_kind(network: nn.Module, model: Model, kind: HeadKind, classes: int) -> None:
@@ -109,6 +115,12 @@ def head_path(model: Model) -> str:
                 "with --head-layer (in Python head_layer=), or train all of it with --head linear"
             )
         return model.reference.head_layer
+    return _own_head_path(model)
+
+
+@cache
+def _own_head_path(model: Model) -> str:
+    """Return the path of the head of a network of the registry, which is built for it."""
     with meta_device():
         auxiliary = tuple(getattr(model.build(), "auxiliaries", ()))
     paths = {name.rpartition(".")[0] for name in head_tensor_names(model)}

@@ -1,5 +1,7 @@
 """The built-in recipes, each with its source, and the default recipe for a source and a network."""
 
+from functools import cache
+
 from torch import nn
 
 from svertka.data.augmentation import (
@@ -264,6 +266,7 @@ def default_recipe(
     return "photos" if _has_batch_norm(model) else "photos-no-batch-norm"
 
 
+@cache
 def _has_batch_norm(model: str) -> bool:
     with meta_device():
         return any(isinstance(layer, nn.BatchNorm2d) for layer in MODELS[model].build().modules())
