@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("large"):
             item.add_marker(pytest.mark.skip(reason="takes long: make test-full"))
-        if item.get_closest_marker("sample"):
+        elif item.get_closest_marker("sample"):
             cases[item.nodeid.partition("[")[0]].append(item)
     left = set()
     for name, some in cases.items():

@@ -33,6 +33,7 @@ FAMILIES = {
     "efficientnet_lite0": 96,
     "airbench": 32,
 }
+DEAR = ("vgg11_bn", "inception_v3", "inception_resnet_v2")
 # Networks without padding, at sizes after which the pools have no pixel left over: crops then see what windows see.
 UNPADDED = {"lenet5": (32, 4), "mlp": (28, 1), "alexnet": (195, 32), "alexnet_owt": (195, 32), "vgg11": (150, 32)}
 
@@ -57,7 +58,7 @@ def one_by_one(network: nn.Module, images: Tensor, made: FullyConvolutional) -> 
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.large] * (one in DEAR)) for one in FAMILIES])
 @torch.inference_mode()
 def test_one_window_is_the_network(built: Built, name: str) -> None:
     size = FAMILIES[name]

@@ -59,7 +59,9 @@ def test_stages_have_their_modules_and_sizes(builder, modules, channels):
 
 
 @BOTH
-@pytest.mark.parametrize(("size", "channels", "classes"), [(75, 1, 2), (333, 3, 5)])
+@pytest.mark.parametrize(
+    ("size", "channels", "classes"), [(75, 1, 2), pytest.param(333, 3, 5, marks=pytest.mark.large)]
+)
 def test_logits_alone_at_any_size(builder, size, channels, classes):
     network = on_meta(builder, classes=classes, channels=channels, size=size)
     pictures = torch.empty(2, channels, size, size, device="meta")

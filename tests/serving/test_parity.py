@@ -325,7 +325,7 @@ def test_names_survive_every_way(
     picture = tmp_path / "picture.png"
     Image.effect_noise((9, 9), 90).save(picture)
 
-    @settings(max_examples=large_count(12, 500), deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=large_count(6, 500), deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(st.text(max_size=40))
     def survives(name: str) -> None:
         classifier = Classifier(mlp.classifier.network, mlp.classifier.config.model_copy(update={"names": (name,)}))

@@ -112,6 +112,11 @@ def test_a_place_that_cannot_be_is_one_sentence(small_run: Path, options: dict[s
             svertka.serve(small_run, **options)
 
 
+def test_a_place_that_cannot_be_is_said_before_runs_are_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="port=-1 must be 1 to 65535"):
+        svertka.serve(tmp_path / "no run", port=-1)
+
+
 def test_no_run_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="name a RUN to serve"):
         svertka.serve()

@@ -78,11 +78,13 @@ def serve(
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[serve]'") from error
     place, count = choose_device(device), set_threads(threads)
-    served: list[ServedModel] = []
-    for run in runs:
-        keys = [one.key for one in served]
-        served.append(ServedModel(run, place, keys, trust_builder=trust_builder, precision=precision))
-    with contextlib.closing(bind_socket(host, port)) as sock:
+    with contextlib.closing(
+        bind_socket(host, port)
+    ) as sock:  # an address that cannot be is said before runs are loaded
+        served: list[ServedModel] = []
+        for run in runs:
+            keys = [one.key for one in served]
+            served.append(ServedModel(run, place, keys, trust_builder=trust_builder, precision=precision))
         for one in served:
             one.warm_up()
         here = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
