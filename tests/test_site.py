@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ def test_dialogs_and_headers_have_names(pages: dict[Path, Page]) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_opens_from_the_disk(site: Path, browser: Any, kind: str, width: int, scheme: str) -> None:
+def test_it_opens_from_the_disk(
+    site: Path, browser: Any, kind: str, width: int, scheme: str, axe_violations: Callable[[Any], list[str]]
+) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab, complaints = context.new_page(), []
     tab.on("pageerror", lambda error: complaints.append(str(error)))
@@ -124,6 +126,7 @@ def test_it_opens_from_the_disk(site: Path, browser: Any, kind: str, width: int,
     assert tab.locator("h1").first.is_visible()
     dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 20, 20)"
     assert dark == (scheme == "dark")
+    assert axe_violations(tab) == []
     context.close()
     assert complaints == []
 

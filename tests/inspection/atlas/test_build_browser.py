@@ -146,10 +146,11 @@ def test_pictures_are_not_blank(opened: Opened, atlas: Path, view: str) -> None:
 
 
 def test_navigation_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Path) -> None:
-    with opened(atlas) as tab:
+    with opened(atlas, "") as tab:  # as a reader opens the file
         assert headline(tab).startswith("squeezenet1_1: 3\u00a0layers with 120\u00a0units, ")
         tab.locator(".layer-list a").nth(2).click()
         tab.get_by_text("Layer features.6.expand3x3").wait_for()
+        assert tab.evaluate("document.activeElement.localName") == "h1"
         units = r"Layer features.6.expand3x3 of squeezenet1_1: 40\sunits \(of 128\), \d dead. "
         said = units + "Each sees 47×47 pixels of a picture."
         assert re.fullmatch(said, headline(tab))

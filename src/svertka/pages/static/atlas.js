@@ -54,7 +54,7 @@
     drawer(false);
     scrollTo(0, scrolled.get(here) ?? 0);
     // Going back to a grid focuses the card that was opened; any other view focuses its heading.
-    const from = came && [...stage.querySelectorAll("a.card")].find((card) => card.hash === came);
+    const from = [...stage.querySelectorAll("a.card")].find((card) => card.hash === came);
     if (came !== null) (from ?? stage.querySelector("h1") ?? network.querySelector("h1")).focus({ preventScroll: true });
   }
 
