@@ -19,6 +19,20 @@ from sklearn.datasets import load_sample_image
 from svertka.classifier import Classifier
 
 
+@pytest.fixture(autouse=True)
+def _long_limits_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of CPU time and memory remain; those by the clock, and low priority, end requests on a busy machine."""
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("fastapi")
+    from svertka.serving import connection_limits, decoder_pool, request_body_limits
+
+    monkeypatch.setattr(decoder_pool, "CLOCK_FACTOR", 100_000)
+    monkeypatch.setattr(decoder_pool, "LARGE_LIMITS", decoder_pool.LARGE_LIMITS._replace(niceness=0))
+    monkeypatch.setattr(connection_limits, "HEADER_SECONDS", 3600.0)
+    monkeypatch.setattr(connection_limits, "REQUEST_SECONDS", 3600.0)
+    monkeypatch.setattr(request_body_limits, "BODY_SECONDS", 3600.0)
+
+
 @pytest.fixture(scope="session")
 def jpeg() -> bytes:
     """A real photograph, 640×427."""

@@ -39,13 +39,6 @@ def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def still_serving(server: Any, jpeg: bytes) -> Iterator[None]:
     """After each case it is as it was before."""
-    patience = pytest.MonkeyPatch()  # with clients on a busy machine
-    for module, name in (
-        (request_body_limits, "BODY_SECONDS"),
-        (connection_limits, "HEADER_SECONDS"),
-        (connection_limits, "REQUEST_SECONDS"),
-    ):
-        patience.setattr(module, name, 120.0)
     yield
     assert server.ask("POST", "/predict", jpeg).status == 200
     deadline = time.monotonic() + 120
@@ -53,7 +46,6 @@ def still_serving(server: Any, jpeg: bytes) -> Iterator[None]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert server.bytes_held() == 0
-    patience.undo()
 
 
 @pytest.fixture

@@ -95,7 +95,6 @@ def test_those_who_have_just_come_are_not_sent_away(server: Any, monkeypatch: py
 
 def test_too_many_connections_are_told_to_come_again(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS", 10)
-    monkeypatch.setattr(connection_limits, "HEADER_SECONDS", 120.0)
     waiting = opened(server, 10)
     try:
         server.wait_for_connection(waiting[-1])

@@ -29,13 +29,6 @@ from svertka.serving.http_error import HTTPError
 SETTINGS = DecodingSettings(min_side=40, max_pixels=50_000_000)
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of CPU time remain; those by the clock, and the low priority, would end decoding on a busy machine."""
-    monkeypatch.setattr(module, "CLOCK_FACTOR", 100_000)
-    monkeypatch.setattr(module, "LARGE_LIMITS", module.LARGE_LIMITS._replace(niceness=0))
-
-
 def itself(pixels: Any) -> Any:
     return pixels
 
