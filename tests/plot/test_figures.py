@@ -175,6 +175,18 @@ def test_a_narrow_figure_is_as_wide_as_its_title(network: nn.Module, images: tor
     assert 0 < extent.x0 < extent.x1 < figure.bbox.width
 
 
+def test_dead_units_are_named_with_the_layer_that_makes_them_so(images: torch.Tensor) -> None:
+    convolution, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    nn.init.zeros_(norm.weight)
+    network = nn.Sequential(convolution, norm, nn.Conv2d(4, 2, 1)).eval()
+    with pytest.raises(UsageError, match="all 4 units of 0, read after 1, are dead on these images; give others"):
+        plot.top_patches(network, images, "0")
+    nn.init.zeros_(convolution.weight)
+    nn.init.constant_(convolution.bias, -1.0)
+    with pytest.raises(UsageError, match="all 4 units of 0 are dead on these images; give others"):
+        plot.top_patches(nn.Sequential(convolution, nn.Conv2d(4, 2, 1)).eval(), images, "0")
+
+
 def test_what_cannot_be_shown_is_refused_with_a_sentence(network: nn.Module, images: torch.Tensor) -> None:
     with pytest.raises(UsageError, match="unit 9 does not exist; the layer has 4 units, 0 to 3"):
         plot.feature_maps(network, images, "4", units=[9])

@@ -183,7 +183,8 @@ def _strongest(
         return found, choose_units(units, len(found.values), MAX_UNITS)
     alive = np.flatnonzero(~found.is_dead)
     if not len(alive):
-        raise UsageError(f"all {len(found.values)} units of {layer} are dead on these images; give others")
+        read = "" if found.observed_layer == layer else f", read after {found.observed_layer},"
+        raise UsageError(f"all {len(found.values)} units of {layer}{read} are dead on these images; give others")
     return found, [int(alive[place]) for place in choose_units(None, len(alive), MAX_UNITS)]
 
 
