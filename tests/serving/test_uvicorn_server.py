@@ -1,9 +1,8 @@
 """What the server asks of the system."""
 
-import subprocess
-import sys
-
 import pytest
+
+from fork_server import SERVING, run_python
 
 pytest.importorskip("uvicorn")
 resource = pytest.importorskip("resource")
@@ -17,7 +16,7 @@ def test_as_many_connections_as_it_takes_can_be_open() -> None:
         "server._raise_file_limit(100); before = resource.getrlimit(resource.RLIMIT_NOFILE)[0];"
         "server._raise_file_limit(2000); print(before, resource.getrlimit(resource.RLIMIT_NOFILE)[0], hard)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    done = run_python(["-c", code], modules=SERVING, text=True, check=True)
     before, after, hard = map(int, done.stdout.split())
     assert before == 256
     assert after == (2000 if hard < 0 else min(2000, hard))
