@@ -175,6 +175,18 @@ def test_a_narrow_figure_is_as_wide_as_its_title(network: nn.Module, images: tor
     assert 0 < extent.x0 < extent.x1 < figure.bbox.width
 
 
+def test_of_many_classes_those_that_occur_are_shown() -> None:
+    linear = nn.Linear(3 * 8 * 8, 1000).requires_grad_(False)
+    linear.weight.zero_()
+    linear.bias.zero_()[437] = 5.0  # every image is predicted as this class
+    labels = torch.tensor([437, 437, 12, 900])
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    figure = plot.confusion(nn.Sequential(nn.Flatten(), linear), (pixels, labels), size=8)
+    assert shown(figure)[0].tolist() == [[0, 1, 0], [0, 1, 0], [0, 1, 0]]
+    assert figure.axes[0].get_title("left").endswith("4 images, 3 of 1,000 classes")
+    assert len(figure.axes[0].get_xticks()) == 3
+
+
 def test_dead_units_are_named_with_the_layer_that_makes_them_so(images: torch.Tensor) -> None:
     convolution, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
     nn.init.zeros_(norm.weight)

@@ -27,7 +27,8 @@ MAX_NUMBERS = 20  # classes up to which the counts are written into the matrix
 def confusion(model: Model | Evaluation, source: Source | None = None, *, size: int | None = None) -> "Figure":
     """Show which classes are predicted as which: rows are true classes, columns predicted ones.
 
-    Colors are shares of the row. Up to 20 classes, the counts are written into the cells.
+    Colors are shares of the row. Up to 20 classes, the counts are written into the cells. Of more classes, those that
+    no image has and none is predicted as are left out.
 
     Args:
         model: A run, any nn.Module that classifies, or the result of `svertka.evaluate`.
@@ -44,6 +45,11 @@ def confusion(model: Model | Evaluation, source: Source | None = None, *, size: 
     """
     evaluation = _evaluated(model, source, size)
     counts, names = evaluation.confusion, [one.name for one in evaluation.per_class]
+    left_out = ""
+    if len(names) > MAX_NUMBERS:
+        occurs = np.flatnonzero(counts.sum(0) + counts.sum(1))
+        left_out = f", {len(occurs)} of {len(names):,} classes" if len(occurs) < len(names) else ""
+        counts, names = counts[np.ix_(occurs, occurs)], [names[place] for place in occurs]
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.where(totals, totals, 1)
     is_written = len(names) <= MAX_NUMBERS
@@ -61,7 +67,7 @@ def confusion(model: Model | Evaluation, source: Source | None = None, *, size: 
             for row, column in zip(*np.nonzero(counts), strict=True):
                 color = "white" if shares[row, column] > 0.55 else "black"
                 axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
-        axis.set_title(f"top-1 error {_percent(evaluation)}, {evaluation.images:,} images", loc="left")
+        axis.set_title(f"top-1 error {_percent(evaluation)}, {evaluation.images:,} images{left_out}", loc="left")
     return figure
 
 
