@@ -183,7 +183,7 @@ def test_of_many_classes_those_that_occur_are_shown() -> None:
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     figure = plot.confusion(nn.Sequential(nn.Flatten(), linear), (pixels, labels), size=8)
     assert shown(figure)[0].tolist() == [[0, 1, 0], [0, 1, 0], [0, 1, 0]]
-    assert figure.axes[0].get_title("left").endswith("4 images, 3 of 1,000 classes")
+    assert figure.axes[0].get_title("left").endswith("4 images\n3 of 1,000 classes")
     assert len(figure.axes[0].get_xticks()) == 3
 
 

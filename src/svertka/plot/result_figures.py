@@ -48,7 +48,7 @@ def confusion(model: Model | Evaluation, source: Source | None = None, *, size: 
     left_out = ""
     if len(names) > MAX_NUMBERS:
         occurs = np.flatnonzero(counts.sum(0) + counts.sum(1))
-        left_out = f", {len(occurs)} of {len(names):,} classes" if len(occurs) < len(names) else ""
+        left_out = f"\n{len(occurs)} of {len(names):,} classes" if len(occurs) < len(names) else ""
         counts, names = counts[np.ix_(occurs, occurs)], [names[place] for place in occurs]
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.where(totals, totals, 1)
