@@ -1,9 +1,10 @@
 // Winograd convolution F(4×4, 3×3) or F(6×6, 3×3); with adjoint weights, its input gradient.
 //
 // Tiles are processed in blocks across the whole batch. A block's input transform is followed, for each panel of output
-// channels, by the 36 or 64 products with the panel's transformed weights and the output transform, so that intermediate results
-// stay in a cache.
+// channels, by the 36 or 64 products with the panel's transformed weights and the output transform, so that
+// intermediate results stay in a cache. A few tiles are multiplied while the weights are transformed (few_tiles.h).
 #include "../vector_epilogue.h"
+#include "few_tiles.h"
 #include "input_transform.h"
 #include "tile_blocks.h"
 #include "weight_packing.h"
@@ -12,8 +13,8 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-// The tensors, sizes and steps of one call. Images consist of `Number`s, the output and the residual of `Result`s. `Factor`s
-// are multiplied: floats or pairs of inputs.
+// The tensors, sizes and steps of one call. Images consist of `Number`s, the output and the residual of `Result`s.
+// `Factor`s are multiplied: floats or pairs of inputs.
 template <class Number, class Result, class Factor, int outputs>
 struct Pass {
     const Convolution& shape;
@@ -34,13 +35,19 @@ struct Pass {
 
     void transform_input(const Tile& tile, Index index, Factor* to) const {
         to = blocks.row_of(index, to);
-        transform_tile<winograd::data_matrix<outputs>>(input, tile.image, tile.y - shape.pad_y, tile.x - shape.pad_x,
-                                           points, points, several * blocks.tile_stride,
-                                           [=](Index group) { return element_address(to, group); });
+        transform_tile_to(tile, several * blocks.tile_stride, [=](Index group) { return element_address(to, group); });
     }
 
-    // Transforms the weights of one panel for inputs `first` to `last` into (frequency, input, output in the panel). `room`
-    // holds depth · taps · panel numbers.
+    // Transforms a tile. For the channels from `lanes` · group on, number `frequency` is stored at
+    // place(group) + frequency · stride.
+    template <class Place>
+    void transform_tile_to(const Tile& tile, Index stride, Place place) const {
+        transform_tile<winograd::data_matrix<outputs>>(input, tile.image, tile.y - shape.pad_y, tile.x - shape.pad_x,
+                                                       points, points, stride, place);
+    }
+
+    // Transforms the weights of one panel for inputs `first` to `last` into (frequency, input, output in the panel).
+    // `room` holds depth · taps · panel numbers.
     void transform_weights(Index number, Index first, Index last, float* room, Factor* to) const {
         if (weights.narrow)
             transform_pairs(weights.packed_pairs(number, first), last - first, to);
@@ -66,8 +73,8 @@ struct Pass {
             }
     }
 
-    // The same for weights packed in pairs. If pairs are multiplied, a vector contains both elements of half as many outputs,
-    // so that transformed weights are rounded and stored without being rearranged.
+    // The same for weights packed in pairs. If pairs are multiplied, a vector contains both elements of half as many
+    // outputs, so that transformed weights are rounded and stored without being rearranged.
     void transform_pairs(const Pair* from, Index inputs, Factor* to) const {
         using Place = std::conditional_t<several == 1, float, BFloat16>;
         for (; inputs > 0; inputs -= 2, from += taps * NR, to += 2 / several * NR) {
@@ -172,7 +179,10 @@ void compute(const Convolution& shape, const void* input, const Weights& weights
         .blocks = {shape.in_channels, shape.out_channels, tiles, plan},
         .input = {static_cast<const Number*>(input), shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
         .stream = lines && size > Index{1} << 20};
-    compute_blocks(pass, ceil_div(shape.in_channels, lanes) * lanes, plan.depth * taps * NR, threads);
+    const Index of_padding = ceil_div(shape.in_channels, lanes) * lanes;
+    if constexpr (few_tiles > 0 && std::is_same_v<Factor, float> && outputs == 4)
+        if (tiles.count() <= few_tiles && !weights.narrow) return compute_few_tiles(pass, of_padding, threads);
+    compute_blocks(pass, of_padding, plan.depth * taps * NR, threads);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ struct Plan {
         const Index most = large && weights <= several << 23 ? 14 : 28;
         const Index wanted = shared ? 128 : max(min(most, ceil_div(tiles, 8 * threads)), 1);
         block = ceil_div(ceil_div(tiles, max(ceil_div(tiles, wanted), 1)), MR) * MR;
-        depth = shared ? min(in_channels, several * (large ? KC : 2 * KC)) : in_channels;
+        depth = shared ? min(in_channels, several * KC) : in_channels;
     }
 };
 

@@ -7,8 +7,8 @@
 namespace svertka::INSTRUCTIONS {
 
 // One axis: `whole` tiles of `outputs` outputs, then short tiles of one less, which do not need the point ∞. With four,
-// these take five products instead of six: 7 = 4 + 3 outputs take 11 products and 14 = 4 + 4 + 3 + 3 take 22. The last tile
-// may be even shorter.
+// these take five products instead of six: 7 = 4 + 3 outputs take 11 products and 14 = 4 + 4 + 3 + 3 take 22. The last
+// tile may be even shorter.
 template <int outputs>
 struct Axis {
     Index size, count, whole;
@@ -28,8 +28,9 @@ struct Range {
     Index first, last;  // `last` is excluded
 };
 
-// The tiles of all images in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both. In
-// this order, the tiles that need a given pair of points are contiguous. `most`: outputs of a whole tile along one axis.
+// The tiles of all images in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both.
+// In this order, the tiles that need a given pair of points are contiguous. `most`: outputs of a whole tile along an
+// axis.
 template <int most>
 class Tiles {
   public:
@@ -45,8 +46,8 @@ class Tiles {
 
     Index count() const { return bounds_[4]; }
 
-    // The part of `block` that needs the product of points (frequency / points, frequency % points), counted from its start; {0, 0}
-    // if it is empty.
+    // The part of `block` that needs the product of points (frequency / points, frequency % points), counted from its
+    // start; {0, 0} if it is empty.
     Range needing(Index frequency, Range block) const {
         const bool y = frequency / points == points - 1;
         const bool x = frequency % points == points - 1;

@@ -141,6 +141,22 @@ def test_every_plan_agrees_with_float64(instructions: str, sizes: tuple[int, ...
     assert largest_error(result, exactly(*operands, shape)[0]) < 7e-5
 
 
+# One to nine tiles of all four kinds, of more inputs than one block. With up to eight, weights are transformed in
+# registers.
+def test_few_tiles_agree_with_float64(instructions: str) -> None:
+    maps = [(1, 2, 1), (1, 3, 4), (1, 4, 7), (1, 11, 3), (1, 7, 7), (1, 8, 7), (1, 8, 8), (2, 3, 6), (5, 4, 3)]
+    maps += [(2, 3, 9), (7, 4, 4), (2, 7, 6), (1, 6, 13), (1, 9, 11)]
+    for number, (batch, height, width) in enumerate(maps):
+        torch.set_num_threads(1 + number % 3)
+        shape = ConvShape(batch, 60 + 7 * number, 33 + 5 * number, height, width, (3, 3), padding=(1, 1))
+        x, weight, residual = tensors(shape)
+        exact = F.conv2d(x.double(), weight.double(), padding=(1, 1))
+        assert largest_error(native_winograd.forward(x, weight, shape), exact) < 1e-5
+        packed = native_winograd.pack_weight(weight)
+        result = native_winograd.forward_with_epilogue(x, packed, shape, residual=residual, relu=True)
+        assert largest_error(result, (exact + residual).relu()) < 1e-5
+
+
 # 81 tiles, whose transformed weights are kept, or transformed for each block.
 @pytest.mark.parametrize("channels", [(512, 264), (1300, 200)])
 def test_larger_tiles_of_many_weights_agree_with_float64(instructions: str, channels: tuple[int, int]) -> None:
