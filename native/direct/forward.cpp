@@ -74,9 +74,12 @@ struct Pass {
                         .number = number,
                         .add = k > 0,
                         .last = k + here == steps};
-            // Each row of tiles fetches its share of the next weights, which follow in memory.
-            const Index share = ceil_div(NR * sizeof(Factor), ceil_div(count, MR));
-            block.ahead = {reinterpret_cast<const char*>(weights + (number * steps + k + here) * NR), share};
+            // Each row of tiles fetches its share of the next weights, which follow in memory. A single row reads
+            // weights only once: fetched so far ahead, they would arrive more slowly than in order.
+            const bool several_rows = count > MR;
+            const Index share = several_rows ? ceil_div(NR * sizeof(Factor), ceil_div(count, MR)) : 0;
+            const Factor* const next = several_rows ? weights + (number * steps + k + here) * NR : block.b;
+            block.ahead = {reinterpret_cast<const char*>(next), share};
             for (Index row = 0; row < count; row += MR, block.ahead.from += here * share)
                 block_of<vectors, width, lanes, MR>(min(MR, count - row), first + row,
                                                       a + row * windows.chunks * lanes, block, products + row * NR);
@@ -131,6 +134,14 @@ struct Pass {
             const Index step = epilogue.residual_step;
             each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
                 __builtin_prefetch(residual + row * step + half * lanes, 0, 2);
+            });
+        }
+        // Lines of the output are read before they are written; fetching them meanwhile saves 3 % with many channels.
+        if (block.last) {
+            const Result* const to = output + pixel * shape.out_step + channel;
+            const Index step = shape.out_step;
+            each_sum<count, vectors>([&](int row, int half) __attribute__((always_inline)) {
+                __builtin_prefetch(to + row * step + half * lanes, 1);
             });
         }
         Vector sums[count][vectors] = {};
