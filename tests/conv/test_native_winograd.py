@@ -151,10 +151,11 @@ def test_few_tiles_agree_with_float64(instructions: str) -> None:
         shape = ConvShape(batch, 60 + 7 * number, 33 + 5 * number, height, width, (3, 3), padding=(1, 1))
         x, weight, residual = tensors(shape)
         exact = F.conv2d(x.double(), weight.double(), padding=(1, 1))
-        assert largest_error(native_winograd.forward(x, weight, shape), exact) < 1e-5
+        limit = 2e-5 * sizes_of_sums(shape)[0]
+        assert (native_winograd.forward(x, weight, shape) - exact).abs().max() < limit
         packed = native_winograd.pack_weight(weight)
         result = native_winograd.forward_with_epilogue(x, packed, shape, residual=residual, relu=True)
-        assert largest_error(result, (exact + residual).relu()) < 1e-5
+        assert (result - (exact + residual).relu()).abs().max() < limit
 
 
 # 81 tiles, whose transformed weights are kept, or transformed for each block.
