@@ -1,8 +1,9 @@
 // Elementwise operations and normalization. Both are limited by memory bandwidth, so elementwise operations read each
-// value once, and normalization three times while it is in the cache.
+// value once, and normalization three times.
 #include "elementwise.h"
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "../parallel.h"
@@ -175,25 +176,26 @@ struct Normalizer {
     const float *input, *weight, *bias;
     const Epilogue& epilogue;
     float* output;
-    Index channels = shape.channels / shape.groups;
+    Index channels = shape.channels / shape.groups;  // of a group
+};
 
-    // The mean of function(values, count) over the vectors of a group. Sums over a pixel are floats, all others doubles.
+// Normalizes one group of the channels of one pixel.
+struct PixelNormalizer : Normalizer {
+    Index units() const { return shape.batch * shape.groups; }
+
+    // The mean of function(values, count) over the vectors of a group.
     template <class Function>
     ALWAYS_INLINE double mean_of(const float* from, Function function) const {
-        double all = 0;
-        for (Index pixel = 0; pixel < shape.pixels; ++pixel, from += shape.in_step) {
-            Vector sums{};
-            for (Index k = 0; k < channels; k += lanes) sums += function(from + k, channels - k);
-            all += sum_of(sums);
-        }
-        return all / static_cast<double>(shape.pixels * channels);
+        Vector sums{};
+        for (Index k = 0; k < channels; k += lanes) sums += function(from + k, channels - k);
+        return static_cast<double>(sum_of(sums)) / static_cast<double>(channels);
     }
 
     template <Activation activation>
     void compute(Index number) const {
         const Index image = number / shape.groups, channel = number % shape.groups * channels;
-        const float* from = input + image * shape.pixels * shape.in_step + channel;
-        float* to = output + image * shape.pixels * shape.out_step + channel;
+        const float* from = input + image * shape.in_step + channel;
+        float* to = output + image * shape.out_step + channel;
         const float mean = static_cast<float>(mean_of(from, [](const float* values, Index count) __attribute__((always_inline)) {
             return load_up_to(values, count);
         }));
@@ -202,17 +204,90 @@ struct Normalizer {
             return centered * centered;
         });
         const float scale = static_cast<float>(1 / std::sqrt(variance + shape.epsilon));
-        for (Index pixel = 0; pixel < shape.pixels; ++pixel, from += shape.in_step, to += shape.out_step)
-            for (Index k = 0; k < channels; k += lanes) {
-                const Index count = channels - k;
-                Vector value = (load_up_to(from + k, count) - mean) * scale;
-                if (weight) value *= load_up_to(weight + channel + k, count);
-                if (bias) value += load_up_to(bias + channel + k, count);
-                value = clamp(activate<activation>(value, epilogue.slope), epilogue.low, epilogue.high);
-                store_up_to(to + k, value, count);
-            }
+        for (Index k = 0; k < channels; k += lanes) {
+            const Index count = channels - k;
+            Vector value = (load_up_to(from + k, count) - mean) * scale;
+            if (weight) value *= load_up_to(weight + channel + k, count);
+            if (bias) value += load_up_to(bias + channel + k, count);
+            value = clamp(activate<activation>(value, epilogue.slope), epilogue.low, epilogue.high);
+            store_up_to(to + k, value, count);
+        }
     }
 };
+
+// Normalizes, in one image, as many groups as fill whole vectors. Sums are taken for each channel, then over the channels of each
+// group, so that vectors are full however few channels a group has.
+struct MapNormalizer : Normalizer {
+    Index together = lanes / std::gcd(channels, lanes);  // groups
+    Index blocks = ceil_div(shape.groups, together);
+    static constexpr Index run = 256;  // pixels whose sum is a float; all other sums are doubles
+
+    Index units() const { return shape.batch * blocks; }
+
+    // Sums of function(values) over the pixels, for each of up to `lanes` channels.
+    template <class Function>
+    ALWAYS_INLINE void add_up(const float* from, Index count, Function function, double* sums) const {
+        for (Index first = 0; first < shape.pixels; first += run) {
+            const Index last = min(first + run, shape.pixels);
+            Vector partial[4]{};
+            Index pixel = first;
+            for (; pixel + 4 <= last; pixel += 4)
+                for (Index i = 0; i < 4; ++i) partial[i] += function(load_up_to(from + (pixel + i) * shape.in_step, count));
+            for (; pixel < last; ++pixel) partial[0] += function(load_up_to(from + pixel * shape.in_step, count));
+            const Vector all = (partial[0] + partial[1]) + (partial[2] + partial[3]);
+            for (Index lane = 0; lane < lanes; ++lane) sums[lane] += all[lane];
+        }
+    }
+
+    template <Activation activation>
+    void compute(Index number) const {
+        const Index image = number / blocks, first = number % blocks * together;
+        const Index groups = min(together, shape.groups - first), width = groups * channels, channel = first * channels;
+        const float* from = input + image * shape.pixels * shape.in_step + channel;
+        float* to = output + image * shape.pixels * shape.out_step + channel;
+        const Index padded = ceil_div(width, lanes) * lanes;
+        std::vector<double> sums(padded);
+        std::vector<float> means(padded), factors(padded), shifts(padded);
+        const auto set_by_group = [&](auto function) {  // of the mean of `sums`
+            for (Index group = 0; group < groups; ++group) {
+                double all = 0;
+                for (Index k = group * channels; k < (group + 1) * channels; ++k) all += sums[k];
+                const double mean = all / static_cast<double>(shape.pixels * channels);
+                for (Index k = group * channels; k < (group + 1) * channels; ++k) function(k, mean);
+            }
+        };
+        for (Index k = 0; k < width; k += lanes)
+            add_up(from + k, width - k, [](Vector values) __attribute__((always_inline)) { return values; }, sums.data() + k);
+        set_by_group([&](Index k, double mean) { means[k] = static_cast<float>(mean); });
+        sums.assign(padded, 0);
+        for (Index k = 0; k < width; k += lanes) {
+            const Vector mean = load(means.data() + k);
+            add_up(from + k, width - k, [=](Vector values) __attribute__((always_inline)) {
+                return (values - mean) * (values - mean);
+            }, sums.data() + k);
+        }
+        set_by_group([&](Index k, double variance) {
+            const float scale = static_cast<float>(1 / std::sqrt(variance + shape.epsilon));
+            factors[k] = weight ? scale * weight[channel + k] : scale;
+            if (bias) shifts[k] = bias[channel + k];
+        });
+        for (Index k = 0; k < width; k += lanes) {
+            const Vector mean = load(means.data() + k), factor = load(factors.data() + k), shift = load(shifts.data() + k);
+            for (Index pixel = 0; pixel < shape.pixels; ++pixel) {
+                const Vector value = (load_up_to(from + pixel * shape.in_step + k, width - k) - mean) * factor + shift;
+                store_up_to(to + pixel * shape.out_step + k,
+                            clamp(activate<activation>(value, epilogue.slope), epilogue.low, epilogue.high), width - k);
+            }
+        }
+    }
+};
+
+template <class Kind>
+void normalize_all(const Kind& normalizer, int threads) {
+    with_activation(normalizer.epilogue.activation, [&](auto activation) {
+        parallel_for(normalizer.units(), threads, [&](Index number, int) { normalizer.template compute<activation>(number); });
+    });
+}
 
 }  // namespace
 
@@ -231,10 +306,8 @@ void elementwise(const Strided& shape, Combination combination, const float* inp
 void normalize(const Normalization& shape, const float* input, const float* weight, const float* bias,
                const Epilogue& epilogue, float* output, int threads) {
     const Normalizer normalizer{shape, input, weight, bias, epilogue, output};
-    with_activation(epilogue.activation, [&](auto activation) {
-        parallel_for(shape.batch * shape.groups, threads,
-                     [&](Index number, int) { normalizer.compute<activation>(number); });
-    });
+    if (shape.pixels == 1) return normalize_all(PixelNormalizer{normalizer}, threads);
+    normalize_all(MapNormalizer{normalizer}, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS
