@@ -70,6 +70,28 @@ def test_sizes_are_those_of_one_image_where_tokens_come_before_images() -> None:
     assert [row[2] for row in rows] == ["16×32"]
 
 
+def test_sizes_are_those_of_one_image_where_steps_or_windows_come_before_images() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = nn.LSTM(3, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.steps(images.mean(2).permute(2, 0, 1))[0]
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(16, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 16))
+
+    for network, name, expected in ((Recurrent(), "steps", "12×4"), (Windows(), "head", "6×3×5")):
+        rows = layer_rows(summary(network, (3, 8, 12)).trace)
+        assert [row[2] for row in rows if row[0] == name] == [expected]
+
+
 def test_what_inference_does_not_use_is_said() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 3))
     network.auxiliary = nn.Linear(10, 10)
@@ -84,7 +106,7 @@ def test_a_notebook_shows_the_same_table_as_html() -> None:
     assert "text-align:right" in html
 
 
-@pytest.mark.parametrize("size", [0, -3, True, (), (1,), (8, True), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("size", [0, -3, True, (), (1,), (8, True), (2, 1, 32, 32), (1, 2, 3, 4, 5)])
 def test_a_size_that_is_none_is_refused(size: object) -> None:
     with pytest.raises(UsageError, match="must be the side of the image in pixels"):
         summary(LeNet5(), size)

@@ -113,7 +113,7 @@ def summary(network: nn.Module, size: int | tuple[int, ...] = 224) -> LayerTable
         (60000, 415680)
     """
     shape = (size, size) if isinstance(size, int) else size
-    if len(shape) not in (2, 3, 4) or min(shape) < 1 or bool in map(type, shape):
+    if len(shape) not in (2, 3, 4) or min(shape) < 1 or bool in map(type, shape) or (len(shape) == 4 and shape[0] != 1):
         raise UsageError(f"size={size} must be the side of the image in pixels, or (H, W), (C, H, W) or (1, C, H, W)")
     if len(shape) == 2:
         shape = _first_channels(network), *shape
@@ -134,8 +134,7 @@ def layer_rows(traced: Trace) -> list[tuple[str, ...]]:
 
     rows: list[tuple[str, ...]] = [HEADER]
     for layer in traced.layers:
-        images = layer.maps.dims[0] if layer.maps else 0  # attention returns its tokens before the images
-        size = "×".join(map(str, layer.shape[:images] + layer.shape[images + 1 :]))
+        size = "×".join(map(str, _shape_of_one_image(layer)))
         rows.append((layer.name, layer.kind, size, *sums(layer.parameters, layer.multiply_adds), _format_field(layer)))
     for kind in dict.fromkeys(layer.kind for layer in traced.layers):
         alike = [layer for layer in traced.layers if layer.kind == kind]
@@ -144,6 +143,17 @@ def layer_rows(traced: Trace) -> list[tuple[str, ...]]:
             rows.append((f"all {len(alike)}", kind, "", *sums(parameters, multiply_adds), ""))
     rows.append((f"all {len(traced.layers)}", "", "", *sums(traced.parameters, traced.multiply_adds), ""))
     return rows
+
+
+def _shape_of_one_image(layer: Layer) -> tuple[int, ...]:
+    """Return the shape of a layer's output without the dimension of the images, of which there is one."""
+    if layer.maps:
+        images = layer.maps.dims[0]  # attention returns its tokens before the images
+    elif 1 in layer.shape:
+        images = layer.shape.index(1)  # recurrent layers return the steps before the images
+    else:
+        return layer.shape  # windows of the image, which the first dimension counts
+    return layer.shape[:images] + layer.shape[images + 1 :]
 
 
 def _format_field(layer: Layer) -> str:
