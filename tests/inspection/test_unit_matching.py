@@ -3,6 +3,7 @@
 import json
 import shutil
 from copy import deepcopy
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from torch import nn
 import svertka
 from svertka.cli.app import main
 from svertka.errors import DataError, UsageError
-from svertka.inspection import top_patches
+from svertka.evaluation.evaluation_scope import EvaluationScope
+from svertka.inspection import run_ablation, top_patches
+from svertka.inspection.run_ablation import AblatedRun
+from svertka.inspection.unit_ablation import ablate_units
 from svertka.inspection.unit_comparison import UnitComparison
-from svertka.inspection.unit_matching import collect_activations, linear_cka, match_layers
+from svertka.inspection.unit_matching import collect_activations, count_shared_by_chance, linear_cka, match_layers
 from svertka.run import Run
 
 
@@ -73,7 +77,20 @@ def test_replaced_units_are_new_and_dead_ones_have_no_counterpart(images: torch.
     compared = UnitComparison("A", "B", layers, len(images), None)
     _, _, units, shared, changed, new, constant, _ = compared.rows[1]
     assert (units, shared, int(changed) + int(new), constant) == ("12", "10", 1, "1")
-    assert ", 1 are constant; 60 images" in compared.sentence
+    assert ", 1 is constant; 60 images" in compared.sentence
+    assert compared.warning is None
+
+
+def test_units_shared_by_chance_are_those_of_a_permutation_test() -> None:
+    rng = np.random.default_rng(3)
+    values, others = rng.exponential(size=(5, 1)), rng.exponential(size=(5, 300))
+    orders = [np.array(order) for order in permutations(range(5))]
+    expected = np.mean([np.corrcoef(values[order].T, others.T)[0, 1:] >= 0.7 for order in orders])
+    first, second = {"here": values}, {"there": others}
+    found = count_shared_by_chance(first, second, match_layers(first, second))
+    assert found / 300 == pytest.approx(expected, rel=0.15)
+    many = {"0": rng.normal(size=(100, 40))}
+    assert count_shared_by_chance(many, many, match_layers(many, many)) == 0
 
 
 def test_layers_that_are_named_are_compared_with_those_of_the_same_name(images: torch.Tensor) -> None:
@@ -119,11 +136,13 @@ def test_the_command_prints_a_table_and_writes_a_page(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split()[:3] == ["layer", "compared", "with"]
     assert [line.split()[0] for line in printed[1:4]] == ["c1", "c3", "c5"]
-    assert printed[-2].startswith("of 142 units of B (after), A (before) shares ")
+    assert printed[-3].startswith("of 142 units of B (after), A (before) shares ")
+    assert printed[-2].startswith("40 images are too few: units also correlate by chance, and A (before) shares ")
     assert printed[-1] == f"open {page}"
     with opened(page, viewport={"width": 360, "height": 800}) as tab:  # type: ignore[operator]
         assert tab.evaluate("document.documentElement.scrollWidth") <= 360
-        assert tab.locator("h1").text_content() == f"Units: {printed[-2]}."
+        assert tab.locator("h1").text_content() == f"Units: {printed[-3]}."
+        assert tab.locator("h1 + p").text_content() == f"{printed[-2]}."
         assert tab.locator("h2").all_text_contents() == ["c1", "c3", "c5"]
         assert tab.locator("section img").count() >= 6
     assert main([*asked[:2], runs[0], *asked[3:], "--json"]) == 0
@@ -147,7 +166,7 @@ def test_ablate_prints_the_largest_effects(
     printed = capsys.readouterr().out.splitlines()
     assert len(printed[1:4]) == 3
     assert all(line.split()[0] in ("c1", "c3") for line in printed[1:4])
-    assert "22 units were removed one at a time, on 240 images; of 10,560 removals, " in " ".join(printed)
+    assert "on 240 images; of the 10,560 predictions without a unit, " in " ".join(printed)
     some = tmp_path / "some"
     for name, given in (("two", "Two"), ("four", "four")):  # in another order than the run's, and another case
         shutil.copytree(digit_folder / name, some / given)
@@ -164,6 +183,23 @@ def test_ablate_prints_the_largest_effects(
     for effect in found["effects"]:
         assert effect["interval"][0] <= effect["change"] <= effect["interval"][1]
         assert effect["label"] in ("one", "two", "three", "four")
+
+
+def test_ablate_says_that_no_removal_changed_the_accuracy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, one = torch.randn(4, 3, 12, 12), network()
+    with torch.no_grad():
+        one[-1].weight.zero_()  # the bias alone decides
+    counts = ablate_units(one, lambda: [(images, torch.tensor([0, 1, 0, 1]))], 2)
+    found = AblatedRun("small", [], 20, 4, counts, EvaluationScope("folder", "test"))
+    monkeypatch.setattr(run_ablation, "ablate", lambda *_, **__: found)
+    assert main(["ablate", "run"]) == 0
+    assert capsys.readouterr().out.replace("\u00a0", " ").splitlines() == [
+        "no removal changed the accuracy of a class",
+        "20 units were removed one at a time, replaced by 0 and by the mean, on 4 images; of the 160 predictions "
+        "without a unit, all were computed",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["multi-label", "regression"])

@@ -64,7 +64,8 @@ def ablate(
     if as_json:
         print_json(found.to_dict())
         return
-    print_table([HEADER, *(effect.row for effect in found.effects)], right=(1, 4, 5, 6), shrink=(2, 0))
-    print_line()
+    if found.effects:
+        print_table([HEADER, *(effect.row for effect in found.effects)], right=(1, 4, 5, 6), shrink=(2, 0))
+        print_line()
     for sentence in found.sentences():
         print_line(sentence)

@@ -74,5 +74,7 @@ def compare_units(
     print_table([HEADER, *found.rows], right=NUMBERS, shrink=(1, 0))
     print_line()
     print_line(found.sentence)
+    if found.warning is not None:
+        print_line(found.warning)
     if found.page is not None:
         print_line(f"open {found.page}")

@@ -12,11 +12,12 @@ from svertka.confidence_intervals import Interval, format_percentage_points, per
 from svertka.device import choose_device, set_threads, with_preserved_settings
 from svertka.errors import UsageError
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
-from svertka.evaluation.evaluation_scope import EvaluationScope
+from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.files import parse_cache_limit_option
 from svertka.inspection.atlas.classifier_and_images import open_atlas_inputs
 from svertka.inspection.unit_ablation import Ablation, Mode, ablate_units
 from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import count_with_noun
 from svertka.progress import progress, say
 from svertka.type_checking import check_types
 
@@ -89,11 +90,14 @@ class AblatedRun:
         """
         one = self.ablation
         part = f"the {one.computed / max(1, one.pairs):.1%} with the least certain estimates"
-        which = "all" if one.computed == one.pairs else part
+        which = "all were computed" if one.computed == one.pairs else f"{part} were computed, the others estimated"
         found = [
-            f"{self.units:,} units were removed one at a time, on {self.images:,} images; of {one.pairs:,} removals, "
-            f"{which} were computed"
+            f"{count_with_noun(self.units, 'unit')} {'was' if self.units == 1 else 'were'} removed one at a time, "
+            f"replaced by 0 and by the mean, on {format_image_count(self.images)}; of the {one.pairs:,} predictions "
+            f"without a unit, {which}"
         ]
+        if not self.effects:
+            found.insert(0, "no removal changed the accuracy of a class")
         for check, text in (
             (one.unchanged, "to change nothing"),
             (one.changed, "to change whether an image is right"),

@@ -17,7 +17,14 @@ from svertka.evaluation.evaluation_scope import format_image_count
 from svertka.files import parse_cache_limit_option, write_atomic
 from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_atlas_inputs
 from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
-from svertka.inspection.unit_matching import NEW, SHARED, MatchedLayer, collect_activations, match_layers
+from svertka.inspection.unit_matching import (
+    NEW,
+    SHARED,
+    MatchedLayer,
+    collect_activations,
+    count_shared_by_chance,
+    match_layers,
+)
 from svertka.output_paths import HTML, prepare_output_file
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_strip
@@ -26,6 +33,7 @@ from svertka.pages.templates import render_template
 from svertka.progress import progress, say
 from svertka.type_checking import check_types
 
+ENOUGH = 100  # images; shuffled ones then share 1 to 2 % of the units
 SHOWN = 8  # units of each kind that the page shows for a layer
 PATCHES = 5  # of each unit: a row fits into 360 pixels
 SIDE = 64  # CSS pixels of a patch
@@ -43,6 +51,8 @@ class UnitComparison:
         layers: The layers of `second`, with the counterpart of each unit in `first`.
         images: Number of images.
         page: The page that shows the units; None without one.
+        by_chance: With fewer than 100 images, how many units are shared on average if the images of `first` are
+            shuffled; otherwise None.
     """
 
     first: str
@@ -50,15 +60,26 @@ class UnitComparison:
     layers: Sequence[MatchedLayer]
     images: int
     page: Path | None
+    by_chance: int | None = None
 
     @property
     def sentence(self) -> str:
         """Summary, "of 142 units of B, A shares 120, 4 are new, 2 are constant; 361 images"."""
         units, shared, new, constant = (sum(values) for values in zip(*map(_count, self.layers), strict=True))
-        same = f", {constant:,} are constant" if constant else ""
+        same = f", {_count_are(constant)} constant" if constant else ""
         return (
             f"of {units:,} units of {self.second}, {self.first} shares {shared:,} (correlation of at least {SHARED}); "
-            f"{new:,} are new (below {NEW}){same}; {format_image_count(self.images)}"
+            f"{_count_are(new)} new (below {NEW}){same}; {format_image_count(self.images)}"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What chance alone finds on so few images; None with 100 images or more."""
+        if self.by_chance is None:
+            return None
+        return (
+            f"{format_image_count(self.images)} are too few: units also correlate by chance, and {self.first} shares "
+            f"{self.by_chance:,} if its images are shuffled; give {ENOUGH} images or more"
         )
 
     @property
@@ -75,7 +96,7 @@ class UnitComparison:
         return f"UnitComparison({self.sentence!r})"
 
     def _repr_html_(self) -> str:
-        sentences = (self.sentence, *([f"open {self.page}"] if self.page else []))
+        sentences = (*filter(None, (self.sentence, self.warning)), *([f"open {self.page}"] if self.page else []))
         title = f"Units of {self.first} and {self.second}"
         return NotebookBlock(title, sentences, header=HEADER, rows=self.rows, right=NUMBERS).render()
 
@@ -100,6 +121,11 @@ class UnitComparison:
         ]
         page = None if self.page is None else str(self.page)
         return {"first": self.first, "second": self.second, "images": self.images, "page": page, "layers": layers}
+
+
+def _count_are(number: int) -> str:
+    """Return "1 is", "2 are" and so on."""
+    return f"{number:,} {'is' if number == 1 else 'are'}"
 
 
 def _count(layer: MatchedLayer) -> tuple[int, int, int, int]:
@@ -185,7 +211,9 @@ def compare_units(
             )
             for inputs, indices, names, also in ((one, here, None, layers or ()), (other, there, layers, ()))
         ]
-    found = UnitComparison(_name(one, "A"), _name(other, "B"), match_layers(*activations), len(here), page)
+    matched = match_layers(*activations)
+    by_chance = count_shared_by_chance(*activations, matched) if len(here) < ENOUGH else None
+    found = UnitComparison(_name(one, "A"), _name(other, "B"), matched, len(here), page, by_chance)
     if page is not None:
         _write_page(page, found, ((one, here), (other, there)))
     return found
@@ -270,7 +298,13 @@ def _write_page(path: Path, found: UnitComparison, networks: Sequence[tuple[Atla
             }
         )
     body = render_template(
-        "units.html", headline=f"Units: {found.sentence}.", header=HEADER, rows=found.rows, sections=sections, new=NEW
+        "units.html",
+        headline=f"Units: {found.sentence}.",
+        warning=found.warning,
+        header=HEADER,
+        rows=found.rows,
+        sections=sections,
+        new=NEW,
     )
     write_atomic(path, render_page(f"Units of {found.first} and {found.second} – svertka", body).encode())
 

@@ -23,6 +23,7 @@ from svertka.inspection.checked_forward_pass import call_network, prepare_input
 Floats = npt.NDArray[np.float64]
 SHARED = 0.7  # correlation from which on a unit has a counterpart: half of its variance is explained
 NEW = 0.4  # correlation below which a unit has none
+SHUFFLES = 20  # of the images, whose mean says how many units are shared by chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,26 @@ def match_layers(first: dict[str, Floats], second: dict[str, Floats]) -> list[Ma
             )
         )
     return matched
+
+
+def count_shared_by_chance(first: dict[str, Floats], second: dict[str, Floats], matched: list[MatchedLayer]) -> int:
+    """Return how many units of the second network are shared if the images of the first are shuffled, on average.
+
+    Shuffled images make the networks independent of each other. The units of each keep their values, and keep
+    their correlations among each other.
+
+    Args:
+        first: As for `match_layers`.
+        second: As for `match_layers`.
+        matched: What `match_layers` returned for them; the layers are compared with the same counterparts.
+    """
+    rng = np.random.default_rng(0)
+    shared = 0
+    for _ in range(SHUFFLES):
+        order = rng.permutation(len(next(iter(second.values()))))
+        shuffled = {one.layer: first[one.counterpart][order] for one in matched}
+        shared += sum(layer.num_shared for layer in match_layers(shuffled, second))
+    return round(shared / SHUFFLES)
 
 
 def linear_cka(first: Floats, second: Floats) -> float:
