@@ -67,7 +67,7 @@ def test_another_size_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(
         UsageError,
         match="^the images are 3×8×9 and this network was optimized for 3×8×8, 3×9×9 or 3×8×10; resize them, or "
-        "optimize it with an example of this size$",
+        r"optimize it again with sizes=\[\(8, 9\)\] too$",
     ):
         optimized(torch.randn(1, 3, 8, 9))
 

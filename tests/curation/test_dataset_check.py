@@ -166,6 +166,16 @@ def test_ignored_files_are_listed(photos: Path) -> None:
     assert findings.account.warnings == (f"{photos / 'bird'} holds no image, so that the class is not learned",)
 
 
+def test_a_link_to_a_folder_above_is_named_once(photos: Path) -> None:
+    (photos / "cat" / "round").symlink_to(photos / "cat")
+    (photos / "readme.txt").write_text("x")
+    lines = describe_findings(check(photos))
+    assert [line for line in lines if "round" in line] == [
+        "left out: 1 folder, a link to a folder that contains it (cat/round/)"
+    ]
+    assert "ignored, not an image in a class folder: 1" in lines
+
+
 def test_problems_are_reported_not_raised(photos: Path) -> None:
     shutil.rmtree(photos / "dog")
     assert "only one class, cat" in check(photos).problems[0]

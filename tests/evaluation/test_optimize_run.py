@@ -19,7 +19,7 @@ from svertka.compiler.optimize import Optimized
 from svertka.conv import native_support
 from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError, UsageError
-from svertka.evaluation.optimize_run import OptimizedRun
+from svertka.evaluation.optimize_run import OptimizedRun, describe_too_few_images
 from svertka.optimized_file import OPTIMIZED
 from svertka.run import Run
 from svertka.serving.served_model import ServedModel
@@ -176,6 +176,19 @@ def test_a_file_of_another_network_is_refused(copied: Run, digit_folder: Path) -
 def test_what_cannot_be_bounded_is_refused(trained: Run, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         svertka.optimize_run(trained, threads=1, **settings)
+
+
+@pytest.mark.parametrize(("images", "advised"), [(4, None), (25, None), (26, 0.099), (75, 0.036)])
+def test_no_bound_above_ten_points_is_advised(images: int, advised: float | None) -> None:
+    expected = "" if advised is None else f", or at least max_loss={advised}"
+    validation = torch.zeros(images, 3, 8, 8), torch.zeros(images, dtype=torch.int64)
+    with pytest.raises(UsageError, match=rf"exceeds it even if no image changes its class; give more{expected}$"):
+        ValidationImages(validation, (3, 8, 8), 0.005)
+    sentence = describe_too_few_images("digits", images, 0.005)
+    assert sentence.endswith("; train with more validation images, or use --precision int8, bf16 or fp32") == (
+        advised is None
+    )
+    assert ("--max-loss" in sentence) == (advised is not None)
 
 
 def test_images_that_the_run_does_not_know_are_refused(trained: Run, digit_folder: Path, tmp_path: Path) -> None:

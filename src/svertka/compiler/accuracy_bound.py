@@ -21,6 +21,7 @@ from svertka.pages.number_format import count_with_noun
 
 Network = Callable[[Tensor], Any]
 INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
+LARGEST_ADVISED_LOSS = 0.1  # share of the images; nobody should allow more
 EXPECTED = "give (images, labels) or an iterable of such batches; images (N, C, H, W) float32, labels (N) whole numbers"
 
 
@@ -139,9 +140,14 @@ def count_needed_images(max_loss: float) -> int:
     return max(1, math.ceil(Z * math.sqrt(2) / max_loss) - 2)
 
 
-def smallest_testable_max_loss(count: int) -> float:
-    """Return the smallest bound, rounded up to tenths of a point, for which `count` images suffice."""
-    return math.ceil(1000 * Z * math.sqrt(2) / (count + 2)) / 1000
+def smallest_testable_max_loss(count: int) -> float | None:
+    """Return the smallest bound, rounded up to tenths of a point, for which `count` images suffice.
+
+    Returns:
+        The bound, a share; None if it is above 10 points, which is no useful bound.
+    """
+    bound = math.ceil(1000 * Z * math.sqrt(2) / (count + 2)) / 1000
+    return bound if bound <= LARGEST_ADVISED_LOSS else None
 
 
 def check_max_loss(max_loss: object) -> None:
@@ -179,10 +185,11 @@ class ValidationImages:
         if count == 0:
             raise UsageError(f"validation= has no images; {EXPECTED}")
         if count < (needed := count_needed_images(max_loss)):
+            bound = smallest_testable_max_loss(count)
             raise UsageError(
                 f"validation= has {count_with_noun(count, 'image')}, too few for max_loss={max_loss:g}: with fewer "
                 f"than {needed:,} the 95 % interval of the loss exceeds it even if no image changes its class; give "
-                f"more, or at least max_loss={smallest_testable_max_loss(count)}"
+                f"more{'' if bound is None else f', or at least max_loss={bound}'}"
             )
         self._images = torch.cat([images for images, _ in checked])
         self.labels = torch.cat([labels for _, labels in checked])

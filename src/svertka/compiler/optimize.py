@@ -472,10 +472,11 @@ class Optimized(nn.Module):
         compiled = self._find_compiled(x)
         if compiled is None:
             has_channels = any(one.info.example[1] == x.shape[1] for one in self.compiled)
+            again = f"sizes=[{tuple(x.shape[2:])}] too" if has_channels else "an example of this size"
             raise UsageError(
                 f"the images are {'×'.join(map(str, x.shape[1:]))} and this network was optimized for "
-                f"{self._describe_sizes()}; {'resize' if has_channels else 'convert'} them, or optimize it with an "
-                "example of this size"
+                f"{self._describe_sizes()}; {'resize' if has_channels else 'convert'} them, or optimize it again with "
+                f"{again}"
             )
         return compiled.run(x)
 

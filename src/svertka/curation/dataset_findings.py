@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from svertka.curation.label_check import LabelFindings
-from svertka.data.file_accounting import FileAccount
+from svertka.data.file_accounting import LEADS_BACK, FileAccount
 from svertka.data.rgb_conversion import Range
-from svertka.escaping import to_printable
+from svertka.escaping import escape_undecodable, to_printable
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.tasks import AnyTask
 from svertka.text_width import pad, text_width
@@ -230,7 +230,10 @@ def describe_findings(findings: Findings) -> list[str]:
         lines += _listed(f"{name}, groups", [_one_line(one, what) for one in _worst_first(groups)])
     lines += _listed("ignored, empty or in no part", findings.ignored)
     lines += _listed("ignored, hidden", findings.hidden)
-    lines += _listed("ignored, not an image in a class folder", findings.others)
+    looped = {
+        escape_undecodable(one.path) for one in findings.account.left_out if one.reason == LEADS_BACK
+    }  # the account names them
+    lines += _listed("ignored, not an image in a class folder", [one for one in findings.others if one not in looped])
     lines += replace(findings.account, not_images=()).sentences()  # those are listed above
     lines += [] if findings.labels is None else findings.labels.sentences()
     lines.append("split: " + ", ".join(f"{part} {count}" for part, count in findings.parts.items()))

@@ -136,17 +136,8 @@ def optimize_run(
     images = RunImages(classifier, dataset, workers, parse_cache_limit_option(cache_limit))
     held_out, labels = images.load("val", VALIDATION_IMAGES)
     is_single = classifier.task.is_single_label
-    if (
-        is_single
-        and precision == "auto"
-        and 0 < max_loss < 1
-        and len(labels) < (needed := count_needed_images(max_loss))
-    ):
-        raise UsageError(
-            f"{folder} has {count_with_noun(len(labels), 'validation image')}, and a loss of {max_loss:.2%} can be "
-            f"bounded with {needed:,} or more; use --max-loss {smallest_testable_max_loss(len(labels)):.1%} "
-            f"(max_loss={smallest_testable_max_loss(len(labels)):g}), or --precision int8, bf16 or fp32"
-        )
+    if is_single and precision == "auto" and 0 < max_loss < 1 and len(labels) < count_needed_images(max_loss):
+        raise UsageError(describe_too_few_images(str(folder), len(labels), max_loss))
     calibration = None
     if precision in ("auto", "int8"):
         calibration, _ = images.load("train", CALIBRATION_IMAGES)
@@ -162,6 +153,28 @@ def optimize_run(
     path = folder / OPTIMIZED
     optimized.save(path)
     return OptimizedRun(folder, path, optimized, 0 if calibration is None else len(calibration), report)
+
+
+def describe_too_few_images(run: str, count: int, max_loss: float) -> str:
+    """Return the sentence that a run has too few validation images for a bound, and what to do.
+
+    Args:
+        run: The run folder.
+        count: Its number of validation images.
+        max_loss: The bound, a share.
+
+    Returns:
+        The sentence. It advises a larger bound only if one of at most 10 points suffices.
+    """
+    bound = smallest_testable_max_loss(count)
+    advice = (
+        "train with more validation images" if bound is None else f"use --max-loss {bound:.1%} (max_loss={bound:g})"
+    )
+    return (
+        f"{run} has {count_with_noun(count, 'validation image')}, and a loss of {max_loss:.2%} can be bounded with "
+        f"{count_needed_images(max_loss):,} or more; {advice}, or {'use ' if bound is None else ''}--precision int8, "
+        "bf16 or fp32"
+    )
 
 
 def _optimize_task(
