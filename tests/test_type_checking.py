@@ -53,8 +53,9 @@ def test_the_sentence_names_function_argument_value_and_type() -> None:
     for call, expected in (
         (lambda: example(3), "example(): path=3 must be of type str | PathLike[str]"),  # type: ignore[arg-type]
         (lambda: example("a", rate="b"), "example(): rate='b' must be of type float"),  # type: ignore[arg-type]
-        (lambda: Example.load(None), 'load(): path="None" must be of type str'),  # type: ignore[arg-type]
+        (lambda: Example.load(None), "load(): path=None must be of type str"),  # type: ignore[arg-type]
         (lambda: Example().rank("a\nb"), r"rank(): x='a\nb' must be of type Tensor"),  # type: ignore[arg-type]
+        (lambda: Example.load(len), "load(): path=<built-in function len> must be of type str"),
         (lambda: svertka.restore(3), "restore(): model=3 must be of type Module"),  # type: ignore[type-var]
     ):
         with pytest.raises(ArgumentTypeError) as caught:

@@ -15,6 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _VIOLATION = re.compile(
     r"^[A-Z][a-z ]* (?P<function>\S+?)\(\) parameter (?P<argument>.*) violates type hint (?P<hint>.*)\.$", re.DOTALL
 )
+_QUOTED_REPR = re.compile(r"=\"([^'\"]*)\"$")  # beartype quotes what is no string; strings have single quotes
 _MODULES = re.compile(r"\b(?:\w+\.)+(?=\w)")
 
 
@@ -26,7 +27,9 @@ class ArgumentTypeError(UsageError, TypeError):
         if found is not None:
             function, argument, hint = found.group("function", "argument", "hint")
             hint = _MODULES.sub("", re.sub(r"^<class '(.*)'>$", r"\1", hint))
-            violation = f"{function.rpartition('.')[2]}(): {' '.join(argument.split())} must be of type {hint}"
+            argument = _QUOTED_REPR.sub(r"=\1", " ".join(argument.split()))
+            hint = hint.replace("Indexable", "sequence of (image, label)")
+            violation = f"{function.rpartition('.')[2]}(): {argument} must be of type {hint}"
         super().__init__(violation)
 
 

@@ -175,7 +175,8 @@ def _to_array(values: Any, what: str) -> Pixels:
     except (TypeError, ValueError, RuntimeError) as error:  # such as lists of different lengths
         raise UsageError(f"{what} is no array of numbers; give numbers of one shape") from error
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"{what} is no array of real numbers, but of {array.dtype}; give numbers")
+        kind = "text" if array.dtype.kind in "SU" else array.dtype
+        raise UsageError(f"{what} is no array of real numbers, but of {kind}; give numbers")
     if array.dtype.kind == "b":
         return array.astype(np.float32)
     return array.astype(np.float32) if array.dtype.itemsize < 4 and array.dtype.kind == "f" else array
