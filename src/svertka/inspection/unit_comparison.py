@@ -212,7 +212,7 @@ def compare_units(
             for inputs, indices, names, also in ((one, here, None, layers or ()), (other, there, layers, ()))
         ]
     matched = match_layers(*activations)
-    by_chance = count_shared_by_chance(*activations, matched) if len(here) < ENOUGH else None
+    by_chance = count_shared_by_chance(activations[0], activations[1], matched) if len(here) < ENOUGH else None
     found = UnitComparison(_name(one, "A"), _name(other, "B"), matched, len(here), page, by_chance)
     if page is not None:
         _write_page(page, found, ((one, here), (other, there)))
