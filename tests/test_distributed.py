@@ -161,7 +161,7 @@ VARIANTS = {
     "frozen features, computed head": ["--unfreeze", "last", "--epochs", "1", "--batch-size", "32"],
     "head without a cache": ["--unfreeze", "head", "--no-cache", "--epochs", "1"],
     "head that is computed": ["--head", "logistic"],
-    "a picture left over": ["--model", "resnet20", "--size", "8", "--batch-size", "220", "--epochs", "1"],
+    "a picture left over": ["--model", "resnet20", "--size", "8", "--batch-size", "215", "--epochs", "1"],
 }
 
 
