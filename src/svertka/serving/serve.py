@@ -78,9 +78,7 @@ def serve(
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[serve]'") from error
     place, count = choose_device(device), set_threads(threads)
-    with contextlib.closing(
-        bind_socket(host, port)
-    ) as sock:  # an address that cannot be is said before runs are loaded
+    with contextlib.closing(bind_socket(host, port)) as sock:  # first, so that a wrong address is said at once
         served: list[ServedModel] = []
         for run in runs:
             keys = [one.key for one in served]
