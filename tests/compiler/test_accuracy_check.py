@@ -143,6 +143,18 @@ def test_a_network_that_gives_nan_is_named_as_such(precision: Literal["fp32", "b
         optimize(network, (3, 8, 8), precision=precision)
 
 
+class Narrow(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-1, 1).to(torch.float8_e4m3fn)
+
+
+def test_a_network_may_return_eight_bit_floats() -> None:
+    torch.manual_seed(0)
+    network, x = Narrow(3, 8, 3), torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(optimize(network, x)(x).float(), network(x).float(), rtol=0.13, atol=0)
+
+
 @pytest.mark.parametrize(
     ("calibrated", "advice"),
     [((-3.0, 3.0), "so use precision='auto', or 'fp32'"), ((0.0, 255.0), "so preprocess both")],
