@@ -130,34 +130,21 @@ class PredictionService:
             wanted = await self._parse_body(request, body, options, content_type)
             run, usage = self._find_run(wanted.options.run), RequestDecoding()
             with self.batchers[run.key].reserve(len(wanted.images)) as places:
+                predict = partial(self._predict_one, run, wanted, usage, places)
                 if wanted.is_single:
-                    entry = await cancel_on_disconnect(request, self._predict_one(run, wanted, 0, usage, places))
-                    return ASCIIJSONResponse([entry])
-                entries = [self._try_one(run, wanted, number, usage, places) for number in range(len(wanted.images))]
+                    return ASCIIJSONResponse([await cancel_on_disconnect(request, predict(0))])
+                entries = [_predict_or_error(predict, wanted, number) for number in range(len(wanted.images))]
                 return ASCIIJSONResponse(await cancel_on_disconnect(request, _gather(entries)))
-
-    async def _try_one(
-        self,
-        run: ServedModel,
-        wanted: ImageRequest[PredictOptions],
-        number: int,
-        usage: RequestDecoding,
-        places: Reservation,
-    ) -> dict[str, Any]:
-        """Return the entry of image `number`, with `error` where it has no labels."""
-        try:
-            return await self._predict_one(run, wanted, number, usage, places)
-        except HTTPError as error:
-            return wanted.entry(number, {"labels": [], "error": error.reason})
 
     async def _predict_one(
         self,
         run: ServedModel,
         wanted: ImageRequest[PredictOptions],
-        number: int,
         usage: RequestDecoding,
         places: Reservation,
+        number: int,
     ) -> dict[str, Any]:
+        """Return the entry of image `number`."""
         prepared = await self._decode(run, wanted.images[number], usage, run.prepared)
         row, score = await self.batchers[run.key].submit(prepared, places)
         with _convert_errors():
@@ -229,6 +216,16 @@ class PredictionService:
 
     async def _read(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+
+
+async def _predict_or_error(
+    predict: Callable[[int], Coroutine[Any, Any, dict[str, Any]]], wanted: ImageRequest[PredictOptions], number: int
+) -> dict[str, Any]:
+    """Return the entry of image `number` that `predict` returns, with `error` where it has no labels."""
+    try:
+        return await predict(number)
+    except HTTPError as error:
+        return wanted.entry(number, {"labels": [], "error": error.reason})
 
 
 async def _gather(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
