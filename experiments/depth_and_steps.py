@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from harness import COLORS, METRICS, ROOT, RUNS, figure, print_table, read_metrics, write_metrics
+from harness import COLORS, ROOT, RUNS, figure, print_table, read_metrics, read_others, write_metrics
 
 from svertka.run import Run
 
@@ -94,9 +94,8 @@ def train(training: Training, minutes: float) -> None:
 
 
 def measure(training: Training) -> list[dict[str, Any]]:
-    """Return the epochs and results of both networks, with the other trainings that are stored already."""
-    others = read_metrics(NAME) if (METRICS / f"{NAME}.jsonl").exists() else []
-    rows = [row for row in others if not training.keys.items() <= row.items()]
+    """Return the epochs and results of both networks."""
+    rows = []
     for network in NETWORKS:
         run = training.run_of(network)
         own = {"network": network, **training.keys}
@@ -157,7 +156,8 @@ def main() -> None:
     if not options.draw:
         training = Training(options.epochs, options.seed, options.identity)
         train(training, options.minutes)
-        write_metrics(NAME, measure(training))
+        others = read_others(NAME, lambda row: training.keys.items() <= row.items())
+        write_metrics(NAME, [*others, *measure(training)])
     draw(read_metrics(NAME))
 
 

@@ -63,10 +63,15 @@ def read_metrics(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (METRICS / f"{name}.jsonl").read_text().splitlines()]
 
 
+def read_others(name: str, is_own: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Return the stored rows that are not a measurement's own; none if nothing is stored."""
+    stored = read_metrics(name) if (METRICS / f"{name}.jsonl").exists() else []
+    return [row for row in stored if not is_own(row)]
+
+
 def write_seeds(name: str, seeds: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows`, all of `seeds`, by `write_metrics`, and keep the stored rows of other seeds."""
-    stored = read_metrics(name) if (METRICS / f"{name}.jsonl").exists() else []
-    others = [row for row in stored if row["seed"] not in seeds]
+    others = read_others(name, lambda row: row["seed"] in seeds)
     write_metrics(name, sorted([*others, *rows], key=lambda row: row["seed"]))
 
 
