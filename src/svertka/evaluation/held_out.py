@@ -88,7 +88,8 @@ def select_held_out_images(
 
     Raises:
         DataError: No image can be read.
-        UsageError: There is no such part, the runs were trained on different parts, or all images trained them.
+        UsageError: The runs were trained on different parts.
+        NothingSelectedError: There is no such part, or all images trained the runs.
         RunError: The manifest of a run is damaged, or its training images are no longer known.
     """
     if part is not None and part not in PART_CHOICES:
@@ -387,10 +388,14 @@ def _check_command(source: str) -> str:
     return "svertka.check(source)" if source in IN_MEMORY else format_command("check", source_word(source))
 
 
-def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:
+class NothingSelectedError(UsageError):
+    """No image of a data set belongs to the part."""
+
+
+def _nothing_left(source: str, runs: str, part: str | None, training: int) -> NothingSelectedError:
     if training:
-        return UsageError(
+        return NothingSelectedError(
             f"{source} holds no new image for {runs}: {format_image_count(training)} trained the network; name other "
             "images, or add --include-training"
         )
-    return UsageError(f"{source} has no {part} part; leave --part out to evaluate on all new images")
+    return NothingSelectedError(f"{source} has no {part} part; leave --part out to evaluate on all new images")

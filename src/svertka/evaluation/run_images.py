@@ -13,7 +13,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.image_io import DecodingOptions
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.evaluate import renumber_labels_by_class_names
-from svertka.evaluation.held_out import read_manifest, select_held_out_images
+from svertka.evaluation.held_out import NothingSelectedError, read_manifest, select_held_out_images
 from svertka.progress import progress
 from svertka.run import Run, open_source_as_in_training
 
@@ -54,6 +54,7 @@ class RunImages:
 
     def __init__(self, classifier: Classifier, dataset: Dataset, threads: int, cache_limit: int | None) -> None:
         self._classifier, self._threads, self._cache_limit = classifier, threads, cache_limit
+        self._manifest = read_manifest(classifier.origin)
         self._dataset = renumber_labels_by_class_names(classifier.names, dataset)
 
     def load(self, part: str, most: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,7 @@ class RunImages:
         """
         preprocess = self._classifier.preprocess
         most = min(most, IMAGE_BYTES // (4 * math.prod(preprocess.input_shape)))
-        run, manifest = self._classifier.origin, read_manifest(self._classifier.origin)
+        run = self._classifier.origin
         others = UsageError(
             f"{self._dataset.source} holds none of the images that {run} was "
             f"{'trained' if part == 'train' else 'validated'} on; name the folder that they are in now"
@@ -77,11 +78,11 @@ class RunImages:
                 [run], self._dataset, preprocess, part, include_training=part == "train",
                 threads=self._threads, cache_limit=self._cache_limit,
             )  # fmt: skip
-        except UsageError as error:
+        except NothingSelectedError as error:
             raise others from error
         found = selection.indices
-        if manifest is not None:  # otherwise the selection has divided the data set as the training did
-            found = found[manifest.parts_of(selection.digests) == part]
+        if self._manifest is not None:  # otherwise the selection has divided the data set as the training did
+            found = found[self._manifest.parts_of(selection.digests) == part]
         if not len(found):
             raise others
         chosen = found[spread_evenly(len(found), most)]
