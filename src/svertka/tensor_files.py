@@ -106,9 +106,8 @@ def describe_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Return the names of the first few `tensors` with NaN or infinity as text; None if there are none."""
 
     def is_finite(tensor: torch.Tensor) -> bool:
-        wide = (
-            tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()
-        )  # PyTorch cannot test 8-bit numbers
+        numbers = tensor.detach()
+        wide = numbers if numbers.element_size() > 1 else numbers.float()  # PyTorch cannot test 8-bit numbers
         return bool(wide.isfinite().all())
 
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]

@@ -117,8 +117,9 @@ def optimize(
             batches such as a DataLoader. They are read once, and only their statistics are kept.
         validation: For "auto", labeled images that the network was not trained on: images, (N, C, H, W) float32, and
             labels, (N) whole numbers; or an iterable of such batches. They are read once and kept in memory meanwhile.
-        max_loss: For "auto", by how much the share of correct classes may drop, 0 to 1. At least 2.77 / `max_loss`
-            validation images are needed: with fewer, the 95 % interval exceeds it even if no image changes its class.
+        max_loss: For "auto", by how much the share of correct classes may drop, above 0 and below 1. At least
+            2.77 / `max_loss` validation images are needed: with fewer, the 95 % interval exceeds it even if no image
+            changes its class.
 
     Returns:
         The optimized network.

@@ -230,9 +230,8 @@ def describe_findings(findings: Findings) -> list[str]:
         lines += _listed(f"{name}, groups", [_one_line(one, what) for one in _worst_first(groups)])
     lines += _listed("ignored, empty or in no part", findings.ignored)
     lines += _listed("ignored, hidden", findings.hidden)
-    looped = {
-        escape_undecodable(one.path) for one in findings.account.left_out if one.reason == LEADS_BACK
-    }  # the account names them
+    # The account names the links that lead back.
+    looped = {escape_undecodable(one.path) for one in findings.account.left_out if one.reason == LEADS_BACK}
     lines += _listed("ignored, not an image in a class folder", [one for one in findings.others if one not in looped])
     lines += replace(findings.account, not_images=()).sentences()  # those are listed above
     lines += [] if findings.labels is None else findings.labels.sentences()

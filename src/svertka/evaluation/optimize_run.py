@@ -111,8 +111,8 @@ def optimize_run(
         source: The images of the training, if they have moved. None: where they were.
         precision: "auto", the fastest mixture of precisions that loses at most `max_loss`; "int8", "bf16" or "fp32",
             whose loss is measured, too.
-        max_loss: For "auto", by how much top-1, or mAP, may drop on the validation images, 0 to 1; of a number, the
-            share of itself by which the mean absolute error may rise.
+        max_loss: For "auto", by how much top-1, or mAP, may drop on the validation images, above 0 and below 1; of a
+            number, the share of itself by which the mean absolute error may rise.
         threads: CPU threads, at least 1, with which speed is measured. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
